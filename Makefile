@@ -1,0 +1,42 @@
+# Every target needs only Python 3.10+ and make; `make venv` fetches the rest into .venv once.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+# The stamp carries a checksum of pyproject.toml: pip runs again only when that file says something new.
+STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | tr ' ' '-')
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check zoo bench
+
+help:  ## show the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+venv: $(STAMP)  ## create .venv with everything the targets below need
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit("stripefold needs Python 3.10 or newer: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: $(STAMP)  ## train, fold, verify and time ResNet-20 + ASR(SE) on the digits (about three minutes)
+	$(BIN)/stripefold demo
+
+test: $(STAMP)  ## all tests but the full zoo
+	$(PYTEST) -n $(WORKERS) -m "not zoo"
+
+check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commit hook and CI run
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) -q --doctest-modules src/stripefold
+	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow"
+
+zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)
+	$(PYTEST) -m zoo tests/zoo
+
+bench: $(STAMP)  ## measure every claim and write benchmarks/RESULTS.md (run it on a quiet machine)
+	$(BIN)/python -m benchmarks
