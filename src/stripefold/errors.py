@@ -1,0 +1,51 @@
+"""Every error stripefold raises on purpose; each message says where, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class StripefoldError(Exception):
+    """Base class: ``except StripefoldError`` catches everything stripefold raises on purpose."""
+
+
+class AttachError(StripefoldError):
+    """A gate could not be put on the model; the model is unchanged."""
+
+
+class FoldError(StripefoldError):
+    """A gate or block could not be folded; the model is unchanged."""
+
+
+class TraceError(StripefoldError):
+    """The model could not be run on the example input."""
+
+
+class ObserveError(StripefoldError):
+    """The Stripe Observation could not be made."""
+
+
+class BakeError(StripefoldError):
+    """The attention of a trained network could not be baked; the model is unchanged."""
+
+
+class VerifyError(StripefoldError):
+    """Two models that should agree do not."""
+
+
+class AdapterError(StripefoldError):
+    """An adapter file does not belong to this model, or is not an adapter."""
+
+
+class ConfigError(StripefoldError):
+    """A configuration names something that does not exist or does not fit."""
+
+
+class DataError(StripefoldError):
+    """A data set is missing, empty or of the wrong form."""
+
+
+class TrainingError(StripefoldError):
+    """A training run had to stop; the last good checkpoint is kept."""
+
+
+class CheckpointError(StripefoldError):
+    """A checkpoint or weights file is damaged, unsafe or of another kind than asked for."""

@@ -1,0 +1,143 @@
+"""A rule says, for one exact layer type, which tensors are multiplied so that its output (or input) is scaled.
+
+Exact type, because a subclass may hide an activation or another normalisation: what is not known is refused, and the
+refusal shows how to teach it (``register_rule``). Each rule is probed on the very layer before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.errors import FoldError
+
+ScaleFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""``(layer, tensor, v) -> scaled tensor``: pure, differentiable, any dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one exact layer type takes a per-channel scale.
+
+    Attributes:
+        key: qualified name of the layer type, ``module.Class``.
+        norm: a normalisation: its parameters are always the cheaper side while training.
+        axis: channel axis of the output, 1 or -1.
+        channels: layer -> number of output channels.
+        output: attribute name -> how that tensor carries a scale of the output; attributes that are None are skipped.
+        input: the same for a scale of the input, or None where the layer has no exact input side.
+        input_axis: channel axis of the input.
+        input_channels: layer -> number of input channels.
+        example: ``(layer, generator) -> inputs`` in float64, small, for the probe.
+        refuse: layer -> why this very layer cannot take a scale, or None.
+        commutes: scaling the tensors equals scaling the output. False for layers with an activation inside
+            (``act(v B(x))``): there the gate stands before the activation, always on the parameters.
+        linear_part: ``(layer, inputs) -> output before the activation`` for the probe of such layers.
+    """
+
+    key: str
+    norm: bool
+    axis: int
+    channels: Callable[[nn.Module], int]
+    output: Mapping[str, ScaleFunction]
+    example: Callable[[nn.Module, torch.Generator], tuple[Tensor, ...]]
+    input: Mapping[str, ScaleFunction] | None = None
+    input_axis: int | None = None
+    input_channels: Callable[[nn.Module], int] | None = None
+    refuse: Callable[[nn.Module], str | None] = lambda layer: None
+    commutes: bool = True
+    linear_part: Callable[[nn.Module, tuple[Tensor, ...]], Tensor] | None = None
+
+    def __reduce__(self) -> tuple[Callable[[str], Rule], tuple[str]]:
+        """Pickle and deep-copy by name: a rule is code, not state."""
+        return (rule_by_key, (self.key,))
+
+    def scaled(self, layer: nn.Module, v: Tensor) -> dict[str, Tensor | None]:
+        """The layer's tensors with its output scaled by ``v`` (C,), rounded once to each tensor's dtype."""
+        return _scaled(self.output, layer, v)
+
+    def scaled_input(self, layer: nn.Module, v: Tensor) -> dict[str, Tensor | None]:
+        """The layer's tensors with its input scaled by ``v`` (C_in,).
+
+        Raises:
+            FoldError: the layer has no exact input side.
+        """
+        if self.input is None:
+            raise FoldError(f"{self.key} has no input side: a scale of its input does not fold into it")
+        return _scaled(self.input, layer, v)
+
+
+def _scaled(functions: Mapping[str, ScaleFunction], layer: nn.Module, v: Tensor) -> dict[str, Tensor | None]:
+    result: dict[str, Tensor | None] = {}
+    for name, function in functions.items():
+        tensor = getattr(layer, name, None)
+        result[name] = None if tensor is None else function(layer, tensor, v).to(tensor.dtype)
+    return result
+
+
+_rules: dict[str, Rule] = {}
+
+
+def type_key(layer_type: type) -> str:
+    """``module.Class``: rules for optional libraries are known by name, so nothing is imported for them."""
+    return f"{layer_type.__module__}.{layer_type.__qualname__}"
+
+
+def rule_by_key(key: str) -> Rule:
+    """The registered rule of that qualified type name (used when unpickling).
+
+    Raises:
+        FoldError: nothing is registered under that name in this process.
+    """
+    if key not in _rules:
+        raise FoldError(f"no rule for {key} in this process: call register_rule for it before loading")
+    return _rules[key]
+
+
+def add_rule(rule: Rule, *aliases: str) -> Rule:
+    """Register a rule under its key and under further type names that behave the same."""
+    for key in (rule.key, *aliases):
+        _rules[key] = replace(rule, key=key)
+    return rule
+
+
+def rule_for_type(layer_type: type) -> Rule | None:
+    """The rule of exactly this type; subclasses do not inherit it."""
+    return _rules.get(type_key(layer_type))
+
+
+def rule_for(layer: nn.Module) -> Rule | None:
+    """The rule of exactly this layer's type, or the rule a site carries for its layer, or None."""
+    stored = layer.__dict__.get("rule")
+    if isinstance(stored, Rule):
+        return stored
+    return rule_for_type(type(layer))
+
+
+def register_rule(layer_type: type[nn.Module], *, like: type[nn.Module] | None = None, rule: Rule | None = None) -> None:
+    """Teach stripefold a layer type of your own.
+
+    Args:
+        layer_type: the exact type; subclasses of it need their own call.
+        like: a type that has a rule and scales the same way (same attribute names, same axes).
+        rule: a full ``Rule`` instead.
+
+    Raises:
+        FoldError: neither or both given, not a module type, or ``like`` has no rule.
+
+    The rule is probed on each layer it is used for: a wrong registration is refused there, with the measured error.
+    """
+    if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
+        raise FoldError(f"register_rule needs an nn.Module type, got {layer_type!r}")
+    if (like is None) == (rule is None):
+        raise FoldError(f"register_rule({layer_type.__name__}, ...) needs exactly one of like= and rule=")
+    if like is not None:
+        rule = rule_for_type(like)
+        if rule is None:
+            raise FoldError(f"register_rule({layer_type.__name__}, like={like.__name__}): {like.__name__} has no rule")
+    if not isinstance(rule, Rule):
+        raise FoldError(f"register_rule({layer_type.__name__}, rule=...): expected a Rule, got {type(rule).__name__}")
+    _rules[type_key(layer_type)] = replace(rule, key=type_key(layer_type))

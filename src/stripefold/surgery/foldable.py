@@ -1,0 +1,37 @@
+"""The contract between what stripefold puts into a model and ``fold``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldNote:
+    """What folding one module did (or would do); one row of the fold report."""
+
+    name: str
+    kind: str
+    folded: bool
+    why: str
+
+
+class Foldable(nn.Module):
+    """A module of ours that stands in for plain layers while the model trains.
+
+    ``fold_`` asks every one of them ``check_fold`` first and changes nothing unless all agree.
+    """
+
+    @abstractmethod
+    def check_fold(self, name: str) -> FoldNote:
+        """Say what folding would do, without changing anything.
+
+        Raises:
+            FoldError: folding is impossible (non-finite scale, overflow ...).
+        """
+
+    @abstractmethod
+    def folded_(self) -> nn.Module:
+        """Fold in place and return the module that takes this one's position."""
