@@ -1,0 +1,66 @@
+"""The reference formulation of ASR: the gate multiplies the activation map.
+
+y = E_theta(psi) (.) B(x), formed as it is written (the paper's equation; its reference code does the same). stripefold
+scales B's parameters instead. Both give the same values and gradients; this one is what ours is measured against.
+
+Source: Huang et al., "ASR: Attention-alike Structural Re-parameterization", arXiv 2304.06345.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import stripefold as sf
+from stripefold.attention.registry import build_attention
+from stripefold.fold.rule import rule_for
+
+
+class ProductOnMap(nn.Module):
+    """A layer whose output map is multiplied by a static gate.
+
+    Args:
+        base: The affine layer B.
+        attention: Name of the channel attention E.
+        channels: The number of output channels C.
+        axis: The channel axis of B's output.
+        psi: The starting value of the gate's input.
+    """
+
+    def __init__(self, base: nn.Module, attention: str, channels: int, *, axis: int = 1, psi: float = 0.1) -> None:
+        super().__init__()
+        self.base = base
+        self.attention = build_attention(attention, channels, axis=axis)
+        self.psi = nn.Parameter(torch.full(self.attention.descriptor_shape, psi))
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x to E(psi) (.) B(x), both of the base's output shape."""
+        y: Tensor = self.base(x)
+        scale = self.attention.excite_static(self.psi)
+        if self.axis == 1:
+            scale = scale.reshape(1, -1, *[1] * (y.ndim - 2))
+        return y * scale.to(y.dtype)
+
+
+def product_on_map(model: nn.Module, attention: str = "se", **options: Any) -> nn.Module:
+    """Return a copy of `model` with the gates that `attach` would place, in the reference formulation.
+
+    Args:
+        model: The backbone; left as it is.
+        attention: A name of the zoo.
+        **options: `where` and `example`, as `sites` takes them.
+    """
+    chosen = sf.sites(model, **options)
+    model = copy.deepcopy(model)
+    for site in chosen:
+        parent, _, leaf = site.name.rpartition(".")
+        holder = model.get_submodule(parent)
+        layer = model.get_submodule(site.name)
+        rule = rule_for(layer)
+        axis = 1 if rule is None else rule.axis
+        setattr(holder, leaf, ProductOnMap(layer, attention, site.channels, axis=axis))
+    return model

@@ -1,0 +1,164 @@
+"""Results: a table for a person, JSON for a file."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("candidate", "median", "quartiles", "ratio", "quartiles", "peak memory", "ratio", "limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Median and quartiles of some samples."""
+
+    median: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        """Return the spread of at least one sample."""
+        if len(samples) == 1:
+            return cls(median=samples[0], lower=samples[0], upper=samples[0])
+        lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median=median, lower=lower, upper=upper)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One candidate.
+
+    Attributes:
+        name: The candidate.
+        seconds: Seconds per call.
+        ratio: Seconds relative to the baseline of the same round.
+        peak_bytes: The most bytes alive at once, where measured.
+        peak_ratio: The same relative to the baseline.
+        limit: The most `ratio.median` that we claim, `None` where we claim nothing.
+        seconds_limit: The most `seconds.median` that we claim.
+    """
+
+    name: str
+    seconds: Spread
+    ratio: Spread
+    peak_bytes: int | None = None
+    peak_ratio: float | None = None
+    limit: float | None = None
+    seconds_limit: float | None = None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether every claim about this row holds; `None` without a claim."""
+        checks = [
+            value <= limit
+            for value, limit in ((self.ratio.median, self.limit), (self.seconds.median, self.seconds_limit))
+            if limit is not None
+        ]
+        return all(checks) if checks else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All candidates of one measurement, with what is needed to judge it.
+
+    Attributes:
+        title: What was measured.
+        date: The day, as given by the caller.
+        environment: Device, versions, threads.
+        settings: Rounds, calls, seed and whatever else decides the result.
+        rows: The first is the baseline.
+    """
+
+    title: str
+    date: str
+    environment: Mapping[str, str | int]
+    settings: Mapping[str, Any]
+    rows: tuple[Row, ...] = field(default=())
+
+    def with_limits(
+        self, ratio: Mapping[str, float] | None = None, seconds: Mapping[str, float] | None = None
+    ) -> Report:
+        """Return the report with claims: row name -> the most that its ratio or its seconds may be."""
+        ratio, seconds = ratio or {}, seconds or {}
+        rows = tuple(
+            replace(row, limit=ratio.get(row.name), seconds_limit=seconds.get(row.name)) for row in self.rows
+        )
+        return replace(self, rows=rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {**asdict(self), "rows": [{**asdict(row), "holds": row.holds} for row in self.rows]}
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as JSON."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Report:
+        """Read what `save` wrote."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = []
+        for row in content.pop("rows"):
+            del row["holds"]
+            rows.append(Row(**{**row, "seconds": Spread(**row["seconds"]), "ratio": Spread(**row["ratio"])}))
+        return cls(**content, rows=tuple(rows))
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Return one tuple of cells per row, in the order of `COLUMNS`."""
+        return [_cells(row) for row in self.rows]
+
+    def markdown(self) -> str:
+        """Return the title, the circumstances and the table as Markdown."""
+        where = ", ".join(f"{name} {value}" for name, value in self.environment.items())
+        how = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        lines = [f"### {self.title}", "", f"{self.date}: {where}. {how}.".removeprefix(": "), ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        lines += ["| " + " | ".join(cells) + " |" for cells in self.table()]
+        return "\n".join(lines) + "\n"
+
+    def __str__(self) -> str:
+        """Return the title and an aligned plain table."""
+        rows = [COLUMNS, *self.table()]
+        widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.title, *lines])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name,
+        format_seconds(row.seconds.median),
+        f"{format_seconds(row.seconds.lower)} .. {format_seconds(row.seconds.upper)}",
+        f"{row.ratio.median:.3f}",
+        f"{row.ratio.lower:.3f} .. {row.ratio.upper:.3f}",
+        "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f} MiB",
+        "" if row.peak_ratio is None else f"{row.peak_ratio:.3f}",
+        _claim(row),
+    )
+
+
+def _claim(row: Row) -> str:
+    if row.holds is None:
+        return ""
+    limits = [f"<= {row.limit:.2f}"] if row.limit is not None else []
+    limits += [f"<= {format_seconds(row.seconds_limit)}"] if row.seconds_limit is not None else []
+    return f"{', '.join(limits)}: {'holds' if row.holds else 'MISSED'}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return seconds with a readable unit.
+
+    >>> format_seconds(0.0123)
+    '12.30 ms'
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} us"

@@ -1,0 +1,23 @@
+"""Fresh interpreters."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from stripefold.bench.processes import Statement, measure_processes
+from stripefold.errors import StripefoldError
+
+
+def test_statement_and_command() -> None:
+    tasks = {"nothing": Statement(statement="pass"), "wait": [sys.executable, "-c", "import time; time.sleep(0.05)"]}
+    report = measure_processes("wait", tasks, rounds=2, date="2024-01-01")
+    nothing, wait = report.rows
+    assert nothing.seconds.median < 0.05 <= wait.seconds.median
+    assert wait.ratio.median > 1
+
+
+def test_a_failing_process_is_told() -> None:
+    with pytest.raises(StripefoldError, match="ZeroDivisionError"):
+        measure_processes("broken", {"broken": Statement(statement="1 / 0")}, rounds=1)

@@ -1,0 +1,63 @@
+"""Rounds, ratios, settings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stripefold.bench.report import Report, Spread
+from stripefold.bench.timing import Candidate, Settings, compare, interleave
+from stripefold.errors import ConfigError
+
+
+def recorder(name: str, calls: list[str]) -> Candidate:
+    return Candidate(name=name, run=lambda: calls.append(name), prepare=lambda: calls.append(f"prepare {name}"))
+
+
+def test_interleave_alternates_and_rotates() -> None:
+    calls: list[str] = []
+    samples = interleave([recorder("a", calls), recorder("b", calls)], Settings(rounds=3, warmup=1))
+    runs = [name for name in calls if not name.startswith("prepare")]
+    assert runs == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert calls[0::2] == [f"prepare {name}" for name in runs]
+    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = {"plain": [1.0, 10.0, 100.0], "twice": [2.0, 20.0, 200.0]}
+    monkeypatch.setattr("stripefold.bench.timing.interleave", lambda *_: samples)
+    candidates = [Candidate(name=name, run=lambda: None) for name in samples]
+    report = compare("drift", candidates, Settings(rounds=3, memory=False), date="2024-01-01")
+    assert report.rows[1].ratio == Spread(median=2.0, lower=2.0, upper=2.0)
+    assert report.rows[1].seconds.median == 20.0
+    assert report.rows[1].peak_bytes is None
+    assert report.environment["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"]])
+def test_names_are_unique(names: list[str]) -> None:
+    with pytest.raises(ConfigError, match="unique names"):
+        interleave([recorder(name, []) for name in names], Settings())
+
+
+@pytest.mark.parametrize("field", ["rounds", "calls"])
+def test_too_few(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field}=0 is too small"):
+        Settings(**{field: 0})
+
+
+def test_unknown_dtype() -> None:
+    with pytest.raises(ConfigError, match="unknown dtype 'float8'"):
+        Settings(dtype="float8")
+
+
+def test_report_keeps_claims_through_a_file(tmp_path) -> None:
+    torch.manual_seed(0)
+    candidates = [Candidate(name=name, run=lambda: torch.ones(64)) for name in ("plain", "copy")]
+    report = compare("ones", candidates, Settings(rounds=3), date="2024-01-01")
+    report = report.with_limits({"copy": 0.0}, {"plain": 10.0})
+    assert [row.holds for row in report.rows] == [True, False]
+    assert "MISSED" in str(report)
+    assert "<= 10.00 s: holds" in report.markdown()
+    report.save(tmp_path / "results" / "ones.json")
+    assert Report.load(tmp_path / "results" / "ones.json") == report
