@@ -1,0 +1,192 @@
+"""The configuration of a training run: every option, its default, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from stripefold.errors import ConfigError
+from stripefold.training.values import LOWER, check_range, coerce
+
+Form = Literal["static", "dynamic", "both", "none"]
+Augmentation = Literal["none", "shift", "crop-flip", "resized-crop"]
+OptimizerName = Literal["sgd", "adamw"]
+Schedule = Literal["step", "cosine", "constant"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Progress = Literal["auto", "bar", "lines", "none"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "form": get_args(Form),
+    "init": ("paper", "identity"),
+    "augmentation": get_args(Augmentation),
+    "optimizer": get_args(OptimizerName),
+    "schedule": get_args(Schedule),
+    "precision": get_args(Precision),
+    "progress": get_args(Progress),
+}
+# What may differ between a run and its continuation: none of it changes the numbers.
+FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        data: ``digits`` (needs no download), ``folder:PATH`` (``train/`` and ``test/`` or ``val/``, one folder a class),
+            ``cifar10``, ``cifar100``, ``stl10``, ``fashion_mnist`` or ``imagenet``.
+        data_dir: Where torchvision's data sets lie.
+        download: Whether torchvision may download them.
+        image_size: Side the images are brought to; None is the data set's own.
+        channels: 1 or 3 colour channels; None is the data set's own.
+        augmentation: What happens to a training image.
+        limit_train: How many training images are used, evenly over the classes' order; None is all.
+        limit_test: How many test images are used; None is all.
+        model: A name for ``stripefold.nets.create_model``.
+        pretrained: Whether timm or torchvision load their weights.
+        attention: The channel attention.
+        form: ``static`` (ASR, folds away), ``dynamic`` (the ordinary attention), ``both``, or ``none`` (the backbone).
+        where: Which layers get a gate: ``residual``, ``norm``, ``affine``, a glob, or several globs.
+        repeats: Gates per site (the paper's delta).
+        psi: Starting value of the learnable descriptor.
+        init: ``paper`` or ``identity`` (leaves a pretrained model's function as it was).
+        attention_options: Options of the attention, such as ``{"reduction": 16}``.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        optimizer: ``sgd`` or ``adamw``.
+        learning_rate: The peak learning rate.
+        momentum: Momentum of ``sgd``.
+        nesterov: Whether ``sgd`` looks ahead.
+        weight_decay: Weight decay of everything that ``gate_weight_decay`` does not set apart.
+        gate_weight_decay: Weight decay of the gates; None is ``weight_decay`` (the reference code's way).
+        schedule: How the learning rate falls after the warm-up.
+        milestones: Epochs at which ``step`` multiplies the learning rate by ``decay``.
+        decay: Factor of ``step``.
+        warmup_epochs: Epochs over which the learning rate rises linearly from near 0.
+        label_smoothing: Share of the target spread over all classes, 0 up to below 1.
+        gradient_clip: Largest norm of the whole gradient; 0 leaves it alone.
+        precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
+        channels_last: Whether images and weights lie channel last in memory.
+        compile: Whether the model goes through ``torch.compile``.
+        accelerator: Lightning's name of the device: ``auto``, ``cpu``, ``gpu``, ``mps``.
+        devices: How many of them.
+        workers: Processes that read data.
+        seed: All randomness derives from it.
+        run_dir: Folder of the run; None makes a new one under ``runs/``.
+        resume: Whether to go on from the last checkpoint in ``run_dir``; a run without one starts at the beginning.
+        progress: ``bar``, one line per epoch (``lines``), ``none``; ``auto``: a bar on a terminal, else lines.
+        tensorboard: Whether to write TensorBoard logs, where TensorBoard is installed.
+
+    Raises:
+        ConfigError: If a value is of the wrong type or out of its range; names the field and the value.
+
+    >>> TrainConfig(epochs=3).with_overrides(seed=1).seed
+    1
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    image_size: int | None = None
+    channels: int | None = None
+    augmentation: Augmentation = "none"
+    limit_train: int | None = None
+    limit_test: int | None = None
+    model: str = "resnet20"
+    pretrained: bool = False
+    attention: str = "se"
+    form: Form = "static"
+    where: str | tuple[str, ...] = "residual"
+    repeats: int = 1
+    psi: float = 0.1
+    init: Literal["paper", "identity"] = "paper"
+    attention_options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 12
+    batch_size: int = 64
+    optimizer: OptimizerName = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    gate_weight_decay: float | None = None
+    schedule: Schedule = "cosine"
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    gradient_clip: float = 0.0
+    precision: Precision = "32"
+    channels_last: bool = False
+    compile: bool = False
+    accelerator: str = "auto"
+    devices: int = 1
+    workers: int = 0
+    seed: int = 0
+    run_dir: str | None = None
+    resume: bool = False
+    progress: Progress = "auto"
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        """Bring values to their field's type where that loses nothing, then check them."""
+        for spec in dataclasses.fields(self):
+            object.__setattr__(self, spec.name, coerce(spec.name, str(spec.type), getattr(self, spec.name)))
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        for name, least in LOWER.items():
+            check_range(name, getattr(self, name), least)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.channels not in (None, 1, 3):
+            raise ConfigError(f"channels is {self.channels}; images have 1 or 3")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(epoch < 1 for epoch in self.milestones):
+            raise ConfigError(f"milestones is {list(self.milestones)}; give rising epochs from 1 on")
+        if self.warmup_epochs >= self.epochs:
+            raise ConfigError(f"warmup_epochs is {self.warmup_epochs}; it must be below epochs ({self.epochs})")
+        if self.nesterov and (self.momentum == 0 or self.optimizer != "sgd"):
+            raise ConfigError(f"nesterov is True; it needs sgd with momentum (optimizer {self.optimizer!r})")
+        if self.resume and self.run_dir is None:
+            raise ConfigError("resume is True, but run_dir is None; name the folder of the run to go on with")
+
+    def with_overrides(self, **values: Any) -> TrainConfig:
+        """A copy with some fields replaced.
+
+        Raises:
+            ConfigError: If a field does not exist (its nearest name is given) or a value does not fit.
+        """
+        check_known(values, where="the overrides")
+        return dataclasses.replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as YAML and a checkpoint hold them."""
+        values = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**plain, "attention_options": dict(self.attention_options)}
+
+
+def field_names() -> tuple[str, ...]:
+    """The options of ``TrainConfig``, in their order."""
+    return tuple(spec.name for spec in dataclasses.fields(TrainConfig))
+
+
+def check_known(keys: Iterable[str], *, where: str) -> None:
+    """Refuse keys that are no option.
+
+    Args:
+        keys: The keys found.
+        where: Where they were found, for the message.
+
+    Raises:
+        ConfigError: Naming the first unknown key and the nearest option.
+    """
+    known = field_names()
+    for key in keys:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"options: {', '.join(known)}"
+            raise ConfigError(f"unknown option {key!r} in {where}; {hint}")

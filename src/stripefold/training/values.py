@@ -1,0 +1,91 @@
+"""Values of a configuration: brought to their type, then held against their range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stripefold.errors import ConfigError
+
+# Inclusive lower bounds; an upper bound follows where there is one.
+LOWER: dict[str, float] = {
+    "repeats": 1, "epochs": 1, "batch_size": 1, "devices": 1, "image_size": 4, "channels": 1, "limit_train": 1,
+    "limit_test": 1, "workers": 0, "seed": 0, "warmup_epochs": 0, "momentum": 0, "weight_decay": 0,
+    "gate_weight_decay": 0, "gradient_clip": 0, "label_smoothing": 0, "decay": 0, "learning_rate": 0,
+}  # fmt: skip
+BELOW_ONE = ("momentum", "label_smoothing")
+
+
+def coerce(name: str, kind: str, value: Any) -> Any:
+    """The value in the field's type; YAML gives lists for tuples, ints for floats, and text for 1e-4.
+
+    Args:
+        name: Name of the field.
+        kind: Its type, as written.
+        value: What was given.
+
+    Raises:
+        ConfigError: If the value cannot be of that type.
+    """
+    optional = kind.endswith("| None")
+    base = kind.removesuffix("| None").strip()
+    if value is None and optional:
+        return None
+    if base.startswith("tuple") or (name == "where" and not isinstance(value, str)):
+        return _cast_tuple(name, int if base.startswith("tuple") else str, value)
+    if base.startswith("Mapping"):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}; give a mapping of names to values")
+        return dict(value)
+    if base == "bool":
+        return _require(isinstance(value, bool), name, value, "give true or false")
+    if base == "int":
+        return _require(isinstance(value, int) and not isinstance(value, bool), name, value, "give a whole number")
+    if base == "float":
+        return _cast_float(name, value)
+    # `precision: 32` reads as a number in YAML, and `form: none` may come as null.
+    text = {"precision": str(value), "form": "none" if value is None else value}.get(name, value)
+    _require(isinstance(text, str), name, value, "give a text")
+    return text
+
+
+def _require(fits: bool, name: str, value: Any, advice: str) -> Any:
+    if not fits:
+        raise ConfigError(f"{name} is {value!r}; {advice}")
+    return value
+
+
+def _cast_tuple(name: str, kind: type, value: Any) -> tuple[Any, ...]:
+    is_list = isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
+    return tuple(_require(is_list, name, value, f"give a list of {kind.__name__}"))
+
+
+def _cast_float(name: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    _require(math.isfinite(number), name, value, "give a finite number")
+    return number
+
+
+def check_range(name: str, value: float | None, least: float) -> None:
+    """Refuse a number outside its field's range; None passes.
+
+    Args:
+        name: Name of the field.
+        value: Its value.
+        least: The smallest value it may have.
+
+    Raises:
+        ConfigError: Naming the field and the value.
+    """
+    if value is None:
+        return
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}")
+    if name in BELOW_ONE and value >= 1:
+        raise ConfigError(f"{name} is {value}; it must be below 1")
+    if name == "learning_rate" and value == 0:
+        raise ConfigError(f"{name} is {value}; it must be above 0")
