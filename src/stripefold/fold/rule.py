@@ -36,6 +36,12 @@ class Rule:
         commutes: scaling the tensors equals scaling the output. False for layers with an activation inside
             (``act(v B(x))``): there the gate stands before the activation, always on the parameters.
         linear_part: ``(layer, inputs) -> output before the activation`` for the probe of such layers.
+        required: the attribute that must be a tensor for the layer to have an affine part at all.
+        input_refuse: layer -> why this very layer has no exact input side, or None.
+        input_eval_only: the input side is exact in eval mode only (BatchNorm: batch statistics undo a scale).
+        shrink: layer -> a smaller twin's shapes and integer attributes, so that the probe of a large layer is cheap.
+        tolerance: relative error allowed by the probe; larger only for layers that compute in float32 whatever they
+            are given.
     """
 
     key: str
@@ -50,6 +56,11 @@ class Rule:
     refuse: Callable[[nn.Module], str | None] = lambda layer: None
     commutes: bool = True
     linear_part: Callable[[nn.Module, tuple[Tensor, ...]], Tensor] | None = None
+    required: str = "weight"
+    input_refuse: Callable[[nn.Module], str | None] = lambda layer: None
+    input_eval_only: bool = False
+    shrink: Callable[[nn.Module], Mapping[str, tuple[int, ...] | int]] | None = None
+    tolerance: float = 1e-10
 
     def __reduce__(self) -> tuple[Callable[[str], Rule], tuple[str]]:
         """Pickle and deep-copy by name: a rule is code, not state."""
@@ -67,6 +78,9 @@ class Rule:
         """
         if self.input is None:
             raise FoldError(f"{self.key} has no input side: a scale of its input does not fold into it")
+        reason = self.input_refuse(layer)
+        if reason is not None:
+            raise FoldError(f"this {self.key} has no input side: {reason}")
         return _scaled(self.input, layer, v)
 
 
@@ -117,7 +131,9 @@ def rule_for(layer: nn.Module) -> Rule | None:
     return rule_for_type(type(layer))
 
 
-def register_rule(layer_type: type[nn.Module], *, like: type[nn.Module] | None = None, rule: Rule | None = None) -> None:
+def register_rule(
+    layer_type: type[nn.Module], *, like: type[nn.Module] | None = None, rule: Rule | None = None
+) -> None:
     """Teach stripefold a layer type of your own.
 
     Args:

@@ -5,24 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+_SHAPE_CHECKS = ("_check_input_dim", "_check_non_zero_input_channels")
 
 
-class Substituted:
-    """What a layer's ``forward`` sees as ``self``: the layer, but with some tensors replaced.
+def substituted(layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> nn.Module:
+    """A view of ``layer``: same type, same buffers and children, but with some tensors replaced.
 
-    The layer's own code runs, for every type there is a rule for: nothing is re-implemented, running statistics are
-    updated in place, and, unlike ``functional_call``, it can be traced, exported and compiled.
+    It has the layer's very type, because a ``forward`` may call ``super().forward`` or a method that reads
+    ``self.weight`` (InstanceNorm does). Buffers are shared, so running statistics are updated in place. Unlike
+    ``functional_call`` this can be traced, exported and compiled.
     """
-
-    def __init__(self, layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> None:
-        self._layer = layer
-        self.__dict__.update(tensors)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_layer"], name)
+    view: nn.Module = object.__new__(type(layer))
+    view.__dict__.update(layer.__dict__)
+    view.__dict__.update(tensors)  # found before nn.Module.__getattr__ looks among the parameters
+    return view
 
 
 def forward_with(layer: nn.Module, tensors: Mapping[str, Tensor | None], args: Any, kwargs: Any) -> Any:
     """``layer.forward(*args, **kwargs)`` computed with ``tensors`` (attribute name -> tensor)."""
-    return type(layer).forward(Substituted(layer, tensors), *args, **kwargs)  # type: ignore[arg-type]
+    view = substituted(layer, tensors)
+    if args and isinstance(args[0], fx.Proxy):
+        return _forward_symbolic(view, args, kwargs)
+    return type(layer).forward(view, *args, **kwargs)
+
+
+def _forward_symbolic(view: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The same while ``torch.fx`` traces: torch's norms branch on shapes, which a tracer has none of."""
+    for name in _SHAPE_CHECKS:
+        if hasattr(view, name):
+            view.__dict__[name] = _no_check
+    if isinstance(view, _InstanceNorm):
+        return view._apply_instance_norm(*args)  # type: ignore[no-untyped-call]
+    return type(view).forward(view, *args, **kwargs)
+
+
+def _no_check(activation: Any) -> None:
+    """Stand in for a check of the input's shape."""
