@@ -1,0 +1,130 @@
+"""Questions about what follows what: consumers and producers of a layer, its only follower, what cancels its scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stripefold.surgery.graph import Graph, Node
+from stripefold.surgery.operations import HOMOGENEOUS, PRODUCTS, RESHAPES, VIEWS, is_batch_norm
+
+
+@dataclass(frozen=True)
+class Follower:
+    """The one layer right behind another (``name``), or None and the reason why there is none."""
+
+    name: str | None
+    why: str
+
+
+def consumers(graph: Graph, name: str) -> tuple[str, ...]:
+    """The layers that a layer's output reaches without passing another layer, in call order."""
+    found: dict[str, None] = {}
+    todo = list(graph.results(name))
+    seen: set[int] = set()
+    while todo:
+        for index in graph.consumers[todo.pop(0)]:
+            if index in seen:
+                continue
+            seen.add(index)
+            if graph.nodes[index].kind == "layer":
+                found[graph.nodes[index].name] = None
+            else:
+                todo.append(index)
+    return tuple(found)
+
+
+def producers(graph: Graph, name: str) -> tuple[str, ...]:
+    """The layers whose outputs reach a layer without passing another layer, the nearest first."""
+    found: dict[str, None] = {}
+    todo = [source for index in graph.results(name) for source in graph.nodes[index].inputs]
+    seen: set[int] = set()
+    while todo:
+        index = todo.pop(0)
+        if index in seen:
+            continue
+        seen.add(index)
+        if graph.nodes[index].kind == "layer":
+            found[graph.nodes[index].name] = None
+        else:
+            todo.extend(graph.nodes[index].inputs)
+    return tuple(found)
+
+
+def follower(graph: Graph, name: str) -> Follower:
+    """The only consumer of a layer, with nothing but reshapes between that keep its channel axis in place."""
+    results = graph.results(name)
+    times = sum(call.name == name for call in graph.calls)
+    if times != 1 or len(results) != 1:
+        return Follower(None, f"called {times} times" if times != 1 else "returns several values, or its input")
+    index = results[0]
+    while True:
+        if index in graph.outputs:
+            return Follower(None, "its output is returned by the model")
+        users = sorted(set(graph.consumers[index]))
+        if len(users) != 1:
+            return Follower(None, f"its output is used {len(users)} times")
+        node = graph.nodes[users[0]]
+        if node.kind == "layer":
+            return _only_call(graph, node)
+        if node.name not in RESHAPES or not _keeps_channels(graph.nodes[index].shape, node.shape):
+            return Follower(None, f"{node.name!r} in {node.where or 'the model itself'} stands between")
+        index = users[0]
+
+
+def _only_call(graph: Graph, node: Node) -> Follower:
+    times = sum(call.name == node.name for call in graph.calls)
+    if times != 1:
+        return Follower(None, f"{node.name!r} right behind is called {times} times")
+    if len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
+        return Follower(None, f"{node.name!r} right behind takes other inputs too")
+    return Follower(node.name, "nothing in between")
+
+
+def _keeps_channels(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Samples and channels stay the first two dimensions, or channels stay the last one."""
+    return before[:2] == after[:2] or before[-1:] == after[-1:]
+
+
+def cancelling_norm(graph: Graph, name: str) -> str | None:
+    """The BatchNorm or InstanceNorm that undoes every per-channel scale of a layer, or None.
+
+    Each path from the layer must reach one through operations that commute with a positive scale of each channel.
+    Where several norms do it together, the first is named.
+    """
+    todo = list(graph.results(name))
+    seen: set[int] = set()
+    channels = {size for index in todo for size in (graph.nodes[index].shape[1:2] + graph.nodes[index].shape[-1:])}
+    norms: list[int] = []
+    joined = False
+    while todo:
+        index = todo.pop()
+        if index in graph.outputs or not graph.consumers[index]:
+            return None
+        for user in set(graph.consumers[index]) - seen:
+            seen.add(user)
+            node = graph.nodes[user]
+            if _normalises(node):
+                norms.append(user)
+            elif _is_transparent(graph, node):
+                joined = joined or node.name == "cat"
+                todo.append(user)
+            else:
+                return None
+    if not norms or not (joined or all(set(graph.nodes[i].shape[1:2]) <= channels for i in norms)):
+        return None
+    first = graph.nodes[min(norms)]
+    return first.name if first.kind == "layer" else first.where
+
+
+def _normalises(node: Node) -> bool:
+    names = node.inner if node.kind == "layer" else (node.name,)
+    return any(is_batch_norm(name) for name in names)
+
+
+def _is_transparent(graph: Graph, node: Node) -> bool:
+    """Views, ReLU-like functions, pools, concatenations and multiplications by a constant."""
+    if node.kind == "layer":
+        return False
+    if node.name in PRODUCTS:
+        return sum(graph.nodes[i].role != "constant" for i in node.inputs) == 1
+    return node.name in VIEWS or node.name in HOMOGENEOUS

@@ -1,0 +1,128 @@
+"""The graph that a trace records: one node per value, in the order of computation.
+
+Ancestry is kept in Python integers used as bit sets, so that "how many layers lie behind this value and not behind
+that one" is one ``and`` and one population count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["input", "constant", "operation", "layer"]
+# How a value depends on the model's input: not at all; only through integers or comparisons (ids, masks);
+# or as a feature map does.
+Role = Literal["constant", "discrete", "activation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One value.
+
+    Attributes:
+        kind: Where the value comes from.
+        name: The layer's dotted path, the operation's name, or "" for inputs and constants.
+        inputs: Indices of the values it was computed from, in the order of the arguments.
+        role: How it depends on the model's input.
+        shape: Its shape.
+        spread: The number of its distinct elements: a dimension made by broadcasting counts once.
+        arguments: The arguments that are not tensors (operations only).
+        where: Dotted path of the innermost module that was running.
+        call: Which call of a layer gave the value, counted over the run; -1 where no layer did.
+        inner: Names of the operations that ran inside the layer.
+        owners: The layers whose parameters a constant was computed from.
+    """
+
+    kind: Kind
+    name: str = ""
+    inputs: tuple[int, ...] = ()
+    role: Role = "activation"
+    shape: tuple[int, ...] = ()
+    spread: int = 0
+    arguments: tuple[object, ...] = ()
+    where: str = ""
+    call: int = -1
+    inner: tuple[str, ...] = ()
+    owners: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        name: Dotted path of the layer.
+        inputs: Shapes of the activations it was given.
+        outputs: Shapes of what it returned.
+        implicit: Its parameters were used by another module, and the layer itself was not called.
+    """
+
+    name: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    implicit: bool = False
+
+
+@dataclass
+class Graph:
+    """All values of one run.
+
+    Attributes:
+        nodes: In the order of computation, so that inputs come before what is computed from them.
+        calls: Every call of a layer, in order; ``Node.call`` is an index into it.
+        layers_behind: Per node, the bit set of weighted calls (layers and unowned weighted operations) behind it,
+            its own included.
+        values_behind: Per node, the bit set of nodes behind it, itself included.
+        consumers: Per node, the nodes that use it.
+        outputs: Nodes that the model returned.
+        activations: The bit set of nodes whose role is "activation".
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    layers_behind: list[int] = field(default_factory=list)
+    values_behind: list[int] = field(default_factory=list)
+    consumers: list[list[int]] = field(default_factory=list)
+    outputs: set[int] = field(default_factory=set)
+    activations: int = 0
+    _bits: dict[object, int] = field(default_factory=dict)
+
+    def add(self, node: Node, *, weighted: bool = False) -> int:
+        """Append a node and return its index; ``weighted`` counts an operation as a layer of its own."""
+        index = len(self.nodes)
+        layers, values = 0, 1 << index
+        for source in dict.fromkeys(node.inputs):
+            layers |= self.layers_behind[source]
+            values |= self.values_behind[source]
+            self.consumers[source].append(index)
+        if node.call >= 0 or weighted:
+            # The outputs of one call share a bit.
+            label = ("call", node.call) if node.call >= 0 else ("operation", index)
+            layers |= 1 << self._bits.setdefault(label, len(self._bits))
+        if node.role == "activation":
+            self.activations |= 1 << index
+        self.nodes.append(node)
+        self.layers_behind.append(layers)
+        self.values_behind.append(values)
+        self.consumers.append([])
+        return index
+
+    def bit(self, index: int) -> int:
+        """The bit of a layer node in ``layers_behind``."""
+        return 1 << self._bits["call", self.nodes[index].call]
+
+    def results(self, name: str) -> list[int]:
+        """Every value that a layer returned, over all its calls."""
+        return [i for i, node in enumerate(self.nodes) if node.kind == "layer" and node.name == name]
+
+    def operands(self, index: int) -> list[int]:
+        """The inputs of a node that depend on the model's input as feature maps do; each once."""
+        sources = dict.fromkeys(self.nodes[index].inputs)
+        return [i for i in sources if self.nodes[i].role == "activation"]
+
+
+def first_calls(graph: Graph, names: Iterable[str]) -> list[str]:
+    """Layer names, each once, in the order of their first call."""
+    wanted = set(names)
+    return [name for name in dict.fromkeys(call.name for call in graph.calls) if name in wanted]

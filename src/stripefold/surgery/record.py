@@ -1,0 +1,246 @@
+"""Record one run of a model as a graph: a dispatch mode sees the operations, global hooks bracket the layer calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stripefold.surgery.graph import Call, Graph, Node, Role
+from stripefold.surgery.operations import FACTORIES, LOOKUPS, OVERWRITES, WEIGHTED
+from stripefold.surgery.values import Values, key_of, spread_of, storage_of, tensors_in
+
+
+@dataclass
+class _Frame:
+    """A layer call that is going on: what runs inside it is not recorded, only what it is made of."""
+
+    layer: nn.Module
+    depth: int
+    used: list[int] = field(default_factory=list)
+    inner: list[str] = field(default_factory=list)
+    written: list[Tensor] = field(default_factory=list)
+    derived: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The state of one recording.
+
+    Args:
+        names: ``id(module)`` -> dotted path.
+        layers: ``id`` of every module that is one opaque layer.
+        owners: storage of a parameter -> layer that owns it.
+        holders: storage of a parameter -> ``id`` of every module that holds it directly.
+    """
+
+    def __init__(
+        self, names: dict[int, str], layers: Collection[int], owners: dict[int, str], holders: dict[int, set[int]]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = Graph()
+        self.values = Values()
+        self.stack: list[nn.Module] = []
+        self._names, self._layers, self._owners, self._holders = names, layers, owners, holders
+        self._frame: _Frame | None = None
+
+    @property
+    def path(self) -> str:
+        """Dotted path of the innermost module of the model that is running."""
+        return next((self._names[id(m)] for m in reversed(self.stack) if id(m) in self._names), "")
+
+    @contextmanager
+    def recording(self) -> Iterator[Recorder]:
+        """Record what runs inside."""
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, with_kwargs=True),
+        ]
+        try:
+            with self:
+                yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def take_inputs(self, example: Any) -> None:
+        """Make every tensor of the example an input node."""
+        for tensor in tensors_in(example):
+            role: Role = "activation" if _is_continuous(tensor) else "discrete"
+            self._put(tensor, Node(kind="input", role=role))
+
+    def take_outputs(self, outputs: Any) -> None:
+        """Note what the model returned."""
+        found = (self.values.find(tensor) for tensor in tensors_in(outputs))
+        self.graph.outputs = {node for node in found if node is not None}
+
+    def _put(self, tensor: Tensor, node: Node, *, weighted: bool = False) -> int:
+        values = {**vars(node), "shape": tuple(tensor.shape), "spread": spread_of(tensor)}
+        index = self.graph.add(Node(**values), weighted=weighted)
+        self.values.set(tensor, index)
+        return index
+
+    # Layer calls.
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self.stack.append(module)
+        if self._frame is None and id(module) in self._layers:
+            self._frame = _Frame(module, len(self.stack))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        # A module whose call failed and was caught inside the model never got here: drop it, too.
+        while self.stack and self.stack[-1] is not module:
+            self.stack.pop()
+        frame = self._frame
+        if frame is not None and frame.layer is module and frame.depth == len(self.stack):
+            self._frame = None
+            self._close(frame, (args, kwargs), output)
+        elif frame is not None and len(self.stack) < frame.depth:
+            self._frame = None
+        if self.stack:
+            self.stack.pop()
+
+    def _close(self, frame: _Frame, arguments: Any, output: Any) -> None:
+        known = [self.values.find(tensor) for tensor in tensors_in(arguments)]
+        inputs = tuple(dict.fromkeys([i for i in known if i is not None] + frame.used))
+        unchanged = {key_of(tensor) for tensor in tensors_in(arguments)} - {key_of(tensor) for tensor in frame.written}
+        fresh = [tensor for tensor in tensors_in(output) if key_of(tensor) not in unchanged]
+        name = self._names[id(frame.layer)]
+        call = self._add_call(name, inputs, [tuple(t.shape) for t in tensors_in(output)], implicit=False)
+        node = Node(
+            kind="layer", name=name, inputs=inputs, role=self._role_of_layer(inputs), where=name, call=call,
+            inner=tuple(frame.inner),
+        )  # fmt: skip
+        for tensor in fresh:
+            index = self._put(tensor, node)
+            self._refresh_aliases(tensor, index)
+
+    def _add_call(self, name: str, inputs: tuple[int, ...], outputs: list[tuple[int, ...]], *, implicit: bool) -> int:
+        nodes = self.graph.nodes
+        shapes = tuple(nodes[i].shape for i in inputs if nodes[i].kind != "constant" or nodes[i].role != "constant")
+        self.graph.calls.append(Call(name, shapes, tuple(outputs), implicit))
+        return len(self.graph.calls) - 1
+
+    def _role_of_layer(self, inputs: tuple[int, ...]) -> Role:
+        return "constant" if all(self.graph.nodes[i].role == "constant" for i in inputs) else "activation"
+
+    # Operations.
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, then note it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        written = _written(func, args, kwargs)
+        if self._frame is not None:
+            self._note_inside(self._frame, name, (args, kwargs), (written, result))
+        else:
+            self._note(name, args, kwargs, (written, result))
+        return result
+
+    def _note_inside(self, frame: _Frame, name: str, arguments: Any, results: tuple[list[Tensor], Any]) -> None:
+        """Inside a layer only what touches activations counts: used, written, and by which operations."""
+        depends = False
+        for tensor in tensors_in(arguments):
+            index = self.values.find(tensor)
+            if index is not None and self.graph.nodes[index].role != "constant":
+                frame.used.append(index)
+                depends = True
+            depends = depends or storage_of(tensor) in frame.derived
+        if depends:
+            frame.inner.append(name)
+            frame.derived.update((storage_of(tensor), tensor) for tensor in tensors_in(results))
+            frame.written += [tensor for tensor in results[0] if self.values.find(tensor) is not None]
+
+    def _note(self, name: str, args: Any, kwargs: Any, results: tuple[list[Tensor], Any]) -> None:
+        written, result = results
+        operands = list(tensors_in((args, kwargs)))
+        if name in OVERWRITES and written:
+            operands = [tensor for tensor in operands if all(tensor is not target for target in written)]
+        outputs = written or [t for t in tensors_in(result) if all(key_of(t) != key_of(o) for o in operands)]
+        inputs = () if name in FACTORIES else tuple(self._node_of(tensor) for tensor in operands)
+        for tensor in outputs:
+            node, weighted = self._operation(name, inputs, tensor, _plain(args))
+            index = self._put(tensor, node, weighted=weighted)
+            if written:
+                self._refresh_aliases(tensor, index)
+
+    def _operation(
+        self, name: str, inputs: tuple[int, ...], output: Tensor, arguments: tuple[object, ...]
+    ) -> tuple[Node, bool]:
+        role = self._role(name, inputs, output)
+        nodes = self.graph.nodes
+        owners = frozenset().union(*(nodes[i].owners for i in inputs if nodes[i].role == "constant"))
+        if role == "constant":
+            node = Node(kind="constant", name=name, inputs=inputs, role=role, owners=owners, where=self.path)
+            return node, False
+        weighted = name in WEIGHTED and any(nodes[i].role == "constant" for i in inputs)
+        if weighted and len(owners) == 1:
+            (layer,) = owners
+            call = self._add_call(layer, inputs, [tuple(output.shape)], implicit=True)
+            node = Node(kind="layer", name=layer, inputs=inputs, role=role, where=self.path, call=call, inner=(name,))
+            return node, False
+        node = Node(kind="operation", name=name, inputs=inputs, role=role, arguments=arguments, where=self.path)
+        return node, weighted
+
+    def _role(self, name: str, inputs: tuple[int, ...], output: Tensor) -> Role:
+        roles = {self.graph.nodes[i].role for i in inputs}
+        if roles <= {"constant"}:
+            return "constant"
+        if not _is_continuous(output):
+            return "discrete"
+        return "activation" if "activation" in roles or name in LOOKUPS else "discrete"
+
+    def _node_of(self, tensor: Tensor) -> int:
+        """The node of a tensor; one not seen before is a parameter, a buffer or some other constant."""
+        index = self.values.find(tensor)
+        if index is not None:
+            return index
+        storage = storage_of(tensor)
+        running = {id(module) for module in self.stack}
+        owner = self._owners.get(storage)
+        # Tied weights: a module that holds the tensor itself is using its own, not another layer's.
+        if owner is None or self._holders.get(storage, set()) & running:
+            return self._put(tensor, Node(kind="constant", role="constant"))
+        return self._put(tensor, Node(kind="constant", role="constant", owners=frozenset({owner})))
+
+    def _refresh_aliases(self, tensor: Tensor, index: int) -> None:
+        """A write into a tensor is a write into every view that overlaps it."""
+        for key, old, complete in self.values.overlapping(tensor):
+            inputs = (index,) if complete else (old, index)
+            roles = [self.graph.nodes[i].role for i in inputs]
+            role: Role = "activation" if "activation" in roles else roles[-1]
+            before = self.graph.nodes[old]
+            node = Node(
+                kind="operation",
+                name="write",
+                inputs=inputs,
+                role=role,
+                shape=key[2],
+                spread=before.spread,
+                where=self.path,
+            )
+            self.values.replace(key, self.graph.add(node))
+
+
+def _is_continuous(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The arguments that an operation writes to, after its schema."""
+    targets: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            targets += tensors_in(value)
+    return targets
+
+
+def _plain(args: Any) -> tuple[object, ...]:
+    """The positional arguments that hold no tensor."""
+    return tuple(arg for arg in args if not any(True for _ in tensors_in(arg)))

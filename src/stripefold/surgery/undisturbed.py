@@ -1,0 +1,88 @@
+"""Run a model for its structure and leave no mark on it: parameters, buffers, flags, attributes, random state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CONTAINERS = (dict, list, set)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients or fused attention paths inside; everything as it was afterwards.
+
+    The flags are set directly: a user's ``train()`` may do more than that (merge weights, say). Attributes and the
+    containers they hold are restored too, because models cache what depends on device or size.
+    """
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    saved = [(vars(module), _Attributes(vars(module))) for module in modules]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    python_state = random.getstate()
+    try:
+        for module in modules:
+            vars(module)["training"] = False
+            # A compiled call would hide the operations from the recorder.
+            vars(module)["_compiled_call_impl"] = None
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        random.setstate(python_state)
+        for attributes, before in saved:
+            before.restore(attributes)
+
+
+class _Attributes:
+    """A module's attributes at one moment, with the content of the containers among them."""
+
+    def __init__(self, attributes: dict[str, Any]) -> None:
+        self._values = dict(attributes)
+        self._contents = [(v, v.copy()) for v in attributes.values() if isinstance(v, _CONTAINERS)]
+
+    def restore(self, attributes: dict[str, Any]) -> None:
+        for container, content in self._contents:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
+        attributes.clear()
+        attributes.update(self._values)
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    devices = {tensor.device for tensor in model.parameters()}
+    return sorted({device.index or 0 for device in devices if device.type == "cuda"})
+
+
+def to_meta(model: nn.Module) -> None:
+    """Put a weightless stand-in for every parameter and buffer; only inside ``undisturbed``, which undoes it.
+
+    Tensors that were shared stay shared.
+    """
+    stand_ins: dict[int, Tensor] = {}
+    for module in model.modules():
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in holders:
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = stand_ins.setdefault(id(tensor), _on_meta(tensor))
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def copy_buffers(model: nn.Module) -> None:
+    """Let a real run write to copies of the buffers; only inside ``undisturbed``, which undoes it."""
+    for module in model.modules():
+        for name, tensor in module._buffers.items():
+            if tensor is not None:
+                module._buffers[name] = tensor.clone()

@@ -1,0 +1,125 @@
+"""Which graph node a tensor stands for, kept right through views and in-place writes.
+
+A tensor is known by its storage and layout, not by its Python object: the dispatcher may hand out another object for
+the same view. Storages are kept alive for as long as the table, so that no address is used twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+def tensors_in(structure: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, dicts and the like (model outputs included)."""
+    if isinstance(structure, Tensor):
+        yield structure
+    elif isinstance(structure, dict):
+        for value in structure.values():
+            yield from tensors_in(value)
+    elif isinstance(structure, (tuple, list, set, frozenset)):
+        for value in structure:
+            yield from tensors_in(value)
+    elif hasattr(structure, "__dataclass_fields__"):
+        yield from tensors_in(dict(vars(structure)))
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Address of a tensor's storage; of the tensor itself where it has none (sparse layouts)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
+def key_of(tensor: Tensor) -> Key:
+    """What tells two tensors apart: storage, offset, shape, strides, type."""
+    if tensor.layout is not torch.strided:
+        return (id(tensor), 0, tuple(tensor.shape), (), tensor.dtype)
+    return (storage_of(tensor), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+
+def spread_of(tensor: Tensor) -> int:
+    """The number of distinct elements: dimensions of stride 0 (made by ``expand``) count once."""
+    if tensor.layout is not torch.strided:
+        return tensor.numel()
+    count = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        count *= size if stride else 1
+    return count
+
+
+class Values:
+    """Tensor -> node index, by storage and layout."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[Key, int] = {}
+        self._by_storage: dict[int, list[Key]] = {}
+        self._alive: list[Tensor] = []
+
+    def set(self, tensor: Tensor, node: int) -> None:
+        """Let ``tensor`` stand for ``node`` from now on."""
+        key = key_of(tensor)
+        if key not in self._nodes:
+            self._by_storage.setdefault(key[0], []).append(key)
+            self._alive.append(tensor)
+        self._nodes[key] = node
+
+    def find(self, tensor: Tensor) -> int | None:
+        """The node of ``tensor``; of the first known tensor on its storage where this very view is new."""
+        key = key_of(tensor)
+        if key in self._nodes:
+            return self._nodes[key]
+        siblings = self._by_storage.get(key[0])
+        return self._nodes[siblings[0]] if siblings else None
+
+    def overlapping(self, tensor: Tensor) -> list[tuple[Key, int, bool]]:
+        """The other known views that a write to ``tensor`` changes: key, node, and whether nothing old is left."""
+        own = key_of(tensor)
+        changed = []
+        for key in self._by_storage.get(own[0], ()):
+            if key != own and _overlap(own, key):
+                changed.append((key, self._nodes[key], _count(own) >= _count(key)))
+        return changed
+
+    def replace(self, key: Key, node: int) -> None:
+        """Give a view, known by its key, a new version."""
+        self._nodes[key] = node
+
+
+def _count(key: Key) -> int:
+    count = 1
+    for size, stride in zip(key[2], key[3], strict=False):
+        count *= size if stride else 1
+    return count
+
+
+def _overlap(first: Key, second: Key) -> bool:
+    """Whether two views of one storage share an element; certain for slices of one layout, else by address range."""
+    if first[3] == second[3] and first[3]:
+        return all(_meet(a, b) for a, b in zip(_box(first), _box(second), strict=True))
+    return _meet(_range(first), _range(second))
+
+
+def _meet(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    return first[0] < second[1] and second[0] < first[1]
+
+
+def _range(key: Key) -> tuple[int, int]:
+    last = sum((size - 1) * stride for size, stride in zip(key[2], key[3], strict=False))
+    return key[1], key[1] + last + 1
+
+
+def _box(key: Key) -> list[tuple[int, int]]:
+    """Per dimension the interval of coordinates, in the common frame that equal strides span."""
+    rest, box = key[1], {}
+    for dim in sorted(range(len(key[3])), key=lambda d: -key[3][d]):
+        stride = key[3][dim]
+        start, rest = divmod(rest, stride) if stride else (0, rest)
+        box[dim] = (start, start + key[2][dim])
+    return [box[dim] for dim in range(len(key[3]))]
