@@ -55,9 +55,15 @@ def test_report_keeps_claims_through_a_file(tmp_path) -> None:
     torch.manual_seed(0)
     candidates = [Candidate(name=name, run=lambda: torch.ones(64)) for name in ("plain", "copy")]
     report = compare("ones", candidates, Settings(rounds=3), date="2024-01-01")
-    report = report.with_limits({"copy": 0.0}, {"plain": 10.0})
-    assert [row.holds for row in report.rows] == [True, False]
+    report = report.with_limits({"copy": {"ratio": 0.0}, "plain": {"seconds": 10.0, "peak_bytes": 256}})
+    assert [row.missed() for row in report.rows] == [[], ["ratio"]]
+    assert report.row("copy").peak_ratio == 1.0
     assert "MISSED" in str(report)
-    assert "<= 10.00 s: holds" in report.markdown()
+    assert "seconds <= 10.00 s: holds, peak_bytes <= 0.0 MiB: holds" in report.markdown()
     report.save(tmp_path / "results" / "ones.json")
     assert Report.load(tmp_path / "results" / "ones.json") == report
+
+
+def test_a_claim_about_what_was_not_measured_is_missed() -> None:
+    report = compare("ones", [recorder("plain", [])], Settings(rounds=1, memory=False))
+    assert report.with_limits({"plain": {"peak_ratio": 1.0}}).rows[0].missed() == ["peak_ratio"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.attention.registry import build_attention
+from stripefold.errors import AttachError
 from stripefold.fold.rule import rule_for
 
 
@@ -53,14 +54,21 @@ def product_on_map(model: nn.Module, attention: str = "se", **options: Any) -> n
         model: The backbone; left as it is.
         attention: A name of the zoo.
         **options: `where` and `example`, as `sites` takes them.
+
+    Raises:
+        AttachError: A chosen layer has no rule.
     """
-    chosen = sf.sites(model, **options)
+    names = [site.name for site in sf.sites(model, **options)]
     model = copy.deepcopy(model)
-    for site in chosen:
-        parent, _, leaf = site.name.rpartition(".")
-        holder = model.get_submodule(parent)
-        layer = model.get_submodule(site.name)
-        rule = rule_for(layer)
-        axis = 1 if rule is None else rule.axis
-        setattr(holder, leaf, ProductOnMap(layer, attention, site.channels, axis=axis))
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(name)
+        setattr(model.get_submodule(parent), leaf, _product(layer, name, attention))
     return model
+
+
+def _product(layer: nn.Module, name: str, attention: str) -> ProductOnMap:
+    rule = rule_for(layer)
+    if rule is None:
+        raise AttachError(f"{name}: no rule for {type(layer).__name__}, so it cannot be a site; choose another where")
+    return ProductOnMap(layer, attention, rule.channels(layer), axis=rule.axis)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("candidate", "median", "quartiles", "ratio", "quartiles", "peak memory", "ratio", "limit")
+COLUMNS = ("candidate", "median", "quartiles", "ratio", "quartiles", "peak memory", "ratio", "claims")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,7 @@ class Row:
         ratio: Seconds relative to the baseline of the same round.
         peak_bytes: The most bytes alive at once, where measured.
         peak_ratio: The same relative to the baseline.
-        limit: The most `ratio.median` that we claim, `None` where we claim nothing.
-        seconds_limit: The most `seconds.median` that we claim.
+        limits: What we claim: one of `seconds`, `ratio`, `peak_bytes`, `peak_ratio` -> the most it may be.
     """
 
     name: str
@@ -48,18 +47,17 @@ class Row:
     ratio: Spread
     peak_bytes: int | None = None
     peak_ratio: float | None = None
-    limit: float | None = None
-    seconds_limit: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def holds(self) -> bool | None:
-        """Whether every claim about this row holds; `None` without a claim."""
-        checks = [
-            value <= limit
-            for value, limit in ((self.ratio.median, self.limit), (self.seconds.median, self.seconds_limit))
-            if limit is not None
-        ]
-        return all(checks) if checks else None
+    def missed(self) -> list[str]:
+        """Return the claims that do not hold; one about what was not measured does not hold."""
+        values = {
+            "seconds": self.seconds.median,
+            "ratio": self.ratio.median,
+            "peak_bytes": self.peak_bytes,
+            "peak_ratio": self.peak_ratio,
+        }
+        return [name for name, limit in self.limits.items() if (value := values[name]) is None or value > limit]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +78,18 @@ class Report:
     settings: Mapping[str, Any]
     rows: tuple[Row, ...] = field(default=())
 
-    def with_limits(
-        self, ratio: Mapping[str, float] | None = None, seconds: Mapping[str, float] | None = None
-    ) -> Report:
-        """Return the report with claims: row name -> the most that its ratio or its seconds may be."""
-        ratio, seconds = ratio or {}, seconds or {}
-        rows = tuple(
-            replace(row, limit=ratio.get(row.name), seconds_limit=seconds.get(row.name)) for row in self.rows
-        )
+    def with_limits(self, limits: Mapping[str, Mapping[str, float]]) -> Report:
+        """Return the report with claims: row name -> limits of that row."""
+        rows = tuple(replace(row, limits=dict(limits.get(row.name, {}))) for row in self.rows)
         return replace(self, rows=rows)
+
+    def row(self, name: str) -> Row:
+        """Return the row of that name."""
+        return next(row for row in self.rows if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        return {**asdict(self), "rows": [{**asdict(row), "holds": row.holds} for row in self.rows]}
+        return {**asdict(self), "rows": [{**asdict(row), "missed": row.missed()} for row in self.rows]}
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON."""
@@ -106,7 +103,7 @@ class Report:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         rows = []
         for row in content.pop("rows"):
-            del row["holds"]
+            del row["missed"]
             rows.append(Row(**{**row, "seconds": Spread(**row["seconds"]), "ratio": Spread(**row["ratio"])}))
         return cls(**content, rows=tuple(rows))
 
@@ -138,18 +135,19 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{format_seconds(row.seconds.lower)} .. {format_seconds(row.seconds.upper)}",
         f"{row.ratio.median:.3f}",
         f"{row.ratio.lower:.3f} .. {row.ratio.upper:.3f}",
-        "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f} MiB",
+        "" if row.peak_bytes is None else format_bytes(row.peak_bytes),
         "" if row.peak_ratio is None else f"{row.peak_ratio:.3f}",
-        _claim(row),
+        _claims(row),
     )
 
 
-def _claim(row: Row) -> str:
-    if row.holds is None:
-        return ""
-    limits = [f"<= {row.limit:.2f}"] if row.limit is not None else []
-    limits += [f"<= {format_seconds(row.seconds_limit)}"] if row.seconds_limit is not None else []
-    return f"{', '.join(limits)}: {'holds' if row.holds else 'MISSED'}"
+def _claims(row: Row) -> str:
+    missed = row.missed()
+    texts = []
+    for name, limit in row.limits.items():
+        shown = _FORMATS.get(name, "{:.3f}".format)(limit)
+        texts.append(f"{name} <= {shown}: {'MISSED' if name in missed else 'holds'}")
+    return ", ".join(texts)
 
 
 def format_seconds(seconds: float) -> str:
@@ -162,3 +160,15 @@ def format_seconds(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.2f} {unit}"
     return f"{seconds * 1e6:.1f} us"
+
+
+def format_bytes(size: float) -> str:
+    """Return bytes as MiB.
+
+    >>> format_bytes(2**20)
+    '1.0 MiB'
+    """
+    return f"{size / 2**20:.1f} MiB"
+
+
+_FORMATS = {"seconds": format_seconds, "peak_bytes": format_bytes}

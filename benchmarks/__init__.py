@@ -1,0 +1,1 @@
+"""One script per claim; `README.md` here is the contract they keep."""

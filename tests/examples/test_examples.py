@@ -1,0 +1,23 @@
+"""The examples run, small."""
+
+from __future__ import annotations
+
+import pytest
+
+from examples import ablation, own_model, timm_model
+
+
+def test_timm_model(capsys: pytest.CaptureFixture[str]) -> None:
+    timm_model.main("resnet10t", steps=1, size=64)
+    assert "load into the stock model" in capsys.readouterr().out
+
+
+def test_own_model(capsys: pytest.CaptureFixture[str]) -> None:
+    own_model.main(steps=2)
+    assert "down" in capsys.readouterr().out
+
+
+def test_ablation(capsys: pytest.CaptureFixture[str]) -> None:
+    ablation.main(epochs=1, limit=128)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["se", "scale", "no gates"]
