@@ -8,6 +8,13 @@ A user's own attention joins with :func:`register_attention`.
 from __future__ import annotations
 
 from stripefold.attention.base import ChannelAttention
+from stripefold.attention.cbam import ConvolutionalBlockAttention
+from stripefold.attention.dia import DenseImplicitAttention
+from stripefold.attention.eca import EfficientChannelAttention
+from stripefold.attention.ese import EffectiveSqueezeExcitation
+from stripefold.attention.fca import FrequencyChannelAttention
+from stripefold.attention.gct import GatedChannelTransformation
+from stripefold.attention.ge import GatherExcite
 from stripefold.attention.ie import InstanceEnhancement
 from stripefold.attention.registry import (
     AttentionRow,
@@ -18,13 +25,26 @@ from stripefold.attention.registry import (
     describe,
     register_attention,
 )
+from stripefold.attention.scale import Scale
 from stripefold.attention.se import SqueezeExcitation
+from stripefold.attention.spa import SpatialPyramidAttention
+from stripefold.attention.srm import StyleRecalibration
 
 __all__ = [
     "AttentionRow",
     "ChannelAttention",
+    "ConvolutionalBlockAttention",
+    "DenseImplicitAttention",
+    "EffectiveSqueezeExcitation",
+    "EfficientChannelAttention",
+    "FrequencyChannelAttention",
+    "GatedChannelTransformation",
+    "GatherExcite",
     "InstanceEnhancement",
+    "Scale",
+    "SpatialPyramidAttention",
     "SqueezeExcitation",
+    "StyleRecalibration",
     "attention_class",
     "attention_names",
     "attention_options",

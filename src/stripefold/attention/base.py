@@ -101,7 +101,7 @@ class ChannelAttention(nn.Module, ABC):
         """Scale the channels of each sample by its own v; the shape of ``x`` stays."""
         return scale_channels(x, self.excite(self.squeeze(x)), self.axis)
 
-    def check_start(self, psi: Tensor) -> None:  # noqa: B027 - most attentions can start anywhere
+    def check_start(self, psi: Tensor) -> None:
         """Refuse a start that no gradient leaves.
 
         Args:
@@ -111,7 +111,7 @@ class ChannelAttention(nn.Module, ABC):
             AttachError: where psi and the parameters are at a saddle, with the reason.
         """
 
-    def revive_(self, psi: Tensor) -> None:  # noqa: B027 - most attentions have no hidden units
+    def revive_(self, psi: Tensor) -> None:
         """Make enough hidden ReLU units live at this psi; parameters of an attention without ReLU stay.
 
         A constant input meets the same ReLU at every step, so a unit that is dead at the start stays dead.

@@ -22,7 +22,7 @@ def one_plus_tanh(x: Tensor) -> Tensor:
 
 
 def identity(x: Tensor) -> Tensor:
-    """x itself: an unbounded scale."""
+    """Give x back: an unbounded scale."""
     return x
 
 

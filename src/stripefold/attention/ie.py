@@ -51,4 +51,4 @@ class InstanceEnhancement(ChannelAttention):
         Raises:
             AttachError: where there is such a channel.
         """
-        refuse_zero_start("ie", (psi == 0) & (self.weight == 0), "the weight g")
+        refuse_zero_start(self.name, (psi == 0) & (self.weight == 0), "the weight g")

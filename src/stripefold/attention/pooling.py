@@ -1,6 +1,7 @@
 """Pooling over every axis but batch and channel, whatever their number, and the product back onto the map.
 
-Nothing here reads a shape in Python except :func:`as_plane`, so the dynamic forms can be traced symbolically too.
+Only :func:`deviation_pool` and :func:`as_plane` look at a shape in Python, and torch.fx takes each of them as one step,
+so the dynamic forms can be traced symbolically too.
 """
 
 from __future__ import annotations
@@ -55,6 +56,25 @@ def scale_channels(x: Tensor, scale: Tensor, axis: int) -> Tensor:
 
 
 @torch.fx.wrap
+def deviation_pool(x: Tensor, axis: int, epsilon: float) -> Tensor:
+    """The standard deviation over all positions, sqrt(variance + epsilon).
+
+    The variance divides by P - 1, as the attentions that use it do, and is 0 where there is one position only.
+
+    Args:
+        x: (N, C, ...) with ``axis=1`` or (N, ..., C) with ``axis=-1``.
+        axis: 1 or -1.
+        epsilon: added to the variance.
+
+    Returns:
+        (N, C).
+    """
+    flat = positions(x, axis)
+    correction = 1 if flat.shape[-1] > 1 else 0
+    return (flat.var(-1, correction=correction) + epsilon).sqrt()
+
+
+@torch.fx.wrap
 def as_plane(x: Tensor, axis: int) -> Tensor:
     """View any feature map as a two-dimensional one, for the attentions that pool on a grid.
 
@@ -69,7 +89,7 @@ def as_plane(x: Tensor, axis: int) -> Tensor:
         (N, C, H, W).
     """
     channel_first = x.movedim(-1, 1) if axis == -1 else x
-    while channel_first.ndim < 4:
-        channel_first = channel_first.unsqueeze(-1)
-    extra = tuple(range(2, channel_first.ndim - 2))
-    return channel_first.mean(extra) if extra else channel_first
+    missing = max(0, 4 - channel_first.ndim)
+    plane = channel_first.reshape(channel_first.shape + (1,) * missing)
+    depth = tuple(range(2, plane.ndim - 2))
+    return plane.mean(depth) if depth else plane

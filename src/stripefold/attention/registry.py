@@ -44,16 +44,15 @@ def register_attention(name: str, cls: AttentionType | None = None) -> Any:
     Raises:
         AttachError: for a bad name, a class that is no attention, an abstract one, or a name that is taken.
 
-    Example:
-        >>> from stripefold.attention.pooling import mean_pool
-        >>> @register_attention("halve")
-        ... class Halve(ChannelAttention):
-        ...     def squeeze(self, x):
-        ...         return mean_pool(x, self.axis)
-        ...     def excite(self, descriptor):
-        ...         return descriptor / 2
-        >>> build_attention("halve", 4)
-        Halve(4)
+    Example::
+
+        @register_attention("halve")
+        class Halve(ChannelAttention):
+            def squeeze(self, x):
+                return mean_pool(x, self.axis)
+
+            def excite(self, descriptor):
+                return descriptor / 2
     """
     if cls is None:
         return lambda decorated: register_attention(name, decorated)
@@ -77,8 +76,8 @@ def _check_registration(name: object, cls: object) -> None:
 
 
 def attention_names() -> tuple[str, ...]:
-    """All registered names, the zoo's own first."""
-    return tuple(_ATTENTIONS)
+    """All registered names, in alphabetical order."""
+    return tuple(sorted(_ATTENTIONS))
 
 
 def attention_class(name: str) -> type[ChannelAttention]:
@@ -101,7 +100,7 @@ def attention_options(name: str) -> tuple[str, ...]:
 
     Example:
         >>> attention_options("se")
-        ('reduction', 'gate')
+        ('reduction', 'bias', 'gate')
     """
     return _options(attention_class(name))
 
@@ -137,7 +136,7 @@ def describe() -> tuple[AttentionRow, ...]:
     """The zoo as a table, one row for each registered attention."""
     return tuple(
         AttentionRow(name=name, squeeze=cls.squeezes, excite=cls.excites, options=_options(cls), source=cls.source)
-        for name, cls in _ATTENTIONS.items()
+        for name, cls in sorted(_ATTENTIONS.items())
     )
 
 
