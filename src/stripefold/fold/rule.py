@@ -39,6 +39,8 @@ class Rule:
         required: the attribute that must be a tensor for the layer to have an affine part at all.
         input_refuse: layer -> why this very layer has no exact input side, or None.
         input_eval_only: the input side is exact in eval mode only (BatchNorm: batch statistics undo a scale).
+        variant: layer -> ending of the key of the rule that holds for it, for types whose instances differ (the channel
+            axis of a ``data_format``); see ``rule_for``.
         shrink: layer -> a smaller twin's shapes and integer attributes, so that the probe of a large layer is cheap.
         tolerance: relative error allowed by the probe; larger only for layers that compute in float32 whatever they
             are given.
@@ -59,6 +61,7 @@ class Rule:
     required: str = "weight"
     input_refuse: Callable[[nn.Module], str | None] = lambda layer: None
     input_eval_only: bool = False
+    variant: Callable[[nn.Module], str] | None = None
     shrink: Callable[[nn.Module], Mapping[str, tuple[int, ...] | int]] | None = None
     tolerance: float = 1e-10
 
@@ -128,7 +131,8 @@ def rule_for(layer: nn.Module) -> Rule | None:
     stored = layer.__dict__.get("rule")
     if isinstance(stored, Rule):
         return stored
-    return rule_for_type(type(layer))
+    rule = rule_for_type(type(layer))
+    return rule if rule is None or rule.variant is None else rule_by_key(rule.key + rule.variant(layer))
 
 
 def register_rule(
