@@ -10,6 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+import stripefold.fold.rules  # noqa: F401 -- registers them
 from stripefold.fold.rule import Rule, rule_for, type_key
 
 __all__ = ["refusal", "refusal_in"]

@@ -7,6 +7,7 @@ they are exact: convolutions and linear layers always, a BatchNorm in eval mode.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +59,10 @@ def _batchnorm_input_bias(layer: nn.Module, beta: Tensor, v: Tensor) -> Tensor:
 
     gamma (v x - mean) / s + beta = (v gamma) (x - mean) / s + beta - gamma mean (1 - v) / s
     """
-    scale, _ = batchnorm_scale_shift(
-        _tensor(layer, "running_mean"),
-        _tensor(layer, "running_var"),
-        float(layer.eps),
-        _tensor(layer, "weight"),
-        None,  # type: ignore[arg-type]
-    )
-    return beta.double() - scale * _tensor(layer, "running_mean").double() * (1 - v.double())
+    mean, variance = _tensor(layer, "running_mean"), _tensor(layer, "running_var")
+    eps = float(getattr(layer, "eps", 1e-5))  # transformers' frozen copies have it in their code
+    scale, _ = batchnorm_scale_shift(mean, variance, eps, _tensor(layer, "weight"), None)
+    return beta.double() - scale * mean.double() * (1 - v.double())
 
 
 def _tensor(layer: nn.Module, attribute: str) -> Tensor:
@@ -184,29 +181,32 @@ def _bilinear_example(layer: nn.Module, generator: torch.Generator) -> tuple[Ten
     return tuple(noise(generator, 3, integer(f"in{side}_features")(layer)) for side in (1, 2))
 
 
+_BATCHNORMS = (
+    (nn.BatchNorm1d, (4,)),
+    (nn.BatchNorm2d, (2, 2)),
+    (nn.BatchNorm3d, (2, 1, 2)),
+    (nn.SyncBatchNorm, (2, 2)),
+)
+_INSTANCENORMS = ((nn.InstanceNorm1d, (4,)), (nn.InstanceNorm2d, (2, 3)), (nn.InstanceNorm3d, (2, 1, 3)))
+
+
 def _register() -> None:
-    for layer_type, size in ((nn.BatchNorm1d, (4,)), (nn.BatchNorm2d, (2, 2)), (nn.BatchNorm3d, (2, 1, 2))):
-        add_rule(batchnorm_rule(type_key(layer_type), size=size))
-    add_rule(batchnorm_rule(type_key(nn.SyncBatchNorm), size=(2, 2)))
+    for batchnorm, size in _BATCHNORMS:
+        add_rule(batchnorm_rule(type_key(batchnorm), size=size))
     add_rule(batchnorm_rule("torchvision.ops.misc.FrozenBatchNorm2d", size=(2, 2), frozen=True))
-    add_rule(norm_rule(type_key(nn.GroupNorm)))
-    for layer_type, size in ((nn.InstanceNorm1d, (4,)), (nn.InstanceNorm2d, (2, 3)), (nn.InstanceNorm3d, (2, 1, 3))):
-        add_rule(norm_rule(type_key(layer_type), size=size))
-    add_rule(channel_norm_rule(type_key(nn.LayerNorm)))
-    add_rule(channel_norm_rule(type_key(nn.RMSNorm)))
-    for layer_type in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        add_rule(convolution_rule(type_key(layer_type)))
-    for layer_type in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
-        add_rule(transposed_rule(type_key(layer_type)))
-    linear = add_rule(linear_rule(type_key(nn.Linear)))
-    add_rule(linear, "torch.nn.modules.linear.NonDynamicallyQuantizableLinear")
-    add_rule(
-        Rule(
-            key=type_key(nn.Bilinear), norm=False, axis=-1, channels=integer("out_features"), output=AFFINE,
-            example=_bilinear_example,
-        )
-    )  # fmt: skip
-    add_rule(norm_rule("torchvision.models.convnext.LayerNorm2d"))
+    for instancenorm, size in _INSTANCENORMS:
+        add_rule(norm_rule(type_key(instancenorm), size=size))
+    add_rule(norm_rule(type_key(nn.GroupNorm)), "torchvision.models.convnext.LayerNorm2d")
+    add_rule(channel_norm_rule(type_key(nn.LayerNorm)), type_key(nn.RMSNorm))
+    for convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        add_rule(convolution_rule(type_key(convolution)))
+    video = "torchvision.models.video.resnet.Conv3D"
+    add_rule(convolution_rule(f"{video}Simple"), f"{video}NoTemporal")
+    for transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        add_rule(transposed_rule(type_key(transposed)))
+    add_rule(linear_rule(type_key(nn.Linear)), "torch.nn.modules.linear.NonDynamicallyQuantizableLinear")
+    bilinear = linear_rule(type_key(nn.Bilinear))
+    add_rule(replace(bilinear, example=_bilinear_example, input=None, shrink=None))
 
 
 _register()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 _SHAPE_CHECKS = ("_check_input_dim", "_check_non_zero_input_channels")
 
 
-def substituted(layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> nn.Module:
+def substituted(layer: nn.Module, tensors: Mapping[str, Any]) -> nn.Module:
     """A view of ``layer``: same type, same buffers and children, but with some tensors replaced.
 
     It has the layer's very type, because a ``forward`` may call ``super().forward`` or a method that reads
@@ -24,8 +24,8 @@ def substituted(layer: nn.Module, tensors: Mapping[str, Tensor | None]) -> nn.Mo
     return view
 
 
-def forward_with(layer: nn.Module, tensors: Mapping[str, Tensor | None], args: Any, kwargs: Any) -> Any:
-    """``layer.forward(*args, **kwargs)`` computed with ``tensors`` (attribute name -> tensor)."""
+def forward_with(layer: nn.Module, tensors: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
+    """``layer.forward(*args, **kwargs)`` computed with ``tensors`` (attribute name -> tensor or child)."""
     view = substituted(layer, tensors)
     if args and isinstance(args[0], fx.Proxy):
         return _forward_symbolic(view, args, kwargs)
