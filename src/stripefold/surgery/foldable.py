@@ -25,8 +25,8 @@ class Foldable(nn.Module):
     """
 
     @abstractmethod
-    def check_fold(self, name: str) -> FoldNote:
-        """Say what folding would do, without changing anything.
+    def check_fold(self, name: str) -> list[FoldNote]:
+        """Say what folding would do, without changing anything: a row for what folds, one for what stays.
 
         Raises:
             FoldError: folding is impossible (non-finite scale, overflow ...).
@@ -35,3 +35,7 @@ class Foldable(nn.Module):
     @abstractmethod
     def folded_(self) -> nn.Module:
         """Fold in place and return the module that takes this one's position."""
+
+    def is_at_start(self) -> bool:
+        """Whether nothing trainable here has moved since it was put in place."""
+        return False

@@ -1,0 +1,88 @@
+"""stripefold: attention while it trains, nothing when it runs.
+
+One lifecycle for every structural re-parameterization: ``attach`` -> train -> ``fold`` -> ``verify``. Names are loaded when
+first used, so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "attach": "asr.attach",
+    "attach_": "asr.attach",
+    "detach": "asr.detach",
+    "detach_": "asr.detach",
+    "sites": "asr.sites",
+    "scales": "asr.sites",
+    "param_groups": "asr.groups",
+    "save_adapter": "asr.adapter",
+    "load_adapter": "asr.adapter",
+    "fold": "fold.fold",
+    "fold_": "fold.fold",
+    "verify": "fold.verify",
+    "EquivalenceReport": "fold.verify",
+    "FoldReport": "fold.report",
+    "register_rule": "fold.rule",
+    "save_model": "fold.files",
+    "load_model_": "fold.files",
+    "register_attention": "attention.registry",
+    "attention_names": "attention.registry",
+    "create_model": "nets.factory",
+}
+
+if TYPE_CHECKING:
+    from stripefold import errors
+    from stripefold.asr.adapter import load_adapter, save_adapter
+    from stripefold.asr.attach import attach, attach_
+    from stripefold.asr.detach import detach, detach_
+    from stripefold.asr.groups import param_groups
+    from stripefold.asr.sites import scales, sites
+    from stripefold.attention.registry import attention_names, register_attention
+    from stripefold.fold.files import load_model_, save_model
+    from stripefold.fold.fold import fold, fold_
+    from stripefold.fold.report import FoldReport
+    from stripefold.fold.rule import register_rule
+    from stripefold.fold.verify import EquivalenceReport, verify
+    from stripefold.nets.factory import create_model
+
+__all__ = [
+    "EquivalenceReport",
+    "FoldReport",
+    "attach",
+    "attach_",
+    "attention_names",
+    "create_model",
+    "detach",
+    "detach_",
+    "errors",
+    "fold",
+    "fold_",
+    "load_adapter",
+    "load_model_",
+    "param_groups",
+    "register_attention",
+    "register_rule",
+    "save_adapter",
+    "save_model",
+    "scales",
+    "sites",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("stripefold.errors")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'stripefold' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"stripefold.{_NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

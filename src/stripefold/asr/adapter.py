@@ -1,0 +1,149 @@
+"""Adapters: only what attaching added, in one file, with a fingerprint of the backbone it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.asr.attach import attach
+from stripefold.asr.detach import detach
+from stripefold.asr.gate import DynamicGate, StaticGate
+from stripefold.asr.site import Site
+from stripefold.asr.sites import attached_sites
+from stripefold.attention.registry import attention_class
+from stripefold.errors import AdapterError, AttachError
+from stripefold.fold.files import file_info, load_tensors, save_tensors
+
+
+def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write every gate of an attached model, what is needed to attach them again, and the backbone's fingerprint.
+
+    Args:
+        model: an attached model.
+        path: a safetensors file.
+
+    Raises:
+        AdapterError: the model has no gates.
+        CheckpointError: the file cannot be written.
+    """
+    found = attached_sites(model)
+    if not found:
+        raise AdapterError("the model has no gates to save: attach(model, ...) first")
+    tensors = {
+        f"{name}.gates.{key}": tensor for name, site in found.items() for key, tensor in site.gates.state_dict().items()
+    }
+    plan = {name: [_describe(gate) for gate in site.gates] for name, site in found.items()}
+    save_tensors(tensors, path, kind="adapter", extra={"plan": plan, "fingerprint": fingerprint(model)})
+
+
+def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weights: bool = True) -> nn.Module:
+    """A copy of the backbone with the adapter's gates attached.
+
+    Args:
+        backbone: the plain model the adapter was trained on.
+        path: a file of ``save_adapter``.
+        same_weights: demand the very weights of the backbone, not only its structure.
+
+    Raises:
+        AdapterError: not an adapter, or one for another backbone.
+        CheckpointError: the file is damaged.
+    """
+    about = file_info(path)
+    if about.kind != "adapter":
+        raise AdapterError(f"{os.fspath(path)} is not an adapter but of kind {about.kind!r}: use load_model_(model, path)")
+    if attached_sites(backbone):
+        raise AdapterError("the backbone already has gates: give the plain model, for example detach(model)")
+    _check_fingerprint(os.fspath(path), about.extra["fingerprint"], fingerprint(backbone), same_weights)
+    tensors = load_tensors(path)
+    try:
+        model = _attach_plan(backbone, about.extra["plan"])
+    except AttachError as error:
+        raise AdapterError(f"{os.fspath(path)} cannot be attached: {error}") from error
+    for name, site in attached_sites(model).items():
+        _load_gates(site, {key: t for key, t in tensors.items() if key.startswith(f"{name}.gates.")}, f"{name}.gates.")
+    return model
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """Hashes of the backbone inside a model: of its keys, shapes and dtypes, and of its weights' bytes."""
+    state = _backbone_state(model)
+    structure = hashlib.sha256()
+    weights = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        structure.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {"structure": structure.hexdigest(), "weights": weights.hexdigest()}
+
+
+def _backbone_state(model: nn.Module) -> Mapping[str, Tensor]:
+    state: Mapping[str, Tensor] = (detach(model) if attached_sites(model) else model).state_dict()
+    return state
+
+
+def _check_fingerprint(path: str, expected: Mapping[str, str], found: Mapping[str, str], same_weights: bool) -> None:
+    if expected["structure"] != found["structure"]:
+        raise AdapterError(f"{path} is an adapter for another model: the backbone's keys or shapes differ")
+    if same_weights and expected["weights"] != found["weights"]:
+        raise AdapterError(
+            f"{path} was trained on other weights of this architecture: load the backbone's weights first, or say "
+            "same_weights=False if other weights are meant"
+        )
+
+
+def _describe(gate: nn.Module) -> dict[str, Any]:
+    if not isinstance(gate, (StaticGate, DynamicGate)):
+        raise AdapterError(f"cannot save a gate of type {type(gate).__name__}")
+    attention = gate.attention
+    return {
+        "form": "static" if isinstance(gate, StaticGate) else "dynamic",
+        "attention": attention.name,
+        "options": gate.options,
+        "identity": isinstance(gate, StaticGate) and gate.start is not None,
+        "frozen": [part for part, frozen in _frozen(gate) if frozen],
+    }
+
+
+def _frozen(gate: StaticGate | DynamicGate) -> list[tuple[str, bool]]:
+    theta = [parameter.requires_grad for parameter in gate.attention.parameters()]
+    psi = isinstance(gate, StaticGate) and not gate.psi.requires_grad
+    return [("psi", psi), ("theta", isinstance(gate, StaticGate) and bool(theta) and not any(theta))]
+
+
+def _attach_plan(model: nn.Module, plan: Mapping[str, list[dict[str, Any]]]) -> nn.Module:
+    """Attach form by form, in the order of the first site, so that repeats and chains come out as they were."""
+    for form in dict.fromkeys(gate["form"] for gates in plan.values() for gate in gates):
+        where = {}
+        for name, gates in plan.items():
+            chosen = [gate for gate in gates if gate["form"] == form]
+            if chosen:
+                where[name] = _options(chosen)
+        if where:
+            model = attach(model, where=where, form=form)
+    return model
+
+
+def _options(gates: list[dict[str, Any]]) -> dict[str, Any]:
+    first = gates[0]
+    attention_class(first["attention"])
+    options: dict[str, Any] = {"attention": first["attention"], "attention_options": first["options"]}
+    if first["form"] == "static":
+        options |= {"repeats": len(gates), "freeze": tuple(first["frozen"]), "psi": "random"}
+    return options
+
+
+def _load_gates(site: Site, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    for key, tensor in tensors.items():
+        index, rest = key[len(prefix) :].split(".", 1)
+        gate = site.gates[int(index)]
+        if rest == "start" and isinstance(gate, StaticGate):
+            gate.start = torch.empty_like(tensor, device=gate.psi.device)
+    own = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
+    try:
+        site.gates.load_state_dict(own)
+    except RuntimeError as error:
+        raise AdapterError(f"the adapter's gates do not fit: {error}") from error

@@ -1,0 +1,122 @@
+"""Build the gates of a site from a configuration; nothing of the user's model is touched here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.asr.config import GateConfig
+from stripefold.asr.gate import DynamicGate, StaticGate
+from stripefold.attention.base import ChannelAttention
+from stripefold.attention.registry import build_attention
+from stripefold.errors import AttachError
+
+MIN_START = 1e-3
+"""Smallest starting scale that ``init="identity"`` divides by: below it, the gate's gradient is amplified 1000 times."""
+
+
+@dataclass
+class Chains:
+    """The shared module and the last gate of each chain (DIA: one LSTM along all sites of one width)."""
+
+    owners: dict[tuple[object, ...], ChannelAttention] = field(default_factory=dict)
+    last: dict[tuple[object, ...], StaticGate] = field(default_factory=dict)
+
+
+def build_gates(
+    name: str, channels: int, axis: int, like: Tensor, config: GateConfig, chains: Chains
+) -> list[StaticGate | DynamicGate]:
+    """The gates of one site, in order.
+
+    Args:
+        name: the site's path, for messages and chains.
+        channels: C of the layer's output.
+        axis: channel axis of the layer's output.
+        like: a parameter of the layer: device and dtype.
+        config: what to build.
+        chains: shared between the sites of one ``attach`` call.
+
+    Raises:
+        AttachError: bad options, a psi that does not fit, a start at a saddle or too near 0 for "identity".
+    """
+    count = config.repeats if config.form == "static" else 1
+    return [_build_gate(name, channels, axis, like, config, chains, k) for k in range(count)]
+
+
+def _build_gate(  # noqa: PLR0913
+    name: str, channels: int, axis: int, like: Tensor, config: GateConfig, chains: Chains, repeat: int
+) -> StaticGate | DynamicGate:
+    try:
+        attention, key = _attention(channels, axis, like, config, chains, repeat)
+        if config.form == "dynamic":
+            if not attention.dynamic:
+                raise AttachError(f"attention {config.attention!r} has no dynamic form: use form='static'")
+            return DynamicGate(attention, options=config.options)
+        psi = start_psi(attention, config.psi).to(like.device, like.dtype)
+        if not like.is_meta:
+            attention.check_start(psi)
+            attention.revive_(psi)
+    except AttachError as error:
+        raise AttachError(f"cannot attach to {name!r}: {error}") from error
+    gate = StaticGate(attention, psi, previous=chains.last.get(key), options=config.options)
+    if attention.chained:
+        chains.last[key] = gate
+    _finish(name, gate, config)
+    return gate
+
+
+def _attention(  # noqa: PLR0913
+    channels: int, axis: int, like: Tensor, config: GateConfig, chains: Chains, repeat: int
+) -> tuple[ChannelAttention, tuple[object, ...]]:
+    key = (config.attention, channels, repeat, repr(sorted(config.options.items())))
+    if key in chains.owners:
+        return chains.owners[key], key
+    with torch.device(like.device):
+        attention = build_attention(config.attention, channels, axis, **config.options)
+    attention = attention.to(like.device, like.dtype)
+    if attention.chained and config.form == "static":
+        chains.owners[key] = attention
+    return attention, key
+
+
+def start_psi(attention: ChannelAttention, psi: float | Tensor | str | None) -> Tensor:
+    """The starting descriptor, shape ``attention.descriptor_shape``, float64 on the CPU.
+
+    Raises:
+        AttachError: wrong shape, or entries that are not finite.
+    """
+    shape = attention.descriptor_shape
+    if isinstance(psi, Tensor):
+        if tuple(psi.shape) != shape:
+            raise AttachError(
+                f"psi has shape {tuple(psi.shape)}, but attention {attention.name!r} on {attention.channels} channels takes "
+                f"a descriptor of shape {shape}"
+            )
+        start = psi.detach().to("cpu", torch.float64, copy=True)
+    elif psi == "random":
+        start = torch.randn(shape, dtype=torch.float64)
+    else:
+        start = torch.full(shape, float(attention.default_psi if psi is None else psi), dtype=torch.float64)
+    if not bool(start.isfinite().all()):
+        raise AttachError(f"psi holds {int((~start.isfinite()).sum())} entries that are not finite")
+    return start
+
+
+def _finish(name: str, gate: StaticGate, config: GateConfig) -> None:
+    if config.init == "identity":
+        if gate.psi.is_meta:
+            raise AttachError(f"cannot attach to {name!r}: init='identity' needs real weights, the layer is on the meta device")
+        start = gate.keep_start_()
+        smallest = float(start.abs().min())
+        if smallest < MIN_START:
+            raise AttachError(
+                f"cannot attach to {name!r}: init='identity' divides by the starting scale, whose smallest entry is "
+                f"{smallest:.2g} (limit {MIN_START:g}). Choose another psi or attention, or init='paper'"
+            )
+    gate.remember_birth_()
+    if "psi" in config.freeze:
+        gate.psi.requires_grad_(False)
+    if "theta" in config.freeze:
+        nn.Module.requires_grad_(gate.attention, False)

@@ -1,0 +1,32 @@
+"""``detach``: the bare backbone back, gates dropped. The control of every experiment."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from stripefold.asr.gate import DynamicGate
+from stripefold.asr.sites import attached_sites
+from stripefold.surgery.modules import forget_compiled, replace_modules
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """A copy of the model without any gate, static or dynamic; the model given stays as it is."""
+    return detach_(copy.deepcopy(model))
+
+
+def detach_(model: nn.Module) -> nn.Module:
+    """Take every gate off the model in place; a model without gates comes back as it is.
+
+    Returns:
+        The bare backbone: the same object, unless the root itself was a site.
+    """
+    found = attached_sites(model)
+    if found:
+        forget_compiled(model)
+    replacements: dict[nn.Module, nn.Module] = {}
+    for site in found.values():
+        site.gates = nn.ModuleList(gate for gate in site.gates if not isinstance(gate, DynamicGate))
+        replacements[site] = site.without_static_gates_()
+    return replace_modules(model, replacements)

@@ -1,0 +1,108 @@
+"""Gates: the trainable part at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.attention.base import ChannelAttention
+
+
+class StaticGate(nn.Module):
+    """``v = E_theta(psi)``: a per-channel scale that does not depend on the input.
+
+    Args:
+        attention: gives ``excite_static``; its parameters are theta.
+        psi: the learnable descriptor, shape ``attention.descriptor_shape``.
+        previous: the gate before this one, for a chained attention (DIA).
+        options: what the attention was built with, for adapter files.
+    """
+
+    start: Tensor | None
+
+    def __init__(
+        self,
+        attention: ChannelAttention,
+        psi: Tensor,
+        *,
+        previous: StaticGate | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = dict(options or {})
+        self.psi = nn.Parameter(psi)
+        self.attention = attention
+        self.register_buffer("start", None)
+        # In a tuple, so that it is a reference and not a submodule: the chain runs through the model, not down it.
+        self._previous = (previous,) if previous is not None else ()
+        self._born: Tensor | None = None
+
+    def forward(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The scale v, shape (C,), computed in at least float32 with autocast off.
+
+        Args:
+            dtype: compute in this dtype; None takes psi's own, float32 at the least.
+        """
+        parameter = self._parameters["psi"]  # not self.psi, which torch.fx replaces by a proxy
+        assert parameter is not None
+        dtype = dtype or torch.promote_types(parameter.dtype, torch.float32)
+        device = parameter.device.type
+        off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with off:
+            v, _ = self._excite(dtype)
+            return v if self.start is None else v / self.start.to(dtype)
+
+    def _excite(self, dtype: torch.dtype) -> tuple[Tensor, Any]:
+        """The scale before the division by its start, and the chain's state."""
+        parameter = self._parameters["psi"]
+        psi = self.psi if parameter is not None and parameter.dtype == dtype else self.psi.to(dtype)
+        if not self.attention.chained:
+            return self.attention.excite_static(psi), None
+        state = self._previous[0]._excite(dtype)[1] if self._previous else None
+        return self.attention.excite_static(psi, state)  # type: ignore[call-arg, return-value]
+
+    def keep_start_(self) -> Tensor:
+        """Make the present scale the one that counts as 1 (``init="identity"``) and return it, shape (C,)."""
+        with torch.no_grad():
+            start = self.forward()
+        self.start = start
+        return start
+
+    def remember_birth_(self) -> None:
+        """Note the present scale: ``is_at_start`` compares with it. Neither a buffer nor part of any file."""
+        if not self.psi.is_meta:
+            with torch.no_grad():
+                self._born = self.forward().float().cpu()
+
+    def is_at_start(self) -> bool:
+        """Whether the scale, shape (C,), is still what it was when the gate was built, although it may train."""
+        if self._born is None or not any(p.requires_grad for p in self.parameters()):
+            return False
+        with torch.no_grad():
+            return torch.allclose(self.forward().float().cpu(), self._born, rtol=1e-6, atol=0)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> StaticGate:
+        """Moves and casts as every module does, but the identity reference never drops below float32."""
+        start = self.start
+        super()._apply(fn, recurse)
+        if start is not None and self.start is not None and self.start.dtype.itemsize < 4:
+            self.start = start.to(self.start.device)
+        return self
+
+
+class DynamicGate(nn.Module):
+    """The ordinary, input-dependent attention on a site's output (the "+ SE" of the paper's tables)."""
+
+    def __init__(self, attention: ChannelAttention, *, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.options = dict(options or {})
+        self.attention = attention
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """Scale a feature map (N, C, ...) or (N, ..., C) by its own attention."""
+        result: Tensor = self.attention(activation)
+        return result

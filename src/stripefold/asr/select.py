@@ -1,0 +1,209 @@
+"""Which layers become sites: every way of ``where``, and the reason for each layer taken or left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from stripefold.asr.site import Site
+from stripefold.errors import AttachError, TraceError
+from stripefold.fold.refusal import refusal_in
+from stripefold.fold.rule import rule_for
+from stripefold.surgery.example import Example, infer_example
+from stripefold.surgery.modules import tensor_owners
+from stripefold.surgery.trace import Trace, trace
+
+Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A layer that becomes (or already is) a site, with the ``where`` entry and options that chose it."""
+
+    name: str
+    module: nn.Module
+    why: str
+    glob: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A layer that was asked for, or looks affine, and cannot be a site."""
+
+    name: str
+    kind: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The result of a ``where``: sites, refused layers, and pairs (site, normalisation that cancels its scale)."""
+
+    chosen: list[Candidate]
+    refused: list[Refused]
+    cancelled: list[tuple[str, str]]
+
+
+def select(model: nn.Module, where: Where, example: Example | None) -> Selection:
+    """Resolve ``where`` on a model without changing it.
+
+    Args:
+        model: the model, plain or already attached.
+        where: "residual", "norm", "affine", a glob or globs over dotted paths, a predicate, or glob -> options.
+        example: an input for the trace; inferred where the model declares one.
+
+    Raises:
+        AttachError: a ``where`` of the wrong kind, a glob without a match, or an example is needed and missing.
+        TraceError: the model does not run on the example.
+    """
+    layers = _layers(model)
+    chosen, cancelled = _choose(model, layers, where, example)
+    owners = tensor_owners(model)
+    sites: list[Candidate] = []
+    refused: list[Refused] = []
+    for candidate in chosen:
+        reason = _refusal(model, candidate, owners)
+        if reason is None:
+            sites.append(candidate)
+        else:
+            refused.append(Refused(name=candidate.name, kind=type(candidate.module).__name__, why=reason))
+    names = {candidate.name for candidate in sites}
+    return Selection(sites, refused, [pair for pair in cancelled if pair[0] in names])
+
+
+def _refusal(model: nn.Module, candidate: Candidate, owners: Mapping[int, list[str]]) -> str | None:
+    """An existing site was judged when it was made."""
+    return None if isinstance(candidate.module, Site) else refusal_in(model, candidate.name, candidate.module, owners)
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """First dotted path -> module, for every module that is not inside a site."""
+    layers: dict[str, nn.Module] = {}
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in inside):
+            continue
+        layers[name] = module
+        if isinstance(module, Site):
+            inside.append(f"{name}." if name else "")
+            if not name:
+                break
+    return layers
+
+
+def _choose(
+    model: nn.Module, layers: dict[str, nn.Module], where: Where, example: Example | None
+) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    if where == "residual":
+        return _residual(model, layers, example), []
+    if where == "norm":
+        return _by_predicate(layers, lambda _, m: _has_rule(m) and _is_norm(m), "normalisation with a rule"), []
+    if where == "affine":
+        chosen = _by_predicate(layers, lambda _, m: _has_rule(m), "layer with a rule")
+    elif callable(where):
+        chosen = _by_predicate(layers, where, "where(name, module) is true")
+    elif isinstance(where, Mapping):
+        chosen = _by_mapping(layers, where)
+    else:
+        chosen = _by_globs(layers, _globs(where))
+    return chosen, _cancelled(model, chosen, example)
+
+
+def _residual(model: nn.Module, layers: dict[str, nn.Module], example: Example | None) -> list[Candidate]:
+    graph = trace_for(model, example)
+    return [
+        Candidate(name=tail.name, module=layers[tail.name], why=tail.why)
+        for tail in graph.residual_tails()
+        if tail.name in layers
+    ]
+
+
+def trace_for(model: nn.Module, example: Example | None) -> Trace:
+    """The trace of a model on a given or inferred example.
+
+    Raises:
+        AttachError: no example is given and the model declares none.
+    """
+    example = infer_example(model) if example is None else example
+    if example is None:
+        raise AttachError(
+            f"{type(model).__name__} does not say what its input looks like: give example= (a tensor, a tuple of arguments "
+            "or a dict of keyword arguments), or choose a where that needs none: 'norm', 'affine', a glob"
+        )
+    return trace(model, example, is_layer=_has_rule)
+
+
+def _cancelled(model: nn.Module, chosen: list[Candidate], example: Example | None) -> list[tuple[str, str]]:
+    """Sites whose scale a BatchNorm right behind undoes; found only where an example is at hand."""
+    example = infer_example(model) if example is None else example
+    if example is None or all(_is_norm(candidate.module) for candidate in chosen):
+        return []
+    try:
+        graph = trace(model, example, is_layer=_has_rule)
+    except TraceError:  # the user did not ask for a trace here: without one there is only no warning
+        return []
+    scaled = [candidate.name for candidate in chosen if _has_rule(candidate.module)]
+    pairs = [(name, graph.cancelled_by(name)) for name in scaled]
+    return [(name, norm) for name, norm in pairs if norm is not None]
+
+
+def _has_rule(module: nn.Module) -> bool:
+    return rule_for(module) is not None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    rule = rule_for(module)
+    return rule is not None and rule.norm
+
+
+def _by_predicate(layers: dict[str, nn.Module], where: Callable[[str, nn.Module], bool], why: str) -> list[Candidate]:
+    return [Candidate(name=name, module=module, why=why) for name, module in layers.items() if where(name, module)]
+
+
+def _by_globs(layers: dict[str, nn.Module], globs: Sequence[str]) -> list[Candidate]:
+    chosen: dict[str, Candidate] = {}
+    for glob in globs:
+        for name in _matches(layers, glob):
+            chosen.setdefault(name, Candidate(name=name, module=layers[name], why=f"matches {glob!r}"))
+    return [chosen[name] for name in layers if name in chosen]
+
+
+def _by_mapping(layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, Any]]) -> list[Candidate]:
+    """Later globs win, as in most configuration files."""
+    chosen: dict[str, Candidate] = {}
+    for glob, options in where.items():
+        if not isinstance(options, Mapping):
+            raise AttachError(f"where[{glob!r}] = {options!r}: expected a mapping of options such as {{'attention': 'se'}}")
+        for name in _matches(layers, glob):
+            why = f"matches {glob!r}"
+            chosen[name] = Candidate(name=name, module=layers[name], why=why, glob=glob, options=options)
+    return [chosen[name] for name in layers if name in chosen]
+
+
+def _matches(layers: dict[str, nn.Module], glob: str) -> list[str]:
+    names = [name for name in layers if fnmatchcase(name, glob)]
+    if not names:
+        close = get_close_matches(glob, list(layers), n=3, cutoff=0.4)
+        hint = f" Close: {', '.join(close)}." if close else ""
+        raise AttachError(
+            f"where={glob!r} matches no module.{hint} It is 'residual', 'norm', 'affine' or a glob over dotted paths such as "
+            "'layer4.*.bn3'"
+        )
+    return names
+
+
+def _globs(where: object) -> list[str]:
+    if isinstance(where, str):
+        return [where]
+    if isinstance(where, Sequence) and where and all(isinstance(item, str) for item in where):
+        return list(where)
+    raise AttachError(
+        f"where={where!r}: expected 'residual', 'norm', 'affine', a glob, a list of globs, a predicate (name, module) -> bool, "
+        "or a mapping glob -> options"
+    )

@@ -1,0 +1,204 @@
+"""The wrapper around one affine layer: the layer, its gates, and the effective tensors others may read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from stripefold.algebra.scale import scale_activation
+from stripefold.asr.gate import DynamicGate, StaticGate
+from stripefold.errors import FoldError
+from stripefold.fold import rules as _registered  # noqa: F401 - unpickling a site looks its rule up
+from stripefold.fold.rule import Rule
+from stripefold.fold.substitute import forward_with
+from stripefold.surgery.computed import computed
+from stripefold.surgery.foldable import Foldable, FoldNote
+from stripefold.surgery.modules import move_call_hooks
+
+_OWN = frozenset({"base", "gates", "rule", "training", "channels"})
+
+
+class Site(Foldable):
+    """``y = v (.) B(x)`` with B the user's layer and v the product of the static gates.
+
+    ``weight``, ``bias`` and whatever else the rule scales read as the *effective* tensors, because callers such as
+    ``nn.MultiheadAttention`` use them without calling the layer. Every other attribute is the layer's own, for reading
+    and for writing.
+
+    Args:
+        base: the layer; its hooks move to the site and back again at fold.
+        rule: how it is scaled. Kept for good: the layer's class may change under it (SyncBatchNorm, FSDP2), its
+            tensors do not.
+    """
+
+    def __init__(self, base: nn.Module, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.channels = rule.channels(base)
+        self.base = base
+        self.gates = nn.ModuleList()
+        self.train(base.training)
+
+    def take_hooks_(self) -> None:
+        """Move the layer's hooks here: from now on the site is what is called."""
+        move_call_hooks(self.base, self)
+
+    @property
+    def static_gates(self) -> list[StaticGate]:
+        """The gates that fold."""
+        return [gate for gate in self._modules["gates"] if isinstance(gate, StaticGate)]  # type: ignore[union-attr]
+
+    @property
+    def dynamic_gates(self) -> list[DynamicGate]:
+        """The gates that depend on the input and stay."""
+        return [gate for gate in self._modules["gates"] if isinstance(gate, DynamicGate)]  # type: ignore[union-attr]
+
+    def scale(self, dtype: torch.dtype | None = None) -> Tensor | None:
+        """The product of the static gates, shape (C,), or None without any (paper: delta repeats)."""
+        v: Tensor | None = None
+        for gate in self.static_gates:
+            v = gate(dtype) if v is None else v * gate(dtype)
+        return v
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The scaled layer; shapes are the layer's own."""
+        base = self._modules["base"]
+        assert base is not None
+        v = self.scale()
+        if v is None:
+            output = base(*args, **kwargs)
+        elif self._on_activation(base, args):
+            output = scale_activation(base(*args, **kwargs), v, self.rule.axis)
+        else:
+            output = forward_with(base, self.rule.scaled(base, v), args, kwargs)
+        for gate in self.dynamic_gates:
+            output = gate(output)
+        return output
+
+    def _on_activation(self, base: nn.Module, args: tuple[Any, ...]) -> bool:
+        """Whether the output is the cheaper side to scale.
+
+        Never for normalisations. For a convolution or linear layer when the weight has more elements than the output; not
+        decided while compiling or exporting, where the batch size is symbolic. Under ``torch.fx`` the layer must stay a
+        leaf call, so there the output is scaled.
+        """
+        if not args or not self.rule.commutes:
+            return False
+        if isinstance(args[0], fx.Proxy):
+            return True
+        if self.rule.norm or torch.compiler.is_compiling() or not isinstance(args[0], Tensor):
+            return False
+        weight = base._parameters.get("weight")
+        return weight is not None and weight.numel() > _output_elements(base, args[0], self.channels)
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules or name == "base" or "base" not in modules:
+            return super().__getattr__(name)
+        base = modules["base"]
+        scaled = self.rule.output.get(name)
+        tensor = getattr(base, name)
+        v = self.scale() if scaled is not None and tensor is not None else None
+        return tensor if v is None or scaled is None else computed(scaled(base, tensor, v).to(tensor.dtype))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("_modules", {}).get("base")
+        if base is None or name in _OWN or name.startswith("_") or not hasattr(base, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(base, name, value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accept the backbone's own keys: ``x.weight`` loads into ``x.base.weight`` and leaves the gates as they are."""
+        own = [key for key in state_dict if key.startswith(prefix)]
+        plain = [key for key in own if not key[len(prefix) :].startswith(("base.", "gates."))]
+        if plain:
+            for key in plain:
+                state_dict[f"{prefix}base.{key[len(prefix) :]}"] = state_dict.pop(key)
+            for key, tensor in self.gates.state_dict(prefix=f"{prefix}gates.").items():
+                state_dict.setdefault(key, tensor)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}"
+
+    def check_fold(self, name: str) -> list[FoldNote]:
+        """See ``Foldable``; forms the scaled tensors once and drops them."""
+        base = self._modules["base"]
+        assert base is not None
+        stays = "depends on the input and stays"
+        notes = [
+            FoldNote(name=name, kind=f"dynamic {gate.attention.name}", folded=False, why=stays)
+            for gate in self.dynamic_gates
+        ]
+        if self.static_gates:
+            with torch.no_grad():
+                self._check_products(name, base, self._checked_scale(name))
+            kinds = " x ".join(gate.attention.name for gate in self.static_gates)
+            notes.insert(0, FoldNote(name=name, kind=kinds, folded=True, why=f"into {type(base).__name__}"))
+        return notes
+
+    def _check_products(self, name: str, base: nn.Module, v: Tensor) -> None:
+        for key, tensor in self._folded_tensors(base, v):
+            if bool(getattr(base, key).isfinite().all()) and not bool(tensor.isfinite().all()):
+                raise FoldError(
+                    f"cannot fold the gate on {name!r}: {key} overflows {tensor.dtype} (largest scale {v.abs().max():.3g}). "
+                    "Fold in a wider dtype: model.float()"
+                )
+
+    def _checked_scale(self, name: str) -> Tensor:
+        v = self.scale(torch.float64)
+        assert v is not None
+        if not bool(v.isfinite().all()):
+            bad = (~v.isfinite()).nonzero().flatten().tolist()
+            raise FoldError(
+                f"cannot fold the gate on {name!r}: its scale is not finite in {len(bad)} of {self.channels} channels "
+                f"(first: {bad[0]}). Training diverged or psi was overwritten; go back to a good checkpoint"
+            )
+        return v
+
+    def _folded_tensors(self, base: nn.Module, v: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Attribute name, product formed in float64 and rounded once; one tensor at a time in memory."""
+        for name, function in self.rule.output.items():
+            tensor = getattr(base, name, None)
+            if tensor is not None:
+                yield name, function(base, tensor.double(), v).to(tensor.dtype)
+
+    def is_at_start(self) -> bool:
+        """See ``Foldable``: True if no static gate has moved."""
+        return bool(self.static_gates) and all(gate.is_at_start() for gate in self.static_gates)
+
+    def folded_(self) -> nn.Module:
+        """Fold the static gates into the layer; the layer is returned, or the site if dynamic attention stays on it."""
+        base = self._modules["base"]
+        assert base is not None
+        v = self.scale(torch.float64)
+        if v is not None:
+            with torch.no_grad():
+                for name, tensor in self._folded_tensors(base, v):
+                    getattr(base, name).copy_(tensor)
+        return self.without_static_gates_()
+
+    def without_static_gates_(self) -> nn.Module:
+        """Drop the static gates as they are: what folding ends with, and what ``detach`` is."""
+        if self.dynamic_gates:
+            self.gates = nn.ModuleList(self.dynamic_gates)
+            return self
+        base = self._modules["base"]
+        assert base is not None
+        move_call_hooks(self, base)
+        return base
+
+
+def _output_elements(base: nn.Module, x: Tensor, channels: int) -> int:
+    """Elements of the output: exact for linear layers, for convolutions from the stride (padding is left out)."""
+    elements = x.numel() * channels
+    stride = getattr(base, "stride", None)
+    if not isinstance(stride, tuple):
+        return elements // max(1, x.shape[-1])
+    for step in stride:
+        elements = elements * step if getattr(base, "transposed", False) else elements // step
+    return elements // max(1, int(getattr(base, "in_channels", 1)))

@@ -1,0 +1,125 @@
+"""``sites``: the dry run of ``attach`` as a table; ``scales``: what the gates give now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.asr.select import Candidate, Where, select
+from stripefold.asr.site import Site
+from stripefold.fold.rule import rule_for
+from stripefold.surgery.example import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRow:
+    """One line of the table: a site, or a layer that was refused (``channels`` is then 0)."""
+
+    name: str
+    layer: str
+    channels: int
+    gates: str
+    why: str
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class SiteTable(Sequence[SiteRow]):
+    """The sites a ``where`` selects; prints as a table. Iterating gives the sites, ``refused`` the rest."""
+
+    chosen: tuple[SiteRow, ...]
+    refused: tuple[SiteRow, ...]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> SiteRow:  # type: ignore[override]
+        return self.chosen[index]
+
+    def __iter__(self) -> Iterator[SiteRow]:
+        return iter(self.chosen)
+
+    @property
+    def names(self) -> list[str]:
+        """The sites' dotted paths, in call order for "residual", else in registration order."""
+        return [row.name for row in self.chosen]
+
+    def __str__(self) -> str:
+        rows = [("site", "layer", "channels", "gates", "why")]
+        rows += [(row.name or "(root)", row.layer, str(row.channels), row.gates or "-", row.why) for row in self.chosen]
+        lines = [f"{len(self.chosen)} sites", *_aligned(rows)]
+        if self.refused:
+            rows = [("refused", "layer", "why")] + [(row.name or "(root)", row.layer, row.why) for row in self.refused]
+            lines += ["", f"{len(self.refused)} layers refused", *_aligned(rows)]
+        return "\n".join([*lines, *self.notes])
+
+
+def sites(model: nn.Module, where: Where = "residual", *, example: Example | None = None) -> SiteTable:
+    """What ``attach`` would choose, and on an attached model also which gates are there; nothing is changed.
+
+    Args:
+        model: plain or attached.
+        where: as for ``attach``.
+        example: as for ``attach``.
+
+    Raises:
+        AttachError: a bad ``where``.
+        TraceError: the model does not run on the example.
+    """
+    selection = select(model, where, example)
+    chosen = tuple(_row(candidate) for candidate in selection.chosen)
+    refused = tuple(
+        SiteRow(name=r.name, layer=r.kind, channels=0, gates="", why=r.why, refused=True) for r in selection.refused
+    )
+    notes = tuple(f"no effect: {norm!r} right behind {name!r} cancels its scale" for name, norm in selection.cancelled)
+    return SiteTable(chosen, refused, notes)
+
+
+def _row(candidate: Candidate) -> SiteRow:
+    module = candidate.module
+    rule = rule_for(module)
+    layer = module.base if isinstance(module, Site) else module
+    return SiteRow(
+        name=candidate.name,
+        layer=type(layer).__name__,
+        channels=rule.channels(layer) if rule is not None else 0,
+        gates=_gates(module) if isinstance(module, Site) else "",
+        why=candidate.why,
+    )
+
+
+def _gates(site: Site) -> str:
+    parts = []
+    for gate in site.static_gates:
+        dead = gate.attention.dead_units(gate.psi.detach())
+        parts.append(gate.attention.name + (f" ({dead} dead units)" if dead else ""))
+    return " + ".join([*parts, *(f"dynamic {gate.attention.name}" for gate in site.dynamic_gates)])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]) - 1)]
+    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+
+
+def attached_sites(model: nn.Module) -> dict[str, Site]:
+    """Dotted path -> site, each site once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Site)}
+
+
+def scales(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The present scale v of every site with static gates.
+
+    Args:
+        model: an attached model.
+        dtype: compute in this dtype; None is the parameters' own, float32 at the least.
+
+    Returns:
+        Dotted path -> v, shape (C,), detached.
+    """
+    with torch.no_grad():
+        found = {name: site.scale(dtype) for name, site in attached_sites(model).items()}
+    return {name: v.detach() for name, v in found.items() if v is not None}

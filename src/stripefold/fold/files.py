@@ -1,0 +1,198 @@
+"""Weights on disk: safetensors that say what they are, and loading that explains a mismatch in those words."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stripefold.atomic import atomic_path
+from stripefold.errors import CheckpointError
+from stripefold.surgery.foldable import Foldable
+
+Kind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
+FORMAT = "stripefold"
+_MEANING = {
+    "plain": "the weights of a plain model",
+    "attached": "a training file: a model with its gates",
+    "folded": "a deployed file: a plain backbone with folded gates",
+    "fused": "a deployed file: folded, and its BatchNorms merged into the layers in front of them",
+    "baked": "a deployed file: dynamic attention replaced by constants",
+    "adapter": "only what attaching added, without the backbone",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """What a weights file says about itself.
+
+    Attributes:
+        kind: see ``Kind``; "plain" for files of other origin.
+        versions: of stripefold and torch that wrote it.
+        extra: whatever else was stored (configuration, fingerprint).
+    """
+
+    kind: Kind
+    versions: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save_model(
+    model: nn.Module, path: str | os.PathLike[str], *, kind: Kind | None = None, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a model's state dict, atomically, with metadata that says what it is.
+
+    Tied tensors are written at every key and non-contiguous ones (channels_last) in plain layout, so that the file loads
+    strictly into the stock class without stripefold.
+
+    Args:
+        model: attached, folded or plain.
+        path: the safetensors file; its folder must exist.
+        kind: None finds out: "attached" with gates, else "plain". Say "folded" or "fused" for a deployed model.
+        extra: anything JSON can hold.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    found = kind or ("attached" if any(isinstance(m, Foldable) for m in model.modules()) else "plain")
+    return save_tensors(model.state_dict(), path, kind=found, extra=extra)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], *, kind: Kind, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Write named tensors as ``save_model`` does.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    from stripefold import __version__
+
+    about = {"kind": kind, "versions": {"stripefold": __version__, "torch": torch.__version__}, "extra": dict(extra or {})}
+    try:
+        with atomic_path(path) as temporary:
+            save_file(_storable(tensors), temporary, metadata={"format": "pt", FORMAT: json.dumps(about)})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {os.fspath(path)}: {error}. What was there before is untouched") from error
+    return Path(path)
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, none sharing memory with another."""
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().contiguous()
+        if plain.untyped_storage().data_ptr() in seen or plain.untyped_storage().nbytes() != plain.nbytes:
+            plain = plain.clone(memory_format=torch.contiguous_format)
+        seen.add(plain.untyped_storage().data_ptr())
+        stored[name] = plain
+    return stored
+
+
+def file_info(path: str | os.PathLike[str]) -> FileInfo:
+    """What a weights file says about itself, without reading its tensors.
+
+    Raises:
+        CheckpointError: not a readable safetensors file.
+    """
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(FORMAT)
+    if text is None:
+        return FileInfo(kind="plain")
+    try:
+        about = json.loads(text)
+        return FileInfo(kind=about["kind"], versions=dict(about["versions"]), extra=dict(about["extra"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{os.fspath(path)}: its stripefold metadata is damaged ({error})") from error
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: not a readable safetensors file.
+    """
+    with _opened(path) as file:
+        try:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except SafetensorError as error:
+            raise CheckpointError(f"{os.fspath(path)} is damaged: {error}") from error
+
+
+def load_model_(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> FileInfo:
+    """Load a weights file into a model, in place; a mismatch changes nothing and is explained by what the file is.
+
+    A plain backbone's file also loads into an attached model: its gates stay as they are.
+
+    Args:
+        model: attached or plain.
+        path: a safetensors file.
+        strict: demand that every key matches.
+
+    Returns:
+        What the file says about itself.
+
+    Raises:
+        CheckpointError: damaged file, or a file of another kind than the model.
+    """
+    about, tensors = file_info(path), load_tensors(path)
+    attached = any(isinstance(module, Foldable) for module in model.modules())
+    if strict:
+        _check_kind(os.fspath(path), about, attached)
+        _check_keys(os.fspath(path), about, model, tensors, attached)
+    try:
+        model.load_state_dict(tensors, strict=strict)
+    except RuntimeError as error:
+        raise CheckpointError(f"{os.fspath(path)} ({_MEANING[about.kind]}) does not fit the model: {error}") from error
+    return about
+
+
+def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
+    if about.kind == "adapter":
+        raise CheckpointError(f"{path} is {_MEANING['adapter']}: use load_adapter(backbone, path)")
+    if about.kind == "attached" and not attached:
+        raise CheckpointError(
+            f"{path} is {_MEANING['attached']}, but the model has none: attach with the same options first, or give the "
+            "deployed (folded) file"
+        )
+    if about.kind in ("folded", "fused", "baked") and attached:
+        raise CheckpointError(
+            f"{path} is {_MEANING[about.kind]}, but the model still has gates: loading it here would scale twice. Load it into "
+            "the plain backbone, or give the training file"
+        )
+
+
+def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[str, Tensor], attached: bool) -> None:
+    """Keys and shapes, before anything is copied. An attached model's own hooks translate a backbone's keys."""
+    if attached and about.kind == "plain":
+        return
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    if not (missing or unexpected or wrong):
+        return
+    parts = [f"missing {missing[:3]}"] if missing else []
+    parts += [f"unexpected {unexpected[:3]}"] if unexpected else []
+    parts += [f"of another shape {wrong[:3]}"] if wrong else []
+    advice = " A fused file is loaded into fold(create(), fuse=True)." if about.kind == "fused" else ""
+    raise CheckpointError(f"{path} ({_MEANING[about.kind]}) does not fit the model: {'; '.join(parts)}.{advice}")
+
+
+def _opened(path: str | os.PathLike[str]) -> Any:
+    try:
+        return safe_open(os.fspath(path), framework="pt", device="cpu")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{os.fspath(path)} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{os.fspath(path)} is not a readable safetensors file ({error}): truncated, or of another kind"
+        ) from error

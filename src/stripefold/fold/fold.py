@@ -1,0 +1,177 @@
+"""``fold``: merge what stripefold attached into the plain layers. One way, on a copy, idempotent."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Literal, overload
+
+from torch import nn
+
+from stripefold.errors import FoldError
+from stripefold.fold.fuse import fuse_
+from stripefold.fold.report import FoldReport
+from stripefold.fold.verify import verify
+from stripefold.surgery.example import Example, infer_example
+from stripefold.surgery.foldable import Foldable, FoldNote
+from stripefold.surgery.modules import forget_compiled, replace_modules, unwrap_name
+
+Check = Literal["auto"] | bool
+
+
+@overload
+def fold(
+    model: nn.Module,
+    *,
+    fuse: bool = ...,
+    example: Example | None = ...,
+    check: Check = ...,
+    report: Literal[False] = ...,
+) -> nn.Module: ...
+@overload
+def fold(
+    model: nn.Module, *, fuse: bool = ..., example: Example | None = ..., check: Check = ..., report: Literal[True]
+) -> tuple[nn.Module, FoldReport]: ...
+def fold(
+    model: nn.Module,
+    *,
+    fuse: bool = False,
+    example: Example | None = None,
+    check: Check = "auto",
+    report: bool = False,
+) -> nn.Module | tuple[nn.Module, FoldReport]:
+    """Fold a copy of the model; the training model stays as it is and shares no storage with the result.
+
+    Without ``fuse`` the result has the backbone's own class, module tree, keys, shapes, dtypes, flags and hooks, and
+    can be used where stripefold is not installed.
+
+    Args:
+        model: an attached model (folding a plain one gives a plain copy). DDP and ``torch.compile`` wrappers come off.
+        fuse: also merge every BatchNorm that the trace shows directly behind a convolution or linear layer. Keys change:
+            such a file is loaded into ``fold(create(), fuse=True)``.
+        example: input for the check (and for the trace behind ``fuse``): tensor, tuple or dict; inferred where the model
+            declares its input.
+        check: compare the folded model with the training model. "auto" checks when there is an example and warns when
+            there is none, True demands one, False skips.
+        report: also return a ``FoldReport``.
+
+    Raises:
+        FoldError: a gate is not finite, a product overflows, a sharded model, ``check=True`` or ``fuse`` without example.
+        VerifyError: the check found a difference.
+
+    Source: ASR, Huang et al. 2024, section 3 (inference).
+    """
+    model = _unwrapped(model)
+    example = _example(model, example, check, fuse)
+    plain, made = _fold_in_place(_copied(model), fuse, example)
+    made = _with_check(made, model, plain, example, check)
+    return (plain, made) if report else plain
+
+
+@overload
+def fold_(
+    model: nn.Module,
+    *,
+    fuse: bool = ...,
+    example: Example | None = ...,
+    check: Check = ...,
+    report: Literal[False] = ...,
+) -> nn.Module: ...
+@overload
+def fold_(
+    model: nn.Module, *, fuse: bool = ..., example: Example | None = ..., check: Check = ..., report: Literal[True]
+) -> tuple[nn.Module, FoldReport]: ...
+def fold_(
+    model: nn.Module,
+    *,
+    fuse: bool = False,
+    example: Example | None = None,
+    check: Check = "auto",
+    report: bool = False,
+) -> nn.Module | tuple[nn.Module, FoldReport]:
+    """Fold in place, for models too large to copy.
+
+    Everything is validated first, so that a refusal leaves the model as it was. With a check, a copy is folded and
+    compared before the model itself is touched; ``check=False`` needs no copy and at most one layer of extra memory.
+
+    Takes the arguments of ``fold`` and raises the same errors.
+    """
+    model = _unwrapped(model)
+    example = _example(model, example, check, fuse)
+    verification = ""
+    if check is not False and example is not None:
+        trial, made = _fold_in_place(_copied(model), fuse, example)
+        verification = _with_check(made, model, trial, example, check).verification
+        del trial
+    plain, made = _fold_in_place(model, fuse, example)
+    made = FoldReport(made.notes, made.unmoved, made.fused, verification or _no_check(check))
+    return (plain, made) if report else plain
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise FoldError(f"fold needs an nn.Module, got {type(model).__name__}")
+    wrapper = unwrap_name(model)
+    if wrapper == "OptimizedModule":
+        return _unwrapped(model._orig_mod)  # type: ignore[arg-type]
+    if wrapper in ("DistributedDataParallel", "DataParallel"):
+        return _unwrapped(model.module)  # type: ignore[arg-type]
+    if wrapper is not None or any("DTensor" in type(p).__name__ for p in model.parameters()):
+        raise FoldError(
+            f"cannot fold a sharded model ({wrapper or 'FSDP2'}): gather it first. Take the full state dict (torch.distributed."
+            "checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True, cpu_offload=True)), load it "
+            "into an attached model that is not sharded, and fold that"
+        )
+    return model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise FoldError(
+            f"{type(model).__name__} cannot be copied ({error}): use fold_(model, check=False), which works in place"
+        ) from error
+
+
+def _example(model: nn.Module, example: Example | None, check: Check, fuse: bool) -> Example | None:
+    if check not in ("auto", True, False):
+        raise FoldError(f"check={check!r}: expected 'auto', True or False")
+    if example is None and (fuse or check is not False):
+        example = infer_example(model)
+    if example is None and (fuse or check is True):
+        needs = "fuse=True" if fuse else "check=True"
+        raise FoldError(
+            f"{needs} needs an example input and {type(model).__name__} does not declare one: give example= (tensor, tuple or "
+            "dict of keyword arguments)"
+        )
+    return example
+
+
+def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tuple[nn.Module, FoldReport]:
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Foldable)}
+    notes = [note for name, module in found.items() for note in module.check_fold(name)]
+    unmoved = tuple(name for name, module in found.items() if module.is_at_start())
+    if found:
+        forget_compiled(model)
+    plain = replace_modules(model, {module: module.folded_() for module in found.values()})
+    fuse_notes: list[FoldNote] = fuse_(plain, example) if fuse else []
+    return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse)
+
+
+def _with_check(
+    made: FoldReport, model: nn.Module, plain: nn.Module, example: Example | None, check: Check
+) -> FoldReport:
+    if check is False or example is None:
+        return FoldReport(made.notes, made.unmoved, made.fused, _no_check(check))
+    return FoldReport(made.notes, made.unmoved, made.fused, str(verify(model, plain, example)))
+
+
+def _no_check(check: Check) -> str:
+    if check == "auto":
+        warnings.warn(
+            "folded without a check: the model does not declare its input. Give example=, or check=False to say that this is "
+            "meant",
+            stacklevel=4,
+        )
+    return "not checked"

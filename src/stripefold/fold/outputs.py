@@ -1,0 +1,79 @@
+"""Compare what two models return, whatever its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stripefold.errors import VerifyError
+
+
+def tensors_of(output: Any, path: str = "output") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a nested output (tuples, lists, mappings, data classes), with its path."""
+    if isinstance(output, Tensor):
+        yield path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from tensors_of(value, f"{path}[{key!r}]")
+    elif isinstance(output, (list, tuple)):
+        for index, value in enumerate(output):
+            yield from tensors_of(value, f"{path}[{index}]")
+    elif hasattr(output, "__dataclass_fields__") or hasattr(output, "__dict__"):
+        for key, value in vars(output).items():
+            yield from tensors_of(value, f"{path}.{key}")
+
+
+def compared(output: Any) -> dict[str, Tensor]:
+    """Path -> detached tensor of everything a model returned.
+
+    Raises:
+        VerifyError: nothing in the output is a tensor.
+    """
+    found = {path: tensor.detach() for path, tensor in tensors_of(output)}
+    if not found:
+        raise VerifyError(f"the model returned no tensor (a {type(output).__name__}): nothing can be compared")
+    return found
+
+
+def relative_error(other: Tensor, reference: Tensor) -> float:
+    """Largest absolute difference over the largest absolute value of the reference; NaN counts as infinite.
+
+    Infinities at the same place and of the same sign (masks) agree.
+    """
+    a, b = other.double(), reference.double()
+    if a.shape != b.shape:
+        return float("inf")
+    if a.numel() == 0:
+        return 0.0
+    same = a == b
+    difference = torch.where(same, torch.zeros_like(a), (a - b).abs())
+    finite = b[b.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 1.0
+    worst = float(difference.max())
+    return float("inf") if worst != worst else worst / size if size else worst
+
+
+def worst_error(other: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[str, float]:
+    """The output with the largest relative error, and that error.
+
+    Raises:
+        VerifyError: the two outputs are not made alike.
+    """
+    if list(other) != list(reference):
+        raise VerifyError(
+            f"the two models return different structures: {', '.join(list(reference)[:4])} and {', '.join(list(other)[:4])}"
+        )
+    errors = {path: relative_error(other[path], reference[path]) for path in reference}
+    worst = max(errors, key=lambda path: errors[path])
+    return worst, errors[worst]
+
+
+def predictions(outputs: Mapping[str, Tensor]) -> Tensor | None:
+    """The arg-max classes of the first output that looks like scores: (N, K), (N, K, H, W) or (N, L, K)."""
+    for tensor in outputs.values():
+        if tensor.is_floating_point() and tensor.dim() in (2, 3, 4) and tensor.numel():
+            return tensor.argmax(dim=1 if tensor.dim() == 4 else -1)
+    return None

@@ -1,0 +1,44 @@
+"""The fold report: what was folded, what was left, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stripefold.surgery.foldable import FoldNote
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What one ``fold`` did.
+
+    Attributes:
+        notes: one row per gate site or block of ours, and with ``fuse=True`` per merged or kept BatchNorm.
+        unmoved: sites whose gate never moved from its start: was the optimiser built before attaching?
+        fused: whether ``fuse=True`` changed keys: the file is then loaded into ``fold(create(), fuse=True)``.
+        verification: the equivalence report as text, or why no check was made.
+    """
+
+    notes: tuple[FoldNote, ...]
+    unmoved: tuple[str, ...] = ()
+    fused: bool = False
+    verification: str = ""
+
+    @property
+    def folded(self) -> tuple[FoldNote, ...]:
+        """Rows of what is now part of a plain layer."""
+        return tuple(note for note in self.notes if note.folded)
+
+    @property
+    def left(self) -> tuple[FoldNote, ...]:
+        """Rows of what stays as it is, with the reason."""
+        return tuple(note for note in self.notes if not note.folded)
+
+    def __str__(self) -> str:
+        lines = [f"folded {len(self.folded)}, left {len(self.left)}"]
+        lines += [f"  {'+' if n.folded else '-'} {n.name or '(root)'}  {n.kind}  {n.why}" for n in self.notes]
+        if self.unmoved:
+            listed = ", ".join(self.unmoved[:5]) + (" ..." if len(self.unmoved) > 5 else "")
+            lines.append(
+                f"gates that never moved from their start: {listed}. Was the optimiser built before attaching?"
+            )
+        return "\n".join([*lines, *([self.verification] if self.verification else [])])

@@ -1,0 +1,226 @@
+"""``verify``: do two models compute the same? Judged against the first model's own rounding noise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.errors import VerifyError
+from stripefold.fold.outputs import compared, predictions, relative_error, worst_error
+from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.float64 import KeepFloat64
+from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.undisturbed import undisturbed
+
+FLOAT64_TOLERANCE = 1e-10
+NOISE_FACTOR = 4.0
+"""How much more rounding error than the reference the other model may show."""
+FLOORS = {torch.float32: 1e-6, torch.float16: 8 * 2**-10, torch.bfloat16: 8 * 2**-7}
+"""Smallest tolerance per dtype: about eight roundings, for outputs that happen to be hit by hardly any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquivalenceReport:
+    """What ``verify`` measured; errors are the largest difference over the largest value of the truth.
+
+    Attributes:
+        passed: ``error <= tolerance``.
+        dtype: the dtype both models ran in.
+        error: of the other model, against the truth (float64; for float64 models, the reference itself).
+        reference_error: of the reference model, against the same truth: its own rounding noise.
+        tolerance: 1e-10 in float64, else 4 times ``reference_error`` with the dtype's floor.
+        worst_output: path of the output with the largest error.
+        worst_layer: the module, common to both, whose outputs differ most, and by how much.
+        layers: every common module that was compared: (path, error), in call order.
+        agreement: fraction of equal arg-max predictions, or None where the output does not look like scores.
+    """
+
+    passed: bool
+    dtype: str
+    error: float
+    reference_error: float
+    tolerance: float
+    worst_output: str
+    worst_layer: tuple[str, float] | None
+    layers: tuple[tuple[str, float], ...]
+    agreement: float | None
+
+    def __str__(self) -> str:
+        verdict = "equivalent" if self.passed else "NOT equivalent"
+        text = f"{verdict} in {self.dtype}: relative error {self.error:.2e}, allowed {self.tolerance:.2e}"
+        if self.dtype != "float64":
+            text += f" (the reference's own rounding {self.reference_error:.2e})"
+        if self.worst_layer is not None:
+            text += f"; worst layer {self.worst_layer[0]} {self.worst_layer[1]:.2e}"
+        if self.agreement is not None:
+            text += f"; predictions agree {100 * self.agreement:.2f} %"
+        return text
+
+
+def verify(
+    model: nn.Module,
+    other: nn.Module,
+    inputs: Example,
+    *,
+    tolerance: float | None = None,
+    raise_on_mismatch: bool = True,
+) -> EquivalenceReport:
+    """Compare two models in eval mode on the same inputs.
+
+    Args:
+        model: the reference, such as the training model.
+        other: what should compute the same, such as the folded model; same dtype and device.
+        inputs: tensor, tuple of arguments or mapping of keyword arguments.
+        tolerance: relative error allowed; None follows the numeric policy (see ``EquivalenceReport.tolerance``).
+        raise_on_mismatch: raise, or only report.
+
+    Raises:
+        VerifyError: the models differ, return different structures or values that are not finite, or differ in dtype.
+
+    Below float64 the truth is a float64 copy of ``model`` (with its own, rounded weights): an error is only an error if it
+    is larger than what rounding does to the reference itself.
+    """
+    dtype = _common_dtype(model, other)
+    with undisturbed(model), undisturbed(other):
+        expected, found, layers = _run_both(model, other, inputs, dtype)
+    if dtype == torch.float64:
+        truth, noise = expected, 0.0
+    else:
+        truth = _truth(model, inputs)
+        noise = worst_error(expected, truth)[1]
+    _check_finite(truth)
+    where, error = worst_error(found, truth)
+    allowed = tolerance if tolerance is not None else _tolerance(dtype, noise)
+    report = EquivalenceReport(
+        passed=error <= allowed,
+        dtype=str(dtype).removeprefix("torch."),
+        error=error,
+        reference_error=noise,
+        tolerance=allowed,
+        worst_output=where,
+        worst_layer=max(layers.items(), key=lambda item: item[1]) if layers else None,
+        layers=tuple(layers.items()),
+        agreement=_agreement(expected, found),
+    )
+    if raise_on_mismatch and not report.passed:
+        raise VerifyError(f"{report}. Worst at {where}. First layer that differs: {_first_difference(report)}")
+    return report
+
+
+def _tolerance(dtype: torch.dtype, noise: float) -> float:
+    if dtype == torch.float64:
+        return FLOAT64_TOLERANCE
+    return max(NOISE_FACTOR * noise, FLOORS.get(dtype, 1e-6))
+
+
+def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
+    tensors = [first_parameter(model), first_parameter(other)]
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    if len(dtypes) > 1:
+        raise VerifyError(f"the models differ in dtype: {tensors[0].dtype} and {tensors[1].dtype}")  # type: ignore[union-attr]
+    return dtypes.pop() if dtypes else torch.float32
+
+
+def _place(model: nn.Module, inputs: Example, dtype: torch.dtype) -> Example:
+    like = first_parameter(model)
+    return example_to(inputs, like.device if like is not None else torch.device("cpu"), dtype)
+
+
+def _run_both(
+    model: nn.Module, other: nn.Module, inputs: Example, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """Outputs of both, and the error of every module that both have."""
+    placed = _place(model, inputs, dtype)
+    common = _comparable(_layers(model), _layers(other))
+    expected, recorded = _record(model, placed, common)
+    errors: dict[str, float] = {}
+
+    def compare(name: str, output: Tensor) -> None:
+        if recorded.get(name):
+            errors[name] = max(errors.get(name, 0.0), relative_error(output, recorded[name].pop(0)))
+
+    found = _run(other, _place(other, inputs, dtype), common, compare)
+    order = {name: index for index, name in enumerate(recorded)}
+    return expected, found, dict(sorted(errors.items(), key=lambda item: order[item[0]]))
+
+
+def _record(model: nn.Module, inputs: Example, names: Any) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+    recorded: dict[str, list[Tensor]] = {}
+    output = _run(model, inputs, names, lambda name, tensor: recorded.setdefault(name, []).append(tensor.clone()))
+    return output, recorded
+
+
+def _run(model: nn.Module, inputs: Example, names: Any, see: Any) -> dict[str, Tensor]:
+    layers = _layers(model)
+    handles = [
+        layers[name].register_forward_hook(
+            lambda module, args, output, name=name: see(name, output.detach()) if isinstance(output, Tensor) else None
+        )
+        for name in names
+    ]
+    try:
+        with KeepFloat64():
+            torch.manual_seed(0)
+            return compared(run_example(model, inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules worth comparing: the innermost ones, a site counting as one."""
+    found: dict[str, nn.Module] = {}
+    inside: str | None = None
+    for name, module in model.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        inside = None
+        if isinstance(module, Foldable):
+            found[name], inside = module, f"{name}."
+        elif name and not any(True for _ in module.children()):
+            found[name] = module
+    return found
+
+
+def _comparable(layers: Mapping[str, nn.Module], others: Mapping[str, nn.Module]) -> list[str]:
+    """Names of modules that should give the same output in both: a layer that took up a BatchNorm should not."""
+    return [name for name, layer in layers.items() if name in others and _same_duty(layer, others[name])]
+
+
+def _same_duty(layer: nn.Module, other: nn.Module) -> bool:
+    if isinstance(layer, Foldable):
+        return isinstance(other, Foldable) or type(getattr(layer, "base", None)) is type(other)
+    mine, its = dict(layer.named_parameters()), dict(other.named_parameters())
+    return mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+def _truth(model: nn.Module, inputs: Example) -> dict[str, Tensor]:
+    exact = copy.deepcopy(model).double()
+    with undisturbed(exact), KeepFloat64():
+        torch.manual_seed(0)
+        return compared(run_example(exact, _place(exact, inputs, torch.float64)))
+
+
+def _check_finite(outputs: Mapping[str, Tensor]) -> None:
+    for path, tensor in outputs.items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise VerifyError(f"{path} of the reference model is NaN: nothing can be compared. Look at its weights")
+
+
+def _agreement(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:
+    a, b = predictions(expected), predictions(found)
+    if a is None or b is None or a.shape != b.shape:
+        return None
+    return float((a == b).double().mean())
+
+
+def _first_difference(report: EquivalenceReport) -> str:
+    return next(
+        (f"{name} ({error:.2e})" for name, error in report.layers if error > report.tolerance), "none of the common"
+    )

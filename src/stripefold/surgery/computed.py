@@ -1,0 +1,56 @@
+"""A tensor that is computed and therefore must not be written to.
+
+``site.weight`` is the product of a gate and a parameter: a write to it would be lost in silence, so it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stripefold.errors import AttachError
+
+
+class ComputedTensor(torch.Tensor):
+    """A result of a computation that raises on in-place writes; every operation on it gives plain tensors."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _writes_to_computed(func, args, kwargs):
+            raise AttachError(
+                f"{func.__name__} on the weight or bias of a site: that tensor is computed (gate x parameter), the write "
+                "would be lost. Write to the layer itself: site.base.weight, site.base.bias"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs)
+        if func is torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+            return result.as_subclass(cls)
+        return result
+
+
+def computed(tensor: Any) -> Any:
+    """Mark a computed tensor read-only; left alone while compiling or tracing, where subclasses cost or break."""
+    if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return tensor
+    return tensor.as_subclass(ComputedTensor)
+
+
+def _writes_to_computed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if isinstance(kwargs.get("out"), ComputedTensor):
+        return True
+    if not args or not isinstance(args[0], ComputedTensor):
+        return False
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in ("__setitem__", "__set__") or (name.startswith("__i") and name in _IN_PLACE_OPERATORS)
+
+
+_IN_PLACE_OPERATORS = frozenset(
+    f"__i{op}__" for op in ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow", "and", "or", "xor")
+)
