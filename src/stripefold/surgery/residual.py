@@ -8,6 +8,8 @@ At every sum of values (``x + f(x)``, in place, ``stack(...).sum``), chains of s
   term with more is a branch. All equal: parallel branches without a shortcut, so nothing is chosen. RepVGG's training
   form follows: where the identity branch exists, the normalisations of the 3x3 and 1x1 branches are tails, and
   where it does not (stride 2), none is.
+- Parallel streams (HRNet, TNT): where even the term with the fewest layers has many, depth says little. There the terms
+  that end in an earlier residual sum are streams carried on, and the terms that end in a layer are added to them.
 - From the end of a branch back to its last layers: through views, dropout, activations, pools, multiplications by
   constants and by gates (along the map, not the gate), through a concatenation into every part; through a layer that
   is nothing but a multiplication by a constant (LayerScale), which is taken only where no other layer is found.
@@ -32,6 +34,10 @@ from stripefold.surgery.operations import (
     WEIGHTED,
     is_batch_norm,
 )
+
+
+# Layers in the longest projection on a shortcut (pool, convolution, normalisation, and one to spare).
+LONGEST_PROJECTION = 3
 
 
 @dataclass(frozen=True)
@@ -150,8 +156,16 @@ class _Search:
         depth = {term: (layers[term] & ~shared).bit_count() for term in terms}
         fewest = min(depth.values())
         shortcuts = tuple(t for t in terms if depth[t] == fewest)
-        branches = tuple(t for t in terms if depth[t] > fewest and self._related(t, shortcuts))
+        if fewest > LONGEST_PROJECTION:
+            shortcuts = tuple(t for t in terms if self._is_carried(t)) or shortcuts
+        branches = tuple(t for t in terms if t not in shortcuts and self._related(t, shortcuts))
         return Residual(index, branches, shortcuts) if branches else None
+
+    def _is_carried(self, index: int) -> bool:
+        """Whether a term ends in an earlier residual sum rather than in a layer."""
+        if index in self.residuals:
+            return True
+        return self.graph.nodes[index].kind != "layer" and any(self._is_carried(i) for i in self._back(index))
 
     def _related(self, branch: int, shortcuts: tuple[int, ...]) -> bool:
         """Whether branch and shortcut start from a common value; a mask given as an input does not."""
