@@ -8,12 +8,9 @@ from torch import Tensor, nn
 from stripefold.attention.gates import GATES, GateName, checked_gate
 from stripefold.attention.layers import hidden_width
 from stripefold.attention.perceptron import Perceptron, PerceptronAttention
-from stripefold.attention.pooling import max_pool, mean_pool
+from stripefold.attention.pooling import PLANE_AXES, max_pool, mean_pool
 from stripefold.attention.registry import register_attention
 from stripefold.errors import AttachError
-
-PLANE_AXES = 4
-"""axes of a batch of two-dimensional maps"""
 
 
 class SpatialHalf(nn.Module):

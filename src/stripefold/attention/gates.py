@@ -48,7 +48,7 @@ def checked_gate(owner: str, gate: str) -> str:
     Raises:
         AttachError: for any other name, with the known ones and the closest.
     """
-    if gate in GATES:
+    if isinstance(gate, str) and gate in GATES:
         return gate
     close = difflib.get_close_matches(str(gate), GATES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""

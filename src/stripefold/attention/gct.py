@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stripefold.attention.base import ChannelAttention
 from stripefold.attention.gates import GATES, GateName, checked_gate
+from stripefold.attention.layers import checked_positive
 from stripefold.attention.pooling import positions
 from stripefold.attention.registry import register_attention
 from stripefold.attention.saddles import refuse_zero_start
@@ -37,7 +38,7 @@ class GatedChannelTransformation(ChannelAttention):
     ) -> None:
         super().__init__(channels, axis=axis)
         self.gate = checked_gate("gct", gate)
-        self.epsilon = epsilon
+        self.epsilon = checked_positive("gct", "epsilon", epsilon)
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))

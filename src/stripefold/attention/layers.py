@@ -31,7 +31,21 @@ def hidden_width(owner: str, channels: int, reduction: float) -> int:
         >>> [hidden_width("se", width, 16) for width in (7, 64, 2048)]
         [1, 4, 128]
     """
-    number = not isinstance(reduction, bool) and isinstance(reduction, (int, float))
-    if not number or not math.isfinite(reduction) or reduction <= 0:
-        raise AttachError(f"attention {owner!r}: reduction must be a positive finite number, got {reduction!r}")
-    return max(1, round(channels / reduction))
+    return max(1, round(channels / checked_positive(owner, "reduction", reduction)))
+
+
+def checked_positive(owner: str, option: str, value: float) -> float:
+    """Return ``value`` if it is a positive finite number.
+
+    Args:
+        owner: the attention that asks, for the message.
+        option: the option's name, for the message.
+        value: what the user gave.
+
+    Raises:
+        AttachError: for anything else.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise AttachError(f"attention {owner!r}: {option} must be a positive finite number, got {value!r}")
+    return value

@@ -1,13 +1,16 @@
 """Pooling over every axis but batch and channel, whatever their number, and the product back onto the map.
 
-Only :func:`deviation_pool` and :func:`as_plane` look at a shape in Python, and torch.fx takes each of them as one step,
-so the dynamic forms can be traced symbolically too.
+Only :func:`_variance` and :func:`_plane` look at a shape in Python, and torch.fx takes each of them as one step, so the
+dynamic forms can be traced symbolically too.
 """
 
 from __future__ import annotations
 
 import torch.fx
 from torch import Tensor
+
+PLANE_AXES = 4
+"""axes of a batch of two-dimensional maps: samples, channels, height, width"""
 
 
 def positions(x: Tensor, axis: int) -> Tensor:
@@ -55,7 +58,6 @@ def scale_channels(x: Tensor, scale: Tensor, axis: int) -> Tensor:
     return (product if axis == 1 else product.transpose(1, 2)).reshape_as(x)
 
 
-@torch.fx.wrap
 def deviation_pool(x: Tensor, axis: int, epsilon: float) -> Tensor:
     """The standard deviation over all positions, sqrt(variance + epsilon).
 
@@ -69,12 +71,9 @@ def deviation_pool(x: Tensor, axis: int, epsilon: float) -> Tensor:
     Returns:
         (N, C).
     """
-    flat = positions(x, axis)
-    correction = 1 if flat.shape[-1] > 1 else 0
-    return (flat.var(-1, correction=correction) + epsilon).sqrt()
+    return (_variance(positions(x, axis)) + epsilon).sqrt()
 
 
-@torch.fx.wrap
 def as_plane(x: Tensor, axis: int) -> Tensor:
     """View any feature map as a two-dimensional one, for the attentions that pool on a grid.
 
@@ -88,8 +87,16 @@ def as_plane(x: Tensor, axis: int) -> Tensor:
     Returns:
         (N, C, H, W).
     """
-    channel_first = x.movedim(-1, 1) if axis == -1 else x
-    missing = max(0, 4 - channel_first.ndim)
-    plane = channel_first.reshape(channel_first.shape + (1,) * missing)
+    return _plane(x.movedim(-1, 1) if axis == -1 else x)
+
+
+@torch.fx.wrap
+def _variance(flat: Tensor) -> Tensor:
+    return flat.var(-1, correction=1 if flat.shape[-1] > 1 else 0)
+
+
+@torch.fx.wrap
+def _plane(x: Tensor) -> Tensor:
+    plane = x.reshape(x.shape + (1,) * max(0, PLANE_AXES - x.ndim))
     depth = tuple(range(2, plane.ndim - 2))
     return plane.mean(depth) if depth else plane

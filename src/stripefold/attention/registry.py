@@ -118,6 +118,7 @@ def build_attention(name: str, channels: int, axis: int = 1, **options: Any) -> 
         AttachError: for an unknown name or option, or a bad value.
 
     Example:
+        >>> import torch
         >>> build_attention("se", 64, reduction=8).excite_static(torch.full((64,), 0.1)).shape
         torch.Size([64])
     """
@@ -146,5 +147,5 @@ def _options(cls: type[ChannelAttention]) -> tuple[str, ...]:
 
 
 def _suggestion(word: object, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5) if isinstance(word, str) else []
     return f"; did you mean {close[0]!r}?" if close else ""

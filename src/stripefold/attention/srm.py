@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from stripefold.attention.base import ChannelAttention
 from stripefold.attention.gates import GATES, GateName, checked_gate
+from stripefold.attention.layers import checked_positive
 from stripefold.attention.pooling import deviation_pool, mean_pool
 from stripefold.attention.registry import register_attention
 from stripefold.attention.saddles import refuse_zero_start
@@ -35,7 +36,7 @@ class StyleRecalibration(ChannelAttention):
     def __init__(self, channels: int, *, axis: int = 1, gate: GateName = "sigmoid", epsilon: float = 1e-5) -> None:
         super().__init__(channels, axis=axis)
         self.gate = checked_gate("srm", gate)
-        self.epsilon = epsilon
+        self.epsilon = checked_positive("srm", "epsilon", epsilon)
         self.weight = nn.Parameter(torch.zeros(channels, 2))
         self.norm = nn.BatchNorm1d(channels)
 
