@@ -67,7 +67,9 @@ def test_version_agrees_with_the_metadata() -> None:
 
 
 def test_import_loads_no_torch() -> None:
-    heavy = run_python("import sys, stripefold; print([m for m in ('torch', 'numpy', 'rich', 'typer') if m in sys.modules])")
+    heavy = run_python(
+        "import sys, stripefold; print([m for m in ('torch', 'numpy', 'rich', 'typer') if m in sys.modules])"
+    )
     assert heavy == "[]"
 
 
@@ -99,9 +101,9 @@ def test_sizes(path: Path) -> None:
     assert text.count("\n") <= MAXIMUM_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            doc = node.body[0] if ast.get_docstring(node) else None
-            documented = doc.end_lineno - doc.lineno + 1 if doc is not None else 0
-            assert node.end_lineno - node.lineno + 1 - documented <= MAXIMUM_FUNCTION_LINES, node.name
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = node.end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= MAXIMUM_FUNCTION_LINES, node.name
             positional = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
             given = [name for name in positional if name not in ("self", "cls")]
             assert len(given) <= MAXIMUM_POSITIONAL or node.name.startswith("_load_from_state"), node.name
@@ -129,7 +131,9 @@ def test_imports_go_one_way(path: Path) -> None:
         assert below or aside, f"{room} must not import {other}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.relative_to(SOURCE).parts[0] in CORE], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.relative_to(SOURCE).parts[0] in CORE], ids=lambda path: path.name
+)
 def test_core_imports_torch_numpy_safetensors_only(path: Path) -> None:
     allowed = set(sys.stdlib_module_names) | {"torch", "numpy", "safetensors", "stripefold"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -138,7 +142,9 @@ def test_core_imports_torch_numpy_safetensors_only(path: Path) -> None:
         assert {name.split(".")[0] for name in names} <= allowed
 
 
-@pytest.mark.parametrize("room", [path for path in sorted(SOURCE.iterdir()) if (path / "__init__.py").exists()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "room", [path for path in sorted(SOURCE.iterdir()) if (path / "__init__.py").exists()], ids=lambda p: p.name
+)
 def test_a_room_says_what_it_is_at_its_door(room: Path) -> None:
     assert ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
 
@@ -160,5 +166,5 @@ def test_readme_targets_exist() -> None:
 def test_no_leftovers() -> None:
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        for word in ("TODO", "FIXME", "XXX", "NotImplementedError"):
+        for word in ("TODO", "FIXME", "XXX", "raise NotImplementedError"):
             assert word not in text, f"{path.name}: {word}"

@@ -53,6 +53,7 @@ def inference_candidates(
     *,
     attention: str = "se",
     options: Mapping[str, Any] | None = None,
+    attached: nn.Module | None = None,
 ) -> list[Candidate]:
     """Return the inferences of plain, copy, dynamic attention, ASR attached, folded, folded and fused.
 
@@ -62,11 +63,12 @@ def inference_candidates(
         settings: Device, dtype and layout.
         attention: A name of the zoo.
         options: More of `attach`'s options, such as `where`.
+        attached: The attached model, where there is a trained one; otherwise fresh gates are attached.
     """
     example = images[:1].cpu()
     options = {"example": example, **(options or {})}
     label = attention.upper()
-    attached = sf.attach(model, attention, **options)
+    attached = sf.attach(model, attention, **options) if attached is None else attached
     models = {
         PLAIN: copy.deepcopy(model),
         COPY: copy.deepcopy(model),

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stripefold.atomic import write_text
+
 COLUMNS = ("candidate", "median", "quartiles", "ratio", "quartiles", "peak memory", "ratio", "claims")
 
 
@@ -95,7 +97,7 @@ class Report:
         """Write the report as JSON."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Report:

@@ -1,0 +1,38 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model's name: resnet20, resnet164, or any of timm or torchvision.")
+]
+Attention = Annotated[str, typer.Option(help="Which channel attention; `stripefold attention` lists them.")]
+Where = Annotated[
+    list[str] | None, typer.Option(help="residual, norm, affine, or a glob of layer names; may be given again.")
+]
+Classes = Annotated[int, typer.Option(help="Number of classes.")]
+Size = Annotated[int | None, typer.Option(help="Side of the images; the model's own where not given.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+
+
+def where_option(where: list[str] | None) -> str | list[str]:
+    """Return what `attach` takes for the words given on the command line."""
+    if not where:
+        return "residual"
+    return where[0] if len(where) == 1 else where
+
+
+def named_model(name: str, *, classes: int, size: int | None) -> nn.Module:
+    """Build a model by name with random weights and a fixed seed."""
+    import torch
+
+    from stripefold.nets import create_model
+
+    torch.manual_seed(0)
+    return create_model(name, num_classes=classes, image_size=size)

@@ -1,0 +1,87 @@
+"""From `sys.argv` to an exit status: the one place where errors become lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from stripefold.errors import StripefoldError
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+EXTRA_OF = {
+    "typer": "cli",
+    "rich": "cli",
+    "yaml": "cli",
+    "pytorch_lightning": "train",
+    "torchmetrics": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "timm": "vision",
+    "torchvision": "vision",
+    "matplotlib": "plot",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What follows the command's name; `sys.argv[1:]` where not given.
+
+    Returns:
+        The exit status: 0, or non-zero after one line on standard error.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [word for word in given if word != "--debug"]
+    try:
+        from stripefold.cli.app import run
+
+        return run(given)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        status, line = explain(error)
+        if line:
+            print(f"stripefold: {line}", file=sys.stderr)
+        return status
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit status and the one line for an error.
+
+    >>> explain(KeyboardInterrupt())
+    (130, 'interrupted')
+    """
+    if isinstance(error, BrokenPipeError):  # `stripefold ... | head`: nobody is left to read
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED, ""
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, StripefoldError):
+        return WRONG_USE, one_line(str(error))
+    if isinstance(error, ModuleNotFoundError):
+        return WRONG_USE, _missing(error)
+    if hasattr(error, "format_message"):  # the parser's own errors; their class moves between versions of typer
+        return WRONG_USE, f"{one_line(error.format_message())} (stripefold --help)"
+    if isinstance(error, OSError):
+        return FAILED, one_line(str(error))
+    return FAILED, f"unexpected {type(error).__name__}: {one_line(str(error))} (--debug shows where)"
+
+
+def one_line(text: str) -> str:
+    """Return text with every run of white space as one blank.
+
+    >>> one_line("two    words ")
+    'two words'
+    """
+    return " ".join(text.split())
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF.get(module)
+    if extra is None:
+        return one_line(str(error))
+    return f"{module} is not installed, this command needs it: pip install 'stripefold[{extra}]'"

@@ -1,0 +1,37 @@
+"""Tables and lines on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+PIPE_WIDTH = 160
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> None:
+    """Print a table; the first column is left-aligned, and so is what does not look like a number.
+
+    Args:
+        title: Above the table.
+        columns: The head.
+        rows: Cells, shown with `str`.
+        caption: Below the table.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    cells = [[str(cell) for cell in row] for row in rows]
+    table = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = index > 0 and all(row[index][:1].isdigit() or not row[index] for row in cells)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    # A pipe has no width of its own: never squeeze a table there.
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+def print_line(text: object = "") -> None:
+    """Print text as it is."""
+    print(text)

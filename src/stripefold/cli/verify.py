@@ -1,0 +1,7 @@
+"""`stripefold verify`."""
+
+from __future__ import annotations
+
+
+def verify() -> None:
+    """Verify."""

@@ -1,0 +1,49 @@
+"""What the commands print and write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stripefold.attention import attention_names
+from stripefold.cli import main
+
+
+def test_attention_prints_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attention"]) == 0
+    printed = capsys.readouterr().out
+    for name in attention_names():
+        assert f" {name} " in printed
+
+
+def test_sites_shows_chosen_and_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sites", "resnet8"]) == 0
+    printed = capsys.readouterr().out
+    assert "layer3.0.bn2" in printed
+    assert "fc" not in printed
+    assert main(["sites", "resnet8", "--where", "*.bn1", "--where", "*relu"]) == 0
+    printed = capsys.readouterr().out
+    assert "layer2.0.bn1" in printed
+    assert "refused" in printed
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        (
+            "inference",
+            ["plain", "identical copy", "+ ECA", "ASR(ECA)", "ASR(ECA), folded", "ASR(ECA), folded and fused"],
+        ),
+        ("training", ["plain", "identical copy", "ASR(ECA)", "ASR(ECA), product on the map", "+ ECA"]),
+    ],
+)
+def test_bench(mode: str, names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "resnet8", "--attention", "eca", "--mode", mode, "--batch", "2", "--size", "16", "--rounds", "2"]
+    assert main([*words, "-o", str(tmp_path / "bench.json")]) == 0
+    printed = capsys.readouterr().out
+    written = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in written["rows"]] == names
+    assert all(name in printed for name in names)
+    assert written["environment"]["threads"] >= 1
