@@ -79,7 +79,7 @@ def tracings() -> Iterator[object]:
             yield pytest.param(case, tracer, marks=pytest.mark.slow if slow else ())
 
 
-@pytest.mark.parametrize(("case", "tracer"), tracings())
+@pytest.mark.parametrize(("case", "tracer"), list(tracings()))
 def test_static_form_is_traced(case: str, tracer: str) -> None:
     module = Chain() if case == "chain" else Gate(case)
     x = torch.randn(3, 8)
