@@ -16,12 +16,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stripefold.training.evaluation import evaluate
-    from stripefold.training.runner import train
-
     from stripefold.training.config import TrainConfig
+    from stripefold.training.evaluation import evaluate
     from stripefold.training.recipe import load_config, recipe_names
     from stripefold.training.results import EvalResult, TrainResult
+    from stripefold.training.runner import train
 
 _HOMES = {
     "TrainConfig": "config",

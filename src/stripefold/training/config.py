@@ -36,22 +36,22 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        data: ``digits`` (needs no download), ``folder:PATH`` (``train/`` and ``test/`` or ``val/``, one folder a class),
-            ``cifar10``, ``cifar100``, ``stl10``, ``fashion_mnist`` or ``imagenet``.
+        data: ``digits`` (needs no download), ``folder:PATH`` (``train/`` and ``test/`` or ``val/``, each a folder per
+            class), ``cifar10``, ``cifar100``, ``stl10``, ``fashion_mnist`` or ``imagenet``.
         data_dir: Where torchvision's data sets lie.
         download: Whether torchvision may download them.
         image_size: Side the images are brought to; None is the data set's own.
         channels: 1 or 3 colour channels; None is the data set's own.
         augmentation: What happens to a training image.
-        limit_train: How many training images are used, evenly over the classes' order; None is all.
-        limit_test: How many test images are used; None is all.
+        limit_train: How many training images are used, a fixed random choice; None is all.
+        limit_test: How many test images are used, likewise; None is all.
         model: A name for ``stripefold.nets.create_model``.
         pretrained: Whether timm or torchvision load their weights.
         attention: The channel attention.
         form: ``static`` (ASR, folds away), ``dynamic`` (the ordinary attention), ``both``, or ``none`` (the backbone).
         where: Which layers get a gate: ``residual``, ``norm``, ``affine``, a glob, or several globs.
         repeats: Gates per site (the paper's delta).
-        psi: Starting value of the learnable descriptor.
+        psi: Starting value of the learnable descriptor; None is the attention's own (0.1; 1 for ``scale``).
         init: ``paper`` or ``identity`` (leaves a pretrained model's function as it was).
         attention_options: Options of the attention, such as ``{"reduction": 16}``.
         epochs: Passes over the training images.
@@ -101,7 +101,7 @@ class TrainConfig:
     form: Form = "static"
     where: str | tuple[str, ...] = "residual"
     repeats: int = 1
-    psi: float = 0.1
+    psi: float | None = None
     init: Literal["paper", "identity"] = "paper"
     attention_options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 12

@@ -1,0 +1,72 @@
+"""From a configuration to a model with its gates: the same configuration gives the same model, bit for bit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from stripefold.nets import create_model
+from stripefold.training.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from stripefold.training.config import TrainConfig
+    from stripefold.training.data import ImageSpec
+
+
+def build_backbone(config: TrainConfig, spec: ImageSpec) -> nn.Module:
+    """The network without attention.
+
+    Args:
+        config: ``model``, ``pretrained`` and ``seed`` are read.
+        spec: What the data looks like.
+
+    Raises:
+        ConfigError: If no such model is known, or it does not take such images.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.seed, "backbone"))
+        return create_model(
+            config.model,
+            num_classes=len(spec.classes),
+            in_channels=spec.channels,
+            image_size=spec.size,
+            pretrained=config.pretrained,
+        )
+
+
+def build_model(config: TrainConfig, spec: ImageSpec) -> nn.Module:
+    """The network with its attention, in training mode. A backbone of one seed is the same under every attention.
+
+    Args:
+        config: The run's configuration.
+        spec: What the data looks like.
+
+    Raises:
+        AttachError: If the attention does not suit the network.
+        ConfigError: As for ``build_backbone``.
+        TraceError: If the network does not run on such images.
+    """
+    from stripefold.asr.attach import attach_
+    from stripefold.asr.config import Form
+
+    model = build_backbone(config, spec)
+    forms: dict[str, tuple[Form, ...]] = {
+        "none": (), "static": ("static",), "dynamic": ("dynamic",), "both": ("static", "dynamic"),
+    }  # fmt: skip
+    where = list(config.where) if isinstance(config.where, tuple) else config.where
+    for form in forms[config.form]:
+        static = {"repeats": config.repeats, "psi": config.psi, "init": config.init} if form == "static" else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(config.seed, f"gates, {form}"))
+            attach_(
+                model,
+                config.attention,
+                where=where,
+                form=form,
+                example=spec.example(),
+                attention_options=config.attention_options,
+                **static,  # type: ignore[arg-type]
+            )
+    return model.train()

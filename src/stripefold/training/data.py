@@ -1,0 +1,226 @@
+"""Data sets as the loop takes them: images of one size, augmented by place in the run, in batches."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stripefold.errors import ConfigError, DataError
+from stripefold.training import transforms
+from stripefold.training.seeding import EpochSampler, Key, derive_seed
+from stripefold.training.sources import ArrayImages, Images, Source, open_source
+
+if TYPE_CHECKING:
+    from stripefold.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """What a network must know about the data.
+
+    Attributes:
+        classes: Names of the classes.
+        channels: Colour channels.
+        size: Side of the images.
+    """
+
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+
+    def example(self, batch: int = 2) -> Tensor:
+        """A batch of noise, (batch, channels, size, size), the same every time."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, self.channels, self.size, self.size, generator=generator)
+
+
+class TrainingImages(Dataset[tuple[Tensor, int]]):
+    """Augmented images; a key is (epoch, index), and the two and the seed alone decide about the augmentation.
+
+    Args:
+        images: Where the images come from.
+        transform: From an image as it lies there to the network's input (C, size, size).
+        seed: Seed of the run.
+    """
+
+    def __init__(self, images: Images, transform: transforms.Transform, seed: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index = key
+        image, label = self.images[index]
+        # Nothing else reads this generator's state: a training step seeds it anew.
+        torch.default_generator.manual_seed(derive_seed(self.seed, "augmentation", epoch, index))
+        return self.transform(image), label
+
+
+class TestImages(Dataset[tuple[Tensor, int]]):
+    """Images as they are, brought to the network's size.
+
+    Args:
+        images: Where the images come from.
+        transform: From an image as it lies there to the network's input (C, size, size).
+    """
+
+    __test__ = False  # not a test class, whatever its name says to pytest
+
+    def __init__(self, images: Images, transform: transforms.Transform) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image), label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Both halves of a data set, ready for loaders.
+
+    Attributes:
+        train: Training images.
+        test: Test images.
+        spec: What the network must know.
+    """
+
+    train: TrainingImages
+    test: TestImages
+    spec: ImageSpec
+
+
+def load_data(config: TrainConfig) -> Data:
+    """Open the data set that a configuration names.
+
+    Args:
+        config: The run's configuration.
+
+    Raises:
+        ConfigError: If there is no such data set, or the images' size must be given.
+        DataError: If it is missing, empty or of the wrong form.
+    """
+    source = open_source(config)
+    size = config.image_size or source.image_size
+    if size is None:
+        raise ConfigError(f"image_size is None, and the images of {config.data!r} differ in size; set image_size")
+    channels = config.channels or source.channels
+    spec = ImageSpec(classes=source.classes, channels=channels, size=size)
+    before = _before(source, channels)
+    after = functools.partial(transforms.normalise, *_statistics(source, channels))
+    train_steps = [*before, *_augmentation(config.augmentation, size), after]
+    test_steps = [*before, functools.partial(transforms.fit, size, share=source.middle), after]
+    return Data(
+        train=TrainingImages(_part(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
+        test=TestImages(_part(source.test, config.limit_test), transforms.compose(test_steps)),
+        spec=spec,
+    )
+
+
+def _before(source: Source, channels: int) -> list[transforms.Transform]:
+    same = source.channels == channels
+    return [transforms.scale_to_unit, *([] if same else [functools.partial(transforms.to_channels, channels)])]
+
+
+def _statistics(source: Source, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, averaged or repeated where the channels are not the source's own."""
+    if channels == source.channels:
+        return source.mean, source.std
+    mean, std = (sum(values) / len(values) for values in (source.mean, source.std))
+    return (mean,) * channels, (std,) * channels
+
+
+def _augmentation(name: str, size: int) -> list[transforms.Transform]:
+    if name == "resized-crop":
+        return [functools.partial(transforms.random_resized_crop, size), transforms.random_flip]
+    steps: list[transforms.Transform] = [functools.partial(transforms.fit, size)]
+    if name in ("shift", "crop-flip"):
+        # 4 pixels of 32, as in the CIFAR recipe.
+        steps.append(functools.partial(transforms.random_crop, max(1, size // 8)))
+    if name == "crop-flip":
+        steps.append(transforms.random_flip)
+    return steps
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the images.
+
+    Attributes:
+        images: All of them.
+        indices: Which ones.
+    """
+
+    images: Images
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[self.indices[index]]
+
+
+def _part(images: Images, limit: int | None) -> Images:
+    """The same random choice in every run, whatever its seed: runs stay comparable."""
+    if limit is None or limit >= len(images):
+        return images
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit]
+    if isinstance(images, ArrayImages):
+        return ArrayImages(images.images[chosen], images.labels[chosen])
+    return Part(images, chosen.tolist())
+
+
+def training_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
+    """Batches (N, C, size, size) and (N,) in the order of (seed, epoch).
+
+    A last batch of a single image is left out: BatchNorm needs two values per channel.
+
+    Args:
+        data: The data set.
+        config: The run's configuration.
+
+    Raises:
+        DataError: If there are not even two training images.
+    """
+    count = len(data.train)
+    if count < 2:
+        raise DataError(f"{config.data} has {count} training images; training needs at least 2")
+    return DataLoader(
+        data.train,
+        batch_size=min(config.batch_size, count),
+        sampler=EpochSampler(count, config.seed),  # type: ignore[arg-type]  # keys are pairs
+        drop_last=count % config.batch_size == 1,
+        **_loader_options(config),
+    )
+
+
+def testing_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
+    """Batches (N, C, size, size) and (N,) of the test images in their order.
+
+    Args:
+        data: The data set.
+        config: The run's configuration.
+
+    Raises:
+        DataError: If there are no test images.
+    """
+    if not len(data.test):
+        raise DataError(f"{config.data} has no test images; put some under test/ or val/")
+    return DataLoader(data.test, batch_size=config.batch_size, **_loader_options(config))
+
+
+def _loader_options(config: TrainConfig) -> dict[str, Any]:
+    on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return {"num_workers": config.workers, "persistent_workers": config.workers > 0, "pin_memory": on_gpu}

@@ -1,0 +1,89 @@
+"""What happens after the last epoch: evaluate, fold, verify, and write it all down."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.asr.gate import StaticGate
+from stripefold.fold.files import save_model
+from stripefold.fold.fold import fold
+from stripefold.fold.verify import EquivalenceReport, verify
+from stripefold.training.data import Data
+from stripefold.training.evaluation import evaluate_model
+from stripefold.training.record import EpochRecord, best_row
+from stripefold.training.results import TrainResult
+from stripefold.training.summary import write_summary
+
+if TYPE_CHECKING:
+    from stripefold.training.config import TrainConfig
+
+EXAMPLE_IMAGES = 64
+
+
+def finish(
+    model: nn.Module, data: Data, config: TrainConfig, record: EpochRecord, *, seconds: float, epochs_run: int
+) -> TrainResult:
+    """Fold the trained model, compare, and write ``folded.safetensors`` and the summary.
+
+    Args:
+        model: The trained model of the last epoch, in eval mode, on the CPU.
+        data: The data set.
+        config: The run's configuration.
+        record: The run's rows and paths.
+        seconds: Wall-clock time of training.
+        epochs_run: Epochs run in this process.
+
+    Raises:
+        CheckpointError: If the weights cannot be written.
+        FoldError: If a gate cannot be folded.
+        VerifyError: If the folded model computes something else.
+    """
+    paths = record.paths
+    example = example_batch(data)
+    folded, verification = _folded(model, example)
+    kind = "backbone" if config.form == "none" else "attached"
+    result = TrainResult(
+        run_dir=paths.root,
+        config=config,
+        model=model,
+        folded=folded,
+        attached=evaluate_model(model, data, config, kind=kind, source=str(paths.last)),
+        deployed=evaluate_model(folded, data, config, kind="folded", source=str(paths.folded)),
+        best_accuracy=best_row(record.rows)["val_accuracy"],
+        best_epoch=int(best_row(record.rows)["epoch"]),
+        verification=verification,
+        example=example,
+        seconds=seconds,
+        epochs_run=epochs_run,
+        last_checkpoint=paths.last,
+        best_checkpoint=paths.best,
+        folded_file=_save(folded, paths.folded, record),
+        summary_file=paths.summary,
+        metrics_file=paths.metrics,
+    )
+    write_summary(result, record.rows)
+    return result
+
+
+def example_batch(data: Data) -> Tensor:
+    """The first test images, (N, C, H, W), at most 64."""
+    return torch.stack([data.test[index][0] for index in range(min(EXAMPLE_IMAGES, len(data.test)))])
+
+
+def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, EquivalenceReport | None]:
+    if not any(isinstance(module, StaticGate) for module in model.modules()):
+        return model, None
+    with warnings.catch_warnings():
+        # Gates that never moved are named in the summary.
+        warnings.filterwarnings("ignore", message=".*never moved.*")
+        plain = fold(model, check=False, example=example)
+    return plain, verify(model, plain, example)
+
+
+def _save(folded: nn.Module, path: Path, record: EpochRecord) -> Path:
+    return save_model(folded, path, kind="folded", extra=record.about)

@@ -1,0 +1,121 @@
+"""From what a run left on disk back to a model: a run's folder, a checkpoint, a folded or a fused file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stripefold.errors import CheckpointError
+from stripefold.fold.files import FileInfo, file_info, load_model_
+from stripefold.fold.fold import fold
+from stripefold.training.build import build_backbone, build_model
+from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
+from stripefold.training.config import TrainConfig
+from stripefold.training.data import ImageSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRun:
+    """A model read from a file, and what the file says about it.
+
+    Attributes:
+        model: The model, with its weights.
+        kind: ``attached``, ``backbone``, ``folded``, ``fused`` or ``plain``.
+        config: The configuration of its run.
+        spec: What its images look like.
+        path: The file.
+    """
+
+    model: nn.Module
+    kind: str
+    config: TrainConfig
+    spec: ImageSpec
+    path: Path
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file derived from this one says about where it comes from."""
+        return {
+            "classes": list(self.spec.classes),
+            "channels": self.spec.channels,
+            "image_size": self.spec.size,
+            "config": self.config.to_dict(),
+        }
+
+
+def load_run(source: str | Path, *, like: LoadedRun | None = None, **overrides: Any) -> LoadedRun:
+    """Rebuild a model from what a run left.
+
+    Args:
+        source: A run's folder (its last checkpoint), a checkpoint, or a safetensors file that a run or ``fold`` wrote.
+        like: Where a safetensors file does not say which run it comes from, take this one's backbone.
+        overrides: Options of the run to change.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or does not come from a training run.
+        ConfigError: If an override is no option.
+    """
+    path = weights_file(Path(source).expanduser())
+    if path.suffix != ".safetensors":
+        return _from_checkpoint(path, overrides)
+    info = file_info(path)
+    if like is not None and not info.extra:
+        config, spec = like.config, like.spec
+    else:
+        config, spec = _about(info.extra, overrides, path)
+    model = _empty(info, config, spec)
+    load_model_(model, path)
+    return LoadedRun(model=model, kind=info.kind, config=config, spec=spec, path=path)
+
+
+def weights_file(path: Path) -> Path:
+    """The file that stands for a path: a run's folder stands for its last checkpoint.
+
+    Args:
+        path: A folder or a file.
+
+    Raises:
+        CheckpointError: If the folder holds no checkpoint.
+    """
+    if not path.is_dir():
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        raise CheckpointError(f"{path} holds no checkpoints/last.ckpt; give the folder of a run that finished an epoch")
+    return last
+
+
+def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
+    checkpoint = read_checkpoint(path)
+    config, spec = _about(checkpoint[KEY], overrides, path)
+    model = build_model(config, spec)
+    try:
+        model.load_state_dict(model_state(checkpoint))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model its configuration describes: {error}") from error
+    kind = "backbone" if config.form == "none" else "attached"
+    return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path)
+
+
+def _empty(info: FileInfo, config: TrainConfig, spec: ImageSpec) -> nn.Module:
+    """A model with the structure that a file of this kind has."""
+    if info.kind == "attached":
+        return build_model(config, spec)
+    # What is left of ASR beside a dynamic attention after folding: the dynamic attention.
+    dynamic = config.form in ("both", "dynamic")
+    model = build_model(config.with_overrides(form="dynamic"), spec) if dynamic else build_backbone(config, spec)
+    return fold(model, fuse=True, example=spec.example()) if info.kind == "fused" else model
+
+
+def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec]:
+    try:
+        # Weights come from the file: nothing is downloaded to be overwritten.
+        values = {**extra["config"], "pretrained": False}
+        spec = ImageSpec(classes=tuple(extra["classes"]), channels=extra["channels"], size=extra["image_size"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not say which run it comes from; give a file that train wrote") from error
+    fixed = {"image_size": spec.size, "channels": spec.channels, "resume": False}
+    return TrainConfig(**{**values, **fixed}).with_overrides(**overrides), spec

@@ -1,0 +1,171 @@
+"""``train``: one run from its configuration to its folder."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
+from torch import nn
+
+from stripefold.errors import ConfigError, TrainingError
+from stripefold.training.build import build_model
+from stripefold.training.checkpoint import SafeCheckpointIO, read_checkpoint, write_failure
+from stripefold.training.data import Data, load_data, testing_loader, training_loader
+from stripefold.training.finish import finish
+from stripefold.training.paths import RunPaths, open_run
+from stripefold.training.record import EpochRecord
+from stripefold.training.task import Classification
+
+if TYPE_CHECKING:
+    from stripefold.training.config import TrainConfig
+    from stripefold.training.results import TrainResult
+
+# Lightning's advice about things this room decides on purpose.
+QUIET = (
+    r".*does not have many workers.*",  # `workers` is the user's choice
+    r".*available but not used.*",  # `accelerator` is too
+    r".*The number of training batches .* is smaller than the logging interval.*",  # we log per epoch
+    r".*Checkpoint directory .* exists and is not empty.*",  # it is the run's own
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's import of torch's pytree
+)
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, fold, verify, and leave one folder with everything.
+
+    A run that was killed is taken up with ``resume``; on a CPU it ends with the very bits of a run left alone.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        What the run left, and the trained and the folded model.
+
+    Raises:
+        ConfigError: If an option does not fit, or ``run_dir`` holds another run.
+        DataError: If the data is missing or of the wrong form.
+        AttachError: If the attention does not suit the network.
+        CheckpointError: If the checkpoint to resume from is damaged.
+        TrainingError: If the loss is not finite, or the disk is full; the last good checkpoint is kept.
+        KeyboardInterrupt: If Ctrl-C was pressed; the last checkpoint is kept.
+    """
+    data = load_data(config)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        model = build_model(config, data.spec)
+        paths = open_run(config)
+        record = EpochRecord(
+            paths,
+            {**_about(data), "config": config.to_dict()},
+            epochs=config.epochs,
+            lines=_progress(config) == "lines",
+            tensorboard=config.tensorboard,
+        )
+        before = _rows_before(paths)
+        started = time.perf_counter()
+        _fit(model, data, config, record)
+        seconds = time.perf_counter() - started
+        return finish(model.cpu().eval(), data, config, record, seconds=seconds, epochs_run=len(record.rows) - before)
+
+
+def _about(data: Data) -> dict[str, Any]:
+    return {"classes": list(data.spec.classes), "channels": data.spec.channels, "image_size": data.spec.size}
+
+
+def _rows_before(paths: RunPaths) -> int:
+    """How many epochs the run to be resumed has behind it; also proves its checkpoint sound before anything is built."""
+    if not paths.last.exists():
+        return 0
+    return int(read_checkpoint(paths.last)["epoch"]) + 1
+
+
+def _progress(config: TrainConfig) -> str:
+    if config.progress != "auto":
+        return config.progress
+    return "bar" if sys.stdout.isatty() else "lines"
+
+
+def _fit(model: nn.Module, data: Data, config: TrainConfig, record: EpochRecord) -> None:
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader = training_loader(data, config)
+    steps = len(loader)
+    task = Classification(model, config, classes=len(data.spec.classes), steps_per_epoch=steps)
+    last = record.paths.last
+    with _quiet(), _plain_errors(record.paths):
+        trainer = _trainer(config, record)
+        trainer.fit(task, loader, testing_loader(data, config), ckpt_path=str(last) if last.exists() else None)
+    record.write_table()
+
+
+def _trainer(config: TrainConfig, record: EpochRecord) -> lightning.Trainer:
+    bar = _progress(config) == "bar"
+    try:
+        return lightning.Trainer(
+            max_epochs=config.epochs,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision="32-true" if config.precision == "32" else config.precision,
+            gradient_clip_val=config.gradient_clip or None,
+            callbacks=[record, *([TQDMProgressBar(refresh_rate=10)] if bar else [])],
+            plugins=[SafeCheckpointIO()],
+            logger=False,
+            enable_progress_bar=bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=record.paths.root,
+        )
+    except (ValueError, RuntimeError, lightning.utilities.exceptions.MisconfigurationException) as error:
+        raise ConfigError(
+            f"accelerator {config.accelerator!r} with devices {config.devices} and precision {config.precision} cannot be "
+            f"used here: {error}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its greetings; its log levels are put back."""
+    logger = logging.getLogger("pytorch_lightning")
+    fabric = logging.getLogger("lightning.fabric")
+    levels = logger.level, fabric.level
+    logger.setLevel(logging.ERROR)
+    fabric.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in QUIET:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(levels[0])
+        fabric.setLevel(levels[1])
+
+
+@contextmanager
+def _plain_errors(paths: RunPaths) -> Iterator[None]:
+    """Turn what Lightning and the system throw into errors that say what to do.
+
+    On Ctrl-C Lightning ends the whole process (``sys.exit``) and leaves further Ctrl-C ignored; neither is a library's
+    place.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        kept = f"go on with resume from {paths.last}" if paths.last.exists() else "no epoch was finished"
+        raise KeyboardInterrupt(f"stopped by Ctrl-C; {kept}") from error
+    except OSError as error:
+        raise TrainingError(write_failure(paths.root / (error.filename or ""), error)) from error
+    finally:
+        if main and handler is not None:
+            signal.signal(signal.SIGINT, handler)

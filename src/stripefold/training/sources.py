@@ -1,0 +1,251 @@
+"""Where images come from: embedded, a folder, or torchvision's data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stripefold.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from stripefold.training.config import TrainConfig
+
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# The reference code's numbers for both CIFARs.
+CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+TORCHVISION = ("cifar10", "cifar100", "stl10", "fashion_mnist", "imagenet")
+
+
+class Images(Protocol):
+    """Indexable pairs of an image (C, H, W), bytes or floats in 0..1, and the number of its class."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set as it lies there.
+
+    Attributes:
+        train: Training images.
+        test: Test images.
+        classes: Names of the classes.
+        channels: Channels of the images.
+        image_size: Their side; None where images differ.
+        mean: Per channel, for normalisation.
+        std: Likewise.
+        middle: Share of the shorter side that testing looks at.
+    """
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    middle: float = 1.0
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images held in memory.
+
+    Attributes:
+        images: (N, C, H, W).
+        labels: (N,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images read from their files whenever they are asked for.
+
+    Attributes:
+        samples: Path and class number of each.
+    """
+
+    samples: list[tuple[str, int]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        return read_image(path), label
+
+
+def read_image(path: str | Path) -> Tensor:
+    """An image file as bytes (3, H, W).
+
+    Raises:
+        DataError: If it is no readable image.
+    """
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    try:
+        with Image.open(path) as image:
+            return pil_to_tensor(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no readable image ({error}); replace it or take it out") from error
+
+
+def open_source(config: TrainConfig) -> Source:
+    """The data set that ``config.data`` names.
+
+    Args:
+        config: The run's configuration.
+
+    Raises:
+        ConfigError: If there is no such data set.
+        DataError: If it is not there, empty, or of the wrong form.
+    """
+    name, _, path = config.data.partition(":")
+    if config.data == "digits":
+        return _digits()
+    if name == "folder" and path:
+        return _folder(Path(path).expanduser())
+    if config.data in TORCHVISION:
+        return _torchvision(config)
+    known = ", ".join(["digits", "folder:PATH", *TORCHVISION])
+    raise ConfigError(f"data is {config.data!r}; choose one of {known}")
+
+
+def _digits() -> Source:
+    """1797 handwritten digits, 8x8, that come with scikit-learn: 1437 to train, 360 to test, each class in proportion."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DataError('the digits come with scikit-learn; run: pip install "stripefold[train]"') from error
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 16
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(range(len(labels)), test_size=360, stratify=digits.target, random_state=0)
+    return Source(
+        train=ArrayImages(images[train], labels[train]),
+        test=ArrayImages(images[test], labels[test]),
+        classes=tuple("0123456789"),
+        channels=1,
+        image_size=8,
+        mean=(0.3053,),
+        std=(0.3761,),
+    )
+
+
+def _folder(root: Path) -> Source:
+    if not root.is_dir():
+        raise DataError(f"no folder {root}; data=folder:PATH needs PATH/train and PATH/test (or PATH/val)")
+    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if not (root / "train").is_dir() or not tests:
+        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
+        raise DataError(f"{root} needs train/ and test/ or val/, each with a folder per class; found: {found}")
+    classes, train = _scan(root / "train")
+    test_classes, test = _scan(tests[0])
+    if test_classes != classes:
+        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
+        raise DataError(f"{root}: train and {tests[0].name} have different classes ({odd}); they must be the same")
+    first = train[0][0].shape[1:]
+    size = (
+        min(first)
+        if all(train[i][0].shape[1:] == first for i in range(0, len(train), max(1, len(train) // 8)))
+        else None
+    )
+    mean, std = IMAGENET_STATISTICS
+    return Source(
+        train=train, test=test, classes=classes, channels=3, image_size=size, mean=mean, std=std,
+        middle=1.0 if size is not None and size < 128 else 0.875,
+    )  # fmt: skip
+
+
+def _scan(folder: Path) -> tuple[tuple[str, ...], FileImages]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(folder))
+    except (FileNotFoundError, OSError) as error:
+        raise DataError(f"{folder} is no folder of classes: {error}") from error
+    return tuple(found.classes), FileImages(list(found.samples))
+
+
+def _torchvision(config: TrainConfig) -> Source:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataError(f'{config.data} comes through torchvision; run: pip install "stripefold[vision]"') from error
+    root = Path(config.data_dir or "data").expanduser()
+    options: dict[str, Any] = {} if config.data == "imagenet" else {"download": config.download}
+    try:
+        return OPENERS[config.data](datasets, str(root), options)
+    except (RuntimeError, OSError) as error:
+        cure = (
+            "put its train/ and val/ folders or its archives there, or use data=folder:PATH"
+            if config.data == "imagenet"
+            else "set data_dir to where it is, or download: true"
+        )
+        raise DataError(f"{config.data} was looked for in {root.absolute()}: {error}; {cure}") from error
+
+
+def _cifar(datasets: Any, root: str, options: dict[str, Any], kind: str) -> Source:
+    train, test = (getattr(datasets, kind)(root, train=part, **options) for part in (True, False))
+    arrays = [
+        ArrayImages(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets))
+        for part in (train, test)
+    ]
+    mean, std = CIFAR_STATISTICS
+    return Source(
+        train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=3, image_size=32, mean=mean, std=std
+    )
+
+
+def _stl10(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+    train, test = (datasets.STL10(root, split=part, **options) for part in ("train", "test"))
+    arrays = [ArrayImages(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()) for part in (train, test)]
+    mean, std = IMAGENET_STATISTICS
+    return Source(
+        train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=3, image_size=96, mean=mean, std=std
+    )
+
+
+def _fashion(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+    train, test = (datasets.FashionMNIST(root, train=part, **options) for part in (True, False))
+    arrays = [ArrayImages(part.data[:, None], part.targets) for part in (train, test)]
+    return Source(
+        train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=1, image_size=28,
+        mean=(0.2860,), std=(0.3530,),
+    )  # fmt: skip
+
+
+def _imagenet(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+    train, test = (datasets.ImageNet(root, split=part, **options) for part in ("train", "val"))
+    mean, std = IMAGENET_STATISTICS
+    return Source(
+        train=FileImages(train.samples), test=FileImages(test.samples),
+        classes=tuple(names[0] for names in train.classes), channels=3, image_size=None, mean=mean, std=std, middle=0.875,
+    )  # fmt: skip
+
+
+OPENERS: dict[str, Callable[[Any, str, dict[str, Any]], Source]] = {
+    "cifar10": lambda datasets, root, options: _cifar(datasets, root, options, "CIFAR10"),
+    "cifar100": lambda datasets, root, options: _cifar(datasets, root, options, "CIFAR100"),
+    "stl10": _stl10,
+    "fashion_mnist": _fashion,
+    "imagenet": _imagenet,
+}

@@ -1,0 +1,112 @@
+"""The classification task as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from stripefold.asr.groups import param_groups
+from stripefold.errors import TrainingError
+from stripefold.training.schedule import rate_factor
+from stripefold.training.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from stripefold.training.config import TrainConfig
+
+CHECK_EVERY = 50
+"""Steps between looks at the loss on an accelerator, where a look waits for the device; on a CPU it is every step."""
+
+
+class Classification(lightning.LightningModule):
+    """Cross-entropy training of ``model``; keys of its state are ``model.*`` whether compiled or not.
+
+    Args:
+        model: Gives logits (N, classes).
+        config: The run's configuration.
+        classes: How many classes there are.
+        steps_per_epoch: Steps of one epoch.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
+        # In a tuple, so that the compiled model is no second submodule with keys of its own.
+        self._network = (torch.compile(model) if config.compile else model,)
+        self.register_buffer("_first_bad_step", torch.tensor(-1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W)."""
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self._network[0](images)
+        return logits
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make the step's random numbers (dropout, stochastic depth) a function of seed and step."""
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch, a scalar."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.config.label_smoothing)
+        self._watch(loss.detach())
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        return loss
+
+    def _watch(self, loss: Tensor) -> None:
+        """Remember the first step whose loss is not finite, without waiting for the device."""
+        bad = self._first_bad_step
+        self._first_bad_step = torch.where(torch.isfinite(loss) | (bad >= 0), bad, self.global_step)
+        if loss.device.type == "cpu" or self.global_step % CHECK_EVERY == 0:
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        step = int(self._first_bad_step)
+        if step >= 0:
+            epoch = step // self.steps_per_epoch + 1
+            raise TrainingError(
+                f"the loss is not finite at epoch {epoch}, step {step + 1}: the last good checkpoint is kept; lower "
+                f"learning_rate ({self.config.learning_rate:g}), or set warmup_epochs or gradient_clip"
+            )
+
+    def on_validation_start(self) -> None:
+        """No epoch is evaluated or saved behind a loss that was not finite."""
+        self._check_loss()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count hits and add up the loss of one batch."""
+        images, labels = batch
+        logits = self(images).float()
+        self.accuracy.update(logits, labels)
+        loss = F.cross_entropy(logits, labels)
+        self.log("val_loss", loss, on_epoch=True, batch_size=len(labels), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy of the epoch."""
+        self.log("val_accuracy", self.accuracy.compute(), prog_bar=True)
+        self.accuracy.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser, the gates' weight decay set apart where asked for, and the rate as a function of the step."""
+        config = self.config
+        gate_decay = config.weight_decay if config.gate_weight_decay is None else config.gate_weight_decay
+        groups = param_groups(self.model, weight_decay=config.weight_decay, gate_weight_decay=gate_decay)
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
+            )
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_factor(config, self.steps_per_epoch, step)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
