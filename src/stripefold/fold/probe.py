@@ -67,8 +67,9 @@ def _measure(layer: nn.Module, rule: Rule, side: Side) -> float:
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)
 def _relative_error(layer: nn.Module, rule: Rule, side: Side, sizes: Any) -> float:
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator("cpu").manual_seed(_SEED)
     twin = _twin(layer, generator, sizes)
     inputs = rule.example(twin, generator)
     run: Callable[..., Tensor] = rule.linear_part or (lambda module, arguments: module(*arguments))
@@ -100,8 +101,8 @@ def _distance(value: Tensor, expected: Tensor) -> float:
 
 def _scale(channels: int, generator: torch.Generator) -> Tensor:
     """Scales of both signs, away from 0 and from 1 in size."""
-    size = 0.25 + torch.rand(channels, generator=generator, dtype=torch.float64)
-    return torch.where(torch.rand(channels, generator=generator) < 0.5, -size, size)
+    size = 0.25 + torch.rand(channels, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.where(torch.rand(channels, generator=generator, device="cpu") < 0.5, -size, size)
 
 
 def _twin(module: nn.Module, generator: torch.Generator, sizes: Any) -> nn.Module:
@@ -125,10 +126,10 @@ def _twin(module: nn.Module, generator: torch.Generator, sizes: Any) -> nn.Modul
 def _random(name: str, tensor: Tensor, generator: torch.Generator, sizes: Any) -> Tensor:
     shape = sizes.get(name, tuple(tensor.shape))
     if not tensor.is_floating_point():
-        return torch.zeros(shape, dtype=tensor.dtype)
+        return torch.zeros(shape, dtype=tensor.dtype, device="cpu")
     if name.endswith("var"):
-        return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _with_tensors(twin: nn.Module, tensors: Any) -> nn.Module:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from stripefold.errors import FoldError
 
@@ -90,9 +90,17 @@ class Rule:
 def _scaled(functions: Mapping[str, ScaleFunction], layer: nn.Module, v: Tensor) -> dict[str, Tensor | None]:
     result: dict[str, Tensor | None] = {}
     for name, function in functions.items():
-        tensor = getattr(layer, name, None)
+        tensor = own_tensor(layer, name)
         result[name] = None if tensor is None else function(layer, tensor, v).to(tensor.dtype)
     return result
+
+
+def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer of the layer; the tensor itself also while ``torch.fx`` traces, since rules read shapes."""
+    tensor = getattr(layer, name, None)
+    if isinstance(tensor, fx.Proxy):
+        return layer._parameters.get(name, layer._buffers.get(name))
+    return tensor
 
 
 _rules: dict[str, Rule] = {}

@@ -36,7 +36,7 @@ def numel(attribute: str = "weight") -> Callable[[nn.Module], int]:
 
 def noise(generator: torch.Generator, *shape: int) -> Tensor:
     """Standard normal float64 numbers from the probe's own generator."""
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def maps(
