@@ -1,7 +1,7 @@
 """Trace timm architectures on the meta device and say where no residual branch is found, and why.
 
-    python tests/zoo/sweep_trace.py --sample 80        # one architecture per family, at most 80 of them
-    python tests/zoo/sweep_trace.py --out trace.jsonl  # all; resumable, one line each
+python tests/zoo/sweep_trace.py --sample 80        # one architecture per family, at most 80 of them
+python tests/zoo/sweep_trace.py --out trace.jsonl  # all; resumable, one line each
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ import argparse
 import gc
 import json
 import random
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "src")]
 
 import timm
 import torch

@@ -1,0 +1,222 @@
+"""The life of one model: attach, train, fold, compare; every figure measured on the way."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import stripefold as sf
+from stripefold.asr.sites import attached_sites
+from stripefold.errors import AttachError
+from stripefold.surgery.example import Example, example_to
+from stripefold.surgery.float64 import KeepFloat64
+from tests.zoo.prepare import (
+    Randomness,
+    calibrate_frozen_,
+    jitter_,
+    randomise_,
+    randomise_gates_,
+    statistics_of_the_last_batch,
+)
+from tests.zoo.subject import Subject, all_outputs, quick_creation
+
+WHERE = ("residual", "norm", "affine")
+FLOAT64_TOLERANCE = 1e-10
+NOISE_FACTOR, FLOAT32_FLOOR = 4.0, 1e-6
+VISIBLE = 100.0
+"""How many tolerances the output's dependence on the image, and the gates' effect, must at least be."""
+STEPS = 3
+TRAINING_SEED, TEST_SEED = 100, 7
+
+
+class Unequal(AssertionError):
+    """A figure is outside its tolerance, or a structure differs."""
+
+
+class Unfit(Exception):
+    """The model does not run on this example; another size may do."""
+
+
+def check(subject: Subject) -> dict[str, Any]:
+    """Run one subject through the whole lifecycle.
+
+    Returns:
+        The figures by name.
+
+    Raises:
+        Unfit: the model cannot be built or run in this size.
+        Unequal: it runs, and a promise does not hold.
+    """
+    start = time.perf_counter()
+    randomness = Randomness(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' own; ours have their tests elsewhere
+        model, figures = _attached(subject, randomness)
+        figures |= _train_(subject, model, randomness)
+        figures |= _compare(subject, model, figures.pop("structure"))
+    return figures | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _attached(subject: Subject, randomness: Randomness) -> tuple[nn.Module, dict[str, Any]]:
+    """The prepared model with its gates on, and what is known of it so far."""
+    torch.manual_seed(0)
+    try:
+        with quick_creation():
+            model = subject.build()
+        structure = [(key, tuple(t.shape), t.dtype) for key, t in model.state_dict().items()]
+        figures = {"params": sum(p.numel() for p in model.parameters()), "structure": structure}
+        randomise_(model, randomness)
+        example = subject.inputs(TRAINING_SEED)
+        calibrate_frozen_(model, example)
+        model, where, note = _attach(model, example)
+    except AttachError as error:
+        raise Unequal(f"attach: {error}") from error
+    except Exception as error:
+        raise Unfit(f"{type(error).__name__}: {error}") from error
+    randomise_gates_(model, randomness)
+    figures |= {"where": where, "sites": len(attached_sites(model))}
+    return model, figures | ({"note": note} if note else {})
+
+
+def _attach(model: nn.Module, example: Example) -> tuple[nn.Module, str, str]:
+    """The model, the first ``where`` that selects anything, and why those before it did not."""
+    notes = []
+    for where in WHERE:
+        try:
+            return sf.attach_(model, "se", where=where, example=example), where, "; ".join(notes)
+        except AttachError as error:
+            if "selects no layer" not in str(error):
+                raise
+            notes.append(" ".join(str(error).split("\n")[:2]).strip()[:200])
+    raise AttachError("; ".join(notes))
+
+
+def _train_(subject: Subject, model: nn.Module, randomness: Randomness) -> dict[str, Any]:
+    """Steps on fresh batches until every gate parameter has had a gradient, then one step of an optimiser."""
+    gates = {name: p for name, p in model.named_parameters() if _is_gate(name)}
+    others = [p for name, p in model.named_parameters() if not _is_gate(name) and p.requires_grad]
+    missing = set(gates)
+    model.train()
+    steps = 0
+    with statistics_of_the_last_batch(model):
+        while missing and steps < STEPS:
+            try:
+                loss = subject.loss(model, subject.inputs(TRAINING_SEED + steps), randomness.generator)
+            except Exception as error:
+                raise Unfit(f"training step: {type(error).__name__}: {error}") from error
+            loss.backward()
+            steps += 1
+            missing -= {name for name, p in gates.items() if p.grad is not None and bool(p.grad.any())}
+    _check_gradients(gates, missing)
+    _step(gates.values(), others)
+    jitter_(model, randomness)
+    return {"steps": steps}
+
+
+def _is_gate(name: str) -> bool:
+    return ".gates." in f".{name}"
+
+
+def _check_gradients(gates: dict[str, nn.Parameter], missing: set[str]) -> None:
+    infinite = [name for name, p in gates.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    if infinite:
+        raise Unequal(f"{len(infinite)} of {len(gates)} gate parameters have a gradient that is not finite: {infinite[0]}")
+    if missing:
+        raise Unequal(f"{len(missing)} of {len(gates)} gate parameters have no gradient after {STEPS} steps: {min(missing)}")
+
+
+def _step(gates: Iterable[nn.Parameter], others: list[nn.Parameter]) -> None:
+    """Gates by Adam, so that each moves whatever its gradient's size; the rest by a short clipped step."""
+    torch.optim.Adam(gates, lr=0.02).step()
+    with_gradient = [p for p in others if p.grad is not None and bool(p.grad.isfinite().all())]
+    nn.utils.clip_grad_norm_(with_gradient, 1.0)
+    torch.optim.SGD(with_gradient, lr=0.05).step() if with_gradient else None
+    for parameter in (*gates, *others):
+        parameter.grad = None
+
+
+def _compare(subject: Subject, model: nn.Module, structure: list[Any]) -> dict[str, Any]:
+    """Attached, folded and bare in float32; attached and folded in float64."""
+    model.eval()
+    example = subject.inputs(TEST_SEED)
+    wide = example_to(example, torch.device("cpu"), torch.float64)
+    folded = sf.fold(model, check=False)
+    _check_structure(folded, structure)
+    attached32 = _run(subject.smooth_outputs, model, example)
+    folded32 = _run(subject.smooth_outputs, folded, example)
+    del folded
+    bare32 = _run(subject.smooth_outputs, sf.detach(model), example)
+    model.double()
+    folded = sf.fold(model, check=False)
+    truth, folded64 = _run(all_outputs, model, wide), _run(all_outputs, folded, wide)
+    smooth = truth if subject.smooth_outputs is all_outputs else _run(subject.smooth_outputs, model, wide)
+    figures = {
+        "error64": error(folded64, truth),
+        "error32": error(folded32, smooth),
+        "noise32": error(attached32, smooth),
+        "image_dependence": image_dependence(smooth),
+        "control": error(bare32, smooth),
+        "unmoved": sum(site.is_at_start() for site in attached_sites(model).values()),
+    }
+    _judge(figures, smooth)
+    return figures
+
+
+def _check_structure(folded: nn.Module, expected: list[Any]) -> None:
+    found = [(key, tuple(t.shape), t.dtype) for key, t in folded.state_dict().items()]
+    if found != expected:
+        different = sorted({key for key, *_ in set(found) ^ set(expected)})
+        raise Unequal(f"the folded model's state dict is not the backbone's: {different[:3] or 'another order'}")
+
+
+def _run(outputs: Any, model: nn.Module, example: Example) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    with torch.inference_mode(), KeepFloat64():
+        return {path: tensor.clone() for path, tensor in outputs(model, example).items()}
+
+
+def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """Largest difference over largest value, the worst over all outputs; infinite where shapes or signs of life differ."""
+    if found.keys() != truth.keys():
+        return float("inf")
+    return max(_relative(found[path].double(), truth[path].double()) for path in truth)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape or bool(a.isnan().any()):
+        return float("inf")
+    difference = torch.where(a == b, 0.0, (a - b).abs())  # infinities are masks and must agree
+    size = float(torch.where(b.isfinite(), b, 0.0).abs().max())
+    return float(difference.max()) / size if size else float(difference.max())
+
+
+def image_dependence(outputs: dict[str, Tensor]) -> float:
+    """Standard deviation over the images relative to the output's size; the output that depends most counts."""
+    found = [0.0]
+    for tensor in outputs.values():
+        if tensor.dim() > 1 and tensor.shape[0] > 1:
+            finite = torch.where(tensor.isfinite(), tensor, 0.0).double()
+            size = float(finite.square().mean().sqrt())
+            found.append(float(finite.var(0).mean().sqrt()) / size if size else 0.0)
+    return max(found)
+
+
+def _judge(figures: dict[str, Any], truth: dict[str, Tensor]) -> None:
+    tolerance = max(NOISE_FACTOR * figures["noise32"], FLOAT32_FLOOR)
+    promises = {
+        "NaN in the outputs": not any(bool(tensor.isnan().any()) for tensor in truth.values()),
+        "float64 error": figures["error64"] <= FLOAT64_TOLERANCE,
+        "float32 error": figures["error32"] <= tolerance,
+        "output does not depend on the image": figures["image_dependence"] >= VISIBLE * tolerance,
+        "the bare backbone computes the same": figures["control"] >= VISIBLE * tolerance,
+        "gates that never moved": figures["unmoved"] == 0,
+    }
+    broken = [name for name, holds in promises.items() if not holds]
+    if broken:
+        told = {key: value if isinstance(value, int) else float(f"{value:.3g}") for key, value in figures.items()}
+        raise Unequal(f"{', '.join(broken)}: {told}")
