@@ -12,9 +12,9 @@ _TORCH = (
     nn.LayerNorm,
     nn.GroupNorm,
 )
-_NAMES = frozenset(
-    ["LayerScale", "LayerScale2d", "Affine", "RMSNorm", "RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d"]
-    + ["LlamaRMSNorm", "FrozenBatchNorm2d", "Conv1D", "LayerNormFp32", "T5LayerNorm"]
+_NAMES = (
+    *("LayerScale", "LayerScale2d", "Affine", "RMSNorm", "RmsNorm", "RmsNorm2d", "SimpleNorm", "SimpleNorm2d"),
+    *("LlamaRMSNorm", "FrozenBatchNorm2d", "Conv1D", "LayerNormFp32", "T5LayerNorm"),
 )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.surgery.affine import is_affine
 from torch import nn
 
 from stripefold.surgery.trace import trace
-from tests.surgery.affine import is_affine
 
 GOLDEN: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "golden" / "residual.json").read_text())
 
@@ -53,7 +53,13 @@ def test_timm(name: str):
 @pytest.mark.parametrize("name", GOLDEN["transformers"])
 def test_transformers(name: str, with_mask: bool):
     transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 50,
+    }
     if name == "bert":
         model = transformers.BertModel(transformers.BertConfig(**sizes))
     else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stripefold.surgery.graph import Graph, Node
+from stripefold.surgery.channels import axis_after, channel_axis
+from stripefold.surgery.graph import Graph, Node, first_calls
 from stripefold.surgery.operations import HOMOGENEOUS, PRODUCTS, RESHAPES, VIEWS, is_batch_norm
 
 
@@ -30,7 +31,7 @@ def consumers(graph: Graph, name: str) -> tuple[str, ...]:
                 found[graph.nodes[index].name] = None
             else:
                 todo.append(index)
-    return tuple(found)
+    return tuple(first_calls(graph, found))
 
 
 def producers(graph: Graph, name: str) -> tuple[str, ...]:
@@ -51,12 +52,13 @@ def producers(graph: Graph, name: str) -> tuple[str, ...]:
 
 
 def follower(graph: Graph, name: str) -> Follower:
-    """The only consumer of a layer, with nothing but reshapes between that keep its channel axis in place."""
+    """The only consumer of a layer, with nothing but reshapes between that leave its channels an axis of their own."""
     results = graph.results(name)
     times = sum(call.name == name for call in graph.calls)
     if times != 1 or len(results) != 1:
         return Follower(None, f"called {times} times" if times != 1 else "returns several values, or its input")
     index = results[0]
+    axis: int | None = channel_axis(graph.nodes[index])
     while True:
         if index in graph.outputs:
             return Follower(None, "its output is returned by the model")
@@ -66,7 +68,8 @@ def follower(graph: Graph, name: str) -> Follower:
         node = graph.nodes[users[0]]
         if node.kind == "layer":
             return _only_call(graph, node)
-        if node.name not in RESHAPES or not _keeps_channels(graph.nodes[index].shape, node.shape):
+        axis = None if axis is None else axis_after(graph.nodes[index], node, axis)
+        if node.name not in RESHAPES or axis is None:
             return Follower(None, f"{node.name!r} in {node.where or 'the model itself'} stands between")
         index = users[0]
 
@@ -80,37 +83,30 @@ def _only_call(graph: Graph, node: Node) -> Follower:
     return Follower(node.name, "nothing in between")
 
 
-def _keeps_channels(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Samples and channels stay the first two dimensions, or channels stay the last one."""
-    return before[:2] == after[:2] or before[-1:] == after[-1:]
-
-
 def cancelling_norm(graph: Graph, name: str) -> str | None:
     """The BatchNorm or InstanceNorm that undoes every per-channel scale of a layer, or None.
 
     Each path from the layer must reach one through operations that commute with a positive scale of each channel.
     Where several norms do it together, the first is named.
     """
-    todo = list(graph.results(name))
+    todo = [(index, channel_axis(graph.nodes[index])) for index in graph.results(name)]
     seen: set[int] = set()
-    channels = {size for index in todo for size in (graph.nodes[index].shape[1:2] + graph.nodes[index].shape[-1:])}
     norms: list[int] = []
-    joined = False
     while todo:
-        index = todo.pop()
+        index, axis = todo.pop()
         if index in graph.outputs or not graph.consumers[index]:
             return None
         for user in set(graph.consumers[index]) - seen:
             seen.add(user)
             node = graph.nodes[user]
-            if _normalises(node):
+            after = axis_after(graph.nodes[index], node, axis)
+            if _normalises(node) and axis == 1:
                 norms.append(user)
-            elif _is_transparent(graph, node):
-                joined = joined or node.name == "cat"
-                todo.append(user)
+            elif _is_transparent(graph, node) and after is not None:
+                todo.append((user, after))
             else:
                 return None
-    if not norms or not (joined or all(set(graph.nodes[i].shape[1:2]) <= channels for i in norms)):
+    if not norms:
         return None
     first = graph.nodes[min(norms)]
     return first.name if first.kind == "layer" else first.where

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             for handle in handles:
                 handle.remove()
+                # torch forgets this entry of its own; while it is there, every module takes the slow path.
+                nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)
 
     def take_inputs(self, example: Any) -> None:
         """Make every tensor of the example an input node."""
@@ -79,8 +81,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.graph.outputs = {node for node in found if node is not None}
 
     def _put(self, tensor: Tensor, node: Node, *, weighted: bool = False) -> int:
-        values = {**vars(node), "shape": tuple(tensor.shape), "spread": spread_of(tensor)}
-        index = self.graph.add(Node(**values), weighted=weighted)
+        node = replace(node, shape=tuple(tensor.shape), spread=spread_of(tensor))
+        index = self.graph.add(node, weighted=weighted)
         self.values.set(tensor, index)
         return index
 
@@ -121,7 +123,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add_call(self, name: str, inputs: tuple[int, ...], outputs: list[tuple[int, ...]], *, implicit: bool) -> int:
         nodes = self.graph.nodes
-        shapes = tuple(nodes[i].shape for i in inputs if nodes[i].kind != "constant" or nodes[i].role != "constant")
+        shapes = tuple(nodes[i].shape for i in inputs if not implicit or nodes[i].role != "constant")
         self.graph.calls.append(Call(name, shapes, tuple(outputs), implicit))
         return len(self.graph.calls) - 1
 
@@ -163,29 +165,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operands = [tensor for tensor in operands if all(tensor is not target for target in written)]
         outputs = written or [t for t in tensors_in(result) if all(key_of(t) != key_of(o) for o in operands)]
         inputs = () if name in FACTORIES else tuple(self._node_of(tensor) for tensor in operands)
+        constants = [self.graph.nodes[i] for i in inputs if self.graph.nodes[i].role == "constant"]
+        owners = frozenset().union(*(node.owners for node in constants))
+        # A function of a weight: of a layer that is not being called, or of no layer at all.
+        weighted = name in WEIGHTED and 0 < len(constants) < len(inputs)
+        call = -1
+        if weighted and len(owners) == 1:
+            call = self._add_call(next(iter(owners)), inputs, [tuple(t.shape) for t in outputs], implicit=True)
         for tensor in outputs:
-            node, weighted = self._operation(name, inputs, tensor, _plain(args))
-            index = self._put(tensor, node, weighted=weighted)
+            role = self._role(name, inputs, tensor)
+            node = Node(kind="operation", name=name, inputs=inputs, role=role, arguments=_plain(args), where=self.path)
+            if role == "constant":
+                node = replace(node, kind="constant", owners=owners)
+            elif call >= 0:
+                node = replace(node, kind="layer", name=next(iter(owners)), call=call, inner=(name,))
+            index = self._put(tensor, node, weighted=weighted and call < 0)
             if written:
                 self._refresh_aliases(tensor, index)
-
-    def _operation(
-        self, name: str, inputs: tuple[int, ...], output: Tensor, arguments: tuple[object, ...]
-    ) -> tuple[Node, bool]:
-        role = self._role(name, inputs, output)
-        nodes = self.graph.nodes
-        owners = frozenset().union(*(nodes[i].owners for i in inputs if nodes[i].role == "constant"))
-        if role == "constant":
-            node = Node(kind="constant", name=name, inputs=inputs, role=role, owners=owners, where=self.path)
-            return node, False
-        weighted = name in WEIGHTED and any(nodes[i].role == "constant" for i in inputs)
-        if weighted and len(owners) == 1:
-            (layer,) = owners
-            call = self._add_call(layer, inputs, [tuple(output.shape)], implicit=True)
-            node = Node(kind="layer", name=layer, inputs=inputs, role=role, where=self.path, call=call, inner=(name,))
-            return node, False
-        node = Node(kind="operation", name=name, inputs=inputs, role=role, arguments=arguments, where=self.path)
-        return node, weighted
 
     def _role(self, name: str, inputs: tuple[int, ...], output: Tensor) -> Role:
         roles = {self.graph.nodes[i].role for i in inputs}

@@ -3,7 +3,7 @@
 At every sum of values (``x + f(x)``, in place, ``stack(...).sum``), chains of sums taken as one:
 
 - A term that does not depend on the input (a position embedding, a bias) or only through integers (a mask) is no
-  term, except a constant from which another term is computed (a class token that is updated).
+  term, except a constant that is added once to what was computed from it (a class token).
 - Layers behind every term are shared history. Of what is left, the term with the fewest layers is the shortcut, every
   term with more is a branch. All equal: parallel branches without a shortcut, so nothing is chosen. RepVGG's training
   form follows: where the identity branch exists, the normalisations of the 3x3 and 1x1 branches are tails, and
@@ -19,22 +19,12 @@ At every sum of values (``x + f(x)``, in place, ``stack(...).sum``), chains of s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stripefold.surgery.flow import cancelling_norm
 from stripefold.surgery.graph import Graph, Node, first_calls
-from stripefold.surgery.operations import (
-    ADDITIONS,
-    COLLECTIONS,
-    PRODUCTS,
-    REDUCTIONS,
-    SQUASHING,
-    VIEWS,
-    WEIGHTED,
-    is_batch_norm,
-)
-
+from stripefold.surgery.operations import COLLECTIONS, PRODUCTS, SQUASHING, VIEWS, WEIGHTED, is_batch_norm
+from stripefold.surgery.sums import is_part_of_sum, is_sum, live_terms
 
 # Layers in the longest projection on a shortcut (pool, convolution, normalisation, and one to spare).
 LONGEST_PROJECTION = 3
@@ -89,64 +79,13 @@ class _Search:
         self.graph = graph
         self.residuals: dict[int, Residual] = {}
         for index in range(len(graph.nodes)):
-            if self._is_sum(index) and not self._is_part(index):
+            if is_sum(graph, index) and not is_part_of_sum(graph, index):
                 residual = self._split(index)
                 if residual is not None:
                     self.residuals[index] = residual
 
-    # Sums.
-
-    def _is_sum(self, index: int) -> bool:
-        node = self.graph.nodes[index]
-        if node.kind == "layer" or len(node.inputs) < 1:
-            return False
-        if node.name in REDUCTIONS:
-            return self._stacked(index) is not None
-        return node.name in ADDITIONS and len(node.inputs) > 1
-
-    def _stacked(self, index: int) -> int | None:
-        """The stack that a reduction sums up again over its new dimension, or None."""
-        node = self.graph.nodes[index]
-        source = self.graph.nodes[node.inputs[0]]
-        if source.name != "stack" or len(node.arguments) < 1:
-            return None
-        dims = node.arguments[0]
-        dim = source.arguments[0] if source.arguments else 0
-        if not isinstance(dim, int) or not isinstance(dims, (list, tuple)) or len(dims) != 1:
-            return None
-        rank = len(source.shape)
-        return node.inputs[0] if dims[0] % rank == dim % rank else None
-
-    def _is_part(self, index: int) -> bool:
-        """Whether a sum is nothing but a term of the next sum."""
-        consumers = self.graph.consumers[index]
-        return index not in self.graph.outputs and len(consumers) == 1 and self._is_sum(consumers[0])
-
-    def _terms(self, index: int) -> Iterator[int]:
-        node = self.graph.nodes[index]
-        sources = node.inputs
-        if node.name in REDUCTIONS:
-            stack = self._stacked(index)
-            sources = self.graph.nodes[stack].inputs if stack is not None else ()
-        elif node.name == "lerp":
-            sources = sources[:2]
-        elif node.name == "addcmul":
-            sources = (sources[0], max(sources[1:], key=lambda i: self.graph.layers_behind[i].bit_count()))
-        for source in sources:
-            if self._is_sum(source) and self._is_part(source):
-                yield from self._terms(source)
-            else:
-                yield source
-
-    def _live_terms(self, index: int) -> list[int]:
-        """The terms that count: feature maps, and constants from which another term is computed."""
-        terms = list(dict.fromkeys(self._terms(index)))
-        behind = self.graph.values_behind
-        updated = {t for t in terms if any(o != t and behind[o] >> t & 1 for o in terms)}
-        return [t for t in terms if self.graph.nodes[t].role == "activation" or t in updated]
-
     def _split(self, index: int) -> Residual | None:
-        terms = self._live_terms(index)
+        terms = live_terms(self.graph, index)
         layers = self.graph.layers_behind
         if len(terms) < 2:
             return None
@@ -209,8 +148,8 @@ class _Search:
         operands = self.graph.operands(index)
         if index in self.residuals or is_batch_norm(node.name):
             return []
-        if self._is_sum(index):
-            return self._live_terms(index)
+        if is_sum(self.graph, index):
+            return live_terms(self.graph, index)
         if node.name in WEIGHTED and len(operands) < len(set(node.inputs)):
             return []
         if len(operands) < 2 or node.name in COLLECTIONS:
