@@ -40,7 +40,7 @@ class Site(Foldable):
         self.channels = rule.channels(base)
         self.base = base
         self.gates = nn.ModuleList()
-        self.train(base.training)
+        self.training = base.training  # not train(): the layer's own children keep their flags
 
     def take_hooks_(self) -> None:
         """Move the layer's hooks here: from now on the site is what is called."""
@@ -82,14 +82,15 @@ class Site(Foldable):
         """Whether the output is the cheaper side to scale.
 
         Never for normalisations. For a convolution or linear layer when the weight has more elements than the output; not
-        decided while compiling or exporting, where the batch size is symbolic. Under ``torch.fx`` the layer must stay a
-        leaf call, so there the output is scaled.
+        decided while compiling, exporting or jit-tracing, where the batch size is symbolic. Under ``torch.fx`` the layer
+        must stay a leaf call, so there the output is scaled.
         """
         if not args or not self.rule.commutes:
             return False
         if isinstance(args[0], fx.Proxy):
             return True
-        if self.rule.norm or torch.compiler.is_compiling() or not isinstance(args[0], Tensor):
+        is_symbolic = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.rule.norm or is_symbolic or not isinstance(args[0], Tensor):
             return False
         weight = base._parameters.get("weight")
         return weight is not None and weight.numel() > _output_elements(base, args[0], self.channels)
