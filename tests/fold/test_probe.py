@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.fold.layers import rule_of
 from torch import Tensor, nn
 
 from stripefold.errors import FoldError
@@ -16,7 +17,6 @@ from stripefold.fold import rules as _registered  # noqa: F401
 from stripefold.fold.probe import probe
 from stripefold.fold.rule import Rule, register_rule, rule_for
 from stripefold.fold.rules_torch import along
-from tests.fold.layers import rule_of
 
 
 @pytest.fixture(autouse=True)

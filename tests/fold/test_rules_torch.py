@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fold.layers import EXACT, input_errors, noise, output_errors, randomised, rule_of, signed_scale
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torchvision.models.convnext import LayerNorm2d
@@ -18,7 +19,6 @@ from stripefold.errors import FoldError
 from stripefold.fold import rules as _registered  # noqa: F401
 from stripefold.fold.rule import rule_for
 from stripefold.fold.substitute import forward_with
-from tests.fold.layers import EXACT, input_errors, noise, output_errors, randomised, rule_of, signed_scale
 
 Factory = Callable[[], nn.Module]
 NORMS: list[tuple[Factory, tuple[int, ...]]] = [
@@ -174,6 +174,8 @@ def test_gradients_equal_those_of_the_product_on_the_output() -> None:
     wanted = (v, layer.weight, layer.bias)
     direction = noise(4, 5, 3, 2, seed=9)
     product = torch.autograd.grad((layer(x) * v.view(-1, 1, 1) * direction).sum(), wanted)
-    scaled = torch.autograd.grad((forward_with(layer, rule_of(layer).scaled(layer, v), (x,), {}) * direction).sum(), wanted)
+    scaled = torch.autograd.grad(
+        (forward_with(layer, rule_of(layer).scaled(layer, v), (x,), {}) * direction).sum(), wanted
+    )
     for value, expected in zip(scaled, product, strict=True):
         assert float((value - expected).abs().max()) <= 1e-12 * max(1.0, float(expected.abs().max()))

@@ -40,7 +40,8 @@ def probe(layer: nn.Module, rule: Rule, side: Side = "output") -> None:
     if _passed.get(key) == rule:
         return
     try:
-        error = _measure(layer, rule, side)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            error = _measure(layer, rule, side)
     except Exception as cause:
         raise FoldError(
             f"the rule for {rule.key} cannot be probed on {layer}: {type(cause).__name__}: {cause}. {_REMEDY}"
@@ -66,8 +67,6 @@ def _measure(layer: nn.Module, rule: Rule, side: Side) -> float:
     return _relative_error(layer, rule, side, {})
 
 
-@torch.no_grad()
-@torch.autocast("cpu", enabled=False)
 def _relative_error(layer: nn.Module, rule: Rule, side: Side, sizes: Any) -> float:
     generator = torch.Generator("cpu").manual_seed(_SEED)
     twin = _twin(layer, generator, sizes)

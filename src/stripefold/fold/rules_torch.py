@@ -14,14 +14,9 @@ from torch import Tensor, nn
 
 from stripefold.algebra.merge import batchnorm_scale_shift
 from stripefold.algebra.scale import scale_dim, scale_grouped_input, scale_transposed_output
-from stripefold.fold.rule import Rule, ScaleFunction, add_rule, type_key
+from stripefold.fold.rule import Along as along, Rule, add_rule, type_key
 
 _SMALL = 8  # channels of the twin that is probed in place of a large layer
-
-
-def along(dim: int) -> ScaleFunction:
-    """Scale a tensor whose channel axis is ``dim``."""
-    return lambda layer, tensor, v: scale_dim(tensor, v, dim)
 
 
 def integer(attribute: str) -> Callable[[nn.Module], int]:
