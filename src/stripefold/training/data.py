@@ -64,15 +64,13 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
         return self.transform(image), label
 
 
-class TestImages(Dataset[tuple[Tensor, int]]):
+class PlainImages(Dataset[tuple[Tensor, int]]):
     """Images as they are, brought to the network's size.
 
     Args:
         images: Where the images come from.
         transform: From an image as it lies there to the network's input (C, size, size).
     """
-
-    __test__ = False  # not a test class, whatever its name says to pytest
 
     def __init__(self, images: Images, transform: transforms.Transform) -> None:
         self.images = images
@@ -97,7 +95,7 @@ class Data:
     """
 
     train: TrainingImages
-    test: TestImages
+    test: PlainImages
     spec: ImageSpec
 
 
@@ -123,7 +121,7 @@ def load_data(config: TrainConfig) -> Data:
     test_steps = [*before, functools.partial(transforms.fit, size, share=source.middle), after]
     return Data(
         train=TrainingImages(_part(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
-        test=TestImages(_part(source.test, config.limit_test), transforms.compose(test_steps)),
+        test=PlainImages(_part(source.test, config.limit_test), transforms.compose(test_steps)),
         spec=spec,
     )
 
@@ -206,7 +204,7 @@ def training_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
     )
 
 
-def testing_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
+def evaluation_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
     """Batches (N, C, size, size) and (N,) of the test images in their order.
 
     Args:

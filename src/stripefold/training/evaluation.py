@@ -15,7 +15,7 @@ from stripefold.fold.files import file_info, load_model_
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
 from stripefold.training.config import TrainConfig
-from stripefold.training.data import Data, ImageSpec, load_data, testing_loader
+from stripefold.training.data import Data, ImageSpec, evaluation_loader, load_data
 from stripefold.training.results import EvalResult
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
     data = load_data(config)
     if len(data.spec.classes) != len(spec.classes):
         raise CheckpointError(
-            f"{path} tells {len(spec.classes)} classes apart, {config.data} has {len(data.spec.classes)}; give the data it "
-            "was trained on"
+            f"{path} tells {len(spec.classes)} classes apart, {config.data} has {len(data.spec.classes)}; give the "
+            "data it was trained on"
         )
     return evaluate_model(model, data, config, kind=kind, source=str(path))
 
@@ -105,7 +105,7 @@ def evaluate_model(model: nn.Module, data: Data, config: TrainConfig, *, kind: s
     was_training = model.training
     started = time.perf_counter()
     try:
-        hits, loss, images = _count(model.to(device).eval(), testing_loader(data, config), device)
+        hits, loss, images = _count(model.to(device).eval(), evaluation_loader(data, config), device)
     finally:
         model.to(home).train(was_training)
     seconds = time.perf_counter() - started

@@ -20,7 +20,7 @@ from torch import nn
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.training.build import build_model
 from stripefold.training.checkpoint import SafeCheckpointIO, read_checkpoint, write_failure
-from stripefold.training.data import Data, load_data, testing_loader, training_loader
+from stripefold.training.data import Data, evaluation_loader, load_data, training_loader
 from stripefold.training.finish import finish
 from stripefold.training.paths import RunPaths, open_run
 from stripefold.training.record import EpochRecord
@@ -65,12 +65,12 @@ def train(config: TrainConfig) -> TrainResult:
         paths = open_run(config)
         record = EpochRecord(
             paths,
-            {**_about(data), "config": config.to_dict()},
+            {**_about(data), "config": config.with_overrides(resume=False).to_dict()},
             epochs=config.epochs,
             lines=_progress(config) == "lines",
             tensorboard=config.tensorboard,
         )
-        before = _rows_before(paths)
+        before = _epochs_behind(paths)
         started = time.perf_counter()
         _fit(model, data, config, record)
         seconds = time.perf_counter() - started
@@ -81,11 +81,11 @@ def _about(data: Data) -> dict[str, Any]:
     return {"classes": list(data.spec.classes), "channels": data.spec.channels, "image_size": data.spec.size}
 
 
-def _rows_before(paths: RunPaths) -> int:
-    """How many epochs the run to be resumed has behind it; also proves its checkpoint sound before anything is built."""
+def _epochs_behind(paths: RunPaths) -> int:
+    """How many epochs the run to be resumed has behind it; reading this also proves its checkpoint sound."""
     if not paths.last.exists():
         return 0
-    return int(read_checkpoint(paths.last)["epoch"]) + 1
+    return len(read_checkpoint(paths.last)["callbacks"][EpochRecord.__qualname__]["rows"])
 
 
 def _progress(config: TrainConfig) -> str:
@@ -103,7 +103,7 @@ def _fit(model: nn.Module, data: Data, config: TrainConfig, record: EpochRecord)
     last = record.paths.last
     with _quiet(), _plain_errors(record.paths):
         trainer = _trainer(config, record)
-        trainer.fit(task, loader, testing_loader(data, config), ckpt_path=str(last) if last.exists() else None)
+        trainer.fit(task, loader, evaluation_loader(data, config), ckpt_path=str(last) if last.exists() else None)
     record.write_table()
 
 
@@ -127,8 +127,8 @@ def _trainer(config: TrainConfig, record: EpochRecord) -> lightning.Trainer:
         )
     except (ValueError, RuntimeError, lightning.utilities.exceptions.MisconfigurationException) as error:
         raise ConfigError(
-            f"accelerator {config.accelerator!r} with devices {config.devices} and precision {config.precision} cannot be "
-            f"used here: {error}"
+            f"accelerator {config.accelerator!r} with devices {config.devices} and precision {config.precision} cannot "
+            f"be used here: {error}"
         ) from error
 
 

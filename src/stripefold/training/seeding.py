@@ -1,8 +1,8 @@
 """Every random number of a run, derived from where in the run it is needed.
 
-Lightning saves no random state. A run that is killed and resumed can therefore only repeat itself if no state is carried
-along: the order of an epoch follows from (seed, epoch), an image's augmentation from (seed, epoch, index), dropout and
-the like from (seed, step).
+Lightning saves no random state. A run that is killed and resumed can therefore only repeat itself if no state is
+carried along: the order of an epoch follows from (seed, epoch), an image's augmentation from (seed, epoch, index),
+dropout and the like from (seed, step).
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def open_source(config: TrainConfig) -> Source:
 
 
 def _digits() -> Source:
-    """1797 handwritten digits, 8x8, that come with scikit-learn: 1437 to train, 360 to test, each class in proportion."""
+    """Scikit-learn's 1797 handwritten digits, 8x8: 1437 to train and 360 to test, each class in proportion."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -237,8 +237,8 @@ def _imagenet(datasets: Any, root: str, options: dict[str, Any]) -> Source:
     train, test = (datasets.ImageNet(root, split=part, **options) for part in ("train", "val"))
     mean, std = IMAGENET_STATISTICS
     return Source(
-        train=FileImages(train.samples), test=FileImages(test.samples),
-        classes=tuple(names[0] for names in train.classes), channels=3, image_size=None, mean=mean, std=std, middle=0.875,
+        train=FileImages(train.samples), test=FileImages(test.samples), channels=3, image_size=None, mean=mean, std=std,
+        classes=tuple(names[0] for names in train.classes), middle=0.875,
     )  # fmt: skip
 
 

@@ -67,8 +67,8 @@ def _accuracy(result: TrainResult) -> str:
     best = f"{result.best_accuracy:.2%} at epoch {result.best_epoch}"
     lines += [
         "",
-        f"Both are of the last epoch, on {attached.images} test images. The best epoch's accuracy, {best}, was chosen by",
-        "the test images themselves and flatters.",
+        f"Both are of the last epoch, on {attached.images} test images. The best epoch's accuracy, {best}, was chosen",
+        "by the test images themselves and flatters.",
     ]
     return "\n".join([*lines, ""])
 
@@ -102,8 +102,8 @@ def _listed(names: list[str]) -> str:
 def _time(result: TrainResult, rows: list[Row]) -> str:
     total = sum(row["seconds"] for row in rows)
     return (
-        f"## Time\n\n{total:.1f} s for {len(rows)} epochs ({total / len(rows):.2f} s each); {result.epochs_run} of them in "
-        "the process that wrote this.\n"
+        f"## Time\n\n{total:.1f} s for {len(rows)} epochs ({total / len(rows):.2f} s each); {result.epochs_run} "
+        "of them in the process that wrote this.\n"
     )
 
 
