@@ -61,8 +61,8 @@ def half_in_place(m: Block, x: Tensor) -> Tensor:
 def decoder(m: Block, x: Tensor) -> Tensor:
     """As in DETR: the stream starts at zero, the same positions are added in each step, norms stand behind the sums."""
     stream = torch.zeros(2, 4, 8, 8)
-    stream = m.norm(stream + m.first(stream + m.position + x))
-    stream = m.norm(stream + m.second(stream + m.position))
+    stream = m.norm(stream + m.first(stream + m.position))
+    stream = m.norm(stream + m.second(stream + m.position + x))
     return m.norm(stream + m.position)
 
 

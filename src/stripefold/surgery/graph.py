@@ -117,9 +117,9 @@ class Graph:
         return [i for i, node in enumerate(self.nodes) if node.kind == "layer" and node.name == name]
 
     def operands(self, index: int) -> list[int]:
-        """The inputs of a node that depend on the model's input as feature maps do; each once."""
+        """The inputs of a node that are feature maps: those that depend on the model's input, or passed a layer."""
         sources = dict.fromkeys(self.nodes[index].inputs)
-        return [i for i in sources if self.nodes[i].role == "activation"]
+        return [i for i in sources if self.nodes[i].role == "activation" or self.layers_behind[i]]
 
 
 def first_calls(graph: Graph, names: Iterable[str]) -> list[str]:

@@ -27,7 +27,8 @@ def is_part_of_sum(graph: Graph, index: int) -> bool:
 def live_terms(graph: Graph, index: int) -> list[int]:
     """The terms that count, each once: feature maps, and constants from which another term is computed."""
     terms = _distinct_terms(graph, index)
-    return [t for t in terms if graph.nodes[t].role == "activation" or _is_updated(graph, t, terms)]
+    starts = [t for t in terms if _is_updated(graph, t, terms)]
+    return [t for t in terms if graph.nodes[t].role == "activation" or any(_behind(graph, t, s) for s in starts)]
 
 
 def _stacked(graph: Graph, index: int) -> int | None:
@@ -81,4 +82,9 @@ def _is_updated(graph: Graph, constant: int, terms: list[int]) -> bool:
 
 
 def _starts(graph: Graph, constant: int, terms: list[int]) -> bool:
-    return any(t != constant and graph.values_behind[t] >> constant & 1 for t in terms)
+    return any(t != constant and _behind(graph, t, constant) for t in terms)
+
+
+def _behind(graph: Graph, index: int, source: int) -> bool:
+    """Whether ``source`` lies behind a value, or is it."""
+    return bool(graph.values_behind[index] >> source & 1)
