@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from stripefold.errors import CheckpointError
-from stripefold.fold.files import file_info, load_model_
-from stripefold.training.build import build_backbone, build_model
-from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
 from stripefold.training.config import TrainConfig
-from stripefold.training.data import Data, ImageSpec, evaluation_loader, load_data
+from stripefold.training.data import Data, evaluation_loader, load_data
+from stripefold.training.loading import load_run
 from stripefold.training.results import EvalResult
 
 if TYPE_CHECKING:
@@ -34,59 +32,14 @@ def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
         ConfigError: If an override is no option.
         DataError: If the test images are missing, or have other classes than the network.
     """
-    path = _weights_file(Path(source).expanduser())
-    model, config, spec, kind = _load(path, overrides)
-    data = load_data(config)
-    if len(data.spec.classes) != len(spec.classes):
+    run = load_run(source, **overrides)
+    data = load_data(run.config)
+    if len(data.spec.classes) != len(run.spec.classes):
         raise CheckpointError(
-            f"{path} tells {len(spec.classes)} classes apart, {config.data} has {len(data.spec.classes)}; give the "
-            "data it was trained on"
+            f"{run.path} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "
+            "give the data it was trained on"
         )
-    return evaluate_model(model, data, config, kind=kind, source=str(path))
-
-
-def _weights_file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    last = path / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        raise CheckpointError(f"{path} holds no checkpoints/last.ckpt; give the folder of a run that finished an epoch")
-    return last
-
-
-def _load(path: Path, overrides: dict[str, Any]) -> tuple[nn.Module, TrainConfig, ImageSpec, str]:
-    """The model in a file, the configuration of its run, what its images look like, and what the file is."""
-    if path.suffix != ".safetensors":
-        checkpoint = read_checkpoint(path)
-        config, spec = _about(checkpoint[KEY], overrides, path)
-        model = build_model(config, spec)
-        try:
-            model.load_state_dict(model_state(checkpoint))
-        except RuntimeError as error:
-            raise CheckpointError(f"{path} does not fit the model its configuration describes: {error}") from error
-        return model, config, spec, "backbone" if config.form == "none" else "attached"
-    info = file_info(path)
-    config, spec = _about(info.extra, overrides, path)
-    folded = info.kind != "attached" and config.form in ("static", "none")
-    model = build_backbone(config, spec) if folded else build_model(_without_static(config), spec)
-    load_model_(model, path)
-    return model, config, spec, info.kind
-
-
-def _without_static(config: TrainConfig) -> TrainConfig:
-    """What is left of ASR beside a dynamic attention after folding: the dynamic attention."""
-    return config.with_overrides(form="dynamic") if config.form == "both" else config
-
-
-def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec]:
-    try:
-        # Weights come from the file: nothing is downloaded to be overwritten.
-        values = {**extra["config"], "pretrained": False}
-        spec = ImageSpec(classes=tuple(extra["classes"]), channels=extra["channels"], size=extra["image_size"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not say which run it comes from; give a file that train wrote") from error
-    fixed = {"image_size": spec.size, "channels": spec.channels, "resume": False}
-    return TrainConfig(**{**values, **fixed}).with_overrides(**overrides), spec
+    return evaluate_model(run.model, data, run.config, kind=run.kind, source=str(run.path))
 
 
 def evaluate_model(model: nn.Module, data: Data, config: TrainConfig, *, kind: str, source: str) -> EvalResult:

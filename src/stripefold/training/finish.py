@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.asr.gate import StaticGate
-from stripefold.fold.files import save_model
+from stripefold.fold.files import Kind, save_model
 from stripefold.fold.fold import fold
 from stripefold.fold.verify import EquivalenceReport, verify
 from stripefold.training.data import Data
@@ -85,5 +85,7 @@ def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, EquivalenceRe
     return plain, verify(model, plain, example)
 
 
-def _save(folded: nn.Module, path: Path, record: EpochRecord) -> Path:
-    return save_model(folded, path, kind="folded", extra=record.about)
+def _save(result_of: nn.Module, path: Path, record: EpochRecord) -> Path:
+    """Dynamic attention cannot be folded: such a file says "attached", and a backbone's own says "plain"."""
+    kind: Kind | None = "folded" if record.about["config"]["form"] == "static" else None
+    return save_model(result_of, path, kind=kind, extra=record.about)
