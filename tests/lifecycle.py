@@ -122,7 +122,9 @@ def assert_folds(model: nn.Module, x: Any, *, keys: list[str] | None = None, **o
     with torch.no_grad():
         output = copy.deepcopy(plain).eval()(x)
     spread = float((output - output.mean(0, keepdim=True)).abs().max() / output.abs().max())
-    assert spread > max(IMAGE_DEPENDENCE, 100 * report.tolerance)
+    # Half precision allows a few per cent: there the control and the comparison bit by bit are what can fail.
+    narrow = report.dtype in ("float16", "bfloat16")
+    assert spread > max(IMAGE_DEPENDENCE, (1 if narrow else 100) * report.tolerance)
     assert not any(".gates." in f".{name}" for name, _ in plain.named_modules())
     if keys is not None:
         assert list(plain.state_dict()) == keys

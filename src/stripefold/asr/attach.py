@@ -18,7 +18,7 @@ from stripefold.errors import AttachError, FoldError
 from stripefold.fold.probe import probe
 from stripefold.fold.rule import rule_for
 from stripefold.surgery.example import Example
-from stripefold.surgery.modules import first_parameter, forget_compiled, replace_modules, unwrap_name
+from stripefold.surgery.modules import first_parameter, forget_compiled, is_sharded, replace_modules, unwrap_name
 
 
 def attach(
@@ -40,7 +40,11 @@ def attach(
     """
     config = _config(attention, form, repeats, psi, init, freeze, attention_options)
     _check_root(model)
-    return _attach(copy.deepcopy(model), where, config, example, in_place=False)
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise AttachError(f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place") from error
+    return _attach(copied, where, config, example, in_place=False)
 
 
 def attach_(
@@ -100,7 +104,7 @@ def _config(*values: Any) -> GateConfig:
 def _check_root(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach needs an nn.Module, got {type(model).__name__}")
-    wrapper = unwrap_name(model)
+    wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
     if wrapper is not None:
         raise AttachError(f"the model is wrapped in {wrapper}: attach to the bare model first, then wrap it")
 
@@ -118,6 +122,7 @@ def _attach(model: nn.Module, where: Where, config: GateConfig, example: Example
     for candidate, gates in planned:
         site = candidate.module if isinstance(candidate.module, Site) else _new_site(candidate)
         site.gates.extend(gates)
+        site.gates.train(site.training)
         if site is not candidate.module:
             site.take_hooks_()
             replacements[candidate.module] = site

@@ -51,8 +51,9 @@ class StaticGate(nn.Module):
         assert parameter is not None
         dtype = dtype or torch.promote_types(parameter.dtype, torch.float32)
         device = parameter.device.type
-        off = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-        with off:
+        # The meta device has no autocast to ask about.
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             v, _ = self._excite(dtype)
             return v if self.start is None else v / self.start.to(dtype)
 

@@ -18,6 +18,7 @@ from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
+_KEYWORDS = ("residual", "norm", "affine")
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | Mapping[str, Mapping[str, Any]]
 
 
@@ -189,10 +190,10 @@ def _by_mapping(layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, A
 def _matches(layers: dict[str, nn.Module], glob: str) -> list[str]:
     names = [name for name in layers if fnmatchcase(name, glob)]
     if not names:
-        close = get_close_matches(glob, list(layers), n=3, cutoff=0.4)
-        hint = f" Close: {', '.join(close)}." if close else ""
+        close = get_close_matches(glob, [*_KEYWORDS, *filter(None, layers)], n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise AttachError(
-            f"where={glob!r} matches no module.{hint} It is 'residual', 'norm', 'affine' or a glob over dotted paths such as "
+            f"where={glob!r} matches no module.{hint} Give 'residual', 'norm', 'affine' or a glob over dotted paths such as "
             "'layer4.*.bn3'"
         )
     return names

@@ -14,7 +14,7 @@ from stripefold.fold.report import FoldReport
 from stripefold.fold.verify import verify
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import forget_compiled, replace_modules, unwrap_name
+from stripefold.surgery.modules import forget_compiled, is_sharded, replace_modules, unwrap_name
 
 Check = Literal["auto"] | bool
 
@@ -116,7 +116,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         return _unwrapped(model._orig_mod)  # type: ignore[arg-type]
     if wrapper in ("DistributedDataParallel", "DataParallel"):
         return _unwrapped(model.module)  # type: ignore[arg-type]
-    if wrapper is not None or any("DTensor" in type(p).__name__ for p in model.parameters()):
+    if wrapper is not None or is_sharded(model):
         raise FoldError(
             f"cannot fold a sharded model ({wrapper or 'FSDP2'}): gather it first. Take the full state dict (torch.distributed."
             "checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True, cpu_offload=True)), load it "

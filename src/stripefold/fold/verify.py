@@ -16,6 +16,7 @@ from stripefold.surgery.example import Example, example_to, run_example
 from stripefold.surgery.float64 import KeepFloat64
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.rehearse import describe
 from stripefold.surgery.undisturbed import undisturbed
 
 FLOAT64_TOLERANCE = 1e-10
@@ -167,7 +168,7 @@ def _run(model: nn.Module, inputs: Example, names: Any, see: Any) -> dict[str, T
     try:
         with KeepFloat64():
             torch.manual_seed(0)
-            return compared(run_example(model, inputs))
+            return compared(_call(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -204,7 +205,18 @@ def _truth(model: nn.Module, inputs: Example) -> dict[str, Tensor]:
     exact = copy.deepcopy(model).double()
     with undisturbed(exact), KeepFloat64():
         torch.manual_seed(0)
-        return compared(run_example(exact, _place(exact, inputs, torch.float64)))
+        return compared(_call(exact, _place(exact, inputs, torch.float64)))
+
+
+def _call(model: nn.Module, inputs: Example) -> Any:
+    try:
+        return run_example(model, inputs)
+    except Exception as error:  # a user's forward may raise anything
+        message = (str(error).splitlines() or [""])[0]
+        raise VerifyError(
+            f"{type(model).__name__} does not run on the example {describe(inputs)}: {type(error).__name__}: {message}. Give "
+            "an example the model accepts: a tensor, a tuple of positional arguments or a mapping of keyword arguments"
+        ) from error
 
 
 def _check_finite(outputs: Mapping[str, Tensor]) -> None:

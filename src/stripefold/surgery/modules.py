@@ -53,12 +53,19 @@ def move_call_hooks(source: nn.Module, target: nn.Module) -> None:
     """Hand the hooks around ``forward`` from one module to another.
 
     The dictionaries themselves move, because a ``RemovableHandle`` refers to its dictionary: the user's handles
-    keep working.
+    keep working. Hooks that the target has of its own stay, after those that arrive.
     """
     for attribute in _CALL_HOOKS:
-        if attribute in source.__dict__:
-            target.__dict__[attribute] = source.__dict__[attribute]
-            source.__dict__[attribute] = None if attribute == "_is_full_backward_hook" else OrderedDict()
+        if attribute not in source.__dict__:
+            continue
+        arriving, own = source.__dict__[attribute], target.__dict__.get(attribute)
+        if attribute == "_is_full_backward_hook":
+            target.__dict__[attribute] = own if arriving is None else arriving
+            source.__dict__[attribute] = None
+        else:
+            arriving.update(own or {})
+            target.__dict__[attribute] = arriving
+            source.__dict__[attribute] = OrderedDict()
 
 
 def unwrap_name(model: nn.Module) -> str | None:
@@ -70,6 +77,11 @@ def unwrap_name(model: nn.Module) -> str | None:
         if cls.__name__ in _WRAPPERS:
             return cls.__name__
     return None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether any parameter is spread over processes (FSDP2, tensor parallel)."""
+    return any("DTensor" in type(parameter).__name__ for parameter in model.parameters())
 
 
 def forget_compiled(model: nn.Module) -> None:
