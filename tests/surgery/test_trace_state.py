@@ -113,6 +113,23 @@ def test_tensors_that_are_no_parameters_make_a_real_run():
     assert [tail.name for tail in result.residual_tails()] == ["linear"]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_scripted_part_makes_a_real_run_and_keeps_its_flags():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.Dropout()))
+    model = nn.Sequential(nn.Linear(3, 3), scripted).train()
+    result = trace(model, torch.randn(2, 3), is_layer=is_affine)
+    assert not result.on_meta
+    assert [call.name for call in result.graph.calls] == ["0"]
+    assert all(module.training for module in model.modules())
+
+
+def test_recurrent_weights_that_are_kept_in_a_list():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 5))
+    weights = list(model[1]._flat_weights)
+    trace(model, torch.randn(2, 3), is_layer=is_affine)
+    assert all(old is new for old, new in zip(weights, model[1]._flat_weights, strict=True))
+
+
 def test_models_on_the_meta_device():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))

@@ -84,18 +84,18 @@ def trace(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Trace:
     Raises:
         TraceError: The model does not run on the example.
     """
-    failed: Failure | None = None
+    failures: list[Failure] = []
     for on_meta in ways_to_run(model):
         result = rehearse(model, example, is_layer=is_layer, on_meta=on_meta)
         if not isinstance(result, Failure):
             return Trace(*result, on_meta=on_meta)
-        failed = result
-    raise _error(model, example, failed) from (failed.error if failed else None)
+        failures.append(result)
+    raise _error(model, example, failures[-1]) from failures[-1].error
 
 
-def _error(model: nn.Module, example: Any, failed: Failure | None) -> TraceError:
-    place = f"in {failed.path!r}" if failed and failed.path else "at its entry"
-    error = failed.error if failed else None
+def _error(model: nn.Module, example: Any, failure: Failure) -> TraceError:
+    place = f"in {failure.path!r}" if failure.path else "at its entry"
+    error = failure.error
     message = (str(error).splitlines() or [""])[0]
     return TraceError(
         f"cannot trace {type(model).__name__}: the run failed {place} on the example {describe(example)} with "

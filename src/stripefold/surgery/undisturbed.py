@@ -20,7 +20,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     The flags are set directly: a user's ``train()`` may do more than that (merge weights, say). Attributes and the
     containers they hold are restored too, because models cache what depends on device or size.
     """
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    modules = _python_modules(model)
+    compiled = [(module, module.training) for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     saved = [(vars(module), _Attributes(vars(module))) for module in modules]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     python_state = random.getstate()
@@ -29,6 +30,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             vars(module)["training"] = False
             # A compiled call would hide the operations from the recorder.
             vars(module)["_compiled_call_impl"] = None
+        for script, _ in compiled:
+            script.train(False)
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
             yield
@@ -37,6 +40,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         random.setstate(python_state)
         for attributes, before in saved:
             before.restore(attributes)
+        for script, training in reversed(compiled):
+            script.train(training)
+
+
+def _python_modules(model: nn.Module) -> list[nn.Module]:
+    """All modules but TorchScript's, whose state is not Python's to change."""
+    return [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
 
 
 class _Attributes:
@@ -65,7 +75,7 @@ def to_meta(model: nn.Module) -> None:
     Tensors that were shared stay shared.
     """
     stand_ins: dict[int, Tensor] = {}
-    for module in model.modules():
+    for module in _python_modules(model):
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for tensors in holders:
             for name, tensor in tensors.items():
@@ -82,7 +92,7 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 def copy_buffers(model: nn.Module) -> None:
     """Let a real run write to copies of the buffers; only inside ``undisturbed``, which undoes it."""
-    for module in model.modules():
+    for module in _python_modules(model):
         for name, tensor in module._buffers.items():
             if tensor is not None:
                 module._buffers[name] = tensor.clone()
