@@ -19,12 +19,17 @@ from stripefold.fold.rule import rule_for, type_key
 pytestmark = pytest.mark.zoo
 # What a layer that scales channels is called; blocks that own such a tensor beside their layers are another matter.
 _LAYER_WORDS = ("Norm", "Linear", "Conv", "Scale", "Affine")
-_NO_LAYER = ("Block", "Embed", "Attention", "Attn", "Model", "Transformer", "Residual", "Layer.", "RelPosBias")
+_NO_LAYER = ("Block", "Embed", "Attention", "Attn", "Model", "Transformer", "Residual", "RelPosBias", "Mixer")
 
 
 def looks_affine(module: nn.Module) -> bool:
     name = type(module).__name__
-    return bool(module._parameters) and any(w in name for w in _LAYER_WORDS) and not any(w in name for w in _NO_LAYER)
+    return (
+        bool(module._parameters)
+        and any(w in name for w in _LAYER_WORDS)
+        and not any(w in name for w in _NO_LAYER)
+        and not name.endswith("Layer")
+    )
 
 
 def survey(model: nn.Module, missing: Counter[str]) -> None:
@@ -60,7 +65,7 @@ CONFIGURATIONS = """
 ViTConfig SwinConfig Swinv2Config ConvNextConfig ConvNextV2Config BertConfig GPT2Config LlamaConfig GemmaConfig
 Gemma2Config T5Config CLIPTextConfig WhisperConfig DetrConfig Dinov2Config MobileBertConfig SqueezeBertConfig
 DebertaConfig FalconConfig MambaConfig Mamba2Config Qwen2Config Qwen3Config CohereConfig Olmo2Config
-NemotronConfig BitConfig EfficientNetConfig PoolFormerConfig ResNetConfig RegNetConfig SegformerConfig
+BitConfig EfficientNetConfig PoolFormerConfig ResNetConfig RegNetConfig SegformerConfig
 """
 
 

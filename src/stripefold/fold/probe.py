@@ -20,7 +20,7 @@ from stripefold.fold.substitute import forward_with
 
 Side = Literal["output", "input"]
 _SEED = 20240611
-_LARGE = 1 << 16  # numbers in a tensor above which a smaller twin is probed
+_LARGE = 1 << 13  # numbers in a tensor above which a smaller twin is probed
 _passed: dict[tuple[object, ...], Rule] = {}
 
 

@@ -23,12 +23,18 @@ _HOOK_TRACES = (
     ("_u", "spectral_norm", "torch.nn.utils.remove_spectral_norm(layer)"),
     ("_orig", "a hook", "its own removal function"),
 )
-_STANDARDISED = "its weight is standardised before use and it has no gain, so nothing in it carries a scale"
+_STANDARDISED = (
+    "its weight is standardised before use and it has no gain, so nothing in it carries a scale: "
+    "gate the normalisation behind it"
+)
+_GLOBAL_RESPONSE = "its input is added to its output unscaled: gate the linear layer behind it"
 # Types whose refusal has a better reason than "no rule".
 _KNOWN = {
-    "timm.layers.std_conv.StdConv2d": f"{_STANDARDISED}: gate the normalisation behind it",
-    "timm.layers.std_conv.StdConv2dSame": f"{_STANDARDISED}: gate the normalisation behind it",
-    "timm.layers.grn.GlobalResponseNorm": "its input is added to its output unscaled: gate the linear layer behind it",
+    "timm.layers.std_conv.StdConv2d": _STANDARDISED,
+    "timm.layers.std_conv.StdConv2dSame": _STANDARDISED,
+    "transformers.models.bit.modeling_bit.WeightStandardizedConv2d": _STANDARDISED,
+    "timm.layers.grn.GlobalResponseNorm": _GLOBAL_RESPONSE,
+    "transformers.models.convnextv2.modeling_convnextv2.ConvNextV2GRN": _GLOBAL_RESPONSE,
     "timm.models.hgnet.LearnableAffineBlock": "it has one number for all channels: gate the layer before it",
     "timm.layers.split_batchnorm.SplitBatchNorm2d": "its auxiliary normalisations have gains of their own: "
     "convert it back to a BatchNorm2d",

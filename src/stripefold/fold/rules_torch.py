@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.merge import batchnorm_scale_shift
-from stripefold.algebra.scale import scale_dim, scale_grouped_input, scale_transposed_output
-from stripefold.fold.rule import Along as along, Rule, add_rule, type_key
+from stripefold.algebra.scale import scale_grouped_input, scale_transposed_output
+from stripefold.fold.rule import Along, Rule, ScaleFunction, add_rule, type_key
 
 _SMALL = 8  # channels of the twin that is probed in place of a large layer
+
+
+def along(dim: int) -> ScaleFunction:
+    """Scale a tensor whose channel axis is ``dim``."""
+    return Along(dim)
 
 
 def integer(attribute: str) -> Callable[[nn.Module], int]:
@@ -125,9 +130,9 @@ def _convolution_input(layer: nn.Module, weight: Tensor, v: Tensor) -> Tensor:
 
 
 def _shrink_convolution(layer: nn.Module) -> dict[str, tuple[int, ...] | int]:
-    """Fewer channels in each group; depthwise layers are small already and keep theirs."""
+    """Fewer groups and fewer channels in each of them."""
     weight, groups = _tensor(layer, "weight"), int(layer.groups)  # type: ignore[arg-type]
-    groups_kept = groups if weight.shape[1] == 1 else min(groups, 2)
+    groups_kept = min(groups, _SMALL if weight.shape[1] == 1 else 2)
     inner = min(weight.shape[1], _SMALL)
     outer = groups_kept * min(weight.shape[0] // groups, _SMALL)
     return {
