@@ -90,7 +90,7 @@ class Rule:
         return _scaled(self.output, layer, v)
 
     def scale_(self, layer: nn.Module, v: Tensor) -> None:
-        """Scale the layer's output by ``v`` (C,), float64, in place: what folding does, with at most one extra tensor."""
+        """Scale the layer's output by ``v`` (C,), float64, in place, as folding does; at most one extra tensor."""
         for name, function in self.output.items():
             tensor = getattr(layer, name, None)
             if tensor is None:
@@ -139,12 +139,15 @@ def _scaled(functions: Mapping[str, ScaleFunction], layer: nn.Module, v: Tensor)
     result: dict[str, Tensor | None] = {}
     for name, function in functions.items():
         tensor = own_tensor(layer, name)
-        scaled = None if tensor is None else function(layer, tensor, v)
-        # Asking first is a third of the cost of a cast that does nothing, and this runs at every step.
-        result[name] = (
-            scaled if tensor is None or scaled is None or scaled.dtype == tensor.dtype else scaled.to(tensor.dtype)
-        )
+        result[name] = None if tensor is None else _cast(function(layer, tensor, v), tensor.dtype)
     return result
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast where needed: asking first is a third of the cost of a cast that does nothing, and this runs every step."""
+    if not isinstance(tensor, fx.Proxy) and tensor.dtype == dtype:
+        return tensor
+    return tensor.to(dtype)
 
 
 def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
