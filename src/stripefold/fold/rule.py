@@ -145,9 +145,8 @@ def _scaled(functions: Mapping[str, ScaleFunction], layer: nn.Module, v: Tensor)
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast where needed: asking first is a third of the cost of a cast that does nothing, and this runs every step."""
-    if not isinstance(tensor, fx.Proxy) and tensor.dtype == dtype:
-        return tensor
-    return tensor.to(dtype)
+    value: object = tensor
+    return tensor.to(dtype) if isinstance(value, fx.Proxy) or tensor.dtype != dtype else tensor
 
 
 def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
