@@ -51,14 +51,18 @@ class Row:
     peak_ratio: float | None = None
     limits: Mapping[str, float] = field(default_factory=dict)
 
-    def missed(self) -> list[str]:
-        """Return the claims that do not hold; one about what was not measured does not hold."""
-        values = {
+    def values(self) -> dict[str, float | None]:
+        """Return what a claim may be about, `None` where it was not measured."""
+        return {
             "seconds": self.seconds.median,
             "ratio": self.ratio.median,
             "peak_bytes": self.peak_bytes,
             "peak_ratio": self.peak_ratio,
         }
+
+    def missed(self) -> list[str]:
+        """Return the claims that do not hold; one about what was not measured does not hold."""
+        values = self.values()
         return [name for name, limit in self.limits.items() if (value := values[name]) is None or value > limit]
 
 

@@ -28,7 +28,7 @@ def place(model: nn.Module, settings: Settings) -> nn.Module:
     model = model.to(settings.device)
     if not settings.channels_last:
         return model
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return, unused-ignore]
 
 
 def training_step(name: str, model: nn.Module, batch: tuple[Tensor, Tensor], settings: Settings) -> Candidate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "train": train.train,
     "eval": evaluate.evaluate,
@@ -25,7 +25,8 @@ for name, command in {
     "verify": verify.verify,
     "bench": bench.bench,
     "attention": attention.attention,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name)(command)
 
 

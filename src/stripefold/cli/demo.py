@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +31,8 @@ def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the run.")] = None,
 ) -> None:
     """Train ResNet-20 + ASR(SE) on handwritten digits, fold, verify, and time what came out."""
+    # Threads that wait must sleep: on a busy machine spinning ones make this ten times slower. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from stripefold.training import load_config, train
 
     folder = output or free_folder(Path("runs") / "demo")

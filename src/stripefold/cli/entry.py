@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from stripefold.errors import StripefoldError
+from stripefold.errors import StripefoldError, TrainingError, VerifyError
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 EXTRA_OF = {
@@ -58,9 +58,9 @@ def explain(error: BaseException) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED, ""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        return INTERRUPTED, "interrupted"
+        return INTERRUPTED, one_line(str(error)) or "interrupted"
     if isinstance(error, StripefoldError):
-        return WRONG_USE, one_line(str(error))
+        return FAILED if isinstance(error, TrainingError | VerifyError) else WRONG_USE, one_line(str(error))
     if isinstance(error, ModuleNotFoundError):
         return WRONG_USE, _missing(error)
     if hasattr(error, "format_message"):  # the parser's own errors; their class moves between versions of typer

@@ -2,6 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def fold() -> None:
-    """Fold."""
+import typer
+
+from stripefold.cli.output import print_line
+from stripefold.errors import FoldError
+
+if TYPE_CHECKING:
+    from stripefold.fold.files import Kind
+
+
+def fold(
+    source: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write.")],
+    fuse: Annotated[bool, typer.Option("--fuse", help="Also merge BatchNorms into the layers before them.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Fold the gates of a trained model into its layers and write the plain backbone."""
+    import stripefold as sf
+    from stripefold.training.loading import load_run
+
+    if output.exists() and not overwrite:
+        raise FoldError(f"{output} exists; choose another --output, or say --overwrite")
+    run = load_run(source)
+    if run.kind != "attached":
+        raise FoldError(f"{run.path} is of kind {run.kind!r} and has no gates to fold; give the run or its checkpoint")
+    dynamic = run.config.form == "both"
+    if dynamic and fuse:
+        raise FoldError(f"{run.path} keeps its dynamic attention, whose file cannot be fused; leave out --fuse")
+    plain, report = sf.fold(run.model, fuse=fuse, example=run.spec.example(), report=True)
+    kind: Kind = "fused" if fuse else "attached" if dynamic else "folded"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sf.save_model(plain, output, kind=kind, extra=run.about)
+    print_line(report)
+    print_line(f"written: {output} ({kind})")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from stripefold.errors import CheckpointError
-from stripefold.fold.files import FileInfo, file_info, load_model_
+from stripefold.fold.files import file_info, load_model_, load_tensors
 from stripefold.fold.fold import fold
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
@@ -66,7 +66,7 @@ def load_run(source: str | Path, *, like: LoadedRun | None = None, **overrides: 
         config, spec = like.config, like.spec
     else:
         config, spec = _about(info.extra, overrides, path)
-    model = _empty(info, config, spec)
+    model = _empty(path, info.kind, config, spec)
     load_model_(model, path)
     return LoadedRun(model=model, kind=info.kind, config=config, spec=spec, path=path)
 
@@ -100,14 +100,14 @@ def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
     return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path)
 
 
-def _empty(info: FileInfo, config: TrainConfig, spec: ImageSpec) -> nn.Module:
-    """A model with the structure that a file of this kind has."""
-    if info.kind == "attached":
-        return build_model(config, spec)
-    # What is left of ASR beside a dynamic attention after folding: the dynamic attention.
-    dynamic = config.form in ("both", "dynamic")
-    model = build_model(config.with_overrides(form="dynamic"), spec) if dynamic else build_backbone(config, spec)
-    return fold(model, fuse=True, example=spec.example()) if info.kind == "fused" else model
+def _empty(path: Path, kind: str, config: TrainConfig, spec: ImageSpec) -> nn.Module:
+    """A model with the structure that the file has."""
+    if kind == "attached":
+        static = any(key.endswith(".psi") for key in load_tensors(path))
+        # What is left of ASR beside a dynamic attention after folding: the dynamic attention.
+        return build_model(config if static else config.with_overrides(form="dynamic"), spec)
+    backbone = build_backbone(config, spec)
+    return fold(backbone, fuse=True, example=spec.example()) if kind == "fused" else backbone
 
 
 def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec]:
