@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,9 @@ def rehearse(
             _stand_in(model, on_meta)
             recorder = _recorder(model, layers)
             inputs = example_to(_as_dict(example), _device(model, on_meta), None)
-            with recorder.recording():
+            # What the model warns of, it will warn of again when it is used.
+            with warnings.catch_warnings(), recorder.recording():
+                warnings.simplefilter("ignore")
                 recorder.take_inputs(inputs)
                 recorder.take_outputs(run_example(model, inputs))
     except Exception as error:  # a user's forward may raise anything; the caller turns it into a TraceError
