@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.surgery.affine import is_affine
 from torch import Tensor, nn
 
 from stripefold.errors import TraceError
 from stripefold.surgery.trace import Trace, trace
+from tests.surgery.affine import is_affine
 
 
 class Net(nn.Module):

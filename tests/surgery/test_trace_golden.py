@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.surgery.affine import is_affine
 from torch import nn
 
 from stripefold.surgery.trace import trace
+from tests.surgery.affine import is_affine
 
 GOLDEN: dict[str, dict[str, list[str]]] = json.loads((Path(__file__).parent / "golden" / "residual.json").read_text())
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.surgery.affine import is_affine
 from torch import Tensor, nn
 
 from stripefold.surgery.trace import Trace, trace
+from tests.surgery.affine import is_affine
 
 Forward = Callable[["Block", Tensor], Tensor]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.surgery.affine import is_affine
 from torch import Tensor, nn
 
 from stripefold.errors import TraceError
 from stripefold.surgery.trace import trace
+from tests.surgery.affine import is_affine
 
 
 class Busy(nn.Module):

@@ -17,10 +17,10 @@ from typing import Any
 
 import timm
 import torch
-from tests.surgery.affine import is_affine
 from torch import nn
 
 from stripefold.surgery.trace import trace
+from tests.surgery.affine import is_affine
 
 
 def architectures(sample: int, seed: int) -> list[str]:
