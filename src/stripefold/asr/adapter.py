@@ -17,7 +17,7 @@ from stripefold.asr.site import Site
 from stripefold.asr.sites import attached_sites
 from stripefold.attention.registry import attention_class
 from stripefold.errors import AdapterError, AttachError
-from stripefold.fold.files import file_info, load_tensors, save_tensors
+from stripefold.fold.files import FileInfo, file_info, load_tensors, save_tensors
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -58,15 +58,29 @@ def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weig
         raise AdapterError(f"{os.fspath(path)} is not an adapter but of kind {about.kind!r}: use load_model_(model, path)")
     if attached_sites(backbone):
         raise AdapterError("the backbone already has gates: give the plain model, for example detach(model)")
-    _check_fingerprint(os.fspath(path), about.extra["fingerprint"], fingerprint(backbone), same_weights)
+    expected, plan = _read(os.fspath(path), about)
+    _check_fingerprint(os.fspath(path), expected, fingerprint(backbone), same_weights)
     tensors = load_tensors(path)
     try:
-        model = _attach_plan(backbone, about.extra["plan"])
+        model = _attach_plan(backbone, plan)
     except AttachError as error:
         raise AdapterError(f"{os.fspath(path)} cannot be attached: {error}") from error
     for name, site in attached_sites(model).items():
         _load_gates(site, {key: t for key, t in tensors.items() if key.startswith(f"{name}.gates.")}, f"{name}.gates.")
     return model
+
+
+def _read(path: str, about: FileInfo) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
+    """The fingerprint and the plan of gates in a file's metadata, which may hold anything."""
+    try:
+        expected = {name: str(about.extra["fingerprint"][name]) for name in ("structure", "weights")}
+        plan = {
+            str(name): [{key: gate[key] for key in ("form", "attention", "options", "frozen")} for gate in gates]
+            for name, gates in about.extra["plan"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{path}: its plan of gates is damaged ({type(error).__name__}: {error})") from error
+    return expected, plan
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
@@ -137,12 +151,11 @@ def _options(gates: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _load_gates(site: Site, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    for key, tensor in tensors.items():
-        index, rest = key[len(prefix) :].split(".", 1)
-        gate = site.gates[int(index)]
-        if rest == "start" and isinstance(gate, StaticGate):
-            gate.start = torch.empty_like(tensor, device=gate.psi.device)
     own = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
+    for index, gate in enumerate(site.gates):
+        start = own.get(f"{index}.start")
+        if start is not None and isinstance(gate, StaticGate):
+            gate.start = torch.empty_like(start, device=gate.psi.device)
     try:
         site.gates.load_state_dict(own)
     except RuntimeError as error:

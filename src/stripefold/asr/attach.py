@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stripefold.asr.build import Chains, build_gates
+from stripefold.asr.build import Chains, Place, build_gates
 from stripefold.asr.config import Form, GateConfig, Init, Psi
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.select import Candidate, Selection, Where, select
@@ -159,8 +159,10 @@ def _plan(candidate: Candidate, defaults: GateConfig, chains: Chains) -> list[St
             probe(module, rule)
         except FoldError as error:
             raise AttachError(f"cannot attach to {candidate.name!r}: {error}") from error
-    like = _like(candidate.name, module)
-    return build_gates(candidate.name, rule.channels(module), rule.axis, like, config, chains)
+    place = Place(
+        name=candidate.name, channels=rule.channels(module), axis=rule.axis, like=_like(candidate.name, module)
+    )
+    return build_gates(place, config, chains)
 
 
 def _check_second(name: str, site: Site, config: GateConfig) -> None:

@@ -17,6 +17,23 @@ MIN_START = 1e-3
 """Smallest starting scale that ``init="identity"`` divides by: below it, the gate's gradient is amplified 1000 times."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a gate goes.
+
+    Attributes:
+        name: the site's path.
+        channels: C of the layer's output.
+        axis: channel axis of the layer's output.
+        like: a parameter of the layer: device and dtype.
+    """
+
+    name: str
+    channels: int
+    axis: int
+    like: Tensor
+
+
 @dataclass
 class Chains:
     """The shared module and the last gate of each chain (DIA: one LSTM along all sites of one width)."""
@@ -25,16 +42,11 @@ class Chains:
     last: dict[tuple[object, ...], StaticGate] = field(default_factory=dict)
 
 
-def build_gates(
-    name: str, channels: int, axis: int, like: Tensor, config: GateConfig, chains: Chains
-) -> list[StaticGate | DynamicGate]:
+def build_gates(place: Place, config: GateConfig, chains: Chains) -> list[StaticGate | DynamicGate]:
     """The gates of one site, in order.
 
     Args:
-        name: the site's path, for messages and chains.
-        channels: C of the layer's output.
-        axis: channel axis of the layer's output.
-        like: a parameter of the layer: device and dtype.
+        place: the site.
         config: what to build.
         chains: shared between the sites of one ``attach`` call.
 
@@ -42,43 +54,35 @@ def build_gates(
         AttachError: bad options, a psi that does not fit, a start at a saddle or too near 0 for "identity".
     """
     count = config.repeats if config.form == "static" else 1
-    return [_build_gate(name, channels, axis, like, config, chains, k) for k in range(count)]
-
-
-def _build_gate(  # noqa: PLR0913
-    name: str, channels: int, axis: int, like: Tensor, config: GateConfig, chains: Chains, repeat: int
-) -> StaticGate | DynamicGate:
     try:
-        attention, key = _attention(channels, axis, like, config, chains, repeat)
-        if config.form == "dynamic":
-            if not attention.dynamic:
-                raise AttachError(f"attention {config.attention!r} has no dynamic form: use form='static'")
-            return DynamicGate(attention, options=config.options)
-        psi = start_psi(attention, config.psi).to(like.device, like.dtype)
-        if not like.is_meta:
-            attention.check_start(psi)
-            attention.revive_(psi)
+        return [_build_gate(place, config, chains, k) for k in range(count)]
     except AttachError as error:
-        raise AttachError(f"cannot attach to {name!r}: {error}") from error
+        raise AttachError(f"cannot attach to {place.name!r}: {error}") from error
+
+
+def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -> StaticGate | DynamicGate:
+    key = (config.form, config.attention, place.channels, repeat, repr(sorted(config.options.items())))
+    attention = chains.owners.get(key) or _attention(place, config)
+    if config.form == "dynamic":
+        if not attention.dynamic:
+            raise AttachError(f"attention {config.attention!r} has no dynamic form: use form='static'")
+        return DynamicGate(attention, options=config.options)
+    psi = start_psi(attention, config.psi).to(place.like.device, place.like.dtype)
+    if not psi.is_meta:
+        attention.check_start(psi)
+        attention.revive_(psi)
     gate = StaticGate(attention, psi, previous=chains.last.get(key), options=config.options)
     if attention.chained:
+        chains.owners[key] = attention
         chains.last[key] = gate
-    _finish(name, gate, config)
+    _finish(gate, config)
     return gate
 
 
-def _attention(  # noqa: PLR0913
-    channels: int, axis: int, like: Tensor, config: GateConfig, chains: Chains, repeat: int
-) -> tuple[ChannelAttention, tuple[object, ...]]:
-    key = (config.attention, channels, repeat, repr(sorted(config.options.items())))
-    if key in chains.owners:
-        return chains.owners[key], key
-    with torch.device(like.device):
-        attention = build_attention(config.attention, channels, axis, **config.options)
-    attention = attention.to(like.device, like.dtype)
-    if attention.chained and config.form == "static":
-        chains.owners[key] = attention
-    return attention, key
+def _attention(place: Place, config: GateConfig) -> ChannelAttention:
+    with torch.device(place.like.device):
+        attention = build_attention(config.attention, place.channels, place.axis, **config.options)
+    return attention.to(place.like.device, place.like.dtype)
 
 
 def start_psi(attention: ChannelAttention, psi: float | Tensor | str | None) -> Tensor:
@@ -104,15 +108,15 @@ def start_psi(attention: ChannelAttention, psi: float | Tensor | str | None) -> 
     return start
 
 
-def _finish(name: str, gate: StaticGate, config: GateConfig) -> None:
+def _finish(gate: StaticGate, config: GateConfig) -> None:
     if config.init == "identity":
         if gate.psi.is_meta:
-            raise AttachError(f"cannot attach to {name!r}: init='identity' needs real weights, the layer is on the meta device")
+            raise AttachError("init='identity' needs real weights, the layer is on the meta device")
         start = gate.keep_start_()
         smallest = float(start.abs().min())
         if smallest < MIN_START:
             raise AttachError(
-                f"cannot attach to {name!r}: init='identity' divides by the starting scale, whose smallest entry is "
+                "init='identity' divides by the starting scale, whose smallest entry is "
                 f"{smallest:.2g} (limit {MIN_START:g}). Choose another psi or attention, or init='paper'"
             )
     gate.remember_birth_()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -53,9 +52,12 @@ class StaticGate(nn.Module):
         device = parameter.device.type
         # The meta device has no autocast to ask about.
         autocast = device != "meta" and torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            v, _ = self._excite(dtype)
-            return v if self.start is None else v / self.start.to(dtype)
+        if autocast:
+            with torch.autocast(device, enabled=False):
+                v = self._excite(dtype)[0]
+        else:
+            v = self._excite(dtype)[0]
+        return v if self.start is None else v / self.start.to(dtype)
 
     def _excite(self, dtype: torch.dtype) -> tuple[Tensor, Any]:
         """The scale before the division by its start, and the chain's state."""
@@ -69,7 +71,7 @@ class StaticGate(nn.Module):
     def keep_start_(self) -> Tensor:
         """Make the present scale the one that counts as 1 (``init="identity"``) and return it, shape (C,)."""
         with torch.no_grad():
-            start = self.forward()
+            start = self.forward().detach().clone()  # the attention "scale" gives psi itself
         self.start = start
         return start
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -92,6 +91,9 @@ class Site(Foldable):
         is_symbolic = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if self.rule.norm or is_symbolic or not isinstance(args[0], Tensor):
             return False
+        stride = getattr(base, "stride", None)
+        if isinstance(stride, tuple) and args[0].dim() != len(stride) + 2:
+            return False  # no batch axis: the channels are not where the rule says
         weight = base._parameters.get("weight")
         return weight is not None and weight.numel() > _output_elements(base, args[0], self.channels)
 
@@ -127,7 +129,7 @@ class Site(Foldable):
         return f"channels={self.channels}"
 
     def check_fold(self, name: str) -> list[FoldNote]:
-        """See ``Foldable``; forms the scaled tensors once and drops them."""
+        """See ``Foldable``; forms scaled tensors only where they could overflow."""
         base = self._modules["base"]
         assert base is not None
         stays = "depends on the input and stays"
@@ -143,16 +145,21 @@ class Site(Foldable):
         return notes
 
     def _check_products(self, name: str, base: nn.Module, v: Tensor) -> None:
-        for key, tensor in self._folded_tensors(base, v):
-            if bool(getattr(base, key).isfinite().all()) and not bool(tensor.isfinite().all()):
-                raise FoldError(
-                    f"cannot fold the gate on {name!r}: {key} overflows {tensor.dtype} (largest scale {v.abs().max():.3g}). "
-                    "Fold in a wider dtype: model.float()"
-                )
+        key = self.rule.overflowing(base, v)
+        if key is not None:
+            raise FoldError(
+                f"cannot fold the gate on {name!r}: {key} overflows {getattr(base, key).dtype} (largest scale "
+                f"{v.abs().max():.3g}). Fold in a wider dtype: model.float()"
+            )
 
     def _checked_scale(self, name: str) -> Tensor:
         v = self.scale(torch.float64)
         assert v is not None
+        if v.is_meta:
+            raise FoldError(
+                f"cannot fold the gate on {name!r}: the model is on the meta device and has no numbers. Fill it first: "
+                "model.to_empty(device=...) and load_state_dict"
+            )
         if not bool(v.isfinite().all()):
             bad = (~v.isfinite()).nonzero().flatten().tolist()
             raise FoldError(
@@ -160,13 +167,6 @@ class Site(Foldable):
                 f"(first: {bad[0]}). Training diverged or psi was overwritten; go back to a good checkpoint"
             )
         return v
-
-    def _folded_tensors(self, base: nn.Module, v: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Attribute name, product formed in float64 and rounded once; one tensor at a time in memory."""
-        for name, function in self.rule.output.items():
-            tensor = getattr(base, name, None)
-            if tensor is not None:
-                yield name, function(base, tensor.double(), v).to(tensor.dtype)
 
     def is_at_start(self) -> bool:
         """See ``Foldable``: True if no static gate has moved."""
@@ -179,8 +179,7 @@ class Site(Foldable):
         v = self.scale(torch.float64)
         if v is not None:
             with torch.no_grad():
-                for name, tensor in self._folded_tensors(base, v):
-                    getattr(base, name).copy_(tensor)
+                self.rule.scale_(base, v)
         return self.without_static_gates_()
 
     def without_static_gates_(self) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,9 +12,17 @@ from stripefold.errors import AttachError
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer in the dtype of ``x``: (..., in) -> (..., out)."""
-    weight = layer.weight.to(x.dtype)
-    return F.linear(x, weight) if layer.bias is None else F.linear(x, weight, layer.bias.to(x.dtype))
+    """Apply a linear layer in the dtype of ``x``: (..., in) -> (..., out).
+
+    A vector takes a matrix-vector product: for one psi that is half the time of ``F.linear``, which first makes a matrix
+    of it (SE at 256 channels, forward and backward: 256 against 526 us). A proxy of ``torch.fx`` has no known rank.
+    """
+    weight, bias = layer.weight, layer.bias
+    if not isinstance(x, Tensor) or weight.dtype != x.dtype:
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if isinstance(x, Tensor) and x.dim() == 1:
+        return torch.mv(weight, x) if bias is None else torch.addmv(bias, weight, x)
+    return F.linear(x, weight, bias)
 
 
 def hidden_width(owner: str, channels: int, reduction: float) -> int:
