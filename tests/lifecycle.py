@@ -150,7 +150,7 @@ def snapshot(model: nn.Module) -> list[object]:
 
 
 def _content(tensor: Tensor | None) -> object:
-    if tensor is None or tensor.is_meta or isinstance(tensor, nn.parameter.UninitializedParameter):
+    if tensor is None or isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.is_meta:
         return None
     if tensor.is_quantized:
         tensor = tensor.int_repr()

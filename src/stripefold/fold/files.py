@@ -110,6 +110,8 @@ def file_info(path: str | os.PathLike[str]) -> FileInfo:
         return FileInfo(kind="plain")
     try:
         about = json.loads(text)
+        if about["kind"] not in _MEANING:
+            raise ValueError(f"unknown kind {about['kind']!r}")
         return FileInfo(kind=about["kind"], versions=dict(about["versions"]), extra=dict(about["extra"]))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{os.fspath(path)}: its stripefold metadata is damaged ({error})") from error
@@ -148,7 +150,7 @@ def load_model_(model: nn.Module, path: str | os.PathLike[str], *, strict: bool 
     attached = any(isinstance(module, Foldable) for module in model.modules())
     if strict:
         _check_kind(os.fspath(path), about, attached)
-        _check_keys(os.fspath(path), about, model, tensors, attached)
+    _check_keys(os.fspath(path), about, model, tensors, strict)
     try:
         model.load_state_dict(tensors, strict=strict)
     except RuntimeError as error:
@@ -171,20 +173,30 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
         )
 
 
-def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[str, Tensor], attached: bool) -> None:
-    """Keys and shapes, before anything is copied. An attached model's own hooks translate a backbone's keys."""
-    if attached and about.kind == "plain":
-        return
-    own = model.state_dict()
+def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[str, Tensor], strict: bool) -> None:
+    """Keys and shapes, before anything is copied: torch copies what fits before it complains."""
+    own = _backbone_state(model) if about.kind == "plain" else model.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
-    if not (missing or unexpected or wrong):
+    if not (wrong or (strict and (missing or unexpected))):
         return
     parts = [f"missing {missing[:3]}"] if missing else []
     parts += [f"unexpected {unexpected[:3]}"] if unexpected else []
     parts += [f"of another shape {wrong[:3]}"] if wrong else []
     advice = " A fused file is loaded into fold(create(), fuse=True)." if about.kind == "fused" else ""
     raise CheckpointError(f"{path} ({_MEANING[about.kind]}) does not fit the model: {'; '.join(parts)}.{advice}")
+
+
+def _backbone_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict under the backbone's own keys: what ``x.base.weight`` of a gated layer is called in its file."""
+    state: dict[str, Tensor] = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, Foldable) and "base" in module._modules:
+            site = f"{name}." if name else ""
+            inside = {key: state.pop(key) for key in list(state) if key.startswith(site)}
+            base = f"{site}base."
+            state |= {site + key[len(base) :]: tensor for key, tensor in inside.items() if key.startswith(base)}
+    return state
 
 
 def _opened(path: str | os.PathLike[str]) -> Any:

@@ -29,7 +29,7 @@ class ComputedTensor(torch.Tensor):
             )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
-        if func is torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]  # a new object at every look
             return result.as_subclass(cls)
         return result
 
@@ -44,7 +44,8 @@ def computed(tensor: Any) -> Any:
 def _writes_to_computed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if isinstance(kwargs.get("out"), ComputedTensor):
         return True
-    if not args or not isinstance(args[0], ComputedTensor):
+    target = next(iter((*args, *kwargs.values())), None)  # the functions of nn.init pass theirs by name
+    if not isinstance(target, ComputedTensor):
         return False
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")

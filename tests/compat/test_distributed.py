@@ -1,0 +1,75 @@
+"""Two processes on CPU (gloo): DDP, and FSDP2 with its gathered state dict. The truth is one process, whole batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.compat.distributed_worker import WORLD
+from tests.lifecycle import assert_folds, attached, error, images
+from torch import nn
+
+import stripefold as sf
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def run(kind: str, folder: Path) -> list[dict]:
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.compat.distributed_worker", kind, str(folder)]
+    workers = [
+        subprocess.Popen([*command, str(rank)], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for rank in range(WORLD)
+    ]
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=120)
+            assert worker.returncode == 0, errors
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def alone(attention: str) -> nn.Module:
+    model = attached(attention).eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        model(images(8, seed=step)).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def assert_trained_alike(state: dict[str, torch.Tensor], truth: nn.Module, attention: str) -> nn.Module:
+    model = attached(attention).eval()
+    assert error(model(images()), truth(images())) > 1e-4  # the control: training moved it
+    model.load_state_dict(state)
+    assert error(model(images()), truth(images())) < 1e-10
+    return model
+
+
+def test_two_processes_of_ddp(tmp_path: Path) -> None:
+    truth, results = alone("dia"), run("ddp", tmp_path)
+    for result in results:
+        model = assert_trained_alike(result["state"], truth, "dia")
+        plain = assert_folds(model, images())
+        assert all(torch.equal(result["folded"][key], tensor) for key, tensor in plain.state_dict().items())
+        assert "wrapped in DistributedDataParallel" in result["attach"]
+
+
+def test_two_processes_of_fsdp2(tmp_path: Path) -> None:
+    truth, (first, second) = alone("se"), run("fsdp", tmp_path)
+    model = assert_trained_alike(first["state"], truth, "se")
+    assert_folds(model, images(), keys=list(sf.detach(model).state_dict()))
+    for result in (first, second):
+        assert result["fold"].startswith("cannot fold a sharded model")
+        assert "full state dict" in result["fold"]
+        assert "wrapped in FSDP2 (fully_shard): attach to the bare model first" in result["attach"]
