@@ -36,7 +36,7 @@ check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commi
 	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow"
 
 zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)
-	$(PYTEST) -m zoo tests/zoo
+	$(BIN)/python -m tests.zoo.run
 
 bench: $(STAMP)  ## measure every claim and write benchmarks/RESULTS.md (run it on a quiet machine)
 	$(BIN)/python -m benchmarks

@@ -8,5 +8,6 @@
     check.py       the life of one model, and every figure measured on it
     worker.py      the process that runs models; it may crash or hang without ending the sweep
     run.py         the sweep
+    record.py      results on disk
     summary.py     results/SUMMARY.md
 """

@@ -92,8 +92,14 @@ def _attach(model: nn.Module, example: Example) -> tuple[nn.Module, str, str]:
         except AttachError as error:
             if "selects no layer" not in str(error):
                 raise
-            notes.append(" ".join(str(error).split("\n")[:2]).strip()[:200])
+            notes.append(_why_not(where, str(error)))
     raise AttachError("; ".join(notes))
+
+
+def _why_not(where: str, message: str) -> str:
+    """The first refusal, where layers were found and refused."""
+    refused = message.split("\n")[1:2]
+    return f"{where}: {refused[0].strip()[:200]}" if refused else f"{where}: no such layer"
 
 
 def _train_(subject: Subject, model: nn.Module, randomness: Randomness) -> dict[str, Any]:
@@ -125,9 +131,13 @@ def _is_gate(name: str) -> bool:
 def _check_gradients(gates: dict[str, nn.Parameter], missing: set[str]) -> None:
     infinite = [name for name, p in gates.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
     if infinite:
-        raise Unequal(f"{len(infinite)} of {len(gates)} gate parameters have a gradient that is not finite: {infinite[0]}")
+        raise Unequal(
+            f"{len(infinite)} of {len(gates)} gate parameters have a gradient that is not finite: {infinite[0]}"
+        )
     if missing:
-        raise Unequal(f"{len(missing)} of {len(gates)} gate parameters have no gradient after {STEPS} steps: {min(missing)}")
+        raise Unequal(
+            f"{len(missing)} of {len(gates)} gate parameters have no gradient after {STEPS} steps: {min(missing)}"
+        )
 
 
 def _step(gates: Iterable[nn.Parameter], others: list[nn.Parameter]) -> None:
@@ -181,8 +191,8 @@ def _run(outputs: Any, model: nn.Module, example: Example) -> dict[str, Tensor]:
 
 
 def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """Largest difference over largest value, the worst over all outputs; infinite where shapes or signs of life differ."""
-    if found.keys() != truth.keys():
+    """Largest difference over largest value, the worst over all outputs; infinite where shapes differ or nothing is there."""
+    if found.keys() != truth.keys() or not truth:
         return float("inf")
     return max(_relative(found[path].double(), truth[path].double()) for path in truth)
 

@@ -22,7 +22,10 @@ def names() -> list[str]:
     """All architectures within the limit, smallest first; counted once per version of timm and kept in a file."""
     counted = json.loads(LIST_FILE.read_text(encoding="utf-8")) if LIST_FILE.exists() else {}
     if counted.get("timm") != timm.__version__:
-        counted = {"timm": timm.__version__, "parameters": {name: count_parameters(name) for name in timm.list_models()}}
+        counted = {
+            "timm": timm.__version__,
+            "parameters": {name: count_parameters(name) for name in timm.list_models()},
+        }
         LIST_FILE.parent.mkdir(exist_ok=True)
         LIST_FILE.write_text(json.dumps(counted, indent=0) + "\n", encoding="utf-8")
     parameters: dict[str, int] = counted["parameters"]

@@ -19,7 +19,7 @@ _CLASSIFICATION = {
     "efficientnet_b0": 64,
     "efficientnet_v2_s": 64,
     "googlenet": 96,
-    "inception_v3": 128,
+    "inception_v3": 299,
     "maxvit_t": 224,
     "mnasnet0_5": 64,
     "mobilenet_v2": 64,
@@ -42,7 +42,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "vit_b_32": {"image_size": 64},
 }
 _SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
-_VIDEO = {"mc3_18": (4, 32, 32), "r2plus1d_18": (4, 32, 32), "s3d": (16, 64, 64), "swin3d_t": (4, 32, 32)}
+_VIDEO = {"mc3_18": (4, 32, 32), "r2plus1d_18": (4, 32, 32), "s3d": (16, 224, 224), "swin3d_t": (4, 32, 32)}
 _DETECTION = (
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet50_fpn_v2",
@@ -53,6 +53,7 @@ _DETECTION = (
     "ssdlite320_mobilenet_v3_large",
 )
 _SIDE = 96
+_DETECTION_SIDES = {"ssdlite320_mobilenet_v3_large": 320}
 
 
 def names() -> list[str]:
@@ -65,7 +66,9 @@ def subjects(name: str) -> list[Subject]:
     if name in _DETECTION:
         return [_detector(name)]
     if name in _SEGMENTATION:
-        return [_subject(name, lambda: segmentation.__dict__[name](weights=None, weights_backbone=None), (_SIDE, _SIDE))]
+        return [
+            _subject(name, lambda: segmentation.__dict__[name](weights=None, weights_backbone=None), (_SIDE, _SIDE))
+        ]
     if name in _VIDEO:
         return [_subject(name, lambda: video.__dict__[name](weights=None), _VIDEO[name])]
     side = _CLASSIFICATION[name]
@@ -78,28 +81,38 @@ def _subject(name: str, build: Callable[[], nn.Module], size: tuple[int, ...]) -
 
 def _detector(name: str) -> Subject:
     def build() -> nn.Module:
-        return detection.__dict__[name](weights=None, weights_backbone=None, min_size=_SIDE, max_size=_SIDE, **_size(name))
+        return detection.__dict__[name](weights=None, weights_backbone=None, **_few_boxes(name))
+
+    side = _DETECTION_SIDES.get(name, _SIDE)
 
     def inputs(seed: int) -> tuple[list[Tensor]]:
-        return (list(images(seed, 3, _SIDE, _SIDE).sigmoid()),)
+        return (list(images(seed, 3, side, side).sigmoid()),)
 
     return Subject(name=name, build=build, inputs=inputs, loss=_detection_loss, smooth_outputs=_head_outputs)
 
 
-def _size(name: str) -> dict[str, Any]:
-    return {"size": (_SIDE, _SIDE)} if name.startswith("ssdlite") else {}
+def _few_boxes(name: str) -> dict[str, Any]:
+    """Small images, few proposals, and a threshold that random scores pass."""
+    if name.startswith("ssdlite"):  # its own size cannot be changed
+        return {"score_thresh": 0.001, "topk_candidates": 20}
+    size = {"min_size": _SIDE, "max_size": _SIDE}
+    if "rcnn" not in name:
+        return size | {"score_thresh": 0.001, "topk_candidates": 20}
+    kept = {f"rpn_{when}_nms_top_n_{phase}": 20 for when in ("pre", "post") for phase in ("train", "test")}
+    return size | kept | {"box_score_thresh": 0.0, "box_detections_per_img": 10, "box_batch_size_per_image": 16}
 
 
 def _detection_loss(model: nn.Module, example: tuple[list[Tensor]], generator: Generator) -> Tensor:
     """The model's own losses on made-up boxes."""
     (batch,) = example
     targets = []
-    for _ in batch:
-        corner = torch.rand(3, 2, generator=generator) * _SIDE / 2
-        side = 8 + torch.rand(3, 2, generator=generator) * (_SIDE / 2 - 10)
-        target = {"boxes": torch.cat([corner, corner + side], 1), "labels": torch.tensor([1, 1, 1])}
-        target["masks"] = torch.ones(3, _SIDE, _SIDE, dtype=torch.uint8)
-        points = (corner + side / 2)[:, None].expand(3, 17, 2)
+    for image in batch:
+        whole = image.shape[-1]
+        corner = torch.rand(3, 2, generator=generator) * whole / 2
+        size = 8 + torch.rand(3, 2, generator=generator) * (whole / 2 - 10)
+        target = {"boxes": torch.cat([corner, corner + size], 1), "labels": torch.tensor([1, 1, 1])}
+        target["masks"] = torch.ones(3, whole, whole, dtype=torch.uint8)
+        points = (corner + size / 2)[:, None].expand(3, 17, 2)
         target["keypoints"] = torch.cat([points, torch.ones(3, 17, 1)], 2)
         targets.append(target)
     losses = model(batch, targets)
@@ -116,7 +129,9 @@ def _head_outputs(model: nn.Module, example: tuple[list[Tensor]]) -> dict[str, T
         return outputs | {f"head.{path}": tensor for path, tensor in floats(model.head(features)).items()}
     outputs |= {f"rpn.{path}": tensor for path, tensor in floats(model.rpn.head(features)).items()}
     half = _SIDE / 2
-    boxes = [torch.tensor([[4.0, 8.0, half, half + 9.0], [half, 2.0, half + 40.0, half]], dtype=batch.dtype)] * len(batch)
+    boxes = [torch.tensor([[4.0, 8.0, half, half + 9.0], [half, 2.0, half + 40.0, half]], dtype=batch.dtype)] * len(
+        batch
+    )
     return outputs | _second_stage(model.roi_heads, found, boxes)
 
 

@@ -58,9 +58,11 @@ def _fill_(module: nn.Module, name: str, tensor: Tensor, randomness: Randomness)
         return
     if tensor.numel() == 1:  # a temperature or a step size: around where the library starts it
         start = float(tensor)
-        tensor.fill_((start if start == start and start else 1.0) * float(randomness.uniform(torch.zeros(()), 0.8, 1.2)))
+        tensor.fill_(
+            (start if start == start and start else 1.0) * float(randomness.uniform(torch.zeros(()), 0.8, 1.2))
+        )
     elif name.rpartition("_")[2] in _SHIFTS and tensor.dim() == 1:
-        randomness.fill_normal_(tensor, 0.2)
+        randomness.fill_normal_(tensor, 0.1)
     elif tensor.numel() == max(tensor.shape):  # gains, LayerScale, class tokens, slopes
         tensor.copy_(randomness.uniform(tensor, 0.5, 1.5))
     else:
@@ -86,7 +88,11 @@ def _spread(module: nn.Module, weight: Tensor) -> float:
 
 
 def randomise_gates_(model: nn.Module, randomness: Randomness) -> None:
-    """Random psi and theta of every gate, with the hidden units kept alive as at a real start."""
+    """Random psi and theta of every gate, with the hidden units kept alive as at a real start.
+
+    Sigmoid gates give about one half: a network without normalisations, gated at every layer, would fade away, so
+    there the layer's weight makes up for it.
+    """
     with torch.no_grad():
         for site in attached_sites(model).values():
             for gate in site.static_gates:
@@ -95,6 +101,8 @@ def randomise_gates_(model: nn.Module, randomness: Randomness) -> None:
                     randomness.fill_normal_(parameter, std)
                 randomness.fill_normal_(gate.psi, 1.0)
                 gate.attention.revive_(gate.psi)
+            if isinstance(site.base, (*_PROJECTIONS, *_TRANSPOSED)):
+                site.base.weight.div_(site.scale().abs().mean().clamp(min=0.1))
 
 
 def statistics(model: nn.Module) -> list[nn.Module]:
@@ -102,7 +110,8 @@ def statistics(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if isinstance(module._buffers.get("running_mean"), Tensor) and isinstance(module._buffers.get("running_var"), Tensor)
+        if isinstance(module._buffers.get("running_mean"), Tensor)
+        and isinstance(module._buffers.get("running_var"), Tensor)
     ]
 
 

@@ -51,5 +51,3 @@ def run_one(library: str, name: str) -> dict[str, Any]:
     except Exception as failure:  # every failure is a finding
         line["failure"] = f"{type(failure).__name__}: {failure}"[:_MESSAGE]
     return line
-
-
