@@ -126,7 +126,8 @@ def test_a_scripted_part_makes_a_real_run_and_keeps_its_flags():
 def test_recurrent_weights_that_are_kept_in_a_list():
     model = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 5))
     weights = list(model[1]._flat_weights)
-    trace(model, torch.randn(2, 3), is_layer=is_affine)
+    result = trace(model, torch.randn(2, 3), is_layer=is_affine)
+    assert [node.name for node in result.graph.nodes if node.kind == "operation"] == ["recurrent"] * 3
     assert all(old is new for old, new in zip(weights, model[1]._flat_weights, strict=True))
 
 

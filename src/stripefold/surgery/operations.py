@@ -52,6 +52,8 @@ WEIGHTED = _names(
     "native_layer_norm layer_norm native_group_norm group_norm rms_norm _fused_rms_norm native_batch_norm batch_norm "
     "_native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm"
 )
+# The name under which a whole recurrent network is recorded.
+RECURRENT = "recurrent"
 
 
 def is_batch_norm(name: str) -> bool:

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripefold.surgery.graph import Call, Graph, Node, Role
-from stripefold.surgery.operations import FACTORIES, LOOKUPS, OVERWRITES, WEIGHTED
+from stripefold.surgery.operations import FACTORIES, LOOKUPS, OVERWRITES, RECURRENT, WEIGHTED
 from stripefold.surgery.values import Values, key_of, spread_of, storage_of, tensors_in
 
 
@@ -90,7 +90,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.stack.append(module)
-        if self._frame is None and id(module) in self._layers:
+        if self._frame is None and (id(module) in self._layers or isinstance(module, nn.RNNBase)):
             self._frame = _Frame(module, len(self.stack))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -111,14 +111,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = tuple(dict.fromkeys([i for i in known if i is not None] + frame.used))
         unchanged = {key_of(tensor) for tensor in tensors_in(arguments)} - {key_of(tensor) for tensor in frame.written}
         fresh = [tensor for tensor in tensors_in(output) if key_of(tensor) not in unchanged]
-        name = self._names[id(frame.layer)]
-        call = self._add_call(name, inputs, [tuple(t.shape) for t in tensors_in(output)], implicit=False)
-        node = Node(
-            kind="layer", name=name, inputs=inputs, role=self._role_of_layer(inputs), where=name, call=call,
-            inner=tuple(frame.inner),
-        )  # fmt: skip
+        name, role = self._names.get(id(frame.layer), self.path), self._role_of_layer(inputs)
+        node = Node(kind="operation", name=RECURRENT, inputs=inputs, role=role, where=name, inner=tuple(frame.inner))
+        if id(frame.layer) in self._layers:
+            call = self._add_call(name, inputs, [tuple(t.shape) for t in tensors_in(output)], implicit=False)
+            node = replace(node, kind="layer", name=name, call=call)
         for tensor in fresh:
-            index = self._put(tensor, node)
+            index = self._put(tensor, node, weighted=node.call < 0)
             self._refresh_aliases(tensor, index)
 
     def _add_call(self, name: str, inputs: tuple[int, ...], outputs: list[tuple[int, ...]], *, implicit: bool) -> int:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from stripefold.surgery.flow import cancelling_norm
 from stripefold.surgery.graph import Graph, Node, first_calls
-from stripefold.surgery.operations import COLLECTIONS, PRODUCTS, SQUASHING, VIEWS, WEIGHTED, is_batch_norm
+from stripefold.surgery.operations import COLLECTIONS, PRODUCTS, RECURRENT, SQUASHING, VIEWS, WEIGHTED, is_batch_norm
 from stripefold.surgery.sums import is_part_of_sum, is_sum, live_terms
 
 # Layers in the longest projection on a shortcut (pool, convolution, normalisation, and one to spare).
@@ -146,7 +146,7 @@ class _Search:
         """Where a walk goes on behind an operation; nowhere where a channel no longer comes from one channel."""
         node = self.graph.nodes[index]
         operands = self.graph.operands(index)
-        if index in self.residuals or is_batch_norm(node.name):
+        if index in self.residuals or node.name == RECURRENT or is_batch_norm(node.name):
             return []
         if is_sum(self.graph, index):
             return live_terms(self.graph, index)
