@@ -35,6 +35,7 @@ from stripefold.training.schedule import rate_factor
         ("momentum", 1, "momentum is 1.0; it must be below 1"),
         ("label_smoothing", 1.5, "label_smoothing is 1.5"),
         ("weight_decay", -0.1, "weight_decay is -0.1"),
+        ("threads", 0, "threads is 0; it must be at least 1"),
         ("seed", -1, "seed is -1"),
         ("channels", 2, "channels is 2; images have 1 or 3"),
         ("image_size", 2, "image_size is 2"),

@@ -15,8 +15,8 @@ from stripefold.errors import ConfigError, DataError
 from stripefold.training import transforms
 from stripefold.training.config import TrainConfig
 from stripefold.training.data import Part, evaluation_loader, load_data, training_loader
+from stripefold.training.images import ArrayImages, read_image
 from stripefold.training.seeding import EpochSampler, derive_seed
-from stripefold.training.sources import ArrayImages, read_image
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (12, 12)) -> None:

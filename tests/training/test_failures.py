@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.conftest import TinyNet
 
 from stripefold.errors import CheckpointError, ConfigError, TrainingError
 from stripefold.fold.files import save_model
@@ -18,6 +17,7 @@ from stripefold.training.build import build_model
 from stripefold.training.checkpoint import SafeCheckpointIO, read_checkpoint
 from stripefold.training.data import ImageSpec
 from stripefold.training.task import Classification
+from tests.training.conftest import TinyNet
 
 
 def spoil_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
@@ -128,6 +128,18 @@ def test_ctrl_c_is_clean(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -
             train(config)
     assert signal.getsignal(signal.SIGINT) is handler
     assert train(config.with_overrides(resume=True)).epochs_run == 1
+
+
+def test_a_polite_signal_is_clean(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminate(task, batch):
+        signal.raise_signal(signal.SIGTERM)
+        return batch
+
+    handler = signal.getsignal(signal.SIGTERM)
+    spoil_step(monkeypatch, 0, terminate)
+    with pytest.raises(TrainingError, match="stopped from outside .*; no epoch was finished"):
+        train(config)
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 class Malicious:

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.training.conftest import TinyNet
 
 import stripefold as sf
 from stripefold.errors import CheckpointError, ConfigError, StripefoldError
@@ -18,6 +17,7 @@ from stripefold.training import TrainConfig, evaluate, load_config, train
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.data import ImageSpec, load_data
 from stripefold.training.task import Classification
+from tests.training.conftest import TinyNet
 
 SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
 
@@ -186,5 +186,5 @@ def test_bad_options_stop_before_anything_is_written(config: TrainConfig) -> Non
         with pytest.raises(StripefoldError):
             train(config.with_overrides(**changes))
         assert not Path(str(config.run_dir)).exists()
-    with pytest.raises(ConfigError, match="accelerator 'abacus' with devices 1 and precision 32 cannot be used here"):
+    with pytest.raises(ConfigError, match="accelerator 'abacus' with precision 32 cannot be used here"):
         train(config.with_overrides(accelerator="abacus"))

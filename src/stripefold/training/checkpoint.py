@@ -6,6 +6,7 @@ import errno
 import io
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is a weights file, not a training checkpoint; give checkpoints/last.ckpt of the run"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Files of another origin; what they are is said below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}; give a .ckpt file of a run") from error
     except pickle.UnpicklingError as error:

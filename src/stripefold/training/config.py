@@ -71,9 +71,9 @@ class TrainConfig:
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
         channels_last: Whether images and weights lie channel last in memory.
         compile: Whether the model goes through ``torch.compile``.
-        accelerator: Lightning's name of the device: ``auto``, ``cpu``, ``gpu``, ``mps``.
-        devices: How many of them.
+        accelerator: Lightning's name of the one device to train on: ``auto``, ``cpu``, ``gpu``, ``mps``.
         workers: Processes that read data.
+        threads: CPU threads of one operation; None is torch's own choice. On a CPU their number shows in the last bits.
         seed: All randomness derives from it.
         run_dir: Folder of the run; None makes a new one under ``runs/``.
         resume: Whether to go on from the last checkpoint in ``run_dir``; a run without one starts at the beginning.
@@ -122,8 +122,8 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     accelerator: str = "auto"
-    devices: int = 1
     workers: int = 0
+    threads: int | None = None
     seed: int = 0
     run_dir: str | None = None
     resume: bool = False

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from stripefold.errors import ConfigError, DataError
 from stripefold.training import transforms
+from stripefold.training.images import ArrayImages, Images
 from stripefold.training.seeding import EpochSampler, Key, derive_seed
-from stripefold.training.sources import ArrayImages, Images, Source, open_source
+from stripefold.training.sources import Source, open_source
 
 if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
@@ -116,9 +117,10 @@ def load_data(config: TrainConfig) -> Data:
     channels = config.channels or source.channels
     spec = ImageSpec(classes=source.classes, channels=channels, size=size)
     before = _before(source, channels)
-    after = functools.partial(transforms.normalise, *_statistics(source, channels))
+    after: transforms.Transform = functools.partial(transforms.normalise, *_statistics(source, channels))
+    middle: transforms.Transform = functools.partial(transforms.fit, size, share=source.middle)
     train_steps = [*before, *_augmentation(config.augmentation, size), after]
-    test_steps = [*before, functools.partial(transforms.fit, size, share=source.middle), after]
+    test_steps = [*before, middle, after]
     return Data(
         train=TrainingImages(_part(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
         test=PlainImages(_part(source.test, config.limit_test), transforms.compose(test_steps)),
@@ -198,7 +200,7 @@ def training_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
     return DataLoader(
         data.train,
         batch_size=min(config.batch_size, count),
-        sampler=EpochSampler(count, config.seed),  # type: ignore[arg-type]  # keys are pairs
+        sampler=EpochSampler(count, config.seed),
         drop_last=count % config.batch_size == 1,
         **_loader_options(config),
     )

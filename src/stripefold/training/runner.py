@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as lightning
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import nn
 
@@ -60,7 +61,7 @@ def train(config: TrainConfig) -> TrainResult:
         KeyboardInterrupt: If Ctrl-C was pressed; the last checkpoint is kept.
     """
     data = load_data(config)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+    with _threads(config.threads), torch.random.fork_rng(devices=[]):
         model = build_model(config, data.spec)
         paths = open_run(config)
         record = EpochRecord(
@@ -70,11 +71,12 @@ def train(config: TrainConfig) -> TrainResult:
             lines=_progress(config) == "lines",
             tensorboard=config.tensorboard,
         )
-        before = _epochs_behind(paths)
+        behind = _epochs_behind(paths)
         started = time.perf_counter()
         _fit(model, data, config, record)
         seconds = time.perf_counter() - started
-        return finish(model.cpu().eval(), data, config, record, seconds=seconds, epochs_run=len(record.rows) - before)
+        epochs_run = len(record.rows) - behind
+        return finish(model.cpu().eval(), data, config, record, seconds=seconds, epochs_run=epochs_run)
 
 
 def _about(data: Data) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _progress(config: TrainConfig) -> str:
 
 def _fit(model: nn.Module, data: Data, config: TrainConfig, record: EpochRecord) -> None:
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     loader = training_loader(data, config)
     steps = len(loader)
     task = Classification(model, config, classes=len(data.spec.classes), steps_per_epoch=steps)
@@ -113,7 +115,7 @@ def _trainer(config: TrainConfig, record: EpochRecord) -> lightning.Trainer:
         return lightning.Trainer(
             max_epochs=config.epochs,
             accelerator=config.accelerator,
-            devices=config.devices,
+            devices=1,
             precision="32-true" if config.precision == "32" else config.precision,
             gradient_clip_val=config.gradient_clip or None,
             callbacks=[record, *([TQDMProgressBar(refresh_rate=10)] if bar else [])],
@@ -125,11 +127,20 @@ def _trainer(config: TrainConfig, record: EpochRecord) -> lightning.Trainer:
             use_distributed_sampler=False,
             default_root_dir=record.paths.root,
         )
-    except (ValueError, RuntimeError, lightning.utilities.exceptions.MisconfigurationException) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(
-            f"accelerator {config.accelerator!r} with devices {config.devices} and precision {config.precision} cannot "
-            f"be used here: {error}"
+            f"accelerator {config.accelerator!r} with precision {config.precision} cannot be used here: {error}"
         ) from error
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -154,8 +165,8 @@ def _quiet() -> Iterator[None]:
 def _plain_errors(paths: RunPaths) -> Iterator[None]:
     """Turn what Lightning and the system throw into errors that say what to do.
 
-    On Ctrl-C Lightning ends the whole process (``sys.exit``) and leaves further Ctrl-C ignored; neither is a library's
-    place.
+    On Ctrl-C and on SIGTERM Lightning ends the whole process (``sys.exit``) and leaves further Ctrl-C ignored; neither
+    is a library's place.
     """
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
@@ -163,7 +174,9 @@ def _plain_errors(paths: RunPaths) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
         kept = f"go on with resume from {paths.last}" if paths.last.exists() else "no epoch was finished"
-        raise KeyboardInterrupt(f"stopped by Ctrl-C; {kept}") from error
+        if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"stopped by Ctrl-C; {kept}") from error
+        raise TrainingError(f"stopped from outside ({type(error).__name__}); {kept}") from error
     except OSError as error:
         raise TrainingError(write_failure(paths.root / (error.filename or ""), error)) from error
     finally:

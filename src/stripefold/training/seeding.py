@@ -34,8 +34,7 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
 class EpochSampler(Sampler[Key]):
     """Every index once per epoch, in an order that follows from (seed, epoch); gives keys (epoch, index).
 
-    The epoch travels with the index, so that worker processes that outlive an epoch know which one it is. Among several
-    processes each takes its own equally long share.
+    The epoch travels with the index, so that worker processes that outlive an epoch know which one it is.
 
     Args:
         length: Number of samples.
@@ -52,17 +51,9 @@ class EpochSampler(Sampler[Key]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length // _process()[1]
+        return self.length
 
     def __iter__(self) -> Iterator[Key]:
-        rank, processes = _process()
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
-        order = torch.randperm(self.length, generator=generator)[rank::processes][: len(self)]
+        order = torch.randperm(self.length, generator=generator)
         return iter([(self.epoch, index) for index in order.tolist()])
-
-
-def _process() -> tuple[int, int]:
-    """This process's rank and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

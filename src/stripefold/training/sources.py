@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from stripefold.errors import ConfigError, DataError
+from stripefold.training.images import ArrayImages, FileImages, Images
 
 if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
@@ -19,14 +19,6 @@ IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # The reference code's numbers for both CIFARs.
 CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 TORCHVISION = ("cifar10", "cifar100", "stl10", "fashion_mnist", "imagenet")
-
-
-class Images(Protocol):
-    """Indexable pairs of an image (C, H, W), bytes or floats in 0..1, and the number of its class."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,59 +44,6 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     middle: float = 1.0
-
-
-@dataclass(frozen=True)
-class ArrayImages:
-    """Images held in memory.
-
-    Attributes:
-        images: (N, C, H, W).
-        labels: (N,).
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Images read from their files whenever they are asked for.
-
-    Attributes:
-        samples: Path and class number of each.
-    """
-
-    samples: list[tuple[str, int]]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
-        return read_image(path), label
-
-
-def read_image(path: str | Path) -> Tensor:
-    """An image file as bytes (3, H, W).
-
-    Raises:
-        DataError: If it is no readable image.
-    """
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        with Image.open(path) as image:
-            return pil_to_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no readable image ({error}); replace it or take it out") from error
 
 
 def open_source(config: TrainConfig) -> Source:

@@ -32,6 +32,8 @@ class Classification(lightning.LightningModule):
         steps_per_epoch: Steps of one epoch.
     """
 
+    _first_bad_step: Tensor
+
     def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int) -> None:
         super().__init__()
         self.model = model
@@ -51,14 +53,14 @@ class Classification(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make the step's random numbers (dropout, stochastic depth) a function of seed and step."""
-        torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step, self.global_rank))
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch, a scalar."""
         images, labels = batch
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.config.label_smoothing)
         self._watch(loss.detach())
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def _watch(self, loss: Tensor) -> None:
@@ -87,14 +89,14 @@ class Classification(lightning.LightningModule):
         logits = self(images).float()
         self.accuracy.update(logits, labels)
         loss = F.cross_entropy(logits, labels)
-        self.log("val_loss", loss, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        self.log("val_loss", loss, on_epoch=True, batch_size=len(labels))
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy of the epoch."""
         self.log("val_accuracy", self.accuracy.compute(), prog_bar=True)
         self.accuracy.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimiser, the gates' weight decay set apart where asked for, and the rate as a function of the step."""
         config = self.config
         gate_decay = config.weight_decay if config.gate_weight_decay is None else config.gate_weight_decay

@@ -10,8 +10,8 @@ from stripefold.errors import ConfigError
 
 # Inclusive lower bounds; an upper bound follows where there is one.
 LOWER: dict[str, float] = {
-    "repeats": 1, "epochs": 1, "batch_size": 1, "devices": 1, "image_size": 4, "channels": 1, "limit_train": 1,
-    "limit_test": 1, "workers": 0, "seed": 0, "warmup_epochs": 0, "momentum": 0, "weight_decay": 0,
+    "repeats": 1, "epochs": 1, "batch_size": 1, "image_size": 4, "channels": 1, "limit_train": 1,
+    "limit_test": 1, "workers": 0, "threads": 1, "seed": 0, "warmup_epochs": 0, "momentum": 0, "weight_decay": 0,
     "gate_weight_decay": 0, "gradient_clip": 0, "label_smoothing": 0, "decay": 0, "learning_rate": 0,
 }  # fmt: skip
 BELOW_ONE = ("momentum", "label_smoothing")
