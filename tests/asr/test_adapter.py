@@ -1,0 +1,84 @@
+"""Adapter files: only what attaching added, back onto the same backbone with the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
+from torch import nn
+
+import stripefold as sf
+from stripefold.asr.adapter import fingerprint
+
+WAYS = {
+    "se": {},
+    "options": {"attention": "se", "attention_options": {"reduction": 2}},
+    "repeats": {"repeats": 3},
+    "identity": {"init": "identity"},
+    "chained": {"attention": "dia", "repeats": 2},
+    "descriptor": {"attention": "spa", "where": "norm"},
+    "scale": {"attention": "scale", "init": "identity"},
+    "places": {"where": {"blocks.0.bn2": {"attention": "ie"}, "head": {"attention": "eca", "repeats": 2}}},
+    "frozen": {"freeze": ("psi",)},
+    "dynamic": {"form": "dynamic", "attention": "srm"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_round_trip(tmp_path: Path, way: str) -> None:
+    backbone = tiny()
+    model = scatter_(sf.attach(backbone, **WAYS[way])).eval()
+    sf.save_adapter(model, tmp_path / "adapter.safetensors")
+    other = sf.load_adapter(backbone, tmp_path / "adapter.safetensors").eval()
+    assert error(other(images()), model(images())) == 0
+    assert error(other(images()), backbone.eval()(images())) > 1e-4  # the control
+    assert list(other.state_dict()) == list(model.state_dict())
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+    if way != "dynamic":
+        assert_folds(step_(other, images()), images())
+
+
+def test_asr_beside_dynamic(tmp_path: Path) -> None:
+    backbone = tiny().eval()
+    model = scatter_(sf.attach(sf.attach(backbone, "ie"), "se", form="dynamic")).eval()
+    sf.save_adapter(model, tmp_path / "adapter")
+    other = sf.load_adapter(backbone, tmp_path / "adapter")
+    assert error(other(images()), model(images())) == 0
+
+
+def test_the_file_holds_no_backbone(tmp_path: Path) -> None:
+    model = attached()
+    sf.save_adapter(model, tmp_path / "adapter")
+    with safe_open(tmp_path / "adapter", framework="pt") as file:
+        keys = set(file.keys())
+    assert keys == {key for key in model.state_dict() if ".gates." in key}
+
+
+def test_fingerprint() -> None:
+    model = tiny()
+    mark = fingerprint(model)
+    assert fingerprint(attached()) == mark  # the gates are not part of it
+    assert fingerprint(tiny(seed=5))["structure"] == mark["structure"]
+    assert fingerprint(tiny(seed=5))["weights"] != mark["weights"]
+    assert fingerprint(tiny().float())["structure"] == mark["structure"]  # a dtype is no structure
+    swapped = tiny()
+    weights = swapped.blocks[0].conv1.weight, swapped.blocks[0].conv2.weight
+    swapped.blocks[0].conv1.weight, swapped.blocks[0].conv2.weight = reversed(weights)
+    assert fingerprint(swapped)["weights"] != mark["weights"]
+
+
+def test_a_site_as_root(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6)
+    site = scatter_(sf.attach(norm, where="norm"))
+    sf.save_adapter(site, tmp_path / "adapter")
+    other = sf.load_adapter(norm, tmp_path / "adapter")
+    assert torch.equal(sf.scales(other)[""], sf.scales(site)[""])
+
+
+def test_sites_stay_sites(tmp_path: Path) -> None:
+    sf.save_adapter(attached(), tmp_path / "adapter")
+    assert sf.sites(sf.load_adapter(tiny(), tmp_path / "adapter")).names == SITES
