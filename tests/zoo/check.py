@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
+from stripefold.fold.outputs import tensors_of
 from stripefold.surgery.example import Example, example_to
 from stripefold.surgery.float64 import KeepFloat64
 from tests.zoo.prepare import (
@@ -79,8 +80,12 @@ def _attached(subject: Subject, randomness: Randomness) -> tuple[nn.Module, dict
     except Exception as error:
         raise Unfit(f"{type(error).__name__}: {error}") from error
     randomise_gates_(model, randomness)
-    figures |= {"where": where, "sites": len(attached_sites(model))}
+    figures |= {"input": _shapes(example), "where": where, "sites": len(attached_sites(model))}
     return model, figures | ({"note": note} if note else {})
+
+
+def _shapes(example: Example) -> list[list[int]]:
+    return [list(tensor.shape) for _, tensor in tensors_of(example)]
 
 
 def _attach(model: nn.Module, example: Example) -> tuple[nn.Module, str, str]:
@@ -191,7 +196,7 @@ def _run(outputs: Any, model: nn.Module, example: Example) -> dict[str, Tensor]:
 
 
 def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """Largest difference over largest value, the worst over all outputs; infinite where shapes differ or nothing is there."""
+    """Largest difference over largest value, the worst of all outputs; infinite where shapes differ."""
     if found.keys() != truth.keys() or not truth:
         return float("inf")
     return max(_relative(found[path].double(), truth[path].double()) for path in truth)

@@ -28,7 +28,7 @@ class Results:
 
     def __init__(self, library: str, *, fresh: bool = False) -> None:
         self.library = library
-        self.versions = {name: importlib.metadata.version(name) for name in ("torch", library)}
+        self.versions = {name: importlib.metadata.version(name) for name in ("stripefold", "torch", library)}
         self._path = FOLDER / f"{library}.jsonl"
         FOLDER.mkdir(exist_ok=True)
         self.lines: dict[str, dict[str, Any]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
-import resource
+import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -16,7 +16,7 @@ _MESSAGE = 600
 
 def serve(connection: Connection) -> None:
     """Answer each (library, name) with its result line, until None comes."""
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    _limit_memory()
     import torch
 
     torch.set_num_threads(1)
@@ -26,10 +26,19 @@ def serve(connection: Connection) -> None:
         _return_memory()
 
 
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
+
 def _return_memory() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    """Give freed memory back to the system, which otherwise sees the largest model for good."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def run_one(library: str, name: str) -> dict[str, Any]:
