@@ -2,7 +2,7 @@
 
 `detach` is the control inside a run: the trained backbone without what its gates learned.
 
-    python examples/ablation.py
+Run it: python examples/ablation.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gates in a model of your own: choose the places, train the gates only, fold.
 
-    python examples/own_model.py
+Run it: python examples/own_model.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fine-tune a timm model with ASR(SE), fold it, and load the weights into the stock model.
 
-    python examples/timm_model.py resnet18
+Run it: python examples/timm_model.py resnet18
 """
 
 from __future__ import annotations

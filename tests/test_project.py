@@ -81,7 +81,7 @@ def test_core_needs_no_extra_and_touches_no_accelerator() -> None:
     code = (
         "import sys, torch, stripefold\n"
         "[getattr(stripefold, name) for name in stripefold.__all__]\n"
-        "extras = ('timm', 'torchvision', 'pytorch_lightning', 'transformers', 'matplotlib', 'sklearn', 'rich', 'yaml')\n"
+        "extras = ('timm', 'torchvision', 'pytorch_lightning', 'transformers', 'matplotlib', 'sklearn', 'yaml')\n"
         "print([m for m in extras if m in sys.modules], torch.cuda.is_initialized())"
     )
     assert run_python(code) == "[] False"

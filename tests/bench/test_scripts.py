@@ -23,8 +23,8 @@ def test_figures_show_losses_beside_wins(tmp_path: Path) -> None:
     report = report.with_limits({"plain": {"seconds": 1.0, "ratio": 0.5}})
     report.save(tmp_path / "nothing.json")
     reports = render.load_reports(tmp_path)
-    readme = render.with_figures("a\n<!-- figures: x -->\nold\n<!-- end of figures -->\nb\n", reports)
-    assert "old" not in readme
+    readme = render.with_figures("a\n<!-- figures: x -->\nstale text\n<!-- end of figures -->\nb\n", reports)
+    assert "stale text" not in readme
     assert "| holds |" in readme
     assert "| **missed** |" in readme
     assert "### Nothing" in render.render(reports)
