@@ -42,7 +42,7 @@ from stripefold.training.schedule import rate_factor
         ("milestones", [5, 3], r"milestones is \[5, 3\]; give rising epochs"),
         ("milestones", ["a"], "milestones is .*; give a list of int"),
         ("milestones", 3, "milestones is 3; give a list"),
-        ("warmup_epochs", 99, "warmup_epochs is 99; it must be below epochs"),
+        ("warmup_epochs", -1, "warmup_epochs is -1; it must be at least 0"),
         ("resume", True, "resume is True, but run_dir is None"),
         ("compile", "yes", "compile is 'yes'; give true or false"),
         ("data", 3, "data is 3; give a text"),
@@ -118,6 +118,7 @@ def test_a_missing_file_gets_the_nearest_recipe() -> None:
         ({"schedule": "constant"}, (0, 7), (1, 1)),
         ({"schedule": "cosine"}, (0, 4, 8), (1, 0.5, 0)),
         ({"schedule": "cosine", "warmup_epochs": 1}, (0, 1, 2, 8), (1 / 3, 2 / 3, 1, 0)),
+        ({"schedule": "cosine", "warmup_epochs": 9}, (3, 4, 8), (0.8, 1, 0)),
         ({"schedule": "step", "milestones": [2], "decay": 0.5}, (3, 4), (1, 0.5)),
     ],
 )

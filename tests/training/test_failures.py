@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stripefold.errors import CheckpointError, ConfigError, TrainingError
-from stripefold.fold.files import save_model
+from stripefold.folding.files import save_model
 from stripefold.training import TrainConfig, evaluate, train
 from stripefold.training.build import build_model
 from stripefold.training.checkpoint import SafeCheckpointIO, read_checkpoint

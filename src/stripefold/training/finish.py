@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.asr.gate import StaticGate
-from stripefold.fold.files import Kind, save_model
-from stripefold.fold.fold import fold
-from stripefold.fold.verify import EquivalenceReport, verify
+from stripefold.folding.files import Kind, save_model
+from stripefold.folding.fold import fold
+from stripefold.folding.verify import EquivalenceReport, verify
 from stripefold.training.data import Data
 from stripefold.training.evaluation import evaluate_model
 from stripefold.training.record import EpochRecord, best_row

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from stripefold.errors import CheckpointError
-from stripefold.fold.files import file_info, load_model_, load_tensors
-from stripefold.fold.fold import fold
+from stripefold.folding.files import file_info, load_model_, load_tensors
+from stripefold.folding.fold import fold
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
 from stripefold.training.config import TrainConfig

@@ -22,7 +22,8 @@ def rate_factor(config: TrainConfig, steps_per_epoch: int, step: int) -> float:
     >>> [rate_factor(recipe, 1, step) for step in range(4)]
     [1.0, 1.0, 0.1, 0.1]
     """
-    warmup = config.warmup_epochs * steps_per_epoch
+    # At most half of the run, so that a recipe tried out for one epoch still ends at a low rate.
+    warmup = min(config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch // 2)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if config.schedule == "step":
