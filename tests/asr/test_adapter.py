@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
 from torch import nn
 
 import stripefold as sf
 from stripefold.asr.adapter import fingerprint
+from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
 
 WAYS = {
     "se": {},

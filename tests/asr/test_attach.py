@@ -6,12 +6,12 @@ import warnings
 
 import pytest
 import torch
-from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, snapshot, step_, tiny
 from torch import nn
 
 import stripefold as sf
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.site import Site
+from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, snapshot, step_, tiny
 
 KEYS = list(tiny().state_dict())
 
@@ -177,7 +177,9 @@ def test_detach() -> None:
     assert not any(isinstance(m, Site) for m in bare.modules())
     assert list(bare.state_dict()) == KEYS
     for key, tensor in bare.state_dict().items():
-        assert torch.equal(tensor, model.state_dict().get(key, model.state_dict().get(".base.".join(key.rsplit(".", 1)))))
+        assert torch.equal(
+            tensor, model.state_dict().get(key, model.state_dict().get(".base.".join(key.rsplit(".", 1))))
+        )
     again = sf.attach(backbone)
     assert sf.detach_(again) is again
     assert torch.equal(again(images()), backbone(images()))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.asr.reference import matched, reference_of
-from tests.lifecycle import prepared, scatter_
 from torch import Tensor, nn
 
 import stripefold as sf
+from tests.asr.reference import matched, reference_of
+from tests.lifecycle import prepared, scatter_
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

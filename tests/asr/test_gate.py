@@ -7,12 +7,12 @@ import pickle
 
 import pytest
 import torch
-from tests.lifecycle import attached, error, images, step_, tiny
 from torch import nn
 
 import stripefold as sf
 from stripefold.asr.gate import StaticGate
 from stripefold.attention import build_attention
+from tests.lifecycle import attached, error, images, step_, tiny
 
 
 def gate(attention: str = "se", **options) -> StaticGate:

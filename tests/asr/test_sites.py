@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.lifecycle import SITES, attached, images, snapshot, tiny
 from torch import nn
 
 import stripefold as sf
+from tests.lifecycle import SITES, attached, images, snapshot, tiny
 
 NORMS = ["blocks.0.bn1", "blocks.0.bn2", "blocks.1.bn1", "blocks.1.bn2"]
 AFFINE = [
@@ -113,3 +113,10 @@ def test_an_example_can_be_tensor_tuple_or_mapping() -> None:
     for example in (images(), (images(),), {"x": images()}):
         assert sf.sites(model, example=example).names == SITES
         sf.fold(sf.attach(model, example=example), example=example)
+
+
+def test_a_model_without_a_residual_branch() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    with pytest.raises(sf.errors.AttachError, match="use where='norm': this model has no residual branch"):
+        sf.attach(model, example=torch.randn(1, 3, 6, 6))
+    assert list(sf.scales(sf.attach(model, where="norm"))) == ["1"]

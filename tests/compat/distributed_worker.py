@@ -1,4 +1,4 @@
-"""One process of the two that ``test_distributed.py`` starts: ``python -m tests.compat.distributed_worker KIND FOLDER RANK``."""
+"""One of the two processes of ``test_distributed.py``: ``python -m ...distributed_worker KIND FOLDER RANK``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 import torch
 import torch.distributed as dist
-from tests.lifecycle import attached, images
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import stripefold as sf
+from tests.lifecycle import attached, images
 
 WORLD = 2
 

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention and nn.TransformerEncoderLayer: they read weights without calling layers, or take a fast path."""
+"""nn.MultiheadAttention, nn.TransformerEncoderLayer: they read weights without calling layers, or take a fast path."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from unittest import mock
 
 import pytest
 import torch
-from tests.lifecycle import assert_folds, error, scatter_, step_
 from torch import Tensor, nn
 
 import stripefold as sf
+from tests.lifecycle import assert_folds, error, scatter_, step_
 
 
 class SelfAttention(nn.Module):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.lifecycle import SITES, TinyNet, assert_refused, attached, images, snapshot, tiny
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 import stripefold as sf
 from stripefold.errors import AdapterError, AttachError, CheckpointError, FoldError, TraceError, VerifyError
+from tests.lifecycle import SITES, TinyNet, assert_refused, attached, images, snapshot, tiny
 
 BN = SITES[0]
 
@@ -22,10 +22,13 @@ BAD_OPTIONS = {
     "unknown attention": ({"attention": "sse"}, r"no attention 'sse'; known are .*did you mean 'se'"),
     "unknown attention option": (
         {"attention_options": {"reductoin": 4}},
-        rf"cannot attach to '{BN}': attention 'se' has no option 'reductoin'; its options are: .*did you mean 'reduction'",
+        rf"cannot attach to '{BN}': attention 'se' has no option 'reductoin'; its options .*did you mean 'reduction'",
     ),
     "options of another kind": ({"attention_options": 4}, "attention_options=4: give a mapping"),
-    "zero-wide attention": ({"attention_options": {"reduction": 0}}, "reduction must be a positive finite number, got 0"),
+    "zero-wide attention": (
+        {"attention_options": {"reduction": 0}},
+        "reduction must be a positive finite number, got 0",
+    ),
     "form": ({"form": "static-ish"}, "form='static-ish': expected one of 'static', 'dynamic'"),
     "init": ({"init": "zero"}, "init='zero': expected one of 'paper', 'identity'"),
     "freeze": ({"freeze": ("phi",)}, "freeze='phi': expected one of 'psi', 'theta'"),
@@ -45,7 +48,10 @@ BAD_OPTIONS = {
         r"init='identity' divides by the starting scale, whose smallest entry is 1e-05 \(limit 0.001\)",
     ),
     "where: typo": ({"where": "residul"}, "where='residul' matches no module. Did you mean 'residual'"),
-    "where: glob without a match": ({"where": "blocks.*.bn7"}, "where='blocks.[*].bn7' matches no module. Did you mean"),
+    "where: glob without a match": (
+        {"where": "blocks.*.bn7"},
+        "where='blocks.[*].bn7' matches no module. Did you mean",
+    ),
     "where: empty list": ({"where": []}, r"where=\[\]: expected 'residual'"),
     "where: empty mapping": ({"where": {}}, r"where=\{\} selects no layer of this model"),
     "where: nothing": ({"where": None}, "where=None: expected 'residual'"),
@@ -57,7 +63,10 @@ BAD_OPTIONS = {
         r"where\['blocks.0.bn2'\]: unknown option 'repeat'; did you mean 'repeats'\? Options: attention,",
     ),
     "where: mapping with a bad value": ({"where": {BN: {"attention": "sse"}}}, "no attention 'sse'"),
-    "a container": ({"where": "blocks.0"}, "selects no layer that can be a site:\n  blocks.0: Block is a container: gate one of the layers"),
+    "a container": (
+        {"where": "blocks.0"},
+        "selects no layer that can be a site:\n  blocks.0: Block is a container: gate one of the layers",
+    ),
     "no site": ({"where": "*nothing*"}, "matches no module"),
 }
 
@@ -116,11 +125,11 @@ LAYERS = {
         lambda: spectral_norm(nn.Conv2d(8, 8, 1)), r"spectral_norm recomputes its 'weight' .*remove_spectral_norm"
     ),
     "prune": (
-        lambda: prune.l1_unstructured(nn.Conv2d(8, 8, 1), "weight", 0.5), r"prune recomputes .*prune.remove\(layer, 'weight'\)"
+        lambda: prune.l1_unstructured(nn.Conv2d(8, 8, 1), "weight", 0.5), r"prune recomputes .*\(layer, 'weight'\)"
     ),
     "quantized": (quantized_linear, r"it is quantized \(Linear\): attach, train and fold in floating point"),
     "lazy": (lambda: nn.LazyBatchNorm2d(), "it is lazy and its parameters have no shape yet"),
-    "unknown type": (lambda: OwnNorm(8), r"no rule for .*OwnNorm \(exact type\): .*register_rule\(OwnNorm, like=nn.BatchNorm2d"),
+    "unknown type": (lambda: OwnNorm(8), r"no rule for .*\(exact type\): .*rule\(OwnNorm, like=nn.BatchNorm2d"),
     "no parameters": (lambda: nn.ReLU(), "ReLU has no affine part"),
     "activation inside": (lambda: Scaled(), "Scaled has no affine part"),
 }  # fmt: skip
@@ -148,7 +157,10 @@ def test_a_layer_with_a_rule_that_is_wrong_for_it_is_refused_by_the_probe() -> N
     sf.register_rule(Shifted, like=nn.BatchNorm2d)
     model = with_layer(Shifted(8))
     assert_refused(
-        model, lambda: sf.attach_(model, where=BN), AttachError, f"cannot attach to '{BN}': the rule for .*Shifted is wrong"
+        model,
+        lambda: sf.attach_(model, where=BN),
+        AttachError,
+        f"cannot attach to '{BN}': the rule for .*Shifted is wrong",
     )
 
 
@@ -159,7 +171,10 @@ def test_attaching_twice() -> None:
     assert_refused(model, lambda: sf.attach(model, "ie"), AttachError, again)
     sf.attach_(model, form="dynamic")
     assert_refused(
-        model, lambda: sf.attach_(model, form="dynamic"), AttachError, "already has a dynamic gate .* one dynamic attention per site"
+        model,
+        lambda: sf.attach_(model, form="dynamic"),
+        AttachError,
+        "already has a dynamic gate .* one dynamic attention per site",
     )
 
 
@@ -195,11 +210,15 @@ def test_no_module(thing: object) -> None:
 def test_a_model_that_cannot_be_copied() -> None:
     model = attached()
     model.held = model.blocks[0].bn2.base.weight * 2  # not a leaf
-    with pytest.raises(FoldError, match=r"TinyNet cannot be copied .*use fold_\(model, check=False\), which works in place"):
+    with pytest.raises(
+        FoldError, match=r"TinyNet cannot be copied .*use fold_\(model, check=False\), which works in place"
+    ):
         sf.fold(model)
     plain = tiny()
     plain.held = plain.stem.weight * 2
-    assert_refused(plain, lambda: sf.attach(plain), AttachError, "TinyNet cannot be copied .*use attach_, which works in place")
+    assert_refused(
+        plain, lambda: sf.attach(plain), AttachError, "TinyNet cannot be copied .*use attach_, which works in place"
+    )
 
 
 class Undeclared(TinyNet):
@@ -210,11 +229,19 @@ class Undeclared(TinyNet):
 
 def test_no_example() -> None:
     model = Undeclared().double()
-    assert_refused(model, lambda: sf.attach_(model), AttachError, "Undeclared does not say what its input looks like: give example=")
+    assert_refused(
+        model,
+        lambda: sf.attach_(model),
+        AttachError,
+        "Undeclared does not say what its input looks like: give example=",
+    )
     gated = sf.attach(model, example=images())
     for option in ("check", "fuse"):
         assert_refused(
-            gated, lambda: sf.fold_(gated, **{option: True}), FoldError, f"{option}=True needs an example input and Undeclared"
+            gated,
+            lambda option=option: sf.fold_(gated, **{option: True}),
+            FoldError,
+            f"{option}=True needs an example input and Undeclared",
         )
     with pytest.warns(UserWarning, match="folded without a check: the model does not declare its input"):
         sf.fold(gated)
@@ -250,7 +277,9 @@ def test_overflow_in_half_precision() -> None:
     model = poisoned(6e4, torch.float16)
     with torch.no_grad():
         model.blocks[1].bn2.base.weight[2] = 4.0
-    message = rf"the gate on '{SITES[1]}': weight overflows torch.float16 \(largest scale 6e\+04\). Fold in a wider dtype: model.float"
+    message = (
+        rf"'{SITES[1]}': weight overflows torch.float16 \(largest scale 6e\+04\). Fold in a wider dtype: model.float"
+    )
     assert_refused(model, lambda: sf.fold_(model, check=False), FoldError, message)
     assert type(sf.fold(model.float(), check=False)) is TinyNet
 
@@ -281,7 +310,11 @@ def test_the_right_files_load(files: Path) -> None:
         ("training", False, r"a training file: .*but the model has none: attach with the same options first"),
         ("folded", True, r"a deployed file: .*still has gates: loading it here would scale twice"),
         ("fused", True, r"a deployed file: .*BatchNorms merged.*still has gates"),
-        ("fused", False, r"does not fit the model: missing .*A fused file is loaded into fold\(create\(\), fuse=True\)"),
+        (
+            "fused",
+            False,
+            r"does not fit the model: missing .*A fused file is loaded into fold\(create\(\), fuse=True\)",
+        ),
         ("adapter", True, r"only what attaching added, without the backbone: use load_adapter\(backbone, path\)"),
         ("missing", True, "missing does not exist"),
     ],
@@ -294,7 +327,10 @@ def test_a_file_of_another_kind(files: Path, name: str, gates: bool, message: st
 def test_a_file_of_another_model(files: Path) -> None:
     other = TinyNet(channels=16).double()
     assert_refused(
-        other, lambda: sf.load_model_(other, files / "plain"), CheckpointError, r"\(the weights of a plain model\) does not fit .*shape"
+        other,
+        lambda: sf.load_model_(other, files / "plain"),
+        CheckpointError,
+        r"\(the weights of a plain model\) does not fit .*shape",
     )
     gated = sf.attach(other)
     assert_refused(gated, lambda: sf.load_model_(gated, files / "plain"), CheckpointError, "does not fit the model")
@@ -327,7 +363,9 @@ def test_an_adapter_for_another_model(files: Path) -> None:
 def test_no_gates_to_save(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"the model has no gates to save: attach\(model, ...\) first"):
         sf.save_adapter(tiny(), tmp_path / "adapter")
-    with pytest.raises(CheckpointError, match="cannot write .*No such file or directory.*What was there before is untouched"):
+    with pytest.raises(
+        CheckpointError, match="cannot write .*No such file or directory.*What was there before is untouched"
+    ):
         sf.save_adapter(attached(), tmp_path / "nowhere" / "adapter")
     assert list(tmp_path.iterdir()) == []
 
@@ -338,7 +376,12 @@ def test_truncated_files(files: Path, length: int) -> None:
         (files / "cut").write_bytes((files / name).read_bytes()[:length])
         model = attached() if name == "training" else tiny()
         load = sf.load_model_ if name == "training" else sf.load_adapter
-        assert_refused(model, lambda load=load, model=model: load(model, files / "cut"), CheckpointError, "truncated, or of another kind")
+        assert_refused(
+            model,
+            lambda load=load, model=model: load(model, files / "cut"),
+            CheckpointError,
+            "truncated, or of another kind",
+        )
 
 
 class Malicious:
@@ -355,7 +398,12 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
         write()
         model = tiny()
         for load in (sf.load_model_, sf.load_adapter):
-            assert_refused(model, lambda load=load, model=model: load(model, path), CheckpointError, "not a readable safetensors file")
+            assert_refused(
+                model,
+                lambda load=load, model=model: load(model, path),
+                CheckpointError,
+                "not a readable safetensors file",
+            )
     assert not proof.exists()
     pickle.loads(pickle.dumps(Malicious(proof)))  # the control: it would have
     assert proof.exists()
@@ -368,9 +416,16 @@ def _adapter(path: Path, **extra: object) -> None:
 
 def test_damaged_metadata(tmp_path: Path, files: Path) -> None:
     path, model = tmp_path / "file", tiny()
-    for text in ("not json", "{}", '{"kind": "folded", "versions": 3, "extra": {}}', '{"kind": "nonsense", "versions": {}, "extra": {}}'):
+    for text in (
+        "not json",
+        "{}",
+        '{"kind": "folded", "versions": 3, "extra": {}}',
+        '{"kind": "nonsense", "versions": {}, "extra": {}}',
+    ):
         save_file({"a": torch.ones(1)}, path, metadata={"stripefold": text})
-        assert_refused(model, lambda: sf.load_model_(model, path), CheckpointError, "its stripefold metadata is damaged")
+        assert_refused(
+            model, lambda: sf.load_model_(model, path), CheckpointError, "its stripefold metadata is damaged"
+        )
     from stripefold.asr.adapter import fingerprint
 
     for extra in (
@@ -381,13 +436,22 @@ def test_damaged_metadata(tmp_path: Path, files: Path) -> None:
         {"fingerprint": {"structure": 1}, "plan": {}},
     ):
         _adapter(path, **extra)
-        assert_refused(model, lambda: sf.load_adapter(model, path), AdapterError, "is damaged|is an adapter for another model")
+        assert_refused(
+            model, lambda: sf.load_adapter(model, path), AdapterError, "is damaged|is an adapter for another model"
+        )
     _adapter(path, fingerprint=fingerprint(model), plan={"nowhere": [_plan()]})
-    assert_refused(model, lambda: sf.load_adapter(model, path), AdapterError, "cannot be attached: where='nowhere' matches no module")
+    assert_refused(
+        model,
+        lambda: sf.load_adapter(model, path),
+        AdapterError,
+        "cannot be attached: where='nowhere' matches no module",
+    )
     _adapter(path, fingerprint=fingerprint(model), plan={BN: [_plan(attention="sse")]})
     assert_refused(model, lambda: sf.load_adapter(model, path), AdapterError, "no attention 'sse'")
     _adapter(path, fingerprint=fingerprint(model), plan={BN: [_plan()]})
-    assert_refused(model, lambda: sf.load_adapter(model, path), AdapterError, "(?s)the adapter's gates do not fit: .*Missing key")
+    assert_refused(
+        model, lambda: sf.load_adapter(model, path), AdapterError, "(?s)the adapter's gates do not fit: .*Missing key"
+    )
 
 
 def _plan(attention: str = "se") -> dict[str, object]:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import timm.utils
 import torch
-from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import stripefold as sf
+from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
 
 KEYS = list(tiny().state_dict())
 

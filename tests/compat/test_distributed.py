@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.compat.distributed_worker import WORLD
-from tests.lifecycle import assert_folds, attached, error, images
 from torch import nn
 
 import stripefold as sf
+from tests.compat.distributed_worker import WORLD
+from tests.lifecycle import assert_folds, attached, error, images
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Users' hooks: they run once per call while gates are attached, their handles keep working, and fold hands them back."""
+"""Users' hooks run once per call while gates are attached, their handles keep working, and fold hands them back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from tests.lifecycle import assert_folds, attached, error, images, scatter_, step_, tiny
 
 import stripefold as sf
+from tests.lifecycle import assert_folds, attached, error, images, scatter_, step_, tiny
 
 NAME = "blocks.0.bn2"
 

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
 from torch import nn
 
 import stripefold as sf
+from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
 
 KEYS = list(tiny().state_dict())
 NARROW = [torch.float16, torch.bfloat16]

@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
-from tests.lifecycle import assert_folds, attached, error, images, scatter_, step_, tiny
 from torch import Tensor, fx, nn
 
 import stripefold as sf
+from tests.lifecycle import assert_folds, attached, error, images, scatter_, step_, tiny
 
 KEYS = list(tiny().state_dict())
 WHERES = ["residual", "affine"]

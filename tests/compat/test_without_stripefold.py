@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from tests.lifecycle import assert_folds, prepared, scatter_, step_, tiny
 
 import stripefold as sf
+from tests.lifecycle import assert_folds, prepared, scatter_, step_, tiny
 
 BLOCKED = """
 import sys
