@@ -26,7 +26,7 @@ ROOM_LEVEL = {
     "algebra": 1,
     "surgery": 2,
     "attention": 3,
-    "fold": 3,
+    "folding": 3,
     "asr": 4,
     "branches": 4,
     "stripe": 4,

@@ -21,14 +21,14 @@ _NAMES = {
     "param_groups": "asr.groups",
     "save_adapter": "asr.adapter",
     "load_adapter": "asr.adapter",
-    "fold": "fold.fold",
-    "fold_": "fold.fold",
-    "verify": "fold.verify",
-    "EquivalenceReport": "fold.verify",
-    "FoldReport": "fold.report",
-    "register_rule": "fold.rule",
-    "save_model": "fold.files",
-    "load_model_": "fold.files",
+    "fold": "folding.fold",
+    "fold_": "folding.fold",
+    "verify": "folding.verify",
+    "EquivalenceReport": "folding.verify",
+    "FoldReport": "folding.report",
+    "register_rule": "folding.rule",
+    "save_model": "folding.files",
+    "load_model_": "folding.files",
     "register_attention": "attention.registry",
     "attention_names": "attention.registry",
     "create_model": "nets.factory",
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from stripefold.asr.groups import param_groups
     from stripefold.asr.sites import scales, sites
     from stripefold.attention.registry import attention_names, register_attention
-    from stripefold.fold.files import load_model_, save_model
-    from stripefold.fold.fold import fold, fold_
-    from stripefold.fold.report import FoldReport
-    from stripefold.fold.rule import register_rule
-    from stripefold.fold.verify import EquivalenceReport, verify
+    from stripefold.folding.files import load_model_, save_model
+    from stripefold.folding.fold import fold, fold_
+    from stripefold.folding.report import FoldReport
+    from stripefold.folding.rule import register_rule
+    from stripefold.folding.verify import EquivalenceReport, verify
     from stripefold.nets.factory import create_model
 
 __all__ = [

@@ -66,10 +66,11 @@ def test_debug_shows_the_traceback() -> None:
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped by Ctrl-C; the last checkpoint is kept")
 
     monkeypatch.setattr("stripefold.nets.create_model", interrupted)
     assert main(["sites", "resnet8"]) == 130
+    assert capsys.readouterr().err == "stripefold: stopped by Ctrl-C; the last checkpoint is kept\n"
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

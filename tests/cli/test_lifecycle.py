@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from stripefold.cli import main
 from stripefold.cli.demo import free_folder
-from stripefold.fold.files import file_info
+from stripefold.folding.files import file_info
 from stripefold.nets import create_model
 
 TINY = ["--set", "model=resnet8", "--set", "limit_train=64", "--set", "limit_test=32", "--set", "tensorboard=false"]

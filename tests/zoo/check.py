@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
-from stripefold.fold.outputs import tensors_of
+from stripefold.folding.outputs import tensors_of
 from stripefold.surgery.example import Example, example_to
 from stripefold.surgery.float64 import KeepFloat64
 from tests.zoo.prepare import (

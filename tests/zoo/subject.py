@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from stripefold.fold.outputs import tensors_of
+from stripefold.folding.outputs import tensors_of
 from stripefold.surgery.example import Example, run_example
 
 BATCH = 2

@@ -17,7 +17,7 @@ from stripefold.asr.site import Site
 from stripefold.asr.sites import attached_sites
 from stripefold.attention.registry import attention_class
 from stripefold.errors import AdapterError, AttachError
-from stripefold.fold.files import FileInfo, file_info, load_tensors, save_tensors
+from stripefold.folding.files import FileInfo, file_info, load_tensors, save_tensors
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -15,8 +15,8 @@ from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.select import Candidate, Selection, Where, select
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, FoldError
-from stripefold.fold.probe import probe
-from stripefold.fold.rule import rule_for
+from stripefold.folding.probe import probe
+from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter, forget_compiled, is_sharded, replace_modules, unwrap_name
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, TraceError
-from stripefold.fold.refusal import refusal_in
-from stripefold.fold.rule import rule_for
+from stripefold.folding.refusal import refusal_in
+from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.trace import Trace, trace

@@ -10,9 +10,8 @@ from torch import Tensor, fx, nn
 from stripefold.algebra.scale import scale_activation
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.errors import FoldError
-from stripefold.fold import rules as _registered  # noqa: F401 - unpickling a site looks its rule up
-from stripefold.fold.rule import Rule
-from stripefold.fold.substitute import forward_with
+from stripefold.folding.rule import Rule
+from stripefold.folding.substitute import forward_with
 from stripefold.surgery.computed import computed
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import move_call_hooks

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stripefold.asr.select import Candidate, Where, select
 from stripefold.asr.site import Site
-from stripefold.fold.rule import rule_for
+from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.attention.registry import build_attention
 from stripefold.errors import AttachError
-from stripefold.fold.rule import rule_for
+from stripefold.folding.rule import rule_for
 
 
 class ProductOnMap(nn.Module):

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from stripefold.cli import attention, bench, demo, evaluate, fold, sites, train, verify
+from stripefold.cli.entry import InterruptedCommand
+
+
+def _telling_interrupts(command: Callable[..., None]) -> Callable[..., None]:
+    """Keep what a command says about an interrupt: the parser would end with the bare status."""
+
+    @functools.wraps(command)
+    def wrapped(*words: Any, **options: Any) -> None:
+        try:
+            command(*words, **options)
+        except KeyboardInterrupt as error:
+            raise InterruptedCommand(str(error)) from error
+
+    return wrapped
+
 
 app = typer.Typer(
     name="stripefold",
@@ -27,7 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "attention": attention.attention,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(_telling_interrupts(command))
 
 
 def _version(asked: bool) -> None:

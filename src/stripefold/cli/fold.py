@@ -11,7 +11,7 @@ from stripefold.cli.output import print_line
 from stripefold.errors import FoldError
 
 if TYPE_CHECKING:
-    from stripefold.fold.files import Kind
+    from stripefold.folding.files import Kind
 
 
 def fold(

@@ -6,6 +6,7 @@ refusal shows how to teach it (``register_rule``). Each rule is probed on the ve
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -171,7 +172,7 @@ def rule_by_key(key: str) -> Rule:
     Raises:
         FoldError: nothing is registered under that name in this process.
     """
-    if key not in _rules:
+    if key not in known_rules():
         raise FoldError(f"no rule for {key} in this process: call register_rule for it before loading")
     return _rules[key]
 
@@ -183,9 +184,15 @@ def add_rule(rule: Rule, *aliases: str) -> Rule:
     return rule
 
 
+def known_rules() -> Mapping[str, Rule]:
+    """Every registered rule by key; stripefold's own are registered at the first look."""
+    importlib.import_module("stripefold.folding.rules")
+    return _rules
+
+
 def rule_for_type(layer_type: type) -> Rule | None:
     """The rule of exactly this type; subclasses do not inherit it."""
-    return _rules.get(type_key(layer_type))
+    return known_rules().get(type_key(layer_type))
 
 
 def rule_for(layer: nn.Module) -> Rule | None:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.merge import batchnorm_scale_shift, shift_bias
-from stripefold.fold import rules as _registered  # noqa: F401 - rule_for needs the rules
-from stripefold.fold.rule import rule_for, type_key
+from stripefold.folding.rule import rule_for, type_key
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import FoldNote
 from stripefold.surgery.modules import replace_modules, tensor_owners

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_dim
-from stripefold.fold import names_transformers as names
-from stripefold.fold.rule import Rule, add_rule
-from stripefold.fold.rules_timm import activated, gain_rule, in_float32
-from stripefold.fold.rules_torch import (
+from stripefold.folding import names_transformers as names
+from stripefold.folding.rule import Rule, add_rule
+from stripefold.folding.rules_timm import activated, gain_rule, in_float32
+from stripefold.folding.rules_torch import (
     along,
     batchnorm_rule,
     channel_norm_rule,

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stripefold.fold.rule import Rule, add_rule
-from stripefold.fold.rules_torch import (
+from stripefold.folding.rule import Rule, add_rule
+from stripefold.folding.rules_torch import (
     along,
     batchnorm_rule,
     channel_norm_rule,
@@ -24,7 +24,7 @@ from stripefold.fold.rules_torch import (
     numel,
     rows,
 )
-from stripefold.fold.substitute import forward_with
+from stripefold.folding.substitute import forward_with
 
 FLOAT32_INSIDE = 1e-5
 """Probe tolerance for layers that cast to float32 whatever they are given."""

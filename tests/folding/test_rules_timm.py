@@ -10,7 +10,7 @@ import pytest
 import timm.layers.norm as norm
 import timm.layers.norm_act as norm_act
 import torch
-from tests.fold.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
+from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
 from timm.layers import evo_norm, filter_response_norm, grn, layer_scale, std_conv
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear
@@ -18,9 +18,9 @@ from timm.models import fastvit, hgnet, metaformer, mlp_mixer, swiftformer
 from torch import nn
 
 from stripefold.errors import FoldError
-from stripefold.fold.probe import probe
-from stripefold.fold.refusal import refusal
-from stripefold.fold.substitute import forward_with
+from stripefold.folding.probe import probe
+from stripefold.folding.refusal import refusal
+from stripefold.folding.substitute import forward_with
 
 C = 32
 MAP, TOKENS = (3, C, 4, 3), (3, 4, C)

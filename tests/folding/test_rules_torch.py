@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fold.layers import EXACT, input_errors, noise, output_errors, randomised, rule_of, signed_scale
+from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, rule_of, signed_scale
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torchvision.models.convnext import LayerNorm2d
@@ -16,9 +16,9 @@ from torchvision.models.video.resnet import Conv3DNoTemporal, Conv3DSimple
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from stripefold.errors import FoldError
-from stripefold.fold import rules as _registered  # noqa: F401
-from stripefold.fold.rule import rule_for
-from stripefold.fold.substitute import forward_with
+from stripefold.folding import rules as _registered  # noqa: F401
+from stripefold.folding.rule import rule_for
+from stripefold.folding.substitute import forward_with
 
 Factory = Callable[[], nn.Module]
 NORMS: list[tuple[Factory, tuple[int, ...]]] = [

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from stripefold.fold.refusal import refusal, refusal_in
+from stripefold.folding.refusal import refusal, refusal_in
 from stripefold.surgery.modules import tensor_owners
 
 

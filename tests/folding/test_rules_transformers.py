@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.fold.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
+from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
 from torch import nn
 from transformers.models.bit.configuration_bit import BitConfig
 from transformers.models.bit.modeling_bit import BitGroupNormActivation
@@ -18,8 +18,8 @@ from transformers.models.squeezebert.modeling_squeezebert import SqueezeBertLaye
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 from transformers.pytorch_utils import Conv1D
 
-from stripefold.fold.probe import probe
-from stripefold.fold.substitute import forward_with
+from stripefold.folding.probe import probe
+from stripefold.folding.substitute import forward_with
 
 NORMS = [
     (LlamaRMSNorm(6), (2, 3, 6)),

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.fold.layers import rule_of
+from tests.folding.layers import rule_of
 from torch import Tensor, nn
 
 from stripefold.errors import FoldError
-from stripefold.fold import probe as probe_module
-from stripefold.fold import rule as rule_module
-from stripefold.fold import rules as _registered  # noqa: F401
-from stripefold.fold.probe import probe
-from stripefold.fold.rule import Rule, register_rule, rule_for
-from stripefold.fold.rules_torch import along
+from stripefold.folding import probe as probe_module
+from stripefold.folding import rule as rule_module
+from stripefold.folding import rules as _registered  # noqa: F401
+from stripefold.folding.probe import probe
+from stripefold.folding.rule import Rule, register_rule, rule_for
+from stripefold.folding.rules_torch import along
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation
-from stripefold.fold.rule import Rule, rule_for
-from stripefold.fold.substitute import forward_with
+from stripefold.folding.rule import Rule, rule_for
+from stripefold.folding.substitute import forward_with
 
 EXACT = 1e-10
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation
 from stripefold.errors import FoldError
-from stripefold.fold.rule import Rule
-from stripefold.fold.substitute import forward_with
+from stripefold.folding.rule import Rule
+from stripefold.folding.substitute import forward_with
 
 Side = Literal["output", "input"]
 _SEED = 20240611

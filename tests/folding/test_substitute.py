@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from tests.fold.layers import noise, randomised, relative, rule_of
+from tests.folding.layers import noise, randomised, relative, rule_of
 from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation
-from stripefold.fold import rules as _registered  # noqa: F401
-from stripefold.fold.rule import rule_for_type
-from stripefold.fold.substitute import forward_with, substituted
+from stripefold.folding import rules as _registered  # noqa: F401
+from stripefold.folding.rule import rule_for_type
+from stripefold.folding.substitute import forward_with, substituted
 
 
 class Scaled(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stripefold.algebra.merge import batchnorm_scale_shift
 from stripefold.algebra.scale import scale_grouped_input, scale_transposed_output
-from stripefold.fold.rule import Along, Rule, ScaleFunction, add_rule, type_key
+from stripefold.folding.rule import Along, Rule, ScaleFunction, add_rule, type_key
 
 _SMALL = 8  # channels of the twin that is probed in place of a large layer
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
-from stripefold.fold.outputs import compared, predictions, relative_error, worst_error
+from stripefold.folding.outputs import compared, predictions, relative_error, worst_error
 from stripefold.surgery.example import Example, example_to, run_example
 from stripefold.surgery.float64 import KeepFloat64
 from stripefold.surgery.foldable import Foldable

@@ -9,9 +9,9 @@ from typing import Literal, overload
 from torch import nn
 
 from stripefold.errors import FoldError
-from stripefold.fold.fuse import fuse_
-from stripefold.fold.report import FoldReport
-from stripefold.fold.verify import verify
+from stripefold.folding.fuse import fuse_
+from stripefold.folding.report import FoldReport
+from stripefold.folding.verify import verify
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import forget_compiled, is_sharded, replace_modules, unwrap_name

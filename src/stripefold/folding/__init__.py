@@ -1,0 +1,1 @@
+"""Rules by exact layer type, and the folding, fusing and verifying that stand on them."""

@@ -1,0 +1,144 @@
+"""verify: what passes, what fails, where, and against which noise."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stripefold as sf
+from stripefold.errors import VerifyError
+from stripefold.folding.outputs import relative_error
+from tests.lifecycle import SITES, attached, images, snapshot, tiny
+
+
+def changed(model: nn.Module, name: str, factor: float) -> nn.Module:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_parameter(name).mul_(factor)
+    return other
+
+
+def test_a_report() -> None:
+    model = attached()
+    report = sf.verify(model, sf.fold(model), images())
+    assert report.passed
+    assert (report.dtype, report.tolerance, report.reference_error, report.agreement) == ("float64", 1e-10, 0.0, 1.0)
+    assert report.error < 1e-14
+    assert report.worst_output == "output"
+    assert {name for name, _ in report.layers} >= set(SITES)
+    text = str(report)
+    assert text.startswith("equivalent in float64: relative error ")
+    assert text.endswith("predictions agree 100.00 %")
+
+
+@pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 1e-6), (torch.float16, 2**-7), (torch.bfloat16, 2**-4)])
+def test_below_float64_the_yardstick_is_the_models_own_noise(dtype: torch.dtype, floor: float) -> None:
+    model = attached(dtype=dtype)
+    report = sf.verify(model, sf.fold(model, check=False), images())
+    assert report.reference_error > 0
+    assert report.tolerance == max(4 * report.reference_error, floor)
+    assert "(the reference's own rounding" in str(report)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_small_change_is_seen_and_named(dtype: torch.dtype) -> None:
+    model = tiny(dtype)
+    other = changed(model, "blocks.1.bn2.weight", 1 + (1e-8 if dtype == torch.float64 else 1e-3))
+    with pytest.raises(VerifyError, match=r"NOT equivalent in float.*Worst at output"):
+        sf.verify(model, other, images())
+    report = sf.verify(model, other, images(), raise_on_mismatch=False)
+    assert not report.passed
+    assert report.error > report.tolerance
+    assert sf.verify(model, other, images(), tolerance=0.1).passed
+
+
+def test_the_first_layer_that_differs() -> None:
+    model = attached()
+    plain = sf.fold(model)
+    wrong = changed(plain, "blocks.0.bn2.weight", 1.5)
+    with pytest.raises(VerifyError, match=r"First layer that differs: blocks\.0\.bn2 \("):
+        sf.verify(model, wrong, images())
+
+
+def test_nothing_is_left_behind() -> None:
+    model, other = attached().train(), attached().eval()
+    before, theirs, state = snapshot(model), snapshot(other), torch.get_rng_state()
+    sf.verify(model, other, images())
+    assert snapshot(model) == before
+    assert snapshot(other) == theirs
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_is_off_and_statistics_are_fixed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    assert sf.verify(model, copy.deepcopy(model), x).error == 0
+
+
+@dataclass
+class Result:
+    scores: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+class Structured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.returned = "class"
+
+    def forward(self, x: Tensor, *, shift: Tensor | None = None) -> object:
+        hidden = self.a(x if shift is None else x + shift)
+        scores = self.b(hidden)
+        return {
+            "class": Result(scores, (hidden, x)), "dict": {"scores": scores, "more": [hidden]}, "none": "text"
+        }[self.returned]  # fmt: skip
+
+
+def test_structured_outputs_and_inputs() -> None:
+    torch.manual_seed(0)
+    x, model = torch.randn(5, 3, dtype=torch.float64), Structured().double()
+    other = changed(model, "a.weight", 1.01)
+    for example in (x, (x,), {"x": x, "shift": x}):
+        assert sf.verify(model, copy.deepcopy(model), example).error == 0
+        report = sf.verify(model, other, example, raise_on_mismatch=False)
+        assert report.worst_output in ("output.scores", "output.hidden[0]")
+        assert report.agreement is not None
+    model.returned = "dict"
+    with pytest.raises(VerifyError, match=r"return different structures: output\['scores'\].* and output.scores"):
+        sf.verify(model, other, x)
+    model.returned = "none"
+    with pytest.raises(VerifyError, match=r"the model returned no tensor \(a str\): nothing can be compared"):
+        sf.verify(model, other, x)
+
+
+def test_what_cannot_be_compared() -> None:
+    with pytest.raises(VerifyError, match="the models differ in dtype: torch.float32 and torch.float64"):
+        sf.verify(tiny(torch.float32), tiny(), images())
+    broken = changed(tiny(), "stem.weight", float("nan"))
+    with pytest.raises(VerifyError, match="output of the reference model is NaN: nothing can be compared"):
+        sf.verify(broken, tiny(), images())
+    with pytest.raises(VerifyError, match="relative error inf"):
+        sf.verify(tiny(), broken, images())
+    with pytest.raises(VerifyError, match=r"TinyNet does not run on the example \(2, 5\) float64: .*Give an example"):
+        sf.verify(tiny(), tiny(), torch.zeros(2, 5))
+    with pytest.raises(VerifyError, match="relative error inf"):
+        sf.verify(tiny(), type(tiny())(classes=7).double(), images())
+
+
+def test_relative_error() -> None:
+    a = torch.tensor([1.0, -4.0])
+    assert relative_error(a, a) == 0
+    assert relative_error(torch.tensor([1.0, -3.0]), a) == 0.25
+    assert relative_error(torch.tensor([1.0, float("nan")]), a) == float("inf")
+    assert relative_error(torch.tensor([1.0]), a) == float("inf")
+    masked = torch.tensor([1.0, -float("inf")])
+    assert relative_error(masked, masked) == 0
+    assert relative_error(masked, a) == float("inf")
+    assert relative_error(torch.tensor([1.0]), torch.tensor([0.0])) == 1.0
+    assert relative_error(torch.empty(0), torch.empty(0)) == 0
