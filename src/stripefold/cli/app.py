@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stripefold.cli import attention, bench, demo, evaluate, fold, sites, train, verify
-from stripefold.cli.entry import InterruptedCommand
+from stripefold.cli.entry import CommandInterruptedError
 
 
 def _telling_interrupts(command: Callable[..., None]) -> Callable[..., None]:
@@ -20,7 +20,7 @@ def _telling_interrupts(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*words, **options)
         except KeyboardInterrupt as error:
-            raise InterruptedCommand(str(error)) from error
+            raise CommandInterruptedError(str(error)) from error
 
     return wrapped
 

@@ -23,7 +23,7 @@ EXTRA_OF = {
 }
 
 
-class InterruptedCommand(Exception):
+class CommandInterruptedError(Exception):
     """Ctrl-C while a command ran; the message says what is kept."""
 
 
@@ -61,7 +61,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, BrokenPipeError):  # `stripefold ... | head`: nobody is left to read
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED, ""
-    if isinstance(error, KeyboardInterrupt | InterruptedCommand) or type(error).__name__ == "Abort":
+    if isinstance(error, KeyboardInterrupt | CommandInterruptedError) or type(error).__name__ == "Abort":
         return INTERRUPTED, one_line(str(error)) or "interrupted"
     if isinstance(error, StripefoldError):
         return FAILED if isinstance(error, TrainingError | VerifyError) else WRONG_USE, one_line(str(error))
