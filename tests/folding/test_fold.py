@@ -147,3 +147,16 @@ def test_a_timm_model_with_drop_path() -> None:
     model = step_(scatter_(sf.attach(backbone, example=x)), x)
     plain = assert_folds(model, x, keys=list(backbone.state_dict()))
     assert_same_structure(plain, backbone)
+
+
+def test_gates_on_norms_with_an_activation_inside() -> None:
+    """act(v B(x)): the gate stands before the activation, in training as in the fold."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    backbone = prepared(timm.create_model("mobilenetv3_small_050", num_classes=5).double(), x)
+    model = step_(scatter_(sf.attach(backbone, where="*.bn1", init="identity")), x, lr=0.01).eval()
+    assert {type(m.base).__name__ for m in model.modules() if isinstance(m, Foldable)} >= {"BatchNormAct2d"}
+    plain = sf.fold(model, example=x)
+    assert error(plain.eval()(x), model(x)) < 1e-10
+    assert error(sf.detach(model)(x), model(x)) > 1e-3
+    assert_same_structure(plain, sf.detach(model))
