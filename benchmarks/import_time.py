@@ -12,7 +12,7 @@ TASKS = {
     "import torch": Statement(statement="import torch"),
     "import stripefold": Statement(statement="import stripefold"),
     "sf.attach after import torch": Statement(setup="import torch", statement="import stripefold as sf; sf.attach"),
-    "stripefold --help": [sys.executable, "-m", "stripefold.cli", "--help"],
+    "stripefold --help": [sys.executable, "-m", "stripefold", "--help"],
 }
 LIMITS = {"sf.attach after import torch": {"seconds": 0.06}, "stripefold --help": {"seconds": 0.5}}
 

@@ -1,7 +1,7 @@
 """stripefold: attention while it trains, nothing when it runs.
 
-One lifecycle for every structural re-parameterization: ``attach`` -> train -> ``fold`` -> ``verify``. Names are loaded when
-first used, so importing the package costs nothing.
+One lifecycle for every structural re-parameterization: ``attach`` -> train -> ``fold`` -> ``verify``. Names are
+loaded when first used, so importing the package costs nothing.
 """
 
 from __future__ import annotations

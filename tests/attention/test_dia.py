@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
+from stripefold.attention import DenseImplicitAttention, build_attention
 from tests.attention.cases import randomise
 from tests.attention.formulas import parameters_of, squeeze_mean, step_dia
 from tests.attention.test_forms import EXACT, seeded, worst
-
-from stripefold.attention import DenseImplicitAttention, build_attention
 
 
 def chain(channels: int = 6) -> DenseImplicitAttention:

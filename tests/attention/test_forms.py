@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.attention.cases import CASES, DYNAMIC_CASES, build, randomise, static_scale
-from tests.attention.formulas import EXCITE, EXCITE_STATIC, SQUEEZE, excite_srm_training, parameters_of
 from torch import Tensor
 
 from stripefold.attention import attention_names, build_attention
 from stripefold.attention.pooling import as_plane, deviation_pool, mean_pool, positions, scale_channels
 from stripefold.errors import AttachError
+from tests.attention.cases import CASES, DYNAMIC_CASES, build, randomise, static_scale
+from tests.attention.formulas import EXCITE, EXCITE_STATIC, SQUEEZE, excite_srm_training, parameters_of
 
 EXACT = 1e-12
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.attention.cases import CASES, build
 from torch import nn
 
 from stripefold.attention import build_attention
 from stripefold.attention.eca import kernel_size_of
 from stripefold.attention.layers import hidden_width
+from tests.attention.cases import CASES, build
 
 WIDTHS = (64, 128, 256)
 SITES = 18

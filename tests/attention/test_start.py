@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from tests.attention.cases import CASES, build, static_scale
 from torch import Tensor
 
 from stripefold.attention import ChannelAttention, attention_names, build_attention
 from stripefold.attention.perceptron import Perceptron
 from stripefold.errors import AttachError
+from tests.attention.cases import CASES, build, static_scale
 
 WIDTHS = [1, 2, 3, 8, 16, 32, 64]
 SEEDS = range(24)

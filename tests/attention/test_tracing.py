@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from tests.attention.cases import CASES, DYNAMIC_CASES, build, randomise, static_scale
 from torch import Tensor, fx, nn
 
 from stripefold.attention import build_attention
+from tests.attention.cases import CASES, DYNAMIC_CASES, build, randomise, static_scale
 
 
 class Gate(nn.Module):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.folding.layers import rule_of
 from torch import Tensor, nn
 
 from stripefold.errors import FoldError
@@ -17,6 +16,7 @@ from stripefold.folding import rules as _registered  # noqa: F401
 from stripefold.folding.probe import probe
 from stripefold.folding.rule import Rule, register_rule, rule_for
 from stripefold.folding.rules_torch import along
+from tests.folding.layers import rule_of
 
 
 @pytest.fixture(autouse=True)

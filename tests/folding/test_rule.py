@@ -7,13 +7,13 @@ import pickle
 
 import pytest
 import torch
-from tests.folding.layers import rule_of
 from torch import nn
 
 from stripefold.errors import FoldError
 from stripefold.folding import rule as rule_module
 from stripefold.folding import rules as _registered  # noqa: F401
 from stripefold.folding.rule import add_rule, register_rule, rule_by_key, rule_for, rule_for_type, type_key
+from tests.folding.layers import rule_of
 
 
 class Renamed(nn.BatchNorm2d):

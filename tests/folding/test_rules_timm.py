@@ -10,7 +10,6 @@ import pytest
 import timm.layers.norm as norm
 import timm.layers.norm_act as norm_act
 import torch
-from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
 from timm.layers import evo_norm, filter_response_norm, grn, layer_scale, std_conv
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear
@@ -21,6 +20,7 @@ from stripefold.errors import FoldError
 from stripefold.folding.probe import probe
 from stripefold.folding.refusal import refusal
 from stripefold.folding.substitute import forward_with
+from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
 
 C = 32
 MAP, TOKENS = (3, C, 4, 3), (3, 4, C)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, rule_of, signed_scale
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torchvision.models.convnext import LayerNorm2d
@@ -19,6 +18,7 @@ from stripefold.errors import FoldError
 from stripefold.folding import rules as _registered  # noqa: F401
 from stripefold.folding.rule import rule_for
 from stripefold.folding.substitute import forward_with
+from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, rule_of, signed_scale
 
 Factory = Callable[[], nn.Module]
 NORMS: list[tuple[Factory, tuple[int, ...]]] = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
 from torch import nn
 from transformers.models.bit.configuration_bit import BitConfig
 from transformers.models.bit.modeling_bit import BitGroupNormActivation
@@ -20,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from stripefold.folding.probe import probe
 from stripefold.folding.substitute import forward_with
+from tests.folding.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
 
 NORMS = [
     (LlamaRMSNorm(6), (2, 3, 6)),

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from tests.folding.layers import noise, randomised, relative, rule_of
 from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation
 from stripefold.folding import rules as _registered  # noqa: F401
 from stripefold.folding.rule import rule_for_type
 from stripefold.folding.substitute import forward_with, substituted
+from tests.folding.layers import noise, randomised, relative, rule_of
 
 
 class Scaled(nn.Module):

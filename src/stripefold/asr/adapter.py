@@ -55,7 +55,9 @@ def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weig
     """
     about = file_info(path)
     if about.kind != "adapter":
-        raise AdapterError(f"{os.fspath(path)} is not an adapter but of kind {about.kind!r}: use load_model_(model, path)")
+        raise AdapterError(
+            f"{os.fspath(path)} is not an adapter but of kind {about.kind!r}: use load_model_(model, path)"
+        )
     if attached_sites(backbone):
         raise AdapterError("the backbone already has gates: give the plain model, for example detach(model)")
     expected, plan = _read(os.fspath(path), about)

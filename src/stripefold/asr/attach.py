@@ -43,7 +43,9 @@ def attach(
     try:
         copied = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
-        raise AttachError(f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place") from error
+        raise AttachError(
+            f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place"
+        ) from error
     return _attach(copied, where, config, example, in_place=False)
 
 
@@ -109,11 +111,17 @@ def _check_root(model: nn.Module) -> None:
         raise AttachError(f"the model is wrapped in {wrapper}: attach to the bare model first, then wrap it")
 
 
-def _attach(model: nn.Module, where: Where, config: GateConfig, example: Example | None, *, in_place: bool) -> nn.Module:
+def _attach(
+    model: nn.Module, where: Where, config: GateConfig, example: Example | None, *, in_place: bool
+) -> nn.Module:
     selection = select(model, where, example)
     _check_selection(selection, where)
-    if in_place and any(candidate.name == "" and not isinstance(candidate.module, Site) for candidate in selection.chosen):
-        raise AttachError("the model itself is the site and cannot be replaced in place: use model = attach(model, ...)")
+    if in_place and any(
+        candidate.name == "" and not isinstance(candidate.module, Site) for candidate in selection.chosen
+    ):
+        raise AttachError(
+            "the model itself is the site and cannot be replaced in place: use model = attach(model, ...)"
+        )
     chains = Chains()
     planned = [(candidate, _plan(candidate, config, chains)) for candidate in selection.chosen]
     _warn(selection)
@@ -170,7 +178,8 @@ def _check_second(name: str, site: Site, config: GateConfig) -> None:
     if present:
         advice = "use repeats=" if config.form == "static" else "one dynamic attention per site is what there is"
         raise AttachError(
-            f"{name!r} already has a {config.form} gate ({present[0].attention.name}): for several at one place {advice}; to "
+            f"{name!r} already has a {config.form} gate ({present[0].attention.name}): for several at one place "
+            f"{advice}; to "
             "start over, detach_(model) first"
         )
 
@@ -192,7 +201,8 @@ def _warn(selection: Selection) -> None:
     for name, norm in selection.cancelled[:3]:
         more = f" (and {len(selection.cancelled) - 3} more such sites)" if len(selection.cancelled) > 3 else ""
         warnings.warn(
-            f"the gate on {name!r} has no effect: {norm!r} right behind it normalises its scale away. Attach to {norm!r} "
+            f"the gate on {name!r} has no effect: {norm!r} right behind it normalises its scale away. Attach to "
+            f"{norm!r} "
             f"instead{more}",
             stacklevel=4,
         )

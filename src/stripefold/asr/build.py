@@ -14,7 +14,7 @@ from stripefold.attention.registry import build_attention
 from stripefold.errors import AttachError
 
 MIN_START = 1e-3
-"""Smallest starting scale that ``init="identity"`` divides by: below it, the gate's gradient is amplified 1000 times."""
+"""Smallest starting scale for ``init="identity"``: dividing by less amplifies a gate's gradient over 1000 times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ def start_psi(attention: ChannelAttention, psi: float | Tensor | str | None) -> 
     if isinstance(psi, Tensor):
         if tuple(psi.shape) != shape:
             raise AttachError(
-                f"psi has shape {tuple(psi.shape)}, but attention {attention.name!r} on {attention.channels} channels takes "
+                f"psi has shape {tuple(psi.shape)}, but attention {attention.name!r} on {attention.channels} "
+                f"channels takes "
                 f"a descriptor of shape {shape}"
             )
         start = psi.detach().to("cpu", torch.float64, copy=True)

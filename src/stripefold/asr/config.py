@@ -41,7 +41,8 @@ class GateConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "freeze", (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
+        given: object = self.freeze
+        object.__setattr__(self, "freeze", (given,) if isinstance(given, str) else tuple(self.freeze))
         attention_class(self.attention)
         _one_of("form", self.form, get_args(Form))
         _one_of("init", self.init, get_args(Init))
@@ -63,7 +64,8 @@ class GateConfig:
         given = [name for name, default in _STATIC_ONLY.items() if getattr(self, name) not in default]
         if isinstance(self.psi, Tensor) or given:
             raise AttachError(
-                f"form='dynamic' computes its scale from the input: {', '.join(given) or 'psi'} belongs to form='static'"
+                f"form='dynamic' computes its scale from the input: {', '.join(given) or 'psi'} belongs to "
+                f"form='static'"
             )
 
     def with_options(self, changes: Mapping[str, Any], where: str) -> GateConfig:

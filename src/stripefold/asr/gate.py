@@ -91,7 +91,7 @@ class StaticGate(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> StaticGate:
         """Moves and casts as every module does, but the identity reference never drops below float32."""
         start = self.start
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if start is not None and self.start is not None and self.start.dtype.itemsize < 4:
             self.start = start.to(self.start.device)
         return self

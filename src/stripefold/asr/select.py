@@ -134,7 +134,8 @@ def trace_for(model: nn.Module, example: Example | None) -> Trace:
     example = infer_example(model) if example is None else example
     if example is None:
         raise AttachError(
-            f"{type(model).__name__} does not say what its input looks like: give example= (a tensor, a tuple of arguments "
+            f"{type(model).__name__} does not say what its input looks like: give example= (a tensor, a tuple "
+            f"of arguments "
             "or a dict of keyword arguments), or choose a where that needs none: 'norm', 'affine', a glob"
         )
     return trace(model, example, is_layer=_has_rule)
@@ -180,7 +181,9 @@ def _by_mapping(layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, A
     chosen: dict[str, Candidate] = {}
     for glob, options in where.items():
         if not isinstance(options, Mapping):
-            raise AttachError(f"where[{glob!r}] = {options!r}: expected a mapping of options such as {{'attention': 'se'}}")
+            raise AttachError(
+                f"where[{glob!r}] = {options!r}: expected a mapping of options such as {{'attention': 'se'}}"
+            )
         for name in _matches(layers, glob):
             why = f"matches {glob!r}"
             chosen[name] = Candidate(name=name, module=layers[name], why=why, glob=glob, options=options)
@@ -193,7 +196,8 @@ def _matches(layers: dict[str, nn.Module], glob: str) -> list[str]:
         close = get_close_matches(glob, [*_KEYWORDS, *filter(None, layers)], n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise AttachError(
-            f"where={glob!r} matches no module.{hint} Give 'residual', 'norm', 'affine' or a glob over dotted paths such as "
+            f"where={glob!r} matches no module.{hint} Give 'residual', 'norm', 'affine' or a glob over dotted "
+            f"paths such as "
             "'layer4.*.bn3'"
         )
     return names
@@ -205,6 +209,7 @@ def _globs(where: object) -> list[str]:
     if isinstance(where, Sequence) and where and all(isinstance(item, str) for item in where):
         return list(where)
     raise AttachError(
-        f"where={where!r}: expected 'residual', 'norm', 'affine', a glob, a list of globs, a predicate (name, module) -> bool, "
+        f"where={where!r}: expected 'residual', 'norm', 'affine', a glob, a list of globs, a predicate (name, "
+        f"module) -> bool, "
         "or a mapping glob -> options"
     )

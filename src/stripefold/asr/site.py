@@ -79,15 +79,15 @@ class Site(Foldable):
     def _on_activation(self, base: nn.Module, args: tuple[Any, ...]) -> bool:
         """Whether the output is the cheaper side to scale.
 
-        Never for normalisations. For a convolution or linear layer when the weight has more elements than the output; not
-        decided while compiling, exporting or jit-tracing, where the batch size is symbolic. Under ``torch.fx`` the layer
-        must stay a leaf call, so there the output is scaled.
+        Never for normalisations. For a convolution or linear layer when the weight has more elements than the output;
+        not decided while compiling, exporting or jit-tracing, where the batch size is symbolic. Under ``torch.fx`` the
+        layer must stay a leaf call, so there the output is scaled.
         """
         if not args or not self.rule.commutes:
             return False
         if isinstance(args[0], fx.Proxy):
             return True
-        is_symbolic = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        is_symbolic = torch.compiler.is_compiling() or torch._C._is_tracing()
         if self.rule.norm or is_symbolic or not isinstance(args[0], Tensor):
             return False
         stride = getattr(base, "stride", None)
@@ -114,7 +114,7 @@ class Site(Foldable):
             setattr(base, name, value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept the backbone's own keys: ``x.weight`` loads into ``x.base.weight`` and leaves the gates as they are."""
+        """Accept the backbone's own keys: ``x.weight`` loads into ``x.base.weight``, the gates stay as they are."""
         own = [key for key in state_dict if key.startswith(prefix)]
         plain = [key for key in own if not key[len(prefix) :].startswith(("base.", "gates."))]
         if plain:
@@ -125,6 +125,7 @@ class Site(Foldable):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
+        """The width."""
         return f"channels={self.channels}"
 
     def check_fold(self, name: str) -> list[FoldNote]:

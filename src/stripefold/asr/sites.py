@@ -53,8 +53,8 @@ class SiteTable(Sequence[SiteRow]):
         rows += [(row.name or "(root)", row.layer, str(row.channels), row.gates or "-", row.why) for row in self.chosen]
         lines = [f"{len(self.chosen)} sites", *_aligned(rows)]
         if self.refused:
-            rows = [("refused", "layer", "why")] + [(row.name or "(root)", row.layer, row.why) for row in self.refused]
-            lines += ["", f"{len(self.refused)} layers refused", *_aligned(rows)]
+            refused = [(row.name or "(root)", row.layer, row.why) for row in self.refused]
+            lines += ["", f"{len(refused)} layers refused", *_aligned([("refused", "layer", "why"), *refused])]
         return "\n".join([*lines, *self.notes])
 
 

@@ -50,8 +50,8 @@ def save_model(
 ) -> Path:
     """Write a model's state dict, atomically, with metadata that says what it is.
 
-    Tied tensors are written at every key and non-contiguous ones (channels_last) in plain layout, so that the file loads
-    strictly into the stock class without stripefold.
+    Tied tensors are written at every key and non-contiguous ones (channels_last) in plain layout, so that the file
+    loads strictly into the stock class without stripefold.
 
     Args:
         model: attached, folded or plain.
@@ -76,7 +76,11 @@ def save_tensors(
     """
     from stripefold import __version__
 
-    about = {"kind": kind, "versions": {"stripefold": __version__, "torch": torch.__version__}, "extra": dict(extra or {})}
+    about = {
+        "kind": kind,
+        "versions": {"stripefold": __version__, "torch": torch.__version__},
+        "extra": dict(extra or {}),
+    }
     try:
         with atomic_path(path) as temporary:
             save_file(_storable(tensors), temporary, metadata={"format": "pt", FORMAT: json.dumps(about)})
@@ -163,12 +167,14 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
         raise CheckpointError(f"{path} is {_MEANING['adapter']}: use load_adapter(backbone, path)")
     if about.kind == "attached" and not attached:
         raise CheckpointError(
-            f"{path} is {_MEANING['attached']}, but the model has none: attach with the same options first, or give the "
+            f"{path} is {_MEANING['attached']}, but the model has none: attach with the same options first, or "
+            f"give the "
             "deployed (folded) file"
         )
     if about.kind in ("folded", "fused", "baked") and attached:
         raise CheckpointError(
-            f"{path} is {_MEANING[about.kind]}, but the model still has gates: loading it here would scale twice. Load it into "
+            f"{path} is {_MEANING[about.kind]}, but the model still has gates: loading it here would scale "
+            f"twice. Load it into "
             "the plain backbone, or give the training file"
         )
 

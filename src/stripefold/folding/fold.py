@@ -47,17 +47,19 @@ def fold(
 
     Args:
         model: an attached model (folding a plain one gives a plain copy). DDP and ``torch.compile`` wrappers come off.
-        fuse: also merge every BatchNorm that the trace shows directly behind a convolution or linear layer. Keys change:
+        fuse: also merge every BatchNorm that the trace shows directly behind a convolution or linear layer. Keys
+        change:
             such a file is loaded into ``fold(create(), fuse=True)``.
-        example: input for the check (and for the trace behind ``fuse``): tensor, tuple or dict; inferred where the model
+        example: input for the check (and for the trace behind ``fuse``): tensor, tuple or dict; inferred where the
+        model
             declares its input.
         check: compare the folded model with the training model. "auto" checks when there is an example and warns when
             there is none, True demands one, False skips.
         report: also return a ``FoldReport``.
 
     Raises:
-        FoldError: a gate is not finite, a product overflows, a sharded model, ``check=True`` or ``fuse`` without example.
-        VerifyError: the check found a difference.
+        FoldError: a gate is not finite, a product overflows, a sharded model, ``check=True`` or ``fuse`` without
+        example. VerifyError: the check found a difference.
 
     Source: ASR, Huang et al. 2024, section 3 (inference).
     """
@@ -118,8 +120,10 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         return _unwrapped(model.module)  # type: ignore[arg-type]
     if wrapper is not None or is_sharded(model):
         raise FoldError(
-            f"cannot fold a sharded model ({wrapper or 'FSDP2'}): gather it first. Take the full state dict (torch.distributed."
-            "checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True, cpu_offload=True)), load it "
+            f"cannot fold a sharded model ({wrapper or 'FSDP2'}): gather it first. Take the full state dict "
+            f"(torch.distributed."
+            "checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True, "
+            "cpu_offload=True)), load it "
             "into an attached model that is not sharded, and fold that"
         )
     return model
@@ -142,7 +146,8 @@ def _example(model: nn.Module, example: Example | None, check: Check, fuse: bool
     if example is None and (fuse or check is True):
         needs = "fuse=True" if fuse else "check=True"
         raise FoldError(
-            f"{needs} needs an example input and {type(model).__name__} does not declare one: give example= (tensor, tuple or "
+            f"{needs} needs an example input and {type(model).__name__} does not declare one: give example= "
+            f"(tensor, tuple or "
             "dict of keyword arguments)"
         )
     return example
@@ -170,7 +175,8 @@ def _with_check(
 def _no_check(check: Check) -> str:
     if check == "auto":
         warnings.warn(
-            "folded without a check: the model does not declare its input. Give example=, or check=False to say that this is "
+            "folded without a check: the model does not declare its input. Give example=, or check=False to say "
+            "that this is "
             "meant",
             stacklevel=4,
         )

@@ -1,8 +1,8 @@
 """``fuse=True``: merge every BatchNorm that the trace shows directly behind a convolution or linear layer.
 
 By call order, never by the order of definition: one consumer, one call of each, nothing in between. The convolution
-keeps its type and gains a bias; what is left of the BatchNorm's place (nothing, or the activation it carried) stays as a
-module, so that the model's own code runs on.
+keeps its type and gains a bias; what is left of the BatchNorm's place (nothing, or the activation it carried) stays
+as a module, so that the model's own code runs on.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def _remainder(norm: nn.Module) -> nn.Module:
     if type_key(type(norm)) in _PLAIN_NORMS:
         rest: nn.Module = nn.Identity()
     else:
-        parts = [part for part in (norm.drop, norm.act) if not isinstance(part, nn.Identity)]
-        rest = nn.Sequential(*parts) if len(parts) > 1 else parts[0] if parts else nn.Identity()  # type: ignore[arg-type]
+        carried = [norm._modules.get(name) for name in ("drop", "act")]
+        parts = [part for part in carried if part is not None and not isinstance(part, nn.Identity)]
+        rest = nn.Sequential(*parts) if len(parts) > 1 else parts[0] if parts else nn.Identity()
     rest.train(norm.training)
     return rest

@@ -63,9 +63,8 @@ def worst_error(other: Mapping[str, Tensor], reference: Mapping[str, Tensor]) ->
         VerifyError: the two outputs are not made alike.
     """
     if list(other) != list(reference):
-        raise VerifyError(
-            f"the two models return different structures: {', '.join(list(reference)[:4])} and {', '.join(list(other)[:4])}"
-        )
+        structures = " and ".join(", ".join(list(outputs)[:4]) for outputs in (reference, other))
+        raise VerifyError(f"the two models return different structures: {structures}")
     errors = {path: relative_error(other[path], reference[path]) for path in reference}
     worst = max(errors, key=lambda path: errors[path])
     return worst, errors[worst]

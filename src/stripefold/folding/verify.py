@@ -84,8 +84,8 @@ def verify(
     Raises:
         VerifyError: the models differ, return different structures or values that are not finite, or differ in dtype.
 
-    Below float64 the truth is a float64 copy of ``model`` (with its own, rounded weights): an error is only an error if it
-    is larger than what rounding does to the reference itself.
+    Below float64 the truth is a float64 copy of ``model`` (with its own, rounded weights): an error is only an error
+    if it is larger than what rounding does to the reference itself.
     """
     dtype = _common_dtype(model, other)
     with undisturbed(model), undisturbed(other):
@@ -214,7 +214,8 @@ def _call(model: nn.Module, inputs: Example) -> Any:
     except Exception as error:  # a user's forward may raise anything
         message = (str(error).splitlines() or [""])[0]
         raise VerifyError(
-            f"{type(model).__name__} does not run on the example {describe(inputs)}: {type(error).__name__}: {message}. Give "
+            f"{type(model).__name__} does not run on the example {describe(inputs)}: {type(error).__name__}: "
+            f"{message}. Give "
             "an example the model accepts: a tensor, a tuple of positional arguments or a mapping of keyword arguments"
         ) from error
 

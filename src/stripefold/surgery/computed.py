@@ -24,7 +24,8 @@ class ComputedTensor(torch.Tensor):
         kwargs = kwargs or {}
         if _writes_to_computed(func, args, kwargs):
             raise AttachError(
-                f"{func.__name__} on the weight or bias of a site: that tensor is computed (gate x parameter), the write "
+                f"{func.__name__} on the weight or bias of a site: that tensor is computed (gate x parameter), "
+                f"the write "
                 "would be lost. Write to the layer itself: site.base.weight, site.base.bias"
             )
         with torch._C.DisableTorchFunctionSubclass():
@@ -36,7 +37,7 @@ class ComputedTensor(torch.Tensor):
 
 def computed(tensor: Any) -> Any:
     """Mark a computed tensor read-only; left alone while compiling or tracing, where subclasses cost or break."""
-    if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not isinstance(tensor, Tensor) or torch.compiler.is_compiling() or torch._C._is_tracing():
         return tensor
     return tensor.as_subclass(ComputedTensor)
 

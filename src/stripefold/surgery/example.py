@@ -58,7 +58,7 @@ def infer_example(model: nn.Module, batch: int = 2) -> Example | None:
 
 def _declared_size(model: nn.Module) -> tuple[int, ...] | None:
     own = getattr(model, "input_size", None)
-    if _is_size(own):
+    if own is not None and _is_size(own):
         return tuple(own)
     for attribute in ("pretrained_cfg", "default_cfg"):
         declared = getattr(model, attribute, None)
@@ -104,9 +104,9 @@ def _transformers_example(model: nn.Module, batch: int) -> Example | None:
     like = first_parameter(model)
     device = like.device if like is not None else torch.device("cpu")
     vision = getattr(config, "vision_config", config)
-    if main == "pixel_values" and isinstance(getattr(vision, "image_size", None), int):
-        channels = getattr(vision, "num_channels", 3)
-        return {"pixel_values": _image(model, (batch, channels, vision.image_size, vision.image_size))}
+    side = getattr(vision, "image_size", None)
+    if main == "pixel_values" and isinstance(side, int):
+        return {"pixel_values": _image(model, (batch, getattr(vision, "num_channels", 3), side, side))}
     try:
         dummy = dict(model.dummy_inputs)  # type: ignore[arg-type]
     except Exception:  # a model may declare none, or raise in its own way: then nothing is declared

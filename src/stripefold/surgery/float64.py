@@ -15,8 +15,8 @@ _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 class KeepFloat64(TorchFunctionMode):
     """Casts from float64 to a narrower floating type are left out.
 
-    Many transformers compute a norm or a softmax in float32 whatever the model's dtype; in a float64 model that rounding
-    hides errors of the algebra below 1e-7. Both models of a comparison run under this mode.
+    Many transformers compute a norm or a softmax in float32 whatever the model's dtype; in a float64 model that
+    rounding hides errors of the algebra below 1e-7. Both models of a comparison run under this mode.
     """
 
     def __torch_function__(
