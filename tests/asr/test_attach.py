@@ -161,6 +161,14 @@ def test_a_chain_is_one_module_in_call_order() -> None:
     assert error(sf.scales(model)[SITES[1]], expected[SITES[1]]) > 0
 
 
+def test_a_chain_keeps_the_start_of_its_first_gate() -> None:
+    """A later site must not turn hidden units of the attention it shares: the first one's start is measured already."""
+    for seed in range(8):
+        backbone = tiny(seed=seed)
+        model = sf.attach(backbone, "dia", where="norm", init="identity", psi="random")
+        assert torch.equal(model(images()), backbone(images()))
+
+
 def test_chains_of_other_widths_or_options_are_apart() -> None:
     torch.manual_seed(0)
     model = sf.attach(sf.create_model("resnet20"), "dia")

@@ -117,6 +117,6 @@ def test_an_example_can_be_tensor_tuple_or_mapping() -> None:
 
 def test_a_model_without_a_residual_branch() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    with pytest.raises(sf.errors.AttachError, match="use where='norm': this model has no residual branch"):
+    with pytest.raises(sf.errors.AttachError, match="It has no residual branch: use where='norm'"):
         sf.attach(model, example=torch.randn(1, 3, 6, 6))
     assert list(sf.scales(sf.attach(model, where="norm"))) == ["1"]

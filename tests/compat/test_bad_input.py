@@ -31,17 +31,22 @@ BAD_OPTIONS = {
     ),
     "form": ({"form": "static-ish"}, "form='static-ish': expected one of 'static', 'dynamic'"),
     "init": ({"init": "zero"}, "init='zero': expected one of 'paper', 'identity'"),
+    "freeze of another kind": ({"freeze": 3}, "freeze=3: give 'psi', 'theta' or a sequence of both"),
+    "only refused layers": (
+        {"where": "blocks.?"},
+        r"where='blocks.\?' selects only layers that cannot be sites:\n  blocks.0: Block is a container",
+    ),
     "freeze": ({"freeze": ("phi",)}, "freeze='phi': expected one of 'psi', 'theta'"),
     "repeats": ({"repeats": 0}, "repeats=0: give a whole number of gates, 1 or more"),
     "repeats of another kind": ({"repeats": True}, "repeats=True: give a whole number"),
     "psi of another kind": ({"psi": [0.1]}, r"psi=\[0.1\]: give a number, a tensor, 'random' or None"),
-    "psi in words": ({"psi": "zero"}, "psi='zero': expected one of 'random'"),
+    "psi in words": ({"psi": "zero"}, "psi='zero': give a number, a tensor, 'random' or None"),
     "psi of another shape": ({"psi": torch.zeros(3)}, rf"'{BN}': psi has shape \(3,\), but .* shape \(8,\)"),
     "psi with NaN": ({"psi": float("nan")}, rf"'{BN}': psi holds 8 entries that are not finite"),
     "psi with infinity": ({"psi": torch.tensor([float("inf")] * 2 + [0.0] * 6)}, "psi holds 2 entries"),
     "saddle": ({"attention": "ie", "psi": 0.0}, "'ie' cannot start at psi = 0: .*a saddle that training never leaves"),
-    "static option, dynamic form": ({"form": "dynamic", "repeats": 2}, "repeats belongs to form='static'"),
-    "psi, dynamic form": ({"form": "dynamic", "psi": 0.5}, "psi belongs to form='static'"),
+    "static option, dynamic form": ({"form": "dynamic", "repeats": 2}, "repeats has a meaning only with form='static'"),
+    "psi, dynamic form": ({"form": "dynamic", "psi": 0.5}, "psi has a meaning only with form='static'"),
     "no dynamic form": ({"attention": "scale", "form": "dynamic"}, "'scale' has no dynamic form"),
     "identity too near zero": (
         {"attention": "scale", "psi": 1e-5, "init": "identity"},
@@ -52,20 +57,26 @@ BAD_OPTIONS = {
         {"where": "blocks.*.bn7"},
         "where='blocks.[*].bn7' matches no module. Did you mean",
     ),
-    "where: empty list": ({"where": []}, r"where=\[\]: expected 'residual'"),
+    "where: empty list": ({"where": []}, r"where=\[\]: give 'residual'"),
     "where: empty mapping": ({"where": {}}, r"where=\{\} selects no layer of this model"),
-    "where: nothing": ({"where": None}, "where=None: expected 'residual'"),
-    "where: predicate that is never true": ({"where": lambda name, module: False}, "selects no layer of this model"),
+    "where: nothing": ({"where": None}, "where=None: give 'residual'"),
+    "where: predicate that is never true": (
+        {"where": lambda name, module: False},
+        "the predicate given as where selects no layer",
+    ),
     "where: one of a list without a match": ({"where": [BN, "layer9"]}, "where='layer9' matches no module"),
     "where: mapping to an attention": ({"where": {BN: "se"}}, r"expected a mapping of options such as \{'attention'"),
     "where: mapping with an unknown option": (
         {"where": {BN: {"repeat": 2}}},
-        r"where\['blocks.0.bn2'\]: unknown option 'repeat'; did you mean 'repeats'\? Options: attention,",
+        r"where\['blocks.0.bn2'\] has no option 'repeat'; its options are attention, .*attention_options; .*'repeats'",
     ),
-    "where: mapping with a bad value": ({"where": {BN: {"attention": "sse"}}}, "no attention 'sse'"),
+    "where: mapping with a bad value": (
+        {"where": {BN: {"attention": "sse"}}},
+        r"where\['blocks.0.bn2'\]: no attention 'sse'",
+    ),
     "a container": (
         {"where": "blocks.0"},
-        "selects no layer that can be a site:\n  blocks.0: Block is a container: gate one of the layers",
+        "cannot attach to 'blocks.0': Block is a container: gate one of the layers",
     ),
     "no site": ({"where": "*nothing*"}, "matches no module"),
 }
@@ -166,7 +177,7 @@ def test_a_layer_with_a_rule_that_is_wrong_for_it_is_refused_by_the_probe() -> N
 
 def test_attaching_twice() -> None:
     model = attached()
-    again = rf"'{BN}' already has a static gate \(se\): for several at one place use repeats=; to start over, detach_"
+    again = rf"'{BN}' already has a static gate \(se\): use repeats= for several in a row, or start over with"
     assert_refused(model, lambda: sf.attach_(model), AttachError, again)
     assert_refused(model, lambda: sf.attach(model, "ie"), AttachError, again)
     sf.attach_(model, form="dynamic")
@@ -174,7 +185,7 @@ def test_attaching_twice() -> None:
         model,
         lambda: sf.attach_(model, form="dynamic"),
         AttachError,
-        "already has a dynamic gate .* one dynamic attention per site",
+        "already has a dynamic gate .* a site takes one dynamic",
     )
 
 

@@ -138,19 +138,22 @@ def _attach(
 
 
 def _check_selection(selection: Selection, where: Where) -> None:
-    reasons = [f"  {refused.name}: {refused.why}" for refused in selection.refused]
-    if not selection.chosen:
-        listed = "\n".join([*reasons[:5], *(["  ..."] if len(reasons) > 5 else [])])
-        if reasons:
-            raise AttachError(f"where={where!r} selects no layer that can be a site:\n{listed}")
-        raise AttachError(
-            f"where={where!r} selects no layer of this model. Look at sites(model, where='affine') for what there is"
-            + (", or use where='norm': this model has no residual branch" if where == "residual" else "")
-        )
     exact = {where} if isinstance(where, str) else set(where) if isinstance(where, (Sequence, Mapping)) else set()
     for refused in selection.refused:
         if refused.name in exact:
             raise AttachError(f"cannot attach to {refused.name!r}: {refused.why}")
+    if selection.chosen:
+        return
+    asked = "the predicate given as where" if callable(where) else f"where={where!r}"
+    reasons = [f"  {refused.name}: {refused.why}" for refused in selection.refused]
+    if reasons:
+        listed = "\n".join([*reasons[:5], *(["  ..."] if len(reasons) > 5 else [])])
+        raise AttachError(f"{asked} selects only layers that cannot be sites:\n{listed}")
+    raise AttachError(
+        f"{asked} selects no layer of this model. "
+        + ("It has no residual branch: use where='norm', or look" if where == "residual" else "Look")
+        + " at sites(model, where='affine') for what there is"
+    )
 
 
 def _plan(candidate: Candidate, defaults: GateConfig, chains: Chains) -> list[StaticGate | DynamicGate]:
@@ -176,11 +179,12 @@ def _plan(candidate: Candidate, defaults: GateConfig, chains: Chains) -> list[St
 def _check_second(name: str, site: Site, config: GateConfig) -> None:
     present = site.static_gates if config.form == "static" else site.dynamic_gates
     if present:
-        advice = "use repeats=" if config.form == "static" else "one dynamic attention per site is what there is"
+        several = (
+            "use repeats= for several in a row" if config.form == "static" else "a site takes one dynamic attention"
+        )
         raise AttachError(
-            f"{name!r} already has a {config.form} gate ({present[0].attention.name}): for several at one place "
-            f"{advice}; to "
-            "start over, detach_(model) first"
+            f"{name!r} already has a {config.form} gate ({present[0].attention.name}): {several}, or start over with "
+            "detach_(model)"
         )
 
 

@@ -70,7 +70,9 @@ def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -
     psi = start_psi(attention, config.psi).to(place.like.device, place.like.dtype)
     if not psi.is_meta:
         attention.check_start(psi)
-        attention.revive_(psi)
+        # A shared attention is as the first gate of its chain needs it: whose start may have been measured already.
+        if key not in chains.owners:
+            attention.revive_(psi)
     gate = StaticGate(attention, psi, previous=chains.last.get(key), options=config.options)
     if attention.chained:
         chains.owners[key] = attention
@@ -95,9 +97,8 @@ def start_psi(attention: ChannelAttention, psi: float | Tensor | str | None) -> 
     if isinstance(psi, Tensor):
         if tuple(psi.shape) != shape:
             raise AttachError(
-                f"psi has shape {tuple(psi.shape)}, but attention {attention.name!r} on {attention.channels} "
-                f"channels takes "
-                f"a descriptor of shape {shape}"
+                f"psi has shape {tuple(psi.shape)}, but attention {attention.name!r} on {attention.channels} channels "
+                f"takes a descriptor of shape {shape}"
             )
         start = psi.detach().to("cpu", torch.float64, copy=True)
     elif psi == "random":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
@@ -41,8 +41,7 @@ class GateConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given: object = self.freeze
-        object.__setattr__(self, "freeze", (given,) if isinstance(given, str) else tuple(self.freeze))
+        object.__setattr__(self, "freeze", _parts(self.freeze))
         attention_class(self.attention)
         _one_of("form", self.form, get_args(Form))
         _one_of("init", self.init, get_args(Init))
@@ -50,9 +49,7 @@ class GateConfig:
             _one_of("freeze", part, ("psi", "theta"))
         if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 1:
             raise AttachError(f"repeats={self.repeats!r}: give a whole number of gates, 1 or more")
-        if isinstance(self.psi, str):
-            _one_of("psi", self.psi, ("random",))
-        elif self.psi is not None and not isinstance(self.psi, (int, float, Tensor)):
+        if not (self.psi is None or isinstance(self.psi, (int, float, Tensor)) or self.psi == "random"):
             raise AttachError(f"psi={self.psi!r}: give a number, a tensor, 'random' or None")
         if not isinstance(self.options, Mapping):
             raise AttachError(f"attention_options={self.options!r}: give a mapping of the attention's keyword options")
@@ -64,8 +61,8 @@ class GateConfig:
         given = [name for name, default in _STATIC_ONLY.items() if getattr(self, name) not in default]
         if isinstance(self.psi, Tensor) or given:
             raise AttachError(
-                f"form='dynamic' computes its scale from the input: {', '.join(given) or 'psi'} belongs to "
-                f"form='static'"
+                f"form='dynamic' computes its scale from the input: {', '.join(given) or 'psi'} has a meaning only "
+                "with form='static'"
             )
 
     def with_options(self, changes: Mapping[str, Any], where: str) -> GateConfig:
@@ -74,19 +71,30 @@ class GateConfig:
         Raises:
             AttachError: an option that does not exist, or a bad value.
         """
-        changes = dict(changes)
-        if "attention_options" in changes:
-            changes["options"] = changes.pop("attention_options")
-        known = [f.name for f in fields(self)]
+        known = [_SPOKEN.get(f.name, f.name) for f in fields(self)]
         for name in changes:
             if name not in known:
-                close = get_close_matches(name, known, n=1)
+                close = get_close_matches(str(name), known, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise AttachError(f"where[{where!r}]: unknown option {name!r}{hint} Options: {', '.join(known)}")
-        return replace(self, **changes)
+                raise AttachError(f"where[{where!r}] has no option {name!r}; its options are {', '.join(known)}{hint}")
+        fields_of = {spoken: name for name, spoken in _SPOKEN.items()}
+        try:
+            return replace(self, **{fields_of.get(name, name): value for name, value in changes.items()})
+        except AttachError as error:
+            raise AttachError(f"where[{where!r}]: {error}") from error
 
 
+_SPOKEN = {"options": "attention_options"}
+"""Field -> the name under which ``attach`` takes it."""
 _STATIC_ONLY: dict[str, tuple[Any, ...]] = {"repeats": (1,), "init": ("paper",), "freeze": ((),), "psi": (None,)}
+
+
+def _parts(freeze: object) -> tuple[Any, ...]:
+    if isinstance(freeze, str):
+        return (freeze,)
+    if isinstance(freeze, Iterable):
+        return tuple(freeze)
+    raise AttachError(f"freeze={freeze!r}: give 'psi', 'theta' or a sequence of both")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

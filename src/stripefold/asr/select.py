@@ -196,9 +196,8 @@ def _matches(layers: dict[str, nn.Module], glob: str) -> list[str]:
         close = get_close_matches(glob, [*_KEYWORDS, *filter(None, layers)], n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise AttachError(
-            f"where={glob!r} matches no module.{hint} Give 'residual', 'norm', 'affine' or a glob over dotted "
-            f"paths such as "
-            "'layer4.*.bn3'"
+            f"where={glob!r} matches no module.{hint} Give 'residual', 'norm', 'affine' or a glob over dotted paths "
+            "such as 'layer4.*.bn3'; sites(model, where='affine') lists what there is"
         )
     return names
 
@@ -209,7 +208,6 @@ def _globs(where: object) -> list[str]:
     if isinstance(where, Sequence) and where and all(isinstance(item, str) for item in where):
         return list(where)
     raise AttachError(
-        f"where={where!r}: expected 'residual', 'norm', 'affine', a glob, a list of globs, a predicate (name, "
-        f"module) -> bool, "
-        "or a mapping glob -> options"
+        f"where={where!r}: give 'residual', 'norm', 'affine', a glob, a list of globs, a predicate "
+        "(name, module) -> bool, or a mapping glob -> options"
     )

@@ -90,8 +90,8 @@ def attention_class(name: str) -> type[ChannelAttention]:
         return _ATTENTIONS[name]
     known = ", ".join(attention_names())
     raise AttachError(
-        f"no attention {name!r}; known are {known}{_suggestion(name, attention_names())}. "
-        "Teach it your own with register_attention(name, cls)"
+        f"no attention {name!r}; known are {known}, and your own by register_attention(name, cls)"
+        f"{_suggestion(name, attention_names())}"
     )
 
 
