@@ -25,6 +25,9 @@ BAD_OPTIONS = {
         rf"cannot attach to '{BN}': attention 'se' has no option 'reductoin'; its options .*did you mean 'reduction'",
     ),
     "options of another kind": ({"attention_options": 4}, "attention_options=4: give a mapping"),
+    "options without names": ({"attention_options": {3: 4}}, "attention_options={3: 4}: give a mapping"),
+    "complex psi": ({"psi": torch.ones(8, dtype=torch.complex64)}, "psi is torch.complex64: give real numbers"),
+    "where: mapping of numbers": ({"where": {3: {}}}, r"where\[3\] = {}: expected a mapping of options"),
     "zero-wide attention": (
         {"attention_options": {"reduction": 0}},
         "reduction must be a positive finite number, got 0",
@@ -216,6 +219,11 @@ def test_no_module(thing: object) -> None:
         sf.attach_(thing)
     with pytest.raises(FoldError, match="fold needs an nn.Module, got "):
         sf.fold(thing)
+    with pytest.raises(VerifyError, match="verify compares two modules, got "):
+        sf.verify(tiny(), thing, images())
+    for call in (sf.sites, sf.scales, sf.detach_, sf.param_groups):
+        with pytest.raises(AttachError, match="expected an nn.Module, got "):
+            call(thing)
 
 
 def test_a_model_that_cannot_be_copied() -> None:

@@ -91,7 +91,7 @@ def start_psi(attention: ChannelAttention, psi: float | Tensor | str | None) -> 
     """The starting descriptor, shape ``attention.descriptor_shape``, float64 on the CPU.
 
     Raises:
-        AttachError: wrong shape, or entries that are not finite.
+        AttachError: wrong shape, or entries that are not real or not finite.
     """
     shape = attention.descriptor_shape
     if isinstance(psi, Tensor):
@@ -100,6 +100,8 @@ def start_psi(attention: ChannelAttention, psi: float | Tensor | str | None) -> 
                 f"psi has shape {tuple(psi.shape)}, but attention {attention.name!r} on {attention.channels} channels "
                 f"takes a descriptor of shape {shape}"
             )
+        if psi.is_complex():
+            raise AttachError(f"psi is {psi.dtype}: give real numbers")
         start = psi.detach().to("cpu", torch.float64, copy=True)
     elif psi == "random":
         start = torch.randn(shape, dtype=torch.float64)

@@ -51,7 +51,7 @@ class GateConfig:
             raise AttachError(f"repeats={self.repeats!r}: give a whole number of gates, 1 or more")
         if not (self.psi is None or isinstance(self.psi, (int, float, Tensor)) or self.psi == "random"):
             raise AttachError(f"psi={self.psi!r}: give a number, a tensor, 'random' or None")
-        if not isinstance(self.options, Mapping):
+        if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
             raise AttachError(f"attention_options={self.options!r}: give a mapping of the attention's keyword options")
         self._check_dynamic()
 

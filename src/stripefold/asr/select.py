@@ -63,6 +63,8 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
         AttachError: a ``where`` of the wrong kind, a glob without a match, or an example is needed and missing.
         TraceError: the model does not run on the example.
     """
+    if not isinstance(model, nn.Module):
+        raise AttachError(f"expected an nn.Module, got {type(model).__name__}")
     layers = _layers(model)
     chosen, cancelled = _choose(model, layers, where, example)
     owners = tensor_owners(model)
@@ -180,7 +182,7 @@ def _by_mapping(layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, A
     """Later globs win, as in most configuration files."""
     chosen: dict[str, Candidate] = {}
     for glob, options in where.items():
-        if not isinstance(options, Mapping):
+        if not isinstance(glob, str) or not isinstance(options, Mapping):
             raise AttachError(
                 f"where[{glob!r}] = {options!r}: expected a mapping of options such as {{'attention': 'se'}}"
             )

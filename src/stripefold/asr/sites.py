@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stripefold.asr.select import Candidate, Where, select
 from stripefold.asr.site import Site
+from stripefold.errors import AttachError
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example
 
@@ -106,7 +107,13 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def attached_sites(model: nn.Module) -> dict[str, Site]:
-    """Dotted path -> site, each site once."""
+    """Dotted path -> site, each site once.
+
+    Raises:
+        AttachError: not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise AttachError(f"expected an nn.Module, got {type(model).__name__}")
     return {name: module for name, module in model.named_modules() if isinstance(module, Site)}
 
 

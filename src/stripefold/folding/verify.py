@@ -121,6 +121,9 @@ def _tolerance(dtype: torch.dtype, noise: float) -> float:
 
 
 def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
+    for given in (model, other):
+        if not isinstance(given, nn.Module):
+            raise VerifyError(f"verify compares two modules, got {type(given).__name__}")
     tensors = [first_parameter(model), first_parameter(other)]
     dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
     if len(dtypes) > 1:
