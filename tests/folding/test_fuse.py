@@ -195,3 +195,15 @@ def test_half_precision_is_the_float64_merge_rounded_once() -> None:
     found = sf.fold(model, fuse=True, check=False).state_dict()
     exact = sf.fold(model.double(), fuse=True, check=False).state_dict()
     assert all(torch.equal(tensor, exact[key].bfloat16()) for key, tensor in found.items())
+
+
+def test_a_norm_under_dynamic_attention_stays_and_the_others_merge() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    backbone = prepared(sf.create_model("resnet8").double(), x)
+    model = sf.attach(sf.attach(backbone), "eca", form="dynamic")
+    plain, report = sf.fold(model, fuse=True, report=True)
+    with torch.no_grad():
+        assert error(plain.eval()(x), model.eval()(x)) < 1e-10
+    assert norms_in(plain) == [f"layer{stage}.0.bn2.base" for stage in (1, 2, 3)]
+    assert {note.kind for note in report.left} == {"dynamic eca"}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stripefold.algebra.merge import batchnorm_scale_shift, shift_bias
 from stripefold.folding.rule import rule_for, type_key
 from stripefold.surgery.example import Example
-from stripefold.surgery.foldable import FoldNote
+from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import replace_modules, tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
@@ -43,7 +43,7 @@ def fuse_(model: nn.Module, example: Example) -> list[FoldNote]:
     Raises:
         TraceError: the model does not run on the example.
     """
-    modules = dict(model.named_modules())
+    modules = _outside_sites(model)
     norms = {name: module for name, module in modules.items() if is_batchnorm(module)}
     if not norms:
         return []
@@ -65,6 +65,16 @@ def fuse_(model: nn.Module, example: Example) -> list[FoldNote]:
         notes.append(FoldNote(name=name, kind=type(norm).__name__, folded=True, why=f"merged into {layer_name}"))
     replace_modules(model, replacements)
     return notes
+
+
+def _outside_sites(model: nn.Module) -> dict[str, nn.Module]:
+    """Dotted path -> module; a site that stays (dynamic attention) is one step, the layer inside it is not looked at."""
+    found: dict[str, nn.Module] = {}
+    inside = [f"{name}." for name, module in model.named_modules() if isinstance(module, Foldable)]
+    for name, module in model.named_modules():
+        if not name.startswith(tuple(inside)):
+            found[name] = module
+    return found
 
 
 def is_batchnorm(module: nn.Module) -> bool:
