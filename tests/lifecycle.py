@@ -115,16 +115,18 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a.detach().double() - b.detach().double()).abs().max() / b.detach().double().abs().max())
 
 
-def assert_folds(model: nn.Module, x: Any, *, keys: list[str] | None = None, **options: Any) -> nn.Module:
+def assert_folds(
+    model: nn.Module, x: Any, *, keys: list[str] | None = None, dependence: float = IMAGE_DEPENDENCE
+) -> nn.Module:
     """Fold, verify by the numeric policy, see that the images matter and that the control (detached) differs."""
-    plain = sf.fold(model, example=x, check=False, **options)
+    plain = sf.fold(model, example=x, check=False)
     report = sf.verify(model, plain, x)
     with torch.no_grad():
         output = copy.deepcopy(plain).eval()(x)
     spread = float((output - output.mean(0, keepdim=True)).abs().max() / output.abs().max())
     # Half precision allows a few per cent: there the control and the comparison bit by bit are what can fail.
     narrow = report.dtype in ("float16", "bfloat16")
-    assert spread > max(IMAGE_DEPENDENCE, (1 if narrow else 100) * report.tolerance)
+    assert spread > max(dependence, (1 if narrow else 100) * report.tolerance)
     assert not any(".gates." in f".{name}" for name, _ in plain.named_modules())
     if keys is not None:
         assert list(plain.state_dict()) == keys
