@@ -40,14 +40,16 @@ def distributed_data_parallel(rank: int) -> dict[str, object]:
     return {"state": model.module.state_dict(), "folded": sf.fold(model).state_dict(), "attach": refused}
 
 
-def fully_sharded(rank: int) -> dict[str, object]:
+def fully_sharded(rank: int, attention: str = "se") -> dict[str, object]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (WORLD,))
-    model = attached("se").eval()
+    model = attached(attention).eval()
     for block in model.blocks:
+        if attention == "dia":  # one attention along the depth: the module around the whole chain is the unit
+            break
         fully_shard(block.bn2, mesh=mesh)  # the site is the unit
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -60,7 +62,12 @@ def fully_sharded(rank: int) -> dict[str, object]:
 def main(kind: str, folder: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    result = {"ddp": distributed_data_parallel, "fsdp": fully_sharded}[kind](rank)
+    kinds = {
+        "ddp": distributed_data_parallel,
+        "fsdp": fully_sharded,
+        "fsdp chain": lambda rank: fully_sharded(rank, "dia"),
+    }
+    result = kinds[kind](rank)
     torch.save(result, os.path.join(folder, f"{rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()

@@ -65,9 +65,10 @@ def test_two_processes_of_ddp(tmp_path: Path) -> None:
         assert "wrapped in DistributedDataParallel" in result["attach"]
 
 
-def test_two_processes_of_fsdp2(tmp_path: Path) -> None:
-    truth, (first, second) = alone("se"), run("fsdp", tmp_path)
-    model = assert_trained_alike(first["state"], truth, "se")
+@pytest.mark.parametrize(("kind", "attention"), [("fsdp", "se"), ("fsdp chain", "dia")])
+def test_two_processes_of_fsdp2(tmp_path: Path, kind: str, attention: str) -> None:
+    truth, (first, second) = alone(attention), run(kind, tmp_path)
+    model = assert_trained_alike(first["state"], truth, attention)
     assert_folds(model, images(), keys=list(sf.detach(model).state_dict()))
     for result in (first, second):
         assert result["fold"].startswith("cannot fold a sharded model")
