@@ -6,6 +6,7 @@
     models_*.py    the subjects of each library
     prepare.py     random weights and calibrated statistics, so that a wrong fold cannot hide
     check.py       the life of one model, and every figure measured on it
+    measure.py     how outputs are compared, and what is promised
     worker.py      the process that runs models; it may crash or hang without ending the sweep
     run.py         the sweep
     record.py      results on disk

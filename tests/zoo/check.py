@@ -16,6 +16,7 @@ from stripefold.errors import AttachError
 from stripefold.folding.outputs import tensors_of
 from stripefold.surgery.example import Example, example_to
 from stripefold.surgery.float64 import KeepFloat64
+from tests.zoo.measure import Unequal, error, image_dependence, judge
 from tests.zoo.prepare import (
     Randomness,
     calibrate_frozen_,
@@ -27,16 +28,12 @@ from tests.zoo.prepare import (
 from tests.zoo.subject import Subject, all_outputs, quick_creation
 
 WHERE = ("residual", "norm", "affine")
-FLOAT64_TOLERANCE = 1e-10
-NOISE_FACTOR, FLOAT32_FLOOR = 4.0, 1e-6
-VISIBLE = 100.0
-"""How many tolerances the output's dependence on the image, and the gates' effect, must at least be."""
+GAINS = (1.0, 0.5)
+"""Weights are drawn smaller where the first choice makes a network that multiplies rounding errors in every block."""
+CALM = 1e-4
+"""Rounding noise in float32 beyond which a network hides what is looked for."""
 STEPS = 3
 TRAINING_SEED, TEST_SEED = 100, 7
-
-
-class Unequal(AssertionError):
-    """A figure is outside its tolerance, or a structure differs."""
 
 
 class Unfit(Exception):
@@ -54,13 +51,20 @@ def check(subject: Subject) -> dict[str, Any]:
         Unequal: it runs, and a promise does not hold.
     """
     start = time.perf_counter()
-    randomness = Randomness(0)
+    for gain in GAINS:
+        figures = _measure(subject, Randomness(0, gain)) | {"gain": gain}
+        if figures["noise32"] <= CALM:
+            break
+    judge(figures)
+    return figures | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def _measure(subject: Subject, randomness: Randomness) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own; ours have their tests elsewhere
         model, figures = _attached(subject, randomness)
         figures |= _train_(subject, model, randomness)
-        figures |= _compare(subject, model, figures.pop("structure"))
-    return figures | {"seconds": round(time.perf_counter() - start, 2)}
+        return figures | _compare(subject, model, figures.pop("structure"))
 
 
 def _attached(subject: Subject, randomness: Randomness) -> tuple[nn.Module, dict[str, Any]]:
@@ -170,7 +174,8 @@ def _compare(subject: Subject, model: nn.Module, structure: list[Any]) -> dict[s
     folded = sf.fold(model, check=False)
     truth, folded64 = _run(all_outputs, model, wide), _run(all_outputs, folded, wide)
     smooth = truth if subject.smooth_outputs is all_outputs else _run(subject.smooth_outputs, model, wide)
-    figures = {
+    return {
+        "nan": sum(bool(tensor.isnan().any()) for tensor in smooth.values()),
         "error64": error(folded64, truth),
         "error32": error(folded32, smooth),
         "noise32": error(attached32, smooth),
@@ -178,8 +183,6 @@ def _compare(subject: Subject, model: nn.Module, structure: list[Any]) -> dict[s
         "control": error(bare32, smooth),
         "unmoved": sum(site.is_at_start() for site in attached_sites(model).values()),
     }
-    _judge(figures, smooth)
-    return figures
 
 
 def _check_structure(folded: nn.Module, expected: list[Any]) -> None:
@@ -193,45 +196,3 @@ def _run(outputs: Any, model: nn.Module, example: Example) -> dict[str, Tensor]:
     torch.manual_seed(1)
     with torch.inference_mode(), KeepFloat64():
         return {path: tensor.clone() for path, tensor in outputs(model, example).items()}
-
-
-def error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """Largest difference over largest value, the worst of all outputs; infinite where shapes differ."""
-    if found.keys() != truth.keys() or not truth:
-        return float("inf")
-    return max(_relative(found[path].double(), truth[path].double()) for path in truth)
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape or bool(a.isnan().any()):
-        return float("inf")
-    difference = torch.where(a == b, 0.0, (a - b).abs())  # infinities are masks and must agree
-    size = float(torch.where(b.isfinite(), b, 0.0).abs().max())
-    return float(difference.max()) / size if size else float(difference.max())
-
-
-def image_dependence(outputs: dict[str, Tensor]) -> float:
-    """Standard deviation over the images relative to the output's size; the output that depends most counts."""
-    found = [0.0]
-    for tensor in outputs.values():
-        if tensor.dim() > 1 and tensor.shape[0] > 1:
-            finite = torch.where(tensor.isfinite(), tensor, 0.0).double()
-            size = float(finite.square().mean().sqrt())
-            found.append(float(finite.var(0).mean().sqrt()) / size if size else 0.0)
-    return max(found)
-
-
-def _judge(figures: dict[str, Any], truth: dict[str, Tensor]) -> None:
-    tolerance = max(NOISE_FACTOR * figures["noise32"], FLOAT32_FLOOR)
-    promises = {
-        "NaN in the outputs": not any(bool(tensor.isnan().any()) for tensor in truth.values()),
-        "float64 error": figures["error64"] <= FLOAT64_TOLERANCE,
-        "float32 error": figures["error32"] <= tolerance,
-        "output does not depend on the image": figures["image_dependence"] >= VISIBLE * tolerance,
-        "the bare backbone computes the same": figures["control"] >= VISIBLE * tolerance,
-        "gates that never moved": figures["unmoved"] == 0,
-    }
-    broken = [name for name, holds in promises.items() if not holds]
-    if broken:
-        told = {key: value if isinstance(value, int) else float(f"{value:.3g}") for key, value in figures.items()}
-        raise Unequal(f"{', '.join(broken)}: {told}")

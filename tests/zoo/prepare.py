@@ -22,9 +22,15 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Randomness:
-    """Normal numbers from one pool: a model of 60 million weights is filled as fast as memory is copied."""
+    """Normal numbers from one pool: a model of 60 million weights is filled as fast as memory is copied.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        seed: of everything drawn.
+        gain: of the weights, relative to what keeps activations at order one.
+    """
+
+    def __init__(self, seed: int, gain: float = 1.0) -> None:
+        self.gain = gain
         self.generator = torch.Generator().manual_seed(seed)
         self._pool = torch.randn(_POOL_SIZE, generator=self.generator)
 
@@ -66,7 +72,7 @@ def _fill_(module: nn.Module, name: str, tensor: Tensor, randomness: Randomness)
     elif tensor.numel() == max(tensor.shape):  # gains, LayerScale, class tokens, slopes
         tensor.copy_(randomness.uniform(tensor, 0.5, 1.5))
     else:
-        randomness.fill_normal_(tensor, _spread(module, tensor))
+        randomness.fill_normal_(tensor, randomness.gain * _spread(module, tensor))
 
 
 def _spread(module: nn.Module, weight: Tensor) -> float:

@@ -19,7 +19,14 @@ def folder(tmp_path, monkeypatch: pytest.MonkeyPatch):
 
 
 def line(name: str, **others: object) -> dict[str, object]:
-    figures = {"error64": 1.2345e-16, "error32": 1e-7, "noise32": 1e-7, "image_dependence": 0.1, "control": 1.0}
+    figures = {
+        "gain": 1.0,
+        "error64": 1.2345e-16,
+        "error32": 1e-7,
+        "noise32": 1e-7,
+        "image_dependence": 0.1,
+        "control": 1.0,
+    }
     return {
         "name": name,
         "passed": True,

@@ -92,7 +92,7 @@ def rename(folded: nn.Module) -> None:
 
 
 def test_the_harness_passes_what_is_right() -> None:
-    assert zoo.check(subject())["error64"] <= zoo.FLOAT64_TOLERANCE
+    assert zoo.check(subject())["error64"] <= 1e-10
 
 
 @pytest.mark.parametrize(
