@@ -16,7 +16,7 @@ from stripefold.errors import AttachError
 from stripefold.folding.outputs import tensors_of
 from stripefold.surgery.example import Example, example_to
 from stripefold.surgery.float64 import KeepFloat64
-from tests.zoo.measure import Unequal, error, image_dependence, judge
+from tests.zoo.measure import Unequal, error, float32_tolerance, image_dependence, judge
 from tests.zoo.prepare import (
     Randomness,
     calibrate_frozen_,
@@ -28,10 +28,10 @@ from tests.zoo.prepare import (
 from tests.zoo.subject import Subject, all_outputs, quick_creation
 
 WHERE = ("residual", "norm", "affine")
-GAINS = (1.0, 0.5)
-"""Weights are drawn smaller where the first choice makes a network that multiplies rounding errors in every block."""
-CALM = 1e-4
-"""Rounding noise in float32 beyond which a network hides what is looked for."""
+CALM, CALMER = 1e-4, 0.5
+"""Rounding noise in float32 beyond which a network hides what is looked for, and the size of the weights drawn then."""
+BATCHES = 4
+"""Batches on which a float32 error is measured again that exceeds its tolerance on one: one measures noise roughly."""
 STEPS = 3
 TRAINING_SEED, TEST_SEED = 100, 7
 
@@ -51,20 +51,24 @@ def check(subject: Subject) -> dict[str, Any]:
         Unequal: it runs, and a promise does not hold.
     """
     start = time.perf_counter()
-    for gain in GAINS:
-        figures = _measure(subject, Randomness(0, gain)) | {"gain": gain}
-        if figures["noise32"] <= CALM:
-            break
+    figures = _measure(subject, gain=1.0)
+    if figures["noise32"] > CALM:
+        figures = _measure(subject, gain=CALMER)
+    if figures["error32"] > float32_tolerance(figures):
+        figures = _measure(subject, gain=figures["gain"], batches=BATCHES)
     judge(figures)
     return figures | {"seconds": round(time.perf_counter() - start, 2)}
 
 
-def _measure(subject: Subject, randomness: Randomness) -> dict[str, Any]:
+def _measure(subject: Subject, *, gain: float, batches: int = 1) -> dict[str, Any]:
+    randomness = Randomness(0, gain)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own; ours have their tests elsewhere
         model, figures = _attached(subject, randomness)
         figures |= _train_(subject, model, randomness)
-        return figures | _compare(subject, model, figures.pop("structure"))
+        _check_structure(sf.fold(model, check=False), figures.pop("structure"))
+        examples = [subject.inputs(TEST_SEED + index) for index in range(batches)]
+        return figures | _compare(subject, model.eval(), examples) | {"gain": gain, "batches": batches}
 
 
 def _attached(subject: Subject, randomness: Randomness) -> tuple[nn.Module, dict[str, Any]]:
@@ -159,20 +163,15 @@ def _step(gates: Iterable[nn.Parameter], others: list[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _compare(subject: Subject, model: nn.Module, structure: list[Any]) -> dict[str, Any]:
+def _compare(subject: Subject, model: nn.Module, examples: list[Example]) -> dict[str, Any]:
     """Attached, folded and bare in float32; attached and folded in float64."""
-    model.eval()
-    example = subject.inputs(TEST_SEED)
-    wide = example_to(example, torch.device("cpu"), torch.float64)
-    folded = sf.fold(model, check=False)
-    _check_structure(folded, structure)
-    attached32 = _run(subject.smooth_outputs, model, example)
-    folded32 = _run(subject.smooth_outputs, folded, example)
-    del folded
-    bare32 = _run(subject.smooth_outputs, sf.detach(model), example)
+    wide = [example_to(example, torch.device("cpu"), torch.float64) for example in examples]
+    attached32 = _run(subject.smooth_outputs, model, examples)
+    folded32 = _run(subject.smooth_outputs, sf.fold(model, check=False), examples)
+    bare32 = _run(subject.smooth_outputs, sf.detach(model), examples)
     model.double()
-    folded = sf.fold(model, check=False)
-    truth, folded64 = _run(all_outputs, model, wide), _run(all_outputs, folded, wide)
+    folded64 = _run(all_outputs, sf.fold(model, check=False), wide)
+    truth = _run(all_outputs, model, wide)
     smooth = truth if subject.smooth_outputs is all_outputs else _run(subject.smooth_outputs, model, wide)
     return {
         "nan": sum(bool(tensor.isnan().any()) for tensor in smooth.values()),
@@ -192,7 +191,10 @@ def _check_structure(folded: nn.Module, expected: list[Any]) -> None:
         raise Unequal(f"the folded model's state dict is not the backbone's: {different[:3] or 'another order'}")
 
 
-def _run(outputs: Any, model: nn.Module, example: Example) -> dict[str, Tensor]:
-    torch.manual_seed(1)
+def _run(outputs: Any, model: nn.Module, examples: list[Example]) -> dict[str, Tensor]:
+    found = {}
     with torch.inference_mode(), KeepFloat64():
-        return {path: tensor.clone() for path, tensor in outputs(model, example).items()}
+        for index, example in enumerate(examples):
+            torch.manual_seed(1)
+            found |= {f"{index}: {path}": tensor.clone() for path, tensor in outputs(model, example).items()}
+    return found

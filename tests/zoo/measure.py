@@ -43,13 +43,18 @@ def image_dependence(outputs: dict[str, Tensor]) -> float:
     return max(found)
 
 
+def float32_tolerance(figures: dict[str, Any]) -> float:
+    """What the folded model may differ from the truth, by how much the model before folding does."""
+    return max(NOISE_FACTOR * float(figures["noise32"]), FLOAT32_FLOOR)
+
+
 def judge(figures: dict[str, Any]) -> None:
     """Hold the figures against the numeric policy.
 
     Raises:
         Unequal: names every promise that is broken.
     """
-    tolerance = max(NOISE_FACTOR * figures["noise32"], FLOAT32_FLOOR)
+    tolerance = float32_tolerance(figures)
     promises = {
         "NaN in the outputs": figures["nan"] == 0,
         "float64 error": figures["error64"] <= FLOAT64_TOLERANCE,
