@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stripefold.algebra.scale import scale_activation
 from stripefold.folding import rules as _registered  # noqa: F401
 from stripefold.folding.rule import rule_for_type
-from stripefold.folding.substitute import forward_with, substituted
+from stripefold.folding.substitute import SUBSTITUTION_COMPILES, forward_with, substituted
 from tests.folding.layers import noise, randomised, relative, rule_of
 
 
@@ -49,6 +49,7 @@ def expected(site: Scaled, x: Tensor) -> Tensor:
     return scale_activation(copy.deepcopy(site.base)(x), site.v, site.rule.axis)
 
 
+@pytest.mark.skipif(not SUBSTITUTION_COMPILES, reason="this torch cannot compile it; a site then scales the output")
 @pytest.mark.parametrize(("layer", "shape"), CASES, ids=lambda case: type(case).__name__)
 @pytest.mark.parametrize("train", [False, True])
 def test_compiles_as_one_graph(layer: nn.Module, shape: tuple[int, ...], train: bool) -> None:
@@ -65,7 +66,8 @@ def test_compiles_as_one_graph(layer: nn.Module, shape: tuple[int, ...], train: 
 def test_exports_and_traces(layer: nn.Module, shape: tuple[int, ...]) -> None:
     site, x = Scaled(randomised(copy.deepcopy(layer))).eval(), noise(*shape)
     want = expected(site, x)
-    assert relative(torch.export.export(site, (x,)).module()(x), want) < 1e-12
+    if SUBSTITUTION_COMPILES:
+        assert relative(torch.export.export(site, (x,)).module()(x), want) < 1e-12
     assert relative(torch.fx.symbolic_trace(site)(x), want) < 1e-12
     assert relative(torch.jit.trace(site, (x,), check_trace=False)(x), want) < 1e-12
 

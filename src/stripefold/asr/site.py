@@ -11,7 +11,7 @@ from stripefold.algebra.scale import scale_activation
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.errors import FoldError
 from stripefold.folding.rule import Rule
-from stripefold.folding.substitute import forward_with
+from stripefold.folding.substitute import SUBSTITUTION_COMPILES, forward_with
 from stripefold.surgery.computed import computed
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import move_call_hooks
@@ -81,14 +81,15 @@ class Site(Foldable):
 
         Never for normalisations. For a convolution or linear layer when the weight has more elements than the output;
         not decided while compiling, exporting or jit-tracing, where the batch size is symbolic. Under ``torch.fx`` the
-        layer must stay a leaf call, so there the output is scaled.
+        layer must stay a leaf call, so there the output is scaled; so it is where an older torch compiles.
         """
         if not args or not self.rule.commutes:
             return False
         if isinstance(args[0], fx.Proxy):
             return True
-        is_symbolic = torch.compiler.is_compiling() or torch._C._is_tracing()
-        if self.rule.norm or is_symbolic or not isinstance(args[0], Tensor):
+        if torch.compiler.is_compiling():
+            return not SUBSTITUTION_COMPILES
+        if self.rule.norm or torch._C._is_tracing() or not isinstance(args[0], Tensor):
             return False
         stride = getattr(base, "stride", None)
         if isinstance(stride, tuple) and args[0].dim() != len(stride) + 2:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -26,15 +25,14 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-GATES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {
-        "sigmoid": torch.sigmoid,
-        "hard_sigmoid": F.hardsigmoid,
-        "tanh": torch.tanh,
-        "one_plus_tanh": one_plus_tanh,
-        "identity": identity,
-    }
-)
+# A plain dictionary: the compilers of older torch versions cannot look into a read-only one.
+GATES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": F.hardsigmoid,
+    "tanh": torch.tanh,
+    "one_plus_tanh": one_plus_tanh,
+    "identity": identity,
+}
 """name -> function; the hard sigmoid is min(max(x + 3, 0), 6) / 6"""
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+SUBSTITUTION_COMPILES = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 15)
+"""Whether ``torch.compile`` can follow ``substituted``: seen with torch 2.15, not with 2.6 and 2.9."""
 
 _SHAPE_CHECKS = ("_check_input_dim", "_check_non_zero_input_channels")
 
