@@ -68,7 +68,7 @@ def fuse_(model: nn.Module, example: Example) -> list[FoldNote]:
 
 
 def _outside_sites(model: nn.Module) -> dict[str, nn.Module]:
-    """Dotted path -> module; a site that stays (dynamic attention) is one step, the layer inside it is not looked at."""
+    """Dotted path -> module; a site that stays (dynamic attention) is one step, without the layer inside it."""
     found: dict[str, nn.Module] = {}
     inside = [f"{name}." for name, module in model.named_modules() if isinstance(module, Foldable)]
     for name, module in model.named_modules():
