@@ -10,7 +10,6 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-import stripefold.folding.rules  # noqa: F401 -- registers them
 from stripefold.folding.rule import Rule, rule_for, type_key
 
 __all__ = ["refusal", "refusal_in"]
