@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
+import threading
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,3 +145,51 @@ def test_relative_error() -> None:
     assert relative_error(masked, a) == float("inf")
     assert relative_error(torch.tensor([1.0]), torch.tensor([0.0])) == 1.0
     assert relative_error(torch.empty(0), torch.empty(0)) == 0
+    assert relative_error(torch.tensor([2 + 1j]), torch.tensor([2 + 2j])) == pytest.approx(1 / 8**0.5)
+
+
+def test_a_reference_that_overflows_excuses_nothing() -> None:
+    model = changed(tiny(torch.float16), "head.weight", 1e3)
+    model.head.bias.data.fill_(6.5e4)
+    model.head.weight.data.abs_()
+    model.blocks.register_forward_hook(lambda module, args, output: output.abs() * 1e3)
+    with pytest.raises(VerifyError, match="the reference model overflows in float16 on this example"):
+        sf.verify(model, changed(model, "stem.weight", 2.0), images())
+
+
+class Elsewhere(nn.Module):
+    """Computes in float64 inside, counts its calls, draws from every generator, remembers what it drew."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.drawn = net, []
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        noise = float(torch.rand(())) + random.random() + float(np.random.rand())
+        return self.net((x.double() * 2).to(x.dtype) + noise)
+
+
+def test_a_run_leaves_no_mark_and_both_draw_alike() -> None:
+    model = Elsewhere(tiny(torch.float32))
+    states = [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()]
+    assert sf.verify(model, copy.deepcopy(model), images(dtype=torch.float32)).passed
+    assert model.calls == 0
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == [random.getstate(), np.random.get_state()[1].tolist()]
+
+
+def test_the_outputs_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    every = sf.verify(model, copy.deepcopy(model), images()).layers
+    monkeypatch.setattr("stripefold.folding.verify.RECORD_LIMIT", 3 * 4 * 8 * 36 * 8)
+    assert sf.verify(model, copy.deepcopy(model), images()).layers == every[:3]
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = tiny(torch.float32)
+    model.lock = threading.Lock()
+    with pytest.raises(VerifyError, match="cannot be copied .*, so there is no float64 reference"):
+        sf.verify(model, tiny(torch.float32), images())
+    assert sf.verify(model.double(), tiny(torch.float32).double(), images()).passed

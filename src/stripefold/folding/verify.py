@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,16 @@ from stripefold.surgery.float64 import KeepFloat64
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.rehearse import describe
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.surgery.undisturbed import copy_buffers, seed_, undisturbed
 
 FLOAT64_TOLERANCE = 1e-10
 NOISE_FACTOR = 4.0
 """How much more rounding error than the reference the other model may show."""
 FLOORS = {torch.float32: 1e-6, torch.float16: 8 * 2**-10, torch.bfloat16: 8 * 2**-7}
 """Smallest tolerance per dtype: about eight roundings, for outputs that happen to be hit by hardly any."""
+
+RECORD_LIMIT = 1 << 31
+"""Bytes of layer outputs that are kept for the comparison layer by layer; the model's own output always is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,8 @@ class EquivalenceReport:
         tolerance: 1e-10 in float64, else 4 times ``reference_error`` with the dtype's floor.
         worst_output: path of the output with the largest error.
         worst_layer: the module, common to both, whose outputs differ most, and by how much.
-        layers: every common module that was compared: (path, error), in call order.
+        layers: the common modules that were compared: (path, error), in call order; of a run whose layers return more
+            than 2 GiB, the first ones.
         agreement: fraction of equal arg-max predictions, or None where the output does not look like scores.
     """
 
@@ -90,12 +95,9 @@ def verify(
     dtype = _common_dtype(model, other)
     with undisturbed(model), undisturbed(other):
         expected, found, layers = _run_both(model, other, inputs, dtype)
-    if dtype == torch.float64:
-        truth, noise = expected, 0.0
-    else:
-        truth = _truth(model, inputs)
-        noise = worst_error(expected, truth)[1]
-    _check_finite(truth)
+    truth = expected if dtype == torch.float64 else _truth(model, _place(model, inputs, dtype))
+    noise = worst_error(expected, truth)[1]
+    _check_finite(truth, noise, dtype)
     where, error = worst_error(found, truth)
     allowed = tolerance if tolerance is not None else _tolerance(dtype, noise)
     report = EquivalenceReport(
@@ -140,9 +142,10 @@ def _run_both(
     model: nn.Module, other: nn.Module, inputs: Example, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
     """Outputs of both, and the error of every module that both have."""
-    placed = _place(model, inputs, dtype)
+    copy_buffers(model)
+    copy_buffers(other)
     common = _comparable(_layers(model), _layers(other))
-    expected, recorded = _record(model, placed, common)
+    expected, recorded = _record(model, _place(model, inputs, dtype), common)
     errors: dict[str, float] = {}
 
     def compare(name: str, output: Tensor) -> None:
@@ -156,8 +159,15 @@ def _run_both(
 
 def _record(model: nn.Module, inputs: Example, names: Any) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
     recorded: dict[str, list[Tensor]] = {}
-    output = _run(model, inputs, names, lambda name, tensor: recorded.setdefault(name, []).append(tensor.clone()))
-    return output, recorded
+    room = RECORD_LIMIT
+
+    def record(name: str, output: Tensor) -> None:
+        nonlocal room
+        room -= output.nbytes
+        if room >= 0:
+            recorded.setdefault(name, []).append(output.clone())
+
+    return _run(model, inputs, names, record), recorded
 
 
 def _run(model: nn.Module, inputs: Example, names: Any, see: Any) -> dict[str, Tensor]:
@@ -169,9 +179,7 @@ def _run(model: nn.Module, inputs: Example, names: Any, see: Any) -> dict[str, T
         for name in names
     ]
     try:
-        with KeepFloat64():
-            torch.manual_seed(0)
-            return compared(_call(model, inputs))
+        return compared(_call(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -205,28 +213,43 @@ def _same_duty(layer: nn.Module, other: nn.Module) -> bool:
 
 
 def _truth(model: nn.Module, inputs: Example) -> dict[str, Tensor]:
-    exact = copy.deepcopy(model).double()
-    with undisturbed(exact), KeepFloat64():
-        torch.manual_seed(0)
+    """The outputs in float64 for inputs that are already rounded to the model's dtype, as its weights are."""
+    try:
+        exact = copy.deepcopy(model).double()
+    except (RuntimeError, TypeError) as error:
+        raise VerifyError(
+            f"{type(model).__name__} cannot be copied ({error}), so there is no float64 reference: compare in float64 "
+            "with verify(model.double(), other.double(), ...)"
+        ) from error
+    with undisturbed(exact):
         return compared(_call(exact, _place(exact, inputs, torch.float64)))
 
 
 def _call(model: nn.Module, inputs: Example) -> Any:
+    like = first_parameter(model)
+    keep = KeepFloat64() if like is not None and like.dtype == torch.float64 else nullcontext()
+    seed_(model)  # whatever a model draws at random, the other draws too
     try:
-        return run_example(model, inputs)
+        with keep:
+            return run_example(model, inputs)
     except Exception as error:  # a user's forward may raise anything
         message = (str(error).splitlines() or [""])[0]
         raise VerifyError(
             f"{type(model).__name__} does not run on the example {describe(inputs)}: {type(error).__name__}: "
-            f"{message}. Give "
-            "an example the model accepts: a tensor, a tuple of positional arguments or a mapping of keyword arguments"
+            f"{message}. Give an example the model accepts: a tensor, a tuple of positional arguments or a mapping of "
+            "keyword arguments"
         ) from error
 
 
-def _check_finite(outputs: Mapping[str, Tensor]) -> None:
+def _check_finite(outputs: Mapping[str, Tensor], noise: float, dtype: torch.dtype) -> None:
     for path, tensor in outputs.items():
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise VerifyError(f"{path} of the reference model is NaN: nothing can be compared. Look at its weights")
+    if noise == float("inf"):  # it would allow every error
+        raise VerifyError(
+            f"the reference model overflows in {str(dtype).removeprefix('torch.')} on this example, and not in "
+            "float64: nothing can be compared. Verify in a wider dtype, or on another example"
+        )
 
 
 def _agreement(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:

@@ -32,7 +32,8 @@ def example_to(example: Example, device: torch.device, dtype: torch.dtype | None
     if isinstance(example, Mapping):
         return {key: example_to(value, device, dtype) for key, value in example.items()}
     if isinstance(example, (list, tuple)):
-        return type(example)(example_to(value, device, dtype) for value in example)
+        moved = (example_to(value, device, dtype) for value in example)
+        return type(example)(*moved) if hasattr(example, "_fields") else type(example)(moved)  # a namedtuple
     return example
 
 
@@ -93,8 +94,8 @@ def _image(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     like = first_parameter(model)
     device = like.device if like is not None else torch.device("cpu")
     dtype = like.dtype if like is not None else torch.get_default_dtype()
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(shape, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    image = torch.randn(shape, generator=generator, device="cpu")
     return image.to(device, dtype)
 
 

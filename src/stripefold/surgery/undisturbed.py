@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     compiled = [(module, module.training) for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     saved = [(vars(module), _Attributes(vars(module))) for module in modules]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    python_state = random.getstate()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         for module in modules:
             vars(module)["training"] = False
@@ -38,6 +39,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         random.setstate(python_state)
+        np.random.set_state(numpy_state)
         for attributes, before in saved:
             before.restore(attributes)
         for script, training in reversed(compiled):
@@ -62,6 +64,18 @@ class _Attributes:
             container.extend(content) if isinstance(container, list) else container.update(content)
         attributes.clear()
         attributes.update(self._values)
+
+
+def seed_(model: nn.Module) -> None:
+    """Start the random numbers that a run of the model may draw from 0; only inside ``undisturbed``, which undoes it.
+
+    Not ``torch.manual_seed``, which seeds every GPU of the machine.
+    """
+    random.seed(0)
+    np.random.seed(0)
+    torch.default_generator.manual_seed(0)
+    for device in _cuda_devices(model):
+        torch.cuda.default_generators[device].manual_seed(0)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
@@ -91,8 +105,14 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 
 def copy_buffers(model: nn.Module) -> None:
-    """Let a real run write to copies of the buffers; only inside ``undisturbed``, which undoes it."""
+    """Let a real run write to copies of the buffers; only inside ``undisturbed``, which undoes it.
+
+    Buffers that were shared stay shared.
+    """
+    copies: dict[int, Tensor] = {}
     for module in _python_modules(model):
         for name, tensor in module._buffers.items():
             if tensor is not None:
-                module._buffers[name] = tensor.clone()
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = tensor.clone()
+                module._buffers[name] = copies[id(tensor)]
