@@ -131,3 +131,30 @@ def test_not_strict(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="of another shape .*head.weight"):
         sf.load_model_(model, tmp_path / "wrong", strict=False)
     assert torch.equal(model.stem.bias, bias)
+
+
+class WithState(nn.Linear):
+    """Keeps something beside its tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+
+def test_what_a_file_cannot_hold(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(CheckpointError, match="extra= holds what JSON cannot hold"):
+        sf.save_model(tiny(), path, extra={"callback": print})
+    with pytest.raises(CheckpointError, match="kind='foldet' is none of plain, attached"):
+        sf.save_model(tiny(), path, kind="foldet")
+    with pytest.raises(CheckpointError, match="'_extra_state' is no tensor"):
+        sf.save_model(WithState(2, 2), path)
+    with pytest.raises(CheckpointError, match="'weight' is on the meta device and has no numbers"):
+        sf.save_model(nn.Linear(2, 2, device="meta"), path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folded_file_never_loads_under_gates(tmp_path: Path) -> None:
+    model = attached()
+    sf.save_model(sf.fold(model), tmp_path / "folded.safetensors", kind="folded")
+    with pytest.raises(CheckpointError, match="would scale twice"):
+        sf.load_model_(model, tmp_path / "folded.safetensors", strict=False)

@@ -60,7 +60,7 @@ def save_model(
         extra: anything JSON can hold.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file cannot be written, or holds what is neither a tensor nor JSON.
     """
     found = kind or ("attached" if any(isinstance(m, Foldable) for m in model.modules()) else "plain")
     return save_tensors(model.state_dict(), path, kind=found, extra=extra)
@@ -76,24 +76,30 @@ def save_tensors(
     """
     from stripefold import __version__
 
-    about = {
-        "kind": kind,
-        "versions": {"stripefold": __version__, "torch": torch.__version__},
-        "extra": dict(extra or {}),
-    }
+    where = os.fspath(path)
+    if kind not in _MEANING:
+        raise CheckpointError(f"cannot write {where}: kind={kind!r} is none of {', '.join(_MEANING)}")
+    versions = {"stripefold": __version__, "torch": torch.__version__}
+    try:
+        about = json.dumps({"kind": kind, "versions": versions, "extra": dict(extra or {})})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot write {where}: extra= holds what JSON cannot hold ({error})") from error
     try:
         with atomic_path(path) as temporary:
-            save_file(_storable(tensors), temporary, metadata={"format": "pt", FORMAT: json.dumps(about)})
+            save_file(_storable(tensors, where), temporary, metadata={"format": "pt", FORMAT: about})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {os.fspath(path)}: {error}. What was there before is untouched") from error
+        raise CheckpointError(f"cannot write {where}: {error}. What was there before is untouched") from error
     return Path(path)
 
 
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _storable(tensors: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     """Contiguous tensors, none sharing memory with another."""
     stored: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            what = "is on the meta device and has no numbers" if isinstance(tensor, Tensor) else "is no tensor"
+            raise CheckpointError(f"cannot write {path}: {name!r} {what}, and a weights file holds nothing else")
         plain = tensor.detach().contiguous()
         if plain.untyped_storage().data_ptr() in seen or plain.untyped_storage().nbytes() != plain.nbytes:
             plain = plain.clone(memory_format=torch.contiguous_format)
@@ -152,8 +158,7 @@ def load_model_(model: nn.Module, path: str | os.PathLike[str], *, strict: bool 
     """
     about, tensors = file_info(path), load_tensors(path)
     attached = any(isinstance(module, Foldable) for module in model.modules())
-    if strict:
-        _check_kind(os.fspath(path), about, attached)
+    _check_kind(os.fspath(path), about, attached)
     _check_keys(os.fspath(path), about, model, tensors, strict)
     try:
         model.load_state_dict(tensors, strict=strict)
@@ -167,15 +172,13 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
         raise CheckpointError(f"{path} is {_MEANING['adapter']}: use load_adapter(backbone, path)")
     if about.kind == "attached" and not attached:
         raise CheckpointError(
-            f"{path} is {_MEANING['attached']}, but the model has none: attach with the same options first, or "
-            f"give the "
-            "deployed (folded) file"
+            f"{path} is {_MEANING['attached']}, but the model has none: attach with the same options first, or give "
+            "the deployed (folded) file"
         )
     if about.kind in ("folded", "fused", "baked") and attached:
         raise CheckpointError(
-            f"{path} is {_MEANING[about.kind]}, but the model still has gates: loading it here would scale "
-            f"twice. Load it into "
-            "the plain backbone, or give the training file"
+            f"{path} is {_MEANING[about.kind]}, but the model still has gates: loading it here would scale twice. "
+            "Load it into the plain backbone, or give the training file"
         )
 
 
