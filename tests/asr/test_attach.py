@@ -215,3 +215,11 @@ def test_a_frozen_backbone_trains_only_the_gates() -> None:
     assert trained
     assert all(".gates." in name for name in trained)
     assert_folds(step_(model, images()), images(), keys=KEYS)
+
+
+def test_another_default_device_changes_nothing() -> None:
+    backbone = tiny()
+    with torch.device("meta"):  # stands for any device that is not the model's
+        model = sf.attach(backbone, psi=0.5)
+        plain = sf.fold(model)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *plain.parameters()))

@@ -262,7 +262,7 @@ def test_no_example() -> None:
             FoldError,
             f"{option}=True needs an example input and Undeclared",
         )
-    with pytest.warns(UserWarning, match="folded without a check: the model does not declare its input"):
+    with pytest.warns(UserWarning, match="folding without a check: the model does not declare its input"):
         sf.fold(gated)
     assert_refused(gated, lambda: sf.fold(gated, check="yes"), FoldError, "check='yes': expected 'auto', True or False")
 

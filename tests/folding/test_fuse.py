@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -9,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stripefold as sf
+from stripefold.folding.rule import Along, rule_for_type
 from tests.lifecycle import error, images, prepared, scatter_, step_, tiny
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -207,3 +211,54 @@ def test_a_norm_under_dynamic_attention_stays_and_the_others_merge() -> None:
         assert error(plain.eval()(x), model.eval()(x)) < 1e-10
     assert norms_in(plain) == [f"layer{stage}.0.bn2.base" for stage in (1, 2, 3)]
     assert {note.kind for note in report.left} == {"dynamic eca"}
+
+
+def old_weight_norm(layer: nn.Module) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.nn.utils.weight_norm(layer)
+
+
+def test_a_weight_that_a_hook_recomputes_takes_no_norm() -> None:
+    model, x = tiny(), images()
+    old_weight_norm(model.blocks[0].conv1)
+    expected = model.eval()(x)
+    plain, report = sf.fold_(model, fuse=True, example=x, check=False, report=True)
+    assert "weight_norm recomputes its 'weight'" in why(report)["blocks.0.bn1"]
+    assert error(plain(x), expected) <= 1e-10
+
+
+def test_hooks_of_a_merged_norm_stay() -> None:
+    model, seen = tiny().eval(), []
+    model.blocks[0].bn1.register_forward_hook(lambda module, args, output: seen.append(output))
+    expected = model(images())
+    plain = sf.fold(model, fuse=True)
+    assert error(plain(images()), expected) <= 1e-10
+    assert error(seen[-1], seen[0]) <= 1e-10
+
+
+@pytest.mark.parametrize(("variance", "reason"), [(0.0, "would overflow float16"), (float("nan"), "are not finite")])
+def test_numbers_that_do_not_fit_stay_apart(variance: float, reason: str) -> None:
+    model = tiny(torch.float16)
+    norm = model.blocks[0].bn1
+    norm.eps, norm.running_var[0] = 1e-12, variance
+    report = sf.fold(model, fuse=True, check=False, report=True)[1]
+    assert reason in why(report)["blocks.0.bn1"]
+
+
+def test_the_root_is_a_site_that_stays() -> None:
+    model = sf.attach(nn.BatchNorm2d(3).double(), where="", form="dynamic")
+    assert sf.fold(model, fuse=True, example=images(), check=False, report=True)[1].folded == ()
+
+
+class Composite(nn.Sequential):
+    """A layer with a rule that holds another layer with a rule."""
+
+
+def test_layers_inside_a_layer_are_left_alone() -> None:
+    rule = rule_for_type(nn.Linear)
+    assert rule is not None
+    sf.register_rule(Composite, rule=replace(rule, required="gain", output={"gain": Along(0)}))
+    model = nn.Sequential(Composite(nn.Linear(4, 4)), nn.BatchNorm1d(4)).double()
+    notes = sf.fold(model, fuse=True, example=torch.randn(3, 4), check=False, report=True)[1].notes
+    assert [note.folded for note in notes] == [False]

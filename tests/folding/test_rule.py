@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from timm.models.metaformer import Scale
 from torch import nn
 
 from stripefold.errors import FoldError
@@ -79,3 +80,13 @@ def test_a_rule_that_a_layer_carries_wins_over_its_type() -> None:
 
 def test_missing_tensors_stay_missing() -> None:
     assert rule_of(nn.Linear(3, 3)).scaled(nn.Linear(3, 3, bias=False), torch.ones(3))["bias"] is None
+
+
+class OwnScale(Scale):
+    """The user's copy of a layer whose axis is the instance's."""
+
+
+@pytest.mark.parametrize(("use_nchw", "axis"), [(True, 1), (False, -1)])
+def test_a_type_like_one_with_variants(use_nchw: bool, axis: int) -> None:
+    register_rule(OwnScale, like=Scale)
+    assert rule_of(OwnScale(3, use_nchw=use_nchw)).axis == axis

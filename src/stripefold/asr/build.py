@@ -104,9 +104,10 @@ def start_psi(attention: ChannelAttention, psi: float | Tensor | str | None) -> 
             raise AttachError(f"psi is {psi.dtype}: give real numbers")
         start = psi.detach().to("cpu", torch.float64, copy=True)
     elif psi == "random":
-        start = torch.randn(shape, dtype=torch.float64)
+        start = torch.randn(shape, dtype=torch.float64, device="cpu")
     else:
-        start = torch.full(shape, float(attention.default_psi if psi is None else psi), dtype=torch.float64)
+        value = float(attention.default_psi if psi is None else psi)
+        start = torch.full(shape, value, dtype=torch.float64, device="cpu")
     if not bool(start.isfinite().all()):
         raise AttachError(f"psi holds {int((~start.isfinite()).sum())} entries that are not finite")
     return start

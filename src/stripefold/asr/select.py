@@ -71,7 +71,7 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
     sites: list[Candidate] = []
     refused: list[Refused] = []
     for candidate in chosen:
-        reason = _refusal(model, candidate, owners)
+        reason = _refusal(candidate, owners)
         if reason is None:
             sites.append(candidate)
         else:
@@ -80,9 +80,9 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
     return Selection(sites, refused, [pair for pair in cancelled if pair[0] in names])
 
 
-def _refusal(model: nn.Module, candidate: Candidate, owners: Mapping[int, list[str]]) -> str | None:
+def _refusal(candidate: Candidate, owners: Mapping[int, list[str]]) -> str | None:
     """An existing site was judged when it was made."""
-    return None if isinstance(candidate.module, Site) else refusal_in(model, candidate.name, candidate.module, owners)
+    return None if isinstance(candidate.module, Site) else refusal_in(candidate.name, candidate.module, owners)
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

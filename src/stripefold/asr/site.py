@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from stripefold.algebra.scale import scale_activation
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.errors import FoldError
+from stripefold.folding.refusal import refusal_under, tied_to
 from stripefold.folding.rule import Rule
 from stripefold.folding.substitute import SUBSTITUTION_COMPILES, forward_with
 from stripefold.surgery.computed import computed
@@ -99,7 +101,8 @@ class Site(Foldable):
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
-        if name in modules or name == "base" or "base" not in modules:
+        # A layer's own __deepcopy__ (parametrized ones have it) would copy the layer and lose the gates.
+        if name in modules or name == "base" or "base" not in modules or name.startswith("__"):
             return super().__getattr__(name)
         base = modules["base"]
         scaled = self.rule.output.get(name)
@@ -129,7 +132,7 @@ class Site(Foldable):
         """The width."""
         return f"channels={self.channels}"
 
-    def check_fold(self, name: str) -> list[FoldNote]:
+    def check_fold(self, name: str, owners: Mapping[int, list[str]]) -> list[FoldNote]:
         """See ``Foldable``; forms scaled tensors only where they could overflow."""
         base = self._modules["base"]
         assert base is not None
@@ -139,11 +142,27 @@ class Site(Foldable):
             for gate in self.dynamic_gates
         ]
         if self.static_gates:
+            reason = refusal_under(base, self.rule) or self._unwritable(base)
+            reason = reason or tied_to(base, self.rule, f"{name}.base" if name else "base", owners)
+            if reason is not None:
+                raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
             with torch.no_grad():
                 self._check_products(name, base, self._checked_scale(name))
             kinds = " x ".join(gate.attention.name for gate in self.static_gates)
             notes.insert(0, FoldNote(name=name, kind=kinds, folded=True, why=f"into {type(base).__name__}"))
         return notes
+
+    def _unwritable(self, base: nn.Module) -> str | None:
+        """Why a tensor cannot be written in place, or None: a fold that stops halfway would leave the model broken."""
+        for key in self.rule.output:
+            tensor = getattr(base, key, None)
+            if tensor is None:
+                continue
+            if tensor.is_inference() and not torch.is_inference_mode_enabled():
+                return f"its {key!r} was made under torch.inference_mode and is read-only: use fold, which copies"
+            if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+                return f"its {key!r} is an expanded tensor, one number for many channels: give it memory of its own"
+        return None
 
     def _check_products(self, name: str, base: nn.Module, v: Tensor) -> None:
         key = self.rule.overflowing(base, v)
@@ -177,9 +196,9 @@ class Site(Foldable):
         """Fold the static gates into the layer; the layer is returned, or the site if dynamic attention stays on it."""
         base = self._modules["base"]
         assert base is not None
-        v = self.scale(torch.float64)
-        if v is not None:
-            with torch.no_grad():
+        with torch.no_grad():
+            v = self.scale(torch.float64)
+            if v is not None:
                 self.rule.scale_(base, v)
         return self.without_static_gates_()
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Literal, overload
 
 from torch import nn
 
 from stripefold.errors import FoldError
-from stripefold.folding.fuse import fuse_
+from stripefold.folding.fuse import fuse_, trace_for_fuse
 from stripefold.folding.report import FoldReport
 from stripefold.folding.verify import verify
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import forget_compiled, is_sharded, replace_modules, unwrap_name
+from stripefold.surgery.modules import forget_compiled, is_sharded, replace_modules, tensor_owners, unwrap_name
 
 Check = Literal["auto"] | bool
+_NOT_CHECKED = "not checked"
 
 
 @overload
@@ -48,25 +50,26 @@ def fold(
     Args:
         model: an attached model (folding a plain one gives a plain copy). DDP and ``torch.compile`` wrappers come off.
         fuse: also merge every BatchNorm that the trace shows directly behind a convolution or linear layer. Keys
-        change:
-            such a file is loaded into ``fold(create(), fuse=True)``.
+            change: such a file is loaded into ``fold(create(), fuse=True)``.
         example: input for the check (and for the trace behind ``fuse``): tensor, tuple or dict; inferred where the
-        model
-            declares its input.
+            model declares its input.
         check: compare the folded model with the training model. "auto" checks when there is an example and warns when
             there is none, True demands one, False skips.
         report: also return a ``FoldReport``.
 
     Raises:
-        FoldError: a gate is not finite, a product overflows, a sharded model, ``check=True`` or ``fuse`` without
-        example. VerifyError: the check found a difference.
+        FoldError: a gate is not finite, a product overflows, a layer was tied or parametrized since, a sharded model,
+            ``check=True`` or ``fuse`` without example.
+        TraceError: ``fuse=True``, and the model does not run on the example.
+        VerifyError: the check found a difference.
 
     Source: ASR, Huang et al. 2024, section 3 (inference).
     """
     model = _unwrapped(model)
     example = _example(model, example, check, fuse)
     plain, made = _fold_in_place(_copied(model), fuse, example)
-    made = _with_check(made, model, plain, example, check)
+    if check is not False and example is not None:
+        made = replace(made, verification=str(verify(model, plain, example)))
     return (plain, made) if report else plain
 
 
@@ -100,13 +103,13 @@ def fold_(
     """
     model = _unwrapped(model)
     example = _example(model, example, check, fuse)
-    verification = ""
+    verification = _NOT_CHECKED
     if check is not False and example is not None:
-        trial, made = _fold_in_place(_copied(model), fuse, example)
-        verification = _with_check(made, model, trial, example, check).verification
-        del trial
+        verification = str(verify(model, _fold_in_place(_copied(model), fuse, example)[0], example))
+    elif fuse:
+        trace_for_fuse(model, example)  # what can fail comes before the first change
     plain, made = _fold_in_place(model, fuse, example)
-    made = FoldReport(made.notes, made.unmoved, made.fused, verification or _no_check(check))
+    made = replace(made, verification=verification)
     return (plain, made) if report else plain
 
 
@@ -121,10 +124,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     if wrapper is not None or is_sharded(model):
         raise FoldError(
             f"cannot fold a sharded model ({wrapper or 'FSDP2'}): gather it first. Take the full state dict "
-            f"(torch.distributed."
-            "checkpoint.state_dict.get_model_state_dict with StateDictOptions(full_state_dict=True, "
-            "cpu_offload=True)), load it "
-            "into an attached model that is not sharded, and fold that"
+            "(torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+            "StateDictOptions(full_state_dict=True, cpu_offload=True)), load it into an attached model that is not "
+            "sharded, and fold that"
         )
     return model
 
@@ -132,7 +134,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise FoldError(
             f"{type(model).__name__} cannot be copied ({error}): use fold_(model, check=False), which works in place"
         ) from error
@@ -147,37 +149,24 @@ def _example(model: nn.Module, example: Example | None, check: Check, fuse: bool
         needs = "fuse=True" if fuse else "check=True"
         raise FoldError(
             f"{needs} needs an example input and {type(model).__name__} does not declare one: give example= "
-            f"(tensor, tuple or "
-            "dict of keyword arguments)"
+            "(tensor, tuple or dict of keyword arguments)"
+        )
+    if example is None and check == "auto":
+        warnings.warn(
+            "folding without a check: the model does not declare its input. Give example=, or check=False to say that "
+            "this is meant",
+            stacklevel=3,
         )
     return example
 
 
 def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tuple[nn.Module, FoldReport]:
     found = {name: module for name, module in model.named_modules() if isinstance(module, Foldable)}
-    notes = [note for name, module in found.items() for note in module.check_fold(name)]
+    owners = tensor_owners(model) if found else {}
+    notes = [note for name, module in found.items() for note in module.check_fold(name, owners)]
     unmoved = tuple(name for name, module in found.items() if module.is_at_start())
     if found:
         forget_compiled(model)
     plain = replace_modules(model, {module: module.folded_() for module in found.values()})
     fuse_notes: list[FoldNote] = fuse_(plain, example) if fuse else []
-    return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse)
-
-
-def _with_check(
-    made: FoldReport, model: nn.Module, plain: nn.Module, example: Example | None, check: Check
-) -> FoldReport:
-    if check is False or example is None:
-        return FoldReport(made.notes, made.unmoved, made.fused, _no_check(check))
-    return FoldReport(made.notes, made.unmoved, made.fused, str(verify(model, plain, example)))
-
-
-def _no_check(check: Check) -> str:
-    if check == "auto":
-        warnings.warn(
-            "folded without a check: the model does not declare its input. Give example=, or check=False to say "
-            "that this is "
-            "meant",
-            stacklevel=4,
-        )
-    return "not checked"
+    return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse, _NOT_CHECKED)

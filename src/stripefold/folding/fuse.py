@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.merge import batchnorm_scale_shift, shift_bias
-from stripefold.folding.rule import rule_for, type_key
+from stripefold.folding.refusal import altered
+from stripefold.folding.rule import Rule, rule_for, type_key
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import replace_modules, tensor_owners
+from stripefold.surgery.modules import move_call_hooks, replace_modules, tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
 _PLAIN_NORMS = frozenset(
@@ -47,7 +48,7 @@ def fuse_(model: nn.Module, example: Example) -> list[FoldNote]:
     norms = {name: module for name, module in modules.items() if is_batchnorm(module)}
     if not norms:
         return []
-    graph = trace(model, example, is_layer=lambda module: rule_for(module) is not None or is_batchnorm(module))
+    graph = trace_for_fuse(model, example)
     ahead, reasons = _layers_ahead(graph, modules)
     owners = tensor_owners(model)
     notes: list[FoldNote] = []
@@ -62,15 +63,25 @@ def fuse_(model: nn.Module, example: Example) -> list[FoldNote]:
             continue
         _merge(modules[layer_name], norm)
         replacements[norm] = _remainder(norm)
+        move_call_hooks(norm, replacements[norm])
         notes.append(FoldNote(name=name, kind=type(norm).__name__, folded=True, why=f"merged into {layer_name}"))
     replace_modules(model, replacements)
     return notes
 
 
+def trace_for_fuse(model: nn.Module, example: Example) -> Trace:
+    """The trace of a model, attached or folded, with BatchNorms among its layers.
+
+    Raises:
+        TraceError: the model does not run on the example.
+    """
+    return trace(model, example, is_layer=lambda module: rule_for(module) is not None or is_batchnorm(module))
+
+
 def _outside_sites(model: nn.Module) -> dict[str, nn.Module]:
     """Dotted path -> module; a site that stays (dynamic attention) is one step, without the layer inside it."""
     found: dict[str, nn.Module] = {}
-    inside = [f"{name}." for name, module in model.named_modules() if isinstance(module, Foldable)]
+    inside = [f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, Foldable)]
     for name, module in model.named_modules():
         if not name.startswith(tuple(inside)):
             found[name] = module
@@ -88,7 +99,7 @@ def _layers_ahead(graph: Trace, modules: dict[str, nn.Module]) -> tuple[dict[str
     reasons: dict[str, str] = {}
     for name, module in modules.items():
         rule = rule_for(module)
-        if rule is None or rule.norm or not rule.commutes or name in graph.uncalled:
+        if rule is None or rule.norm or not rule.commutes or name not in graph.called:
             continue
         follower = graph.follower(name)
         if follower.name is not None:
@@ -109,12 +120,29 @@ def _obstacle(
         return f"{layer_name} ({type(layer).__name__}) has no place for a bias"
     if getattr(norm, "running_mean", None) is None:
         return "it keeps no running statistics"
+    for name, module in ((layer_name, layer), (norm_name, norm)):
+        reason = altered(module)
+        if reason is not None:
+            return f"{name}: {reason}"
     for key, tensor in layer._parameters.items():
         if tensor is not None and len(owners.get(id(tensor), ())) > 1:
             return f"{layer_name}.{key} is tied to another module"
     produced, taken = graph.calls(layer_name)[0].outputs[0], graph.calls(norm_name)[0].inputs[0]
     if produced[rule.axis] != taken[1] or (rule.axis == -1 and len(taken) > 2):
         return f"the channels of {layer_name} lie on another axis than its own"
+    return _overflow(layer, norm, rule)
+
+
+@torch.no_grad()
+def _overflow(layer: nn.Module, norm: nn.Module, rule: Rule) -> str:
+    """Why the merged numbers would not be finite, or an empty string."""
+    scale, shift = _scale_shift(norm)
+    if not bool(scale.isfinite().all() and shift.isfinite().all()):
+        return "its statistics or its affine part are not finite"
+    bias = shift_bias(layer._parameters.get("bias"), scale, shift)
+    dtype = getattr(layer, rule.required).dtype
+    if rule.overflowing(layer, scale) is not None or float(bias.abs().max()) > torch.finfo(dtype).max:
+        return f"the merged weights would overflow {str(dtype).removeprefix('torch.')}"
     return ""
 
 

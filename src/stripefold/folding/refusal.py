@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from stripefold.folding.rule import Rule, rule_for, type_key
 
-__all__ = ["refusal", "refusal_in"]
+__all__ = ["altered", "refusal", "refusal_in", "refusal_under", "tied_to"]
 
 _QUANTIZED_ROOMS = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.", "bitsandbytes.")
 # Attributes that hook-based re-parametrizations of torch.nn.utils leave behind, and what takes each of them away.
@@ -54,26 +54,31 @@ def refusal(layer: nn.Module) -> str | None:
 
     The probe (``fold.probe``) is the further question: whether its rule holds on it.
     """
-    for question in (_not_ready, _reparametrized, _quantized, _patched, _no_rule):
-        reason = question(layer)
-        if reason is not None:
-            return reason
     rule = rule_for(layer)
-    if rule is None:  # pragma: no cover -- _no_rule said so
-        return "it has no rule"
-    return rule.refuse(layer) or _no_affine_part(layer, rule)
+    return altered(layer) or (_no_rule(layer) if rule is None else refusal_under(layer, rule))
 
 
-def refusal_in(model: nn.Module, name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
-    """Why this layer cannot be a site of this model: its own reasons, and tensors it shares.
+def refusal_under(layer: nn.Module, rule: Rule) -> str | None:
+    """As ``refusal``, for a layer whose rule is known: its class may have changed since (SyncBatchNorm)."""
+    return altered(layer) or rule.refuse(layer) or _no_affine_part(layer, rule)
+
+
+def altered(layer: nn.Module) -> str | None:
+    """Why a layer does not compute what its type says with the parameters it has, or None."""
+    reasons = (question(layer) for question in (_not_ready, _reparametrized, _quantized, _patched))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def refusal_in(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
+    """Why this layer cannot be a site of its model: its own reasons, and tensors it shares.
 
     Args:
-        model: the whole model.
-        name: the layer's path in it.
+        name: the first of the layer's paths in the model.
         layer: the layer.
         owners: ``surgery.modules.tensor_owners(model)``, computed once by the caller.
     """
-    return refusal(layer) or _tied(model, name, layer, owners)
+    rule = rule_for(layer)
+    return refusal(layer) or (None if rule is None else tied_to(layer, rule, name, owners))
 
 
 def _not_ready(layer: nn.Module) -> str | None:
@@ -124,9 +129,7 @@ def _patched(layer: nn.Module) -> str | None:
     return None
 
 
-def _no_rule(layer: nn.Module) -> str | None:
-    if rule_for(layer) is not None:
-        return None
+def _no_rule(layer: nn.Module) -> str:
     known = _KNOWN.get(type_key(type(layer)))
     if known is not None:
         return known
@@ -157,12 +160,19 @@ def _no_affine_part(layer: nn.Module, rule: Rule) -> str | None:
     return None
 
 
-def _tied(model: nn.Module, name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> str | None:
-    rule = rule_for(layer)
-    for attribute in rule.output if rule is not None else ():
-        parameter = layer._parameters.get(attribute)
-        holders = owners.get(id(parameter), []) if parameter is not None else []
-        others = [path for path in holders if not _is_own(model, path, layer, attribute)]
+def tied_to(layer: nn.Module, rule: Rule, name: str, owners: Mapping[int, list[str]]) -> str | None:
+    """Which other places hold a tensor that the rule scales, in words, or None.
+
+    Args:
+        layer: the layer.
+        rule: its rule.
+        name: the first of its paths in the model.
+        owners: ``surgery.modules.tensor_owners(model)``.
+    """
+    for attribute in rule.output:
+        tensor = layer._parameters.get(attribute, layer._buffers.get(attribute))
+        own = f"{name}.{attribute}" if name else attribute
+        others = [path for path in owners.get(id(tensor), ()) if path != own]
         if others:
             return (
                 f"its {attribute!r} is tied to {', '.join(repr(path) for path in others)}: scaling one would scale the "
@@ -170,9 +180,3 @@ def _tied(model: nn.Module, name: str, layer: nn.Module, owners: Mapping[int, li
                 "or leave it out with where=..."
             )
     return None
-
-
-def _is_own(model: nn.Module, path: str, layer: nn.Module, attribute: str) -> bool:
-    """Is this path the layer's own attribute, under whichever name the layer is registered?"""
-    parent, _, key = path.rpartition(".")
-    return key == attribute and model.get_submodule(parent) is layer

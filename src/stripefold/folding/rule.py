@@ -229,4 +229,7 @@ def register_rule(
             raise FoldError(f"register_rule({layer_type.__name__}, like={like.__name__}): {like.__name__} has no rule")
     if not isinstance(rule, Rule):
         raise FoldError(f"register_rule({layer_type.__name__}, rule=...): expected a Rule, got {type(rule).__name__}")
-    _rules[type_key(layer_type)] = replace(rule, key=type_key(layer_type))
+    key = type_key(layer_type)
+    for known in [each for each in known_rules().values() if each.key.startswith(f"{rule.key}:")]:
+        add_rule(replace(known, key=key + known.key[len(rule.key) :]))  # the rules of its variants
+    add_rule(replace(rule, key=key))

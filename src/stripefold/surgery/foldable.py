@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,8 +26,12 @@ class Foldable(nn.Module):
     """
 
     @abstractmethod
-    def check_fold(self, name: str) -> list[FoldNote]:
+    def check_fold(self, name: str, owners: Mapping[int, list[str]]) -> list[FoldNote]:
         """Say what folding would do, without changing anything: a row for what folds, one for what stays.
+
+        Args:
+            name: this module's first path in the model.
+            owners: ``tensor_owners(model)``: what was tied since this module was put in place.
 
         Raises:
             FoldError: folding is impossible (non-finite scale, overflow ...).

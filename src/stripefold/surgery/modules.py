@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from stripefold.surgery.values import overlapping, storage_of
 
 # Everything nn.Module calls around ``forward``; hooks about state dicts stay with the module whose state it is.
 _CALL_HOOKS = (
@@ -19,6 +23,7 @@ _CALL_HOOKS = (
     "_backward_hooks",
     "_is_full_backward_hook",
 )
+_SHAPELESS = (UninitializedParameter, UninitializedBuffer)
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel", "ScriptModule")
 
 
@@ -31,22 +36,36 @@ def module_paths(model: nn.Module) -> dict[int, list[str]]:
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put new modules where old ones are, at every position (a shared module has several).
+    """Put new modules where old ones are, at every position: a shared module has several.
+
+    Plain attributes, lists, tuples and dictionaries of a module count too: a ``forward`` that calls its layers from a
+    list would call the old ones for ever.
 
     Returns:
         The root: ``model`` itself, or its replacement.
     """
     new = {id(old): module for old, module in replacements.items()}
-    for parent in list(model.modules()):
-        for key, child in list(parent._modules.items()):
-            if child is not None and id(child) in new and new[id(child)] is not parent:
-                _set_child(parent, key, new[id(child)])
+    for parent in list(model.modules()) if new else ():
+        mine = {key: module for key, module in new.items() if module is not parent}  # a site keeps its own layer
+        attributes = vars(parent)
+        for key, value in attributes.items():
+            attributes[key] = _replaced(value, mine)
     return new.get(id(model), model)
 
 
-def _set_child(parent: nn.Module, key: str, child: nn.Module) -> None:
-    """Replace a child in place: attribute reads, ``forward`` code and registration order stay as they are."""
-    parent._modules[key] = child
+def _replaced(value: Any, new: Mapping[int, nn.Module]) -> Any:
+    """An attribute with the modules in it replaced; lists and dictionaries (``_modules`` is one) in place."""
+    if isinstance(value, nn.Module):
+        return new.get(id(value), value)
+    if isinstance(value, dict):
+        value.update({key: new[id(item)] for key, item in value.items() if id(item) in new})
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if id(item) in new:
+                value[index] = new[id(item)]
+    elif type(value) is tuple and any(id(item) in new for item in value):
+        return tuple(new.get(id(item), item) for item in value)
+    return value
 
 
 def move_call_hooks(source: nn.Module, target: nn.Module) -> None:
@@ -92,17 +111,20 @@ def forget_compiled(model: nn.Module) -> None:
 
 
 def tensor_owners(model: nn.Module) -> dict[int, list[str]]:
-    """``id(parameter)`` -> the full names of every place that holds it (more than one: tied)."""
-    owners: dict[int, list[str]] = {}
-    seen: set[int] = set()
+    """``id(tensor)`` -> the full names of every parameter and buffer that is it, or shares memory with it.
+
+    More than one: tied. Memory, because ``nn.Parameter(other.weight.data)`` is another object on the same numbers.
+    """
+    places: dict[int, list[tuple[str, Tensor]]] = {}
     for name, module in model.named_modules():
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(f"{name}.{key}" if name else key)
-    return owners
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and not isinstance(tensor, _SHAPELESS):
+                places.setdefault(storage_of(tensor), []).append((f"{name}.{key}" if name else key, tensor))
+    return {
+        id(tensor): [path for path, other in held if other is tensor or overlapping(tensor, other)]
+        for held in places.values()
+        for _, tensor in held
+    }
 
 
 def first_parameter(model: nn.Module) -> torch.Tensor | None:

@@ -23,6 +23,7 @@ class Trace:
 
     Attributes:
         graph: Every value of the run, for questions that are not asked here.
+        called: Affine layers that the run used.
         uncalled: Affine layers that the run did not use.
         on_meta: Whether the run was one without content.
     """
@@ -32,6 +33,7 @@ class Trace:
         self.on_meta = on_meta
         used = {call.name for call in graph.calls}
         self._layers = tuple(layers)
+        self.called = frozenset(used)
         self.uncalled = tuple(name for name in self._layers if name not in used)
 
     def residual_tails(self) -> list[Tail]:

@@ -54,6 +54,11 @@ def spread_of(tensor: Tensor) -> int:
     return count
 
 
+def overlapping(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of one storage share an element."""
+    return _overlap(key_of(first), key_of(second))
+
+
 class Values:
     """Tensor -> node index, by storage and layout."""
 
