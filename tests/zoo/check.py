@@ -29,7 +29,7 @@ from tests.zoo.subject import Subject, all_outputs, quick_creation
 
 WHERE = ("residual", "norm", "affine")
 CALM, CALMER = 1e-4, 0.5
-"""Rounding noise in float32 beyond which a network hides what is looked for, and the size of the weights drawn then."""
+"""Rounding noise in float32 beyond which a network hides what is looked for, and the gain it is prepared with then."""
 BATCHES = 4
 """Batches on which a float32 error is measured again that exceeds its tolerance on one: one measures noise roughly."""
 STEPS = 3

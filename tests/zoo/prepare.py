@@ -156,9 +156,15 @@ def statistics_of_the_last_batch(model: nn.Module) -> Iterator[None]:
 
 
 def jitter_(model: nn.Module, randomness: Randomness) -> None:
-    """Move calibrated statistics a little; a variance measured on two numbers is kept away from zero."""
+    """Move calibrated statistics a little; a variance measured on two numbers is kept away from zero.
+
+    With a gain below 1 it is also kept away from vanishing beside the mean, whose subtraction would cancel digits.
+    """
+    floor = 0.6 * (1 - randomness.gain)
     with torch.no_grad():
         for module in statistics(model):
             mean, variance = module.running_mean, module.running_var
             mean.add_(variance.clamp(min=0).sqrt() * randomness.uniform(mean, -0.2, 0.2))
-            variance.mul_(randomness.uniform(variance, 0.8, 1.25)).add_(0.1 * variance.mean() + 1e-6)
+            variance.mul_(randomness.uniform(variance, 0.8, 1.25)).add_(
+                0.1 * variance.mean() + floor * mean.square() + 1e-6
+            )

@@ -67,7 +67,7 @@ def _figures(passed: list[dict[str, Any]]) -> list[str]:
         f"| image dependence, least | {_worst(passed, 'image_dependence', least=True)} |",
         f"| difference to the backbone without gates, least | {_worst(passed, 'control', least=True)} |",
         f"| training steps needed | {dict(sorted(Counter(line['steps'] for line in passed).items()))} |",
-        f"| weights drawn at half size, so that rounding does not grow | {_halved(passed)} |",
+        f"| prepared with smaller weights, because rounding grew too much | {_halved(passed)} |",
         f"| seconds, median and sum | {statistics.median(seconds):.1f}, {sum(seconds):.0f} |",
         f"| slowest | {_worst(passed, 'seconds')} |",
         "",
