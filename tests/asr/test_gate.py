@@ -51,6 +51,15 @@ def test_identity_divides_by_the_start() -> None:
     assert not made.start.requires_grad
 
 
+def test_a_plain_scale_that_moved_is_not_at_its_start() -> None:
+    made = gate("scale")  # gives psi itself: what is remembered must not move with it
+    made.remember_birth_()
+    assert made.is_at_start()
+    with torch.no_grad():
+        made.psi.add_(0.5)
+    assert not made.is_at_start()
+
+
 def test_is_at_start() -> None:
     made = gate()
     assert not made.is_at_start()  # nothing remembered, nothing to say

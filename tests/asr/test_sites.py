@@ -94,6 +94,14 @@ def test_no_layer_inside_a_site_is_a_site() -> None:
         sf.sites(model, "*.mlp.reduce")
 
 
+def test_scales_are_copies() -> None:
+    model = sf.attach(tiny(), "scale", where="norm")  # gives psi itself
+    before = sf.scales(model)
+    for parameter in model.parameters():
+        parameter.data.add_(0.5)
+    assert all(not torch.equal(v, before[name]) for name, v in sf.scales(model).items())
+
+
 def test_scales() -> None:
     model = attached()
     found = sf.scales(model)

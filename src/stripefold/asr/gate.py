@@ -79,7 +79,7 @@ class StaticGate(nn.Module):
         """Note the present scale: ``is_at_start`` compares with it. Neither a buffer nor part of any file."""
         if not self.psi.is_meta:
             with torch.no_grad():
-                self._born = self.forward().float().cpu()
+                self._born = self.forward().float().cpu().clone()  # "scale" gives psi itself, which will move
 
     def is_at_start(self) -> bool:
         """Whether the scale, shape (C,), is still what it was when the gate was built, although it may train."""

@@ -125,8 +125,9 @@ def scales(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tens
         dtype: compute in this dtype; None is the parameters' own, float32 at the least.
 
     Returns:
-        Dotted path -> v, shape (C,), detached.
+        Dotted path -> v, shape (C,), detached, a copy.
     """
     with torch.no_grad():
         found = {name: site.scale(dtype) for name, site in attached_sites(model).items()}
-    return {name: v.detach() for name, v in found.items() if v is not None}
+    # A copy: the attention "scale" gives psi itself, which training goes on to change.
+    return {name: v.detach().clone() for name, v in found.items() if v is not None}
