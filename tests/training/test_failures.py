@@ -161,6 +161,10 @@ def noise(path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 not really")
 
 
+def text(path: Path) -> None:
+    path.write_text("root:x:0:0:root:/root:/bin/bash\n", encoding="utf-8")
+
+
 def poison(path: Path) -> None:
     torch.save({"stripefold": Malicious(), "state_dict": {}}, path)
 
@@ -179,6 +183,7 @@ def replace_with_foreign(path: Path) -> None:
         (truncate, "is damaged or truncated"),
         (empty, "is damaged or truncated"),
         (noise, "is damaged"),
+        (text, "is damaged or truncated, or no checkpoint at all"),
         (poison, "is damaged or holds more than data; nothing in it was run"),
         (poison_plain_pickle, "is damaged or holds more than data; nothing in it was run"),
         (replace_with_foreign, "is no training checkpoint of stripefold"),

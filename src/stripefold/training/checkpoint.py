@@ -82,12 +82,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint {path}; give a .ckpt file of a run") from error
+        raise CheckpointError(
+            f"no checkpoint {path}: no such file or folder; give a run's folder or one of its .ckpt files"
+        ) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} is damaged or holds more than data; nothing in it was run") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        # Whatever bytes can make of a zip reader.
-        raise CheckpointError(f"{path} is damaged or truncated ({type(error).__name__}); take another") from error
+    except Exception as error:  # whatever bytes can make of two readers: a zip's, and the old format's stack machine
+        raise CheckpointError(
+            f"{path} is damaged or truncated, or no checkpoint at all ({type(error).__name__}); give another .ckpt file"
+        ) from error
     if not isinstance(content, dict) or KEY not in content or "state_dict" not in content:
         raise CheckpointError(f"{path} is no training checkpoint of stripefold; give a .ckpt file of a run")
     return content
