@@ -9,6 +9,7 @@ import torch
 
 from stripefold.errors import ConfigError
 from stripefold.nets import create_model
+from stripefold.nets.factory import unknown_model
 
 
 @pytest.mark.parametrize(
@@ -32,14 +33,20 @@ def test_torchvision_transformer_is_built_for_the_size() -> None:
     assert model.image_size == 64
 
 
+def test_each_near_name_is_told_once() -> None:
+    near = unknown_model("rsenet50").partition("close: ")[2].split(", ")
+    assert "resnet50" in near
+    assert len(near) == len(set(near))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
         ("resnet21", {}, "unknown model 'resnet21'; close: .*resnet20"),
         ("zzzzzz", {}, "unknown model 'zzzzzz'; own names: resnet8"),
-        ("timm/resnet50zz", {}, "timm knows no model 'resnet50zz'; close: .*resnet50"),
+        ("timm/resnet50zz", {}, "timm knows no classifier 'resnet50zz'; close: .*resnet50"),
         ("timm/qqqqqqqqqq", {}, "see timm's list_models"),
-        ("torchvision/resnet19", {}, "torchvision knows no model 'resnet19'; close: .*resnet18"),
+        ("torchvision/resnet19", {}, "torchvision knows no classifier 'resnet19'; close: .*resnet18"),
         ("torchvision/resnet18", {"in_channels": 1}, "takes 3 channels, the data has 1; set channels: 3"),
         ("torchvision/resnet18", {"pretrained": True}, "have 1000 classes, the data has 10"),
         ("resnet20", {"pretrained": True}, "'resnet20' has no published weights"),

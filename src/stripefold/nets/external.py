@@ -53,7 +53,7 @@ def external_names() -> tuple[bool, list[str]]:
 def _unknown(library: str, name: str, known: list[str]) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     hint = f"close: {', '.join(close)}" if close else f"see {library}'s list_models()"
-    return ConfigError(f"{library} knows no model {name!r}; {hint}")
+    return ConfigError(f"{library} knows no classifier {name!r}; {hint}")
 
 
 def from_timm(name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool) -> nn.Module:

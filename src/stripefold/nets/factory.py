@@ -85,7 +85,8 @@ def unknown_model(name: str) -> str:
         name: What was asked for.
     """
     libraries, known = external_names()
-    close = difflib.get_close_matches(name, [*OWN, *known], n=4, cutoff=0.6)
+    names = list(dict.fromkeys([*OWN, *known]))  # timm and torchvision share many
+    close = difflib.get_close_matches(name, names, n=4, cutoff=0.6)
     hint = f"close: {', '.join(close)}" if close else f"own names: {', '.join(OWN)}"
     missing = "" if libraries else '; more names come with pip install "stripefold[vision]"'
     return f"unknown model {name!r}; {hint}{missing}"
