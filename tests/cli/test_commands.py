@@ -29,6 +29,11 @@ def test_sites_shows_chosen_and_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert "refused" in printed
 
 
+def test_sites_without_a_residual_branch_says_where_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sites", "timm/vgg11", "--size", "32"]) == 0
+    assert "try --where norm or --where affine" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("mode", "names"),
     [
@@ -44,6 +49,7 @@ def test_bench(mode: str, names: list[str], tmp_path: Path, capsys: pytest.Captu
     assert main([*words, "-o", str(tmp_path / "bench.json")]) == 0
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert f"written: {tmp_path / 'bench.json'}" in printed
     assert [row["name"] for row in written["rows"]] == names
     assert all(name in printed for name in names)
     assert written["environment"]["threads"] >= 1

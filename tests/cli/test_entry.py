@@ -46,6 +46,9 @@ def test_explain(error: BaseException, status: int, line: str) -> None:
         (["train", "--set", "epochs=[1"], "no YAML"),
         (["train", "--set", "epoch=3"], "did you mean 'epochs'"),
         (["train", "--config", "digit"], "did you mean 'digits'"),
+        (["train", "--resume", "--run-dir", "no/such/run"], "no/such/run holds no run to resume"),
+        (["bench", "resnet8", "--device", "gpu"], "--device 'gpu' cannot be used here"),
+        (["eval", "no/such/run"], "no such file or folder; give a run's folder"),
         (["train", "--form", "sometimes"], "choose one of static"),
     ],
 )

@@ -28,6 +28,11 @@ def test_train_leaves_a_run(run: Path) -> None:
     assert {"config.yaml", "metrics.csv", "folded.safetensors", "summary.md"} <= {path.name for path in run.iterdir()}
 
 
+def test_resume_takes_the_options_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "--run-dir", str(run)]) == 0
+    assert "0 of them in the process that wrote this" in capsys.readouterr().out
+
+
 def test_eval(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run)]) == 0
     assert main(["eval", str(run / "folded.safetensors")]) == 0

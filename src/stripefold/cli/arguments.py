@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stripefold.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -26,6 +28,21 @@ def where_option(where: list[str] | None) -> str | list[str]:
     if not where:
         return "residual"
     return where[0] if len(where) == 1 else where
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        ConfigError: No such device, or none that torch can use on this machine.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # the second from a torch that is built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"--device {name!r} cannot be used here: {reason}; take cpu") from error
 
 
 def named_model(name: str, *, classes: int, size: int | None) -> nn.Module:

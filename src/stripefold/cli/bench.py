@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stripefold.cli.arguments import Attention, Classes, Device, ModelName, Size, Where, named_model, where_option
+from stripefold.cli.arguments import (
+    Attention,
+    Classes,
+    Device,
+    ModelName,
+    Size,
+    Where,
+    check_device,
+    named_model,
+    where_option,
+)
 from stripefold.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ def bench(
 ) -> None:
     """Time backbone, + attention, ASR, folded ... in alternation with an identical copy as the noise floor."""
     from stripefold.bench import Settings, compare, inference_candidates, synthetic_batch, training_candidates
+    from stripefold.cli.output import print_line
     from stripefold.surgery.example import infer_example
 
     if mode not in MODES:
@@ -39,6 +50,7 @@ def bench(
     example = infer_example(network)
     if example is None:
         raise ConfigError(f"{model!r} does not say which images it takes, give --size")
+    check_device(device)
     settings = Settings(rounds=rounds, device=device)
     images, labels = synthetic_batch((batch, *example.shape[1:]), classes, settings)
     options = {"where": where_option(where)}
@@ -50,6 +62,7 @@ def bench(
     print_report(report)
     if output is not None:
         report.save(output)
+        print_line(f"written: {output}")
 
 
 def print_report(report: Report) -> None:

@@ -14,8 +14,14 @@ from stripefold.errors import ConfigError
 def train(
     *,
     config: Annotated[
-        str, typer.Option("-c", "--config", help="A recipe (digits, small, cifar, imagenet), a YAML file, or a run.")
-    ] = "digits",
+        str | None,
+        typer.Option(
+            "-c",
+            "--config",
+            help="A recipe (digits, small, cifar, imagenet), a YAML file, or a run; digits, or the run to resume, "
+            "if not given.",
+        ),
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any option; may be given again.")
     ] = None,
@@ -43,16 +49,26 @@ def train(
         "run_dir": None if run_dir is None else str(run_dir),
         "resume": resume or None,
     }
+    if resume and run_dir is not None:
+        config = config or _run_to_resume(run_dir)
     given = {name: value for name, value in flags.items() if value is not None}
     overrides = {**parse_changes(change or []), **given}
     from stripefold.training import load_config
 
-    resolved = load_config(config, **overrides)  # what is wrong here is told before anything heavy is loaded
+    resolved = load_config(
+        config or "digits", **overrides
+    )  # what is wrong here is told before anything heavy is loaded
     from stripefold.training import train as run_training
 
     result = run_training(resolved)
     print_line(result.summary_file.read_text(encoding="utf-8").rstrip())
     print_line(f"\nrun: {result.run_dir}")
+
+
+def _run_to_resume(run_dir: Path) -> str:
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} holds no run to resume (no config.yaml); leave out --resume to start one there")
+    return str(run_dir)
 
 
 def parse_changes(changes: list[str]) -> dict[str, Any]:
