@@ -82,3 +82,11 @@ def test_a_site_as_root(tmp_path: Path) -> None:
 def test_sites_stay_sites(tmp_path: Path) -> None:
     sf.save_adapter(attached(), tmp_path / "adapter")
     assert sf.sites(sf.load_adapter(tiny(), tmp_path / "adapter")).names == SITES
+
+
+def test_names_that_look_like_patterns(tmp_path: Path) -> None:
+    backbone = nn.ModuleDict({"a[b]": nn.Linear(3, 3)})
+    model = scatter_(sf.attach(backbone, where="a*"))
+    sf.save_adapter(model, tmp_path / "adapter.safetensors")
+    loaded = sf.load_adapter(backbone, tmp_path / "adapter.safetensors")
+    assert torch.equal(loaded["a[b]"].weight, model["a[b]"].weight)

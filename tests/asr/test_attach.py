@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -11,7 +12,19 @@ from torch import nn
 import stripefold as sf
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.site import Site
-from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, snapshot, step_, tiny
+from stripefold.errors import AttachError
+from tests.lifecycle import (
+    SITES,
+    assert_folds,
+    assert_refused,
+    attached,
+    error,
+    images,
+    scatter_,
+    snapshot,
+    step_,
+    tiny,
+)
 
 KEYS = list(tiny().state_dict())
 
@@ -223,3 +236,37 @@ def test_another_default_device_changes_nothing() -> None:
         model = sf.attach(backbone, psi=0.5)
         plain = sf.fold(model)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *plain.parameters()))
+
+
+def test_a_layer_that_is_read_and_never_called_takes_no_dynamic_attention() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert_refused(
+        model,
+        lambda: sf.attach_(model, where="self_attn.out_proj", form="dynamic"),
+        AttachError,
+        "reads its weight and never calls it",
+    )
+    sf.attach_(model, where="self_attn.out_proj")
+
+
+class DistributedDataParallel(nn.Module):
+    """Stands for torch's, which needs a process group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = tiny()
+
+
+def test_a_wrapped_part_is_refused() -> None:
+    model = nn.ModuleDict({"part": DistributedDataParallel()})
+    assert_refused(
+        model, lambda: sf.attach_(model, where="norm"), AttachError, "'part' is wrapped in DistributedDataParallel"
+    )
+
+
+def test_detach_of_what_cannot_be_copied() -> None:
+    model = attached()
+    model.lock = threading.Lock()
+    with pytest.raises(AttachError, match="cannot be copied .*use detach_"):
+        sf.detach(model)
+    assert sf.detach_(model) is model

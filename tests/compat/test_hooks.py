@@ -137,3 +137,14 @@ def test_state_dict_hooks_stay_with_the_layer() -> None:
     model.state_dict()
     sf.fold(model, check=False).state_dict()
     assert prefixes == [f"{NAME}.base.", f"{NAME}."]
+
+
+@pytest.mark.parametrize("where", ["residual", "stem"])
+def test_hooks_put_on_the_layer_inside_a_site(where: str) -> None:
+    calls, model = Calls(), attached(where=where)
+    name = next(name for name, module in model.named_modules() if name.endswith(".base"))
+    register(model.get_submodule(name), calls)
+    assert seen(model, calls) == EVERY
+    plain = sf.fold(model.eval())
+    assert error(plain(images()), model(images())) <= 1e-10
+    assert seen(plain, calls) == EVERY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Mapping
@@ -11,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.asr.attach import attach
-from stripefold.asr.detach import detach
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.site import Site
 from stripefold.asr.sites import attached_sites
 from stripefold.attention.registry import attention_class
 from stripefold.errors import AdapterError, AttachError
-from stripefold.folding.files import FileInfo, file_info, load_tensors, save_tensors
+from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -86,19 +86,14 @@ def _read(path: str, about: FileInfo) -> tuple[dict[str, str], dict[str, list[di
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
-    """Hashes of the backbone inside a model: of its keys, shapes and dtypes, and of its weights' bytes."""
-    state = _backbone_state(model)
+    """Hashes of the backbone inside a model: of its keys and shapes, and of its weights' bytes."""
+    state = backbone_state(model)
     structure = hashlib.sha256()
     weights = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         structure.update(f"{name} {tuple(tensor.shape)}\n".encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {"structure": structure.hexdigest(), "weights": weights.hexdigest()}
-
-
-def _backbone_state(model: nn.Module) -> Mapping[str, Tensor]:
-    state: Mapping[str, Tensor] = (detach(model) if attached_sites(model) else model).state_dict()
-    return state
 
 
 def _check_fingerprint(path: str, expected: Mapping[str, str], found: Mapping[str, str], same_weights: bool) -> None:
@@ -119,7 +114,6 @@ def _describe(gate: nn.Module) -> dict[str, Any]:
         "form": "static" if isinstance(gate, StaticGate) else "dynamic",
         "attention": attention.name,
         "options": gate.options,
-        "identity": isinstance(gate, StaticGate) and gate.start is not None,
         "frozen": [part for part, frozen in _frozen(gate) if frozen],
     }
 
@@ -137,7 +131,7 @@ def _attach_plan(model: nn.Module, plan: Mapping[str, list[dict[str, Any]]]) -> 
         for name, gates in plan.items():
             chosen = [gate for gate in gates if gate["form"] == form]
             if chosen:
-                where[name] = _options(chosen)
+                where[glob.escape(name)] = _options(chosen)
         if where:
             model = attach(model, where=where, form=form)
     return model

@@ -18,7 +18,16 @@ from stripefold.errors import AttachError, FoldError
 from stripefold.folding.probe import probe
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example
-from stripefold.surgery.modules import first_parameter, forget_compiled, is_sharded, replace_modules, unwrap_name
+from stripefold.surgery.modules import (
+    first_parameter,
+    forget_compiled,
+    is_sharded,
+    replace_modules,
+    unwrap_name,
+    wrapped_inside,
+)
+
+_NEVER_CALLED = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
 
 
 def attach(
@@ -109,6 +118,12 @@ def _check_root(model: nn.Module) -> None:
     wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
     if wrapper is not None:
         raise AttachError(f"the model is wrapped in {wrapper}: attach to the bare model first, then wrap it")
+    inside = wrapped_inside(model, "DistributedDataParallel")
+    if inside is not None:
+        raise AttachError(
+            f"{inside!r} is wrapped in DistributedDataParallel, which would not synchronise new parameters: attach to "
+            "the bare model first, then wrap it"
+        )
 
 
 def _attach(
@@ -162,6 +177,11 @@ def _plan(candidate: Candidate, defaults: GateConfig, chains: Chains) -> list[St
     rule = rule_for(module)
     if rule is None:
         raise AttachError(f"cannot attach to {candidate.name!r}: {type(module).__name__} has no rule")
+    if config.form == "dynamic" and rule.key == _NEVER_CALLED:
+        raise AttachError(
+            f"cannot attach to {candidate.name!r}: nn.MultiheadAttention reads its weight and never calls it, so a "
+            "dynamic attention would have no effect. Use form='static', or leave it out with where=..."
+        )
     if isinstance(module, Site):
         _check_second(candidate.name, module, config)
         module = module.base

@@ -8,12 +8,22 @@ from torch import nn
 
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.sites import attached_sites
+from stripefold.errors import AttachError
 from stripefold.surgery.modules import forget_compiled, replace_modules
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """A copy of the model without any gate, static or dynamic; the model given stays as it is."""
-    return detach_(copy.deepcopy(model))
+    """A copy of the model without any gate, static or dynamic; the model given stays as it is.
+
+    Raises:
+        AttachError: not a module, or one that cannot be copied.
+    """
+    try:
+        return detach_(copy.deepcopy(model))
+    except (RuntimeError, TypeError) as error:
+        raise AttachError(
+            f"{type(model).__name__} cannot be copied ({error}): use detach_, which works in place"
+        ) from error
 
 
 def detach_(model: nn.Module) -> nn.Module:
@@ -21,6 +31,9 @@ def detach_(model: nn.Module) -> nn.Module:
 
     Returns:
         The bare backbone: the same object, unless the root itself was a site.
+
+    Raises:
+        AttachError: not a module.
     """
     found = attached_sites(model)
     if found:

@@ -67,14 +67,20 @@ class Site(Foldable):
         """The scaled layer; shapes are the layer's own."""
         base = self._modules["base"]
         assert base is not None
-        v = self.scale()
+        v: Tensor | None = None
+        dynamic: list[DynamicGate] = []
+        for gate in self._modules["gates"]:  # type: ignore[union-attr]  # once, since this runs at every step
+            if isinstance(gate, DynamicGate):
+                dynamic.append(gate)
+            else:
+                v = gate() if v is None else v * gate()
         if v is None:
             output = base(*args, **kwargs)
         elif self._on_activation(base, args):
             output = scale_activation(base(*args, **kwargs), v, self.rule.axis)
         else:
             output = forward_with(base, self.rule.scaled(base, v), args, kwargs)
-        for gate in self.dynamic_gates:
+        for gate in dynamic:
             output = gate(output)
         return output
 

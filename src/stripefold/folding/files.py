@@ -184,7 +184,7 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
 
 def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[str, Tensor], strict: bool) -> None:
     """Keys and shapes, before anything is copied: torch copies what fits before it complains."""
-    own = _backbone_state(model) if about.kind == "plain" else model.state_dict()
+    own = backbone_state(model) if about.kind == "plain" else model.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
     if not (wrong or (strict and (missing or unexpected))):
@@ -196,7 +196,7 @@ def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[s
     raise CheckpointError(f"{path} ({_MEANING[about.kind]}) does not fit the model: {'; '.join(parts)}.{advice}")
 
 
-def _backbone_state(model: nn.Module) -> dict[str, Tensor]:
+def backbone_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict under the backbone's own keys: what ``x.base.weight`` of a gated layer is called in its file."""
     state: dict[str, Tensor] = model.state_dict()
     for name, module in model.named_modules():

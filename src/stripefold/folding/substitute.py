@@ -12,6 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 SUBSTITUTION_COMPILES = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 15)
 """Whether ``torch.compile`` can follow ``substituted``: seen with torch 2.15, not with 2.6 and 2.9."""
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SHAPE_CHECKS = ("_check_input_dim", "_check_non_zero_input_channels")
 
 
@@ -29,10 +30,15 @@ def substituted(layer: nn.Module, tensors: Mapping[str, Any]) -> nn.Module:
 
 
 def forward_with(layer: nn.Module, tensors: Mapping[str, Any], args: Any, kwargs: Any) -> Any:
-    """``layer.forward(*args, **kwargs)`` computed with ``tensors`` (attribute name -> tensor or child)."""
+    """``layer(*args, **kwargs)`` computed with ``tensors`` (attribute name -> tensor or child).
+
+    Hooks of the layer run; the module they are given is the view, not the layer.
+    """
     view = substituted(layer, tensors)
     if args and isinstance(args[0], fx.Proxy):
         return _forward_symbolic(view, args, kwargs)
+    if any(map(layer.__dict__.get, _HOOKS)):  # of a site's layer: put there after attaching
+        return view(*args, **kwargs)
     return type(layer).forward(view, *args, **kwargs)
 
 

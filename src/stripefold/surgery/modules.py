@@ -99,8 +99,15 @@ def unwrap_name(model: nn.Module) -> str | None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether any parameter is spread over processes (FSDP2, tensor parallel)."""
+    """Whether any parameter is spread over processes (FSDP of either kind, tensor parallel)."""
+    if wrapped_inside(model, "FullyShardedDataParallel") is not None:
+        return True
     return any("DTensor" in type(parameter).__name__ for parameter in model.parameters())
+
+
+def wrapped_inside(model: nn.Module, wrapper: str) -> str | None:
+    """The path of the first module of that wrapper class in a model, or None."""
+    return next((name for name, module in model.named_modules() if unwrap_name(module) == wrapper), None)
 
 
 def forget_compiled(model: nn.Module) -> None:
