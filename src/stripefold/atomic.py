@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,9 +17,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder does not exist, the disk is full ...; ``path`` is then what it was before.
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    temporary.touch(exist_ok=False)  # with the usual mode, which mkstemp does not give
     try:
         yield temporary
         _make_durable(temporary)
@@ -48,10 +47,6 @@ def _make_durable(path: Path) -> None:
 
 
 def _keep_mode(temporary: Path, target: Path) -> None:
-    """mkstemp makes files private; a finished file has the mode of what it replaces, or the usual one."""
+    """A finished file has the mode of what it replaces."""
     if target.exists():
         os.chmod(temporary, target.stat().st_mode & 0o777)
-        return
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
