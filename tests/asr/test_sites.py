@@ -94,6 +94,12 @@ def test_no_layer_inside_a_site_is_a_site() -> None:
         sf.sites(model, "*.mlp.reduce")
 
 
+def test_a_module_is_no_where() -> None:
+    model = tiny()
+    with pytest.raises(sf.errors.AttachError, match=r"where=a module \(BatchNorm2d\): give .* a glob"):
+        sf.sites(model, where=model.get_submodule(SITES[0]))  # callable, yet no predicate
+
+
 def test_scales_are_copies() -> None:
     model = sf.attach(tiny(), "scale", where="norm")  # gives psi itself
     before = sf.scales(model)

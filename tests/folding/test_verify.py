@@ -38,6 +38,12 @@ def test_a_report() -> None:
     assert text.endswith("predictions agree 100.00 %")
 
 
+def test_a_report_without_any_difference() -> None:
+    model = attached()
+    assert "every layer the same to the last bit" in str(sf.verify(model, copy.deepcopy(model), images()))
+    assert "worst layer" in str(sf.verify(model, sf.detach(model), images(), raise_on_mismatch=False))
+
+
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 1e-6), (torch.float16, 2**-7), (torch.bfloat16, 2**-4)])
 def test_below_float64_the_yardstick_is_the_models_own_noise(dtype: torch.dtype, floor: float) -> None:
     model = attached(dtype=dtype)
@@ -183,7 +189,7 @@ def test_a_run_leaves_no_mark_and_both_draw_alike() -> None:
 def test_the_outputs_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     every = sf.verify(model, copy.deepcopy(model), images()).layers
-    monkeypatch.setattr("stripefold.folding.verify.RECORD_LIMIT", 3 * 4 * 8 * 36 * 8)
+    monkeypatch.setattr("stripefold.folding.run.RECORD_LIMIT", 3 * 4 * 8 * 36 * 8)
     assert sf.verify(model, copy.deepcopy(model), images()).layers == every[:3]
 
 

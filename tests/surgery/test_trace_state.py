@@ -143,6 +143,7 @@ def test_models_on_the_meta_device():
         (torch.randn(2, 5), r"\(2, 5\) float32"),
         ((torch.randn(2, 5),), r"\(\(2, 5\) float32\)"),
         ({"input": torch.ones(2, 5, dtype=torch.long)}, r"\{input: \(2, 5\) int64\}"),
+        (torch.randn(2, 3).numpy(), r"numpy\.ndarray of shape \(2, 3\) with TypeError"),
     ],
 )
 def test_an_example_that_does_not_fit(example: Any, shown: str):

@@ -109,7 +109,7 @@ def _choose(
         return _by_predicate(layers, lambda _, m: _has_rule(m) and _is_norm(m), "normalisation with a rule"), []
     if where == "affine":
         chosen = _by_predicate(layers, lambda _, m: _has_rule(m), "layer with a rule")
-    elif callable(where):
+    elif callable(where) and not isinstance(where, nn.Module):
         chosen = _by_predicate(layers, where, "where(name, module) is true")
     elif isinstance(where, Mapping):
         chosen = _by_mapping(layers, where)
@@ -209,7 +209,8 @@ def _globs(where: object) -> list[str]:
         return [where]
     if isinstance(where, Sequence) and where and all(isinstance(item, str) for item in where):
         return list(where)
+    found = f"a module ({type(where).__name__})" if isinstance(where, nn.Module) else repr(where)
     raise AttachError(
-        f"where={where!r}: give 'residual', 'norm', 'affine', a glob, a list of globs, a predicate "
+        f"where={found}: give 'residual', 'norm', 'affine', a glob, a list of globs, a predicate "
         "(name, module) -> bool, or a mapping glob -> options"
     )
