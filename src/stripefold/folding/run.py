@@ -1,0 +1,123 @@
+"""Run two models on the same inputs, layer beside layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.errors import VerifyError
+from stripefold.folding.outputs import compared, relative_error
+from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.float64 import KeepFloat64
+from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.rehearse import describe
+from stripefold.surgery.undisturbed import copy_buffers, seed_
+
+RECORD_LIMIT = 1 << 31
+"""Bytes of layer outputs that are kept for the comparison layer by layer; the model's own output always is."""
+
+
+def place(model: nn.Module, inputs: Example, dtype: torch.dtype) -> Example:
+    """The inputs on the model's device, in a dtype."""
+    like = first_parameter(model)
+    return example_to(inputs, like.device if like is not None else torch.device("cpu"), dtype)
+
+
+def run_both(
+    model: nn.Module, other: nn.Module, inputs: Example, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
+    """Outputs of both, and the error of every module that both have; only inside ``undisturbed`` of both."""
+    copy_buffers(model)
+    copy_buffers(other)
+    common = _comparable(_layers(model), _layers(other))
+    expected, recorded = _record(model, place(model, inputs, dtype), common)
+    errors: dict[str, float] = {}
+
+    def compare(name: str, output: Tensor) -> None:
+        if recorded.get(name):
+            errors[name] = max(errors.get(name, 0.0), relative_error(output, recorded[name].pop(0)))
+
+    found = _run(other, place(other, inputs, dtype), common, compare)
+    order = {name: index for index, name in enumerate(recorded)}
+    return expected, found, dict(sorted(errors.items(), key=lambda item: order[item[0]]))
+
+
+def _record(model: nn.Module, inputs: Example, names: Any) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+    recorded: dict[str, list[Tensor]] = {}
+    room = RECORD_LIMIT
+
+    def record(name: str, output: Tensor) -> None:
+        nonlocal room
+        room -= output.nbytes
+        if room >= 0:
+            recorded.setdefault(name, []).append(output.clone())
+
+    return _run(model, inputs, names, record), recorded
+
+
+def _run(model: nn.Module, inputs: Example, names: Any, see: Any) -> dict[str, Tensor]:
+    layers = _layers(model)
+    handles = [
+        layers[name].register_forward_hook(
+            lambda module, args, output, name=name: see(name, output.detach()) if isinstance(output, Tensor) else None
+        )
+        for name in names
+    ]
+    try:
+        return compared(call(model, inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules worth comparing: the innermost ones, a site counting as one."""
+    found: dict[str, nn.Module] = {}
+    inside: str | None = None
+    for name, module in model.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        inside = None
+        if isinstance(module, Foldable):
+            found[name], inside = module, f"{name}."
+        elif name and not any(True for _ in module.children()):
+            found[name] = module
+    return found
+
+
+def _comparable(layers: Mapping[str, nn.Module], others: Mapping[str, nn.Module]) -> list[str]:
+    """Names of modules that should give the same output in both: a layer that took up a BatchNorm should not."""
+    return [name for name, layer in layers.items() if name in others and _same_duty(layer, others[name])]
+
+
+def _same_duty(layer: nn.Module, other: nn.Module) -> bool:
+    if isinstance(layer, Foldable):
+        return isinstance(other, Foldable) or type(getattr(layer, "base", None)) is type(other)
+    mine, its = dict(layer.named_parameters()), dict(other.named_parameters())
+    return mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+def call(model: nn.Module, inputs: Example) -> Any:
+    """What a model returns, its random numbers started anew; a float64 model computes in float64 throughout.
+
+    Raises:
+        VerifyError: the model does not run on the inputs.
+    """
+    like = first_parameter(model)
+    keep = KeepFloat64() if like is not None and like.dtype == torch.float64 else nullcontext()
+    seed_(model)  # whatever a model draws at random, the other draws too
+    try:
+        with keep:
+            return run_example(model, inputs)
+    except Exception as error:  # a user's forward may raise anything
+        message = (str(error).splitlines() or [""])[0]
+        raise VerifyError(
+            f"{type(model).__name__} does not run on the example {describe(inputs)}: {type(error).__name__}: "
+            f"{message}. Give an example the model accepts: a tensor, a tuple of positional arguments or a mapping of "
+            "keyword arguments"
+        ) from error
