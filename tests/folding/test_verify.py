@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import VerifyError
-from stripefold.folding.outputs import relative_error
+from stripefold.folding.outputs import relative_error, tensors_of
 from tests.lifecycle import SITES, attached, images, snapshot, tiny
 
 
@@ -124,6 +124,12 @@ def test_structured_outputs_and_inputs() -> None:
     model.returned = "none"
     with pytest.raises(VerifyError, match=r"the model returned no tensor \(a str\): nothing can be compared"):
         sf.verify(model, other, x)
+
+
+def test_an_output_that_refers_to_itself() -> None:
+    result = Result(torch.ones(2), (torch.zeros(1),))
+    result.owner = [result]
+    assert len(dict(tensors_of(result))) == 2
 
 
 def test_what_cannot_be_compared() -> None:
