@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import stripefold as sf
-from stripefold.asr.site import Site
+from stripefold.asr.gate import StaticGate
 from tests.zoo import check as zoo
 from tests.zoo.models_timm import subjects
 from tests.zoo.worker import run_one
@@ -111,12 +111,11 @@ def test_the_harness_sees_gates_without_effect(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_harness_sees_a_gate_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    scale = Site.scale
+    forward = StaticGate.forward
 
-    def cut(site: Site, dtype: torch.dtype | None = None) -> torch.Tensor | None:
-        v = scale(site, dtype)
-        return None if v is None else v.detach()
+    def cut(gate: StaticGate, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return forward(gate, dtype).detach()
 
-    monkeypatch.setattr(Site, "scale", cut)
+    monkeypatch.setattr(StaticGate, "forward", cut)
     with pytest.raises(zoo.Unequal, match="gate parameters have no gradient after 3 steps"):
         zoo.check(subject())
