@@ -87,3 +87,13 @@ def test_encoder_with_padding(tokens: Tensor) -> None:
         found, expected = plain.eval()(**example), model.eval()(**example)
         assert error(found[:, :3], expected[:, :3]) < 1e-10
         assert error(sf.detach(model)(**example)[:, :3], expected[:, :3]) > 1e-2
+
+
+def test_the_fast_path_does_not_pass_dynamic_attention_by(tokens: Tensor) -> None:
+    torch.manual_seed(0)
+    backbone = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double().eval()
+    model = sf.attach(backbone, where="linear2", form="dynamic")
+    expected = model(tokens)  # with gradients there is no fast path
+    with torch.no_grad():
+        assert error(model(tokens), expected) < 1e-12
+        assert error(backbone(tokens), expected) > 1e-3

@@ -223,3 +223,5 @@ def test_files_of_the_wrong_kind(config: TrainConfig, tmp_path: Path) -> None:
 def test_the_model_must_suit_the_images(config: TrainConfig) -> None:
     with pytest.raises(ConfigError, match="takes 3 channels, the data has 1"):
         build_model(config.with_overrides(model="torchvision/resnet18"), ImageSpec(classes=("a",), channels=1, size=8))
+    with pytest.raises(ConfigError, match="does not run on images of 8 x 8: set image_size"):
+        build_model(config.with_overrides(model="torchvision/vgg11"), ImageSpec(classes=("a",), channels=3, size=8))

@@ -113,8 +113,13 @@ class Site(Foldable):
         base = modules["base"]
         scaled = self.rule.output.get(name)
         tensor = getattr(base, name)
-        v = self.scale() if scaled is not None and tensor is not None else None
-        return tensor if v is None or scaled is None else computed(scaled(base, tensor, v).to(tensor.dtype))
+        if scaled is None or tensor is None:
+            return tensor
+        v = self.scale()
+        if v is not None:
+            return computed(scaled(base, tensor, v).to(tensor.dtype))
+        # A tensor of this type keeps torch's fused fast paths away, which would pass dynamic attention by.
+        return computed(tensor) if self.dynamic_gates else tensor
 
     def __setattr__(self, name: str, value: Any) -> None:
         base = self.__dict__.get("_modules", {}).get("base")

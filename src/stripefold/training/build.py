@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from stripefold.errors import ConfigError, TraceError
 from stripefold.nets import create_model
 from stripefold.training.seeding import derive_seed
 
@@ -45,8 +46,7 @@ def build_model(config: TrainConfig, spec: ImageSpec) -> nn.Module:
 
     Raises:
         AttachError: If the attention does not suit the network.
-        ConfigError: As for ``build_backbone``.
-        TraceError: If the network does not run on such images.
+        ConfigError: As for ``build_backbone``; also if the network does not run on such images.
     """
     from stripefold.asr.attach import attach_
     from stripefold.asr.config import Form
@@ -60,13 +60,19 @@ def build_model(config: TrainConfig, spec: ImageSpec) -> nn.Module:
         static = {"repeats": config.repeats, "psi": config.psi, "init": config.init} if form == "static" else {}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(config.seed, f"gates, {form}"))
-            attach_(
-                model,
-                config.attention,
-                where=where,
-                form=form,
-                example=spec.example(),
-                attention_options=config.attention_options,
-                **static,  # type: ignore[arg-type]
-            )
+            try:
+                attach_(
+                    model,
+                    config.attention,
+                    where=where,
+                    form=form,
+                    example=spec.example(),
+                    attention_options=config.attention_options,
+                    **static,  # type: ignore[arg-type]
+                )
+            except TraceError as error:
+                raise ConfigError(
+                    f"model {config.model!r} does not run on images of {spec.size} x {spec.size}: set image_size to "
+                    f"what it takes, or choose a network for small images such as resnet20. {error}"
+                ) from error
     return model.train()
