@@ -97,3 +97,15 @@ def test_five_steps_of_training() -> None:
     for name, buffer in plain.named_buffers():  # the running statistics, too
         key = next(k for k in (name, ".base.".join(name.rsplit(".", 1))) if k in dict(reference.named_buffers()))
         assert torch.allclose(buffer.double(), dict(reference.named_buffers())[key].double(), rtol=1e-10, atol=1e-12)
+
+
+def test_a_linear_site_keeps_no_scaled_copy_of_its_weight() -> None:
+    torch.manual_seed(0)
+    site = sf.attach(nn.Linear(6, 8).double(), where="*")
+    x = torch.randn(64, 6, dtype=torch.float64)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        site(x).sum()
+    copies = [t for t in kept if t.numel() == site.base.weight.numel() and t.data_ptr() != site.base.weight.data_ptr()]
+    assert not copies
+    assert any(t.data_ptr() == site.base.weight.data_ptr() for t in kept)  # the control: what is kept is seen

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from stripefold.algebra.linear import scaled_linear
 from stripefold.algebra.scale import scale_activation
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.errors import FoldError
 from stripefold.folding.refusal import refusal_under, tied_to
-from stripefold.folding.rule import Rule
-from stripefold.folding.substitute import SUBSTITUTION_COMPILES, forward_with
+from stripefold.folding.rule import Along, Rule
+from stripefold.folding.substitute import SUBSTITUTION_COMPILES, forward_with, has_call_hooks
 from stripefold.surgery.computed import computed
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import move_call_hooks
@@ -79,10 +80,18 @@ class Site(Foldable):
         elif self._on_activation(base, args):
             output = scale_activation(base(*args, **kwargs), v, self.rule.axis)
         else:
-            output = forward_with(base, self.rule.scaled(base, v), args, kwargs)
+            output = self._scaled_forward(base, v, args, kwargs)
         for gate in dynamic:
             output = gate(output)
         return output
+
+    def _scaled_forward(self, base: nn.Module, v: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The layer with scaled parameters; a plain linear layer without a scaled copy of its weight kept for later."""
+        lean = type(base).forward is nn.Linear.forward and self.rule.output.get("weight") == Along(0)
+        lean = lean and len(args) == 1 and torch.is_grad_enabled()
+        if lean and not (torch.compiler.is_compiling() or torch._C._is_tracing() or kwargs or has_call_hooks(base)):
+            return scaled_linear(args[0], base.weight, base.bias, v)  # type: ignore[arg-type]
+        return forward_with(base, self.rule.scaled(base, v), args, kwargs)
 
     def _on_activation(self, base: nn.Module, args: tuple[Any, ...]) -> bool:
         """Whether the output is the cheaper side to scale.

@@ -37,9 +37,14 @@ def forward_with(layer: nn.Module, tensors: Mapping[str, Any], args: Any, kwargs
     view = substituted(layer, tensors)
     if args and isinstance(args[0], fx.Proxy):
         return _forward_symbolic(view, args, kwargs)
-    if any(map(layer.__dict__.get, _HOOKS)):  # of a site's layer: put there after attaching
+    if has_call_hooks(layer):  # of a site's layer: put there after attaching
         return view(*args, **kwargs)
     return type(layer).forward(view, *args, **kwargs)
+
+
+def has_call_hooks(layer: nn.Module) -> bool:
+    """Whether calling the layer runs more than its ``forward``."""
+    return any(map(layer.__dict__.get, _HOOKS))
 
 
 def _forward_symbolic(view: nn.Module, args: Any, kwargs: Any) -> Any:
