@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate
 
-KEPT = 64
+KEPT = 48
 """images whose gate values are kept at every epoch, for pictures"""
 
 
@@ -50,7 +50,7 @@ class StripeRecord:
         return rows
 
     def save(self, path: Path) -> None:
-        """Write ``EPOCH/SITE/mean`` and ``/m2`` (C,) in float64, ``/sample`` (64, C) in float16."""
+        """Write ``EPOCH/SITE/mean`` and ``/m2`` (C,) in float64, ``/sample`` (48, C) in float16."""
         save_file(self._tensors, path)
 
     @torch.no_grad()
