@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stripefold.surgery.visits import Visit
+
 Kind = Literal["input", "constant", "operation", "layer"]
 # How a value depends on the model's input: not at all; only through integers or comparisons (ids, masks);
 # or as a feature map does.
@@ -77,6 +79,7 @@ class Graph:
         consumers: Per node, the nodes that use it.
         outputs: Nodes that the model returned.
         activations: The bit set of nodes whose role is "activation".
+        visits: Every call of a module, layer or not, in the order in which they returned.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -86,6 +89,7 @@ class Graph:
     consumers: list[list[int]] = field(default_factory=list)
     outputs: set[int] = field(default_factory=set)
     activations: int = 0
+    visits: list[Visit] = field(default_factory=list)
     _bits: dict[object, int] = field(default_factory=dict)
 
     def add(self, node: Node, *, weighted: bool = False) -> int:

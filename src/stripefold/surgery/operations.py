@@ -46,6 +46,11 @@ HOMOGENEOUS = _names(
     "avg_pool3d _adaptive_avg_pool2d adaptive_avg_pool2d mean constant_pad_nd reflection_pad2d replication_pad2d cat "
     "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa"
 )
+# Views that show every element of their operand and no other, in whatever shape.
+WHOLE_VIEWS = _names(
+    "view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze permute transpose t movedim expand "
+    "alias detach contiguous clone"
+)
 # Functions of a weight that a caller may run on a layer's parameters without calling the layer.
 WEIGHTED = _names(
     "linear matmul mm addmm bmm baddbmm _addmm_activation convolution conv1d conv2d conv3d conv_transpose2d "

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stripefold.surgery.graph import Call, Graph, Node, Role
 from stripefold.surgery.operations import FACTORIES, LOOKUPS, OVERWRITES, RECURRENT, WEIGHTED
 from stripefold.surgery.values import Values, key_of, spread_of, storage_of, tensors_in
+from stripefold.surgery.visits import Visits
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.values = Values()
+        self.visits = Visits()
         self.stack: list[nn.Module] = []
         self._names, self._layers, self._owners, self._holders = names, layers, owners, holders
         self._frame: _Frame | None = None
@@ -77,8 +79,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def take_outputs(self, outputs: Any) -> None:
         """Note what the model returned."""
-        found = (self.values.find(tensor) for tensor in tensors_in(outputs))
-        self.graph.outputs = {node for node in found if node is not None}
+        self.graph.outputs = set(self._known(outputs))
+        self.graph.visits = self.visits.done
 
     def _put(self, tensor: Tensor, node: Node, *, weighted: bool = False) -> int:
         node = replace(node, shape=tuple(tensor.shape), spread=spread_of(tensor))
@@ -90,6 +92,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.stack.append(module)
+        if self._frame is None:
+            self.visits.enter(len(self.stack), len(self.graph.nodes), self._known(args))
         if self._frame is None and (id(module) in self._layers or isinstance(module, nn.RNNBase)):
             self._frame = _Frame(module, len(self.stack))
 
@@ -103,12 +107,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._close(frame, (args, kwargs), output)
         elif frame is not None and len(self.stack) < frame.depth:
             self._frame = None
+        if self._frame is None:
+            name, outputs = self._names.get(id(module)), self._known(output)
+            self.visits.leave(len(self.stack), name, len(self.graph.nodes), outputs)
         if self.stack:
             self.stack.pop()
 
+    def _known(self, structure: Any) -> tuple[int, ...]:
+        found = (self.values.find(tensor) for tensor in tensors_in(structure))
+        return tuple(node for node in found if node is not None)
+
     def _close(self, frame: _Frame, arguments: Any, output: Any) -> None:
-        known = [self.values.find(tensor) for tensor in tensors_in(arguments)]
-        inputs = tuple(dict.fromkeys([i for i in known if i is not None] + frame.used))
+        inputs = tuple(dict.fromkeys([*self._known(arguments), *frame.used]))
         unchanged = {key_of(tensor) for tensor in tensors_in(arguments)} - {key_of(tensor) for tensor in frame.written}
         fresh = [tensor for tensor in tensors_in(output) if key_of(tensor) not in unchanged]
         name, role = self._names.get(id(frame.layer), self.path), self._role_of_layer(inputs)
@@ -133,8 +143,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then note it."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = func(*args, **(kwargs := kwargs or {}))
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         written = _written(func, args, kwargs)
         if self._frame is not None:

@@ -1,0 +1,180 @@
+"""Find every dynamic channel attention of a model by what it computes; no class name takes part in the decision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from stripefold.folding.fuse import is_batchnorm
+from stripefold.folding.rule import rule_for
+from stripefold.stripe.products import Product, compact, products
+from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.graph import Graph
+from stripefold.surgery.operations import WHOLE_VIEWS
+from stripefold.surgery.trace import Trace, trace
+from stripefold.surgery.visits import Visit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGate:
+    """One multiplication of a feature map by a per-channel, input-dependent factor.
+
+    Attributes:
+        name: Unique: dotted path of the innermost module in which the product runs; "path#2" for a second one in it.
+        where: That module's dotted path, "" for the model itself.
+        kind: Its class name, for reading only.
+        channels: C, the length of the factor for one sample.
+        axis: The channel axis of the scaled value, from 0.
+        source: Dotted path of the module whose output is the gate, through views only; None where no module returns it.
+        source_call: Which call of that module within one run of the model, from 0.
+        where_call: Which call of ``where``, from 0.
+        whole: ``where`` is nothing but x -> x * v(x): its one input is the scaled value, its one output the product.
+        split: Above 1: the gate weighs that many branches, which are summed up (SK, ResNeSt).
+        product: The product's node in the trace's graph.
+        gate: The factor's node.
+        scaled: The scaled value's node.
+    """
+
+    name: str
+    where: str
+    kind: str
+    channels: int
+    axis: int
+    source: str | None
+    source_call: int
+    where_call: int
+    whole: bool
+    split: int
+    product: int
+    gate: int
+    scaled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotAGate:
+    """A multiplication of two values that depend on the image, and why it is no channel gate.
+
+    Attributes:
+        name: Dotted path of the module in which it runs.
+        shape: The product's shape.
+        factor: The smaller factor's shape.
+        why: The reason, in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    factor: tuple[int, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What one traced run shows.
+
+    Attributes:
+        gates: Every channel gate, in the order of computation.
+        others: Every other product of two values that depend on the image.
+        trace: The run, for questions about what stands before and behind a gate.
+    """
+
+    gates: tuple[ChannelGate, ...]
+    others: tuple[NotAGate, ...]
+    trace: Trace
+
+
+def discover(model: nn.Module, example: Any) -> Discovery:
+    """Find the channel gates of a model; it stays as it was.
+
+    Args:
+        model: Any model; run in evaluation mode, on the meta device where it can.
+        example: A tensor, a tuple of positional or a mapping of keyword arguments; at least two samples, and maps of
+            more than one position, tell gates from maps best.
+
+    Raises:
+        TraceError: The model does not run on the example.
+    """
+    recorded = trace(model, example, is_layer=_is_layer)
+    modules = dict(model.named_modules())
+    found: list[ChannelGate] = []
+    others: list[NotAGate] = []
+    names: Counter[str] = Counter()
+    for product in products(recorded.graph):
+        node = recorded.graph.nodes[product.node]
+        if product.why:
+            factor = recorded.graph.nodes[compact(recorded.graph, product.factor)].shape
+            others.append(NotAGate(name=node.where, shape=node.shape, factor=factor, why=product.why))
+            continue
+        names[node.where] += 1
+        number = names[node.where]
+        name = node.where if number == 1 else f"{node.where}#{number}"
+        found.append(_described(recorded.graph, product, name, modules))
+    return Discovery(tuple(found), tuple(others), recorded)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    # A site is opened up: the dynamic attention on it is what is looked for.
+    return not isinstance(module, Foldable) and (rule_for(module) is not None or is_batchnorm(module))
+
+
+def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, nn.Module]) -> ChannelGate:
+    where = graph.nodes[product.node].where
+    shape = graph.nodes[product.node].shape
+    call = _call_of(graph, product.node, where)
+    source = _source(graph, product)
+    return ChannelGate(
+        name=name,
+        where=where,
+        kind=type(modules[where]).__name__,
+        channels=shape[product.axis] * product.split,
+        axis=product.axis,
+        source=source.name if source is not None else None,
+        source_call=source.call if source is not None else 0,
+        where_call=call.call if call is not None else 0,
+        whole=call is not None and _is_whole(graph, product, call),
+        split=product.split,
+        product=product.node,
+        gate=product.factor,
+        scaled=product.scaled,
+    )
+
+
+def _call_of(graph: Graph, node: int, name: str) -> Visit | None:
+    """The innermost call of a module during which a value was made."""
+    calls = [visit for visit in graph.visits if visit.name == name and visit.first <= node < visit.last]
+    return min(calls, key=lambda visit: visit.last - visit.first, default=None)
+
+
+def _source(graph: Graph, product: Product) -> Visit | None:
+    """The call whose one output is the gate; the one nearest to the computation, without broadcast dimensions."""
+    chain = [product.factor]
+    while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in WHOLE_VIEWS and len(node.inputs) == 1:
+        chain.append(node.inputs[0])
+    for index in reversed(chain):
+        for visit in graph.visits:
+            if visit.outputs == (index,) and visit.name:
+                return visit
+    return None
+
+
+def _is_whole(graph: Graph, product: Product, call: Visit) -> bool:
+    """Whether a call takes the scaled value only, and its result is the product, views apart."""
+    return (
+        len(call.inputs) == 1
+        and len(call.outputs) == 1
+        and _through_views(graph, product.scaled, call.inputs[0])
+        and _through_views(graph, call.outputs[0], product.node)
+    )
+
+
+def _through_views(graph: Graph, late: int, early: int) -> bool:
+    """Whether one value is another, seen through views that keep every element."""
+    while late != early:
+        node = graph.nodes[late]
+        if node.kind != "operation" or node.name not in WHOLE_VIEWS or len(node.inputs) != 1:
+            return False
+        late = node.inputs[0]
+    return True

@@ -1,0 +1,218 @@
+"""Which multiplications of a trace are channel gates, and what the others are.
+
+A product is looked at through its two factors. The *scaled* one has the product's full shape; the other, seen without
+the dimensions that broadcasting made, tells the kind:
+
+- (N, C, 1, 1), (N, 1, C) ...: samples and channels only, and reduced from a feature map: a channel gate;
+- (N, K, C, 1, 1) with the product summed over K: a gate that weighs K branches (SK, ResNeSt);
+- anything else that depends on the image: a spatial gate, a gate per position, an element by element product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stripefold.surgery.channels import axis_after, channel_axis
+from stripefold.surgery.graph import Graph, Node
+from stripefold.surgery.operations import VIEWS, is_batch_norm
+
+# Functions that end a normalisation's own factor: one over a size measured on the map itself.
+_INVERSES = frozenset({"rsqrt", "reciprocal"})
+_LAST_AXIS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "native_layer_norm", "_fused_rms_norm"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One multiplication of two values that both depend on the image.
+
+    Attributes:
+        node: The product.
+        scaled: Its factor of full shape, or -1.
+        factor: The other one.
+        axis: Channel axis of the scaled value, where this is a gate.
+        split: Number of branches that the gate weighs.
+        why: Why it is no channel gate; "" where it is one.
+    """
+
+    node: int
+    scaled: int
+    factor: int
+    axis: int = -1
+    split: int = 1
+    why: str = ""
+
+
+def products(graph: Graph) -> Iterator[Product]:
+    """Every multiplication of two activations, in the order of computation."""
+    for index, node in enumerate(graph.nodes):
+        if node.kind == "operation" and node.name in ("mul", "div", "addcmul"):
+            factors = [i for i in _factors(node) if graph.nodes[i].role == "activation"]
+            if len(factors) == 2:
+                yield _judged(graph, index, factors[0], factors[1])
+
+
+def compact(graph: Graph, index: int) -> int:
+    """The value before it was expanded to the shape of its partner."""
+    node = graph.nodes[index]
+    while node.name == "expand" and len(node.inputs) == 1:
+        index = node.inputs[0]
+        node = graph.nodes[index]
+    return index
+
+
+def extents(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The axes of a value of ``rank`` dimensions along which a factor of this shape differs."""
+    lead = rank - len(shape)
+    return tuple(lead + axis for axis, size in enumerate(shape) if size > 1)
+
+
+def _factors(node: Node) -> tuple[int, ...]:
+    return node.inputs[1:] if node.name == "addcmul" else node.inputs
+
+
+def _judged(graph: Graph, index: int, first: int, second: int) -> Product:
+    shape = graph.nodes[index].shape
+    rank = len(shape)
+    axes = {i: extents(graph.nodes[compact(graph, i)].shape, rank) for i in (first, second)}
+    full = extents(shape, rank)
+    scaled, factor = (first, second) if len(axes[first]) >= len(axes[second]) else (second, first)
+    found = Product(node=index, scaled=scaled, factor=factor)
+    if axes[scaled] != full:
+        return _refused(found, "an outer product: neither factor has the shape of the result")
+    if axes[factor] == full and not _is_pooled_pair(graph, scaled, factor):
+        return _refused(found, "element by element: the factor has the shape of the map")
+    if graph.nodes[index].name == "div" or _is_normalising(graph, factor):
+        return _refused(found, "a normalisation: the factor is one over a size of the map itself")
+    return _gate(graph, found, set(axes[factor]) - {0}, set(full) - {0})
+
+
+def _gate(graph: Graph, found: Product, axes: set[int], full: set[int]) -> Product:
+    node = graph.nodes[found.node]
+    if not axes:
+        return _refused(found, "one number for a whole sample")
+    channel = _axis_of(graph, found.scaled)
+    if channel is None:
+        channel = _axis_ahead(graph, found.node)
+    summed = _summed_axis(graph, found.node) if len(axes) == 2 else None
+    split = node.shape[summed] if summed in axes and summed is not None else 1
+    if split > 1:
+        axes = axes - {summed}
+    axis = next(iter(axes))
+    if len(axes) > 1:
+        return _refused(found, "a gate that differs over positions")
+    if channel is None:
+        channel = 1 if len(node.shape) == 4 else axis
+    if split == 1 and axis != channel:
+        return _refused(found, "a spatial gate: one number for each position, the same for every channel")
+    if not _reduces_a_map(graph, found.factor):
+        return _refused(found, "not reduced from a feature map: its factor comes from another input")
+    return Product(node=found.node, scaled=found.scaled, factor=found.factor, axis=axis, split=split)
+
+
+def _refused(found: Product, why: str) -> Product:
+    return Product(node=found.node, scaled=found.scaled, factor=found.factor, why=why)
+
+
+def _is_pooled_pair(graph: Graph, scaled: int, factor: int) -> bool:
+    """Whether the factor of a map of one position was pooled from it: (N, C, 1, 1) times (N, C, 1, 1)."""
+    shape = graph.nodes[scaled].shape
+    if len(shape) < 3 or any(size > 1 for size in shape[2:]):
+        return False
+    behind = graph.values_behind[factor]
+    pools = ("mean", "sum", "amax", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d")
+    return any(behind >> user & 1 and graph.nodes[user].name in pools for user in graph.consumers[scaled])
+
+
+def _is_normalising(graph: Graph, index: int) -> bool:
+    node = graph.nodes[index]
+    while node.kind == "operation" and node.name in VIEWS and node.inputs:
+        node = graph.nodes[node.inputs[0]]
+    if node.name == "pow":
+        return any(isinstance(argument, (int, float)) and argument < 0 for argument in node.arguments)
+    return node.name in _INVERSES
+
+
+def _reduces_a_map(graph: Graph, index: int) -> bool:
+    """Whether anything behind a factor has positions beside samples and channels."""
+    behind = graph.values_behind[index] & graph.activations
+    while behind:
+        low = behind & -behind
+        shape = graph.nodes[low.bit_length() - 1].shape
+        if sum(size > 1 for size in shape[1:]) > 1:
+            return True
+        behind ^= low
+    return False
+
+
+def _summed_axis(graph: Graph, index: int) -> int | None:
+    """The dimension over which the only consumer sums a product up, or None."""
+    users = set(graph.consumers[index])
+    if len(users) != 1:
+        return None
+    node = graph.nodes[users.pop()]
+    dims = next((argument for argument in node.arguments if isinstance(argument, (list, tuple))), None)
+    if node.name not in ("sum", "mean") or dims is None or len(dims) != 1:
+        return None
+    return int(dims[0]) % len(graph.nodes[index].shape)
+
+
+# Where the channels are.
+
+
+def _own_axis(node: Node) -> int | None:
+    """The channel axis that the operation itself tells, or None."""
+    if node.kind == "layer":
+        return channel_axis(node)
+    if node.kind != "operation":
+        return None
+    if node.name.startswith(("conv", "_conv")) or is_batch_norm(node.name) or "group_norm" in node.name:
+        return 1
+    return len(node.shape) - 1 if node.name in _LAST_AXIS else None
+
+
+def _axis_of(graph: Graph, index: int) -> int | None:
+    """The channel axis of a value, carried along from the last layers behind it."""
+    memo: dict[int, int | None] = {}
+    todo = [index]
+    while todo:
+        current = todo[-1]
+        node = graph.nodes[current]
+        own = _own_axis(node)
+        if current in memo or own is not None or node.kind != "operation":
+            memo.setdefault(current, own)
+            todo.pop()
+            continue
+        sources = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role == "activation"]
+        # The factor of full rank first: a gate is reshaped in ways that hide its channels.
+        sources.sort(key=lambda i: -graph.nodes[i].spread)
+        missing = [i for i in sources[:2] if i not in memo]
+        if missing:
+            todo.append(missing[0])
+            continue
+        memo[current] = next((a for a in (_carried(graph, memo, i, node) for i in sources[:2]) if a is not None), None)
+        todo.pop()
+    return memo[index]
+
+
+def _carried(graph: Graph, memo: dict[int, int | None], source: int, node: Node) -> int | None:
+    axis, before = memo.get(source), graph.nodes[source]
+    if axis is None or axis >= len(before.shape):
+        return None
+    after = axis_after(before, node, axis)
+    return after if after is not None and after < len(node.shape) else None
+
+
+def _axis_ahead(graph: Graph, index: int) -> int | None:
+    """The channel axis that the next layer takes a value to have, or None."""
+    for _ in range(8):
+        users = sorted(set(graph.consumers[index]))
+        if not users:
+            return None
+        own = _own_axis(graph.nodes[users[0]])
+        if own is not None:
+            return own if len(graph.nodes[users[0]].shape) == len(graph.nodes[index].shape) else None
+        if len(graph.nodes[users[0]].shape) != len(graph.nodes[index].shape):
+            return None
+        index = users[0]
+    return None
