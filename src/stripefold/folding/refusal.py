@@ -160,7 +160,9 @@ def _no_affine_part(layer: nn.Module, rule: Rule) -> str | None:
     return None
 
 
-def tied_to(layer: nn.Module, rule: Rule, name: str, owners: Mapping[int, list[str]]) -> str | None:
+def tied_to(
+    layer: nn.Module, rule: Rule, name: str, owners: Mapping[int, list[str]], side: str = "output"
+) -> str | None:
     """Which other places hold a tensor that the rule scales, in words, or None.
 
     Args:
@@ -168,8 +170,9 @@ def tied_to(layer: nn.Module, rule: Rule, name: str, owners: Mapping[int, list[s
         rule: its rule.
         name: the first of its paths in the model.
         owners: ``surgery.modules.tensor_owners(model)``.
+        side: whose tensors, "output" or "input".
     """
-    for attribute in rule.output:
+    for attribute in (rule.output if side == "output" else rule.input) or ():
         tensor = layer._parameters.get(attribute, layer._buffers.get(attribute))
         own = f"{name}.{attribute}" if name else attribute
         others = [path for path in owners.get(id(tensor), ()) if path != own]

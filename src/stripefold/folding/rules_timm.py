@@ -43,7 +43,7 @@ def activated(rule: Rule, without: Mapping[str, Any] | None = None) -> Rule:
         output: Tensor = forward_with(layer, taken_out, inputs, {})
         return output
 
-    return replace(rule, commutes=False, linear_part=linear_part, input=None)
+    return replace(rule, commutes=False, linear_part=linear_part)  # an input side lies before the activation, too
 
 
 def in_float32(rule: Rule) -> Rule:

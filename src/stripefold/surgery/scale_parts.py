@@ -1,0 +1,150 @@
+"""The words of scale paths: which side of which layer takes which entries of a per-channel scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from stripefold.surgery.commuting import DoesNotCommuteError
+from stripefold.surgery.graph import Graph, Node
+from stripefold.surgery.patterns import NOT_SCALED, Shape, index_along
+
+Side = Literal["output", "input"]
+
+JOINS = frozenset({"cat", "concat", "concatenate"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Takes:
+    """A layer's side that takes a per-channel scale.
+
+    Attributes:
+        axis: its channel axis, 1 or -1.
+        activated: an activation follows inside the layer, so that what is scaled is not the output itself.
+    """
+
+    axis: int
+    activated: bool = False
+
+
+Sides = Callable[[str, Side], Takes | str]
+"""``(layer's path, side) -> how it takes a scale there, or why it cannot``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One layer that takes the scale, or a part of it.
+
+    Attributes:
+        layer: dotted path.
+        side: which of its sides.
+        index: per channel of that side, the entry of v that multiplies it; -1: none.
+    """
+
+    layer: str
+    side: Side
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a scale goes: all of the parts together, exactly.
+
+    Attributes:
+        parts: the layers.
+        nonnegative: exact only where no entry of v is negative (a ReLU or a max pooling lies between).
+    """
+
+    parts: tuple[Part, ...]
+    nonnegative: bool
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a scale cannot go there, in words."""
+
+    why: str
+
+
+@dataclass
+class Search:
+    """What the searches in both directions share: the parts found so far, and how one ends at a layer.
+
+    Attributes:
+        graph: of a trace.
+        sides: what the layers can take.
+        ignoring: nodes that will not exist any more.
+        parts: where the scale goes.
+        nonnegative: whether something on the way asks for v >= 0.
+    """
+
+    graph: Graph
+    sides: Sides
+    ignoring: frozenset[int]
+    parts: list[Part] = field(default_factory=list)
+    nonnegative: bool = False
+
+    def target(self) -> Target:
+        """What was found."""
+        return Target(parts=tuple(self.parts), nonnegative=self.nonnegative)
+
+    def side(self, node: Node, side: Side) -> Takes:
+        """How the layer of a node takes a scale.
+
+        Raises:
+            DoesNotCommuteError: it cannot, or it is called more than once.
+        """
+        calls = [call for call in self.graph.calls if call.name == node.name]
+        if len(calls) != 1:
+            raise DoesNotCommuteError(f"{node.name!r} is called {len(calls)} times")
+        if calls[0].implicit:
+            raise DoesNotCommuteError(f"the weight of {node.name!r} is used without calling the layer")
+        takes = self.sides(node.name, side)
+        if isinstance(takes, str):
+            raise DoesNotCommuteError(f"{node.name!r}: {takes}")
+        return takes
+
+    def end_at(self, node: Node, side: Side, channels: tuple[Shape, int], pattern: Tensor) -> None:
+        """Let a layer take the scale.
+
+        Args:
+            node: the layer.
+            side: which side of it.
+            channels: the shape of the value on that side, and its channel axis.
+            pattern: of that value.
+
+        Raises:
+            DoesNotCommuteError: the scale lies along another axis.
+        """
+        shape, axis = channels
+        index = index_along(pattern, shape, axis % len(shape)) if len(shape) > 1 else None
+        if index is None:
+            raise DoesNotCommuteError(f"what is scaled are not the channels of {node.name!r}'s {side}")
+        if any(entry != NOT_SCALED for entry in index):
+            self.parts.append(Part(layer=node.name, side=side, index=index))
+
+
+def joining_axis(node: Node) -> int:
+    """The axis of a concatenation."""
+    return next((a for a in node.arguments if isinstance(a, int)), 0) % len(node.shape)
+
+
+def adds_number(node: Node) -> bool:
+    """Whether a sum has a number among its arguments, as ``x + 1`` has."""
+    return any(isinstance(a, (int, float)) and not isinstance(a, bool) for a in node.arguments)
+
+
+def only_operand(graph: Graph, node: Node) -> int:
+    """The one operand that is not a constant.
+
+    Raises:
+        DoesNotCommuteError: there are several.
+    """
+    moving = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role != "constant"]
+    if len(moving) != 1:
+        where = repr(node.where) if node.where else "the model itself"
+        raise DoesNotCommuteError(f"{node.name!r} in {where} joins {len(moving)} values")
+    return moving[0]
