@@ -31,6 +31,10 @@ class VerifyError(StripefoldError):
     """Two models that should agree do not."""
 
 
+class ExportError(StripefoldError):
+    """A deployed file could not be written or checked; no file is left behind."""
+
+
 class AdapterError(StripefoldError):
     """An adapter file does not belong to this model, or is not an adapter."""
 
