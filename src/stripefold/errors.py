@@ -11,6 +11,10 @@ class AttachError(StripefoldError):
     """A gate could not be put on the model; the model is unchanged."""
 
 
+class BranchError(StripefoldError):
+    """A convolution could not be replaced by a branch block; the model is unchanged."""
+
+
 class FoldError(StripefoldError):
     """A gate or block could not be folded; the model is unchanged."""
 

@@ -37,6 +37,11 @@ class Foldable(nn.Module):
             FoldError: folding is impossible (non-finite scale, overflow ...).
         """
 
+    @property
+    def gains_bias(self) -> bool:
+        """Whether the layer that folding gives has a bias that the layer it stands for did not have."""
+        return False
+
     @abstractmethod
     def folded_(self) -> nn.Module:
         """Fold in place and return the module that takes this one's position."""
