@@ -11,7 +11,8 @@ from torch import nn
 
 from stripefold.folding.fuse import is_batchnorm
 from stripefold.folding.rule import rule_for
-from stripefold.stripe.products import Product, compact, products
+from stripefold.stripe.descriptor import Descriptor, descriptor_of
+from stripefold.stripe.products import Product, compact, keeps_order, products
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import WHOLE_VIEWS
@@ -37,6 +38,9 @@ class ChannelGate:
         product: The product's node in the trace's graph.
         gate: The factor's node.
         scaled: The scaled value's node.
+        descriptor: Node of the squeezed value (N, D) that the whole gate is computed from, or -1.
+        entry: Dotted path of the first module called with it and nothing else, or None.
+        entry_call: Which call of that module within one run of the model, from 0.
     """
 
     name: str
@@ -52,6 +56,9 @@ class ChannelGate:
     product: int
     gate: int
     scaled: int
+    descriptor: int = -1
+    entry: str | None = None
+    entry_call: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +132,7 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
     shape = graph.nodes[product.node].shape
     call = _call_of(graph, product.node, where)
     source = _source(graph, product)
+    descriptor = descriptor_of(graph, product.factor) if product.split == 1 else Descriptor()
     return ChannelGate(
         name=name,
         where=where,
@@ -139,6 +147,9 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
         product=product.node,
         gate=product.factor,
         scaled=product.scaled,
+        descriptor=descriptor.node,
+        entry=descriptor.entry,
+        entry_call=descriptor.entry_call,
     )
 
 
@@ -151,8 +162,8 @@ def _call_of(graph: Graph, node: int, name: str) -> Visit | None:
 def _source(graph: Graph, product: Product) -> Visit | None:
     """The call whose one output is the gate; the one nearest to the computation, without broadcast dimensions."""
     chain = [product.factor]
-    while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in WHOLE_VIEWS and len(node.inputs) == 1:
-        chain.append(node.inputs[0])
+    while keeps_order(graph, chain[-1]):
+        chain.append(graph.nodes[chain[-1]].inputs[0])
     for index in reversed(chain):
         for visit in graph.visits:
             if visit.outputs == (index,) and visit.name:

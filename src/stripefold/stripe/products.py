@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from stripefold.surgery.channels import axis_after, channel_axis
 from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.operations import VIEWS, is_batch_norm
+from stripefold.surgery.operations import VIEWS, WHOLE_VIEWS, is_batch_norm
 
 # Functions that end a normalisation's own factor: one over a size measured on the map itself.
 _INVERSES = frozenset({"rsqrt", "reciprocal"})
@@ -59,6 +59,18 @@ def compact(graph: Graph, index: int) -> int:
         index = node.inputs[0]
         node = graph.nodes[index]
     return index
+
+
+def keeps_order(graph: Graph, index: int) -> bool:
+    """Whether a value is nothing but a view of its one input that shows all elements, in their order."""
+    node = graph.nodes[index]
+    if node.kind != "operation" or node.name not in WHOLE_VIEWS or len(node.inputs) != 1:
+        return False
+    if node.name not in ("permute", "transpose", "t", "movedim"):
+        return True
+    # Dimensions of one element may go anywhere.
+    before = graph.nodes[node.inputs[0]].shape
+    return [size for size in before if size > 1] == [size for size in node.shape if size > 1]
 
 
 def extents(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
