@@ -118,7 +118,9 @@ def test_the_reasons() -> None:
     _, report = fused(Twice().double(), images())
     assert "conv" in why(report)["bn1"]
     _, report = fused(Between().double(), images())
-    assert why(report)["bn2"] == "no convolution or linear layer directly in front"
+    assert why(report)["bn2"] == (
+        "no convolution or linear layer directly in front; behind it: its output is returned by the model"
+    )
 
 
 def test_call_order_counts_not_definition_order() -> None:

@@ -168,5 +168,7 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     if found:
         forget_compiled(model)
     plain = replace_modules(model, {module: module.folded_() for module in found.values()})
-    fuse_notes: list[FoldNote] = fuse_(plain, example) if fuse else []
+    fuse_notes: list[FoldNote] = []
+    if fuse:
+        plain, fuse_notes = fuse_(plain, example)
     return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse, _NOT_CHECKED)

@@ -1,0 +1,128 @@
+"""What merging a BatchNorm needs, on whichever side it runs: the norms known, their numbers, what stays of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.algebra.merge import batchnorm_scale_shift
+from stripefold.folding.refusal import altered
+from stripefold.folding.rule import Rule, type_key
+from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.trace import Trace
+
+_PLAIN_NORMS = frozenset(
+    {
+        *(f"torch.nn.modules.batchnorm.BatchNorm{n}d" for n in (1, 2, 3)),
+        "torch.nn.modules.batchnorm.SyncBatchNorm",
+        "torchvision.ops.misc.FrozenBatchNorm2d",
+    }
+)
+# timm's BatchNorm with dropout and activation inside: these two stay where the norm was.
+_NORMS_WITH_ACTIVATION = frozenset(
+    f"timm.layers.norm_act.{name}" for name in ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A traced model whose norms are to be merged.
+
+    Attributes:
+        trace: of the model as it is now.
+        modules: dotted path -> module, without what is inside sites.
+        owners: ``surgery.modules.tensor_owners`` of the model.
+    """
+
+    trace: Trace
+    modules: dict[str, nn.Module]
+    owners: dict[int, list[str]]
+
+
+def outside_sites(model: nn.Module) -> dict[str, nn.Module]:
+    """Dotted path -> module; a site that stays (dynamic attention) is one step, without the layer inside it."""
+    found: dict[str, nn.Module] = {}
+    inside = [f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, Foldable)]
+    for name, module in model.named_modules():
+        if not name.startswith(tuple(inside)):
+            found[name] = module
+    return found
+
+
+def is_batchnorm(module: nn.Module) -> bool:
+    """Whether this is a BatchNorm whose running statistics can become constants (by exact type)."""
+    return type_key(type(module)) in _PLAIN_NORMS | _NORMS_WITH_ACTIVATION
+
+
+def scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A BatchNorm in eval mode as ``scale x + shift``: two vectors of shape (C,), float64."""
+    return batchnorm_scale_shift(
+        norm.running_mean,  # type: ignore[arg-type]
+        norm.running_var,  # type: ignore[arg-type]
+        norm.eps,  # type: ignore[arg-type]
+        norm.weight,  # type: ignore[arg-type]
+        norm.bias,  # type: ignore[arg-type]
+    )
+
+
+def remainder(norm: nn.Module) -> nn.Module:
+    """What stays in a BatchNorm's place: nothing, or the dropout and activation it carried."""
+    if type_key(type(norm)) in _PLAIN_NORMS:
+        rest: nn.Module = nn.Identity()
+    else:
+        carried = [norm._modules.get(name) for name in ("drop", "act")]
+        parts = [part for part in carried if part is not None and not isinstance(part, nn.Identity)]
+        rest = nn.Sequential(*parts) if len(parts) > 1 else parts[0] if parts else nn.Identity()
+    rest.train(norm.training)
+    return rest
+
+
+def no_constants(setting: Setting, norm_name: str) -> str | None:
+    """Why a norm is no affine map with known numbers, or None."""
+    norm = setting.modules[norm_name]
+    if getattr(norm, "running_mean", None) is None:
+        return "it keeps no running statistics"
+    reason = altered(norm)
+    if reason is not None:
+        return f"{norm_name}: {reason}"
+    if not all(bool(tensor.isfinite().all()) for tensor in scale_shift(norm)):
+        return "its statistics or its affine part are not finite"
+    return None
+
+
+def unfit(setting: Setting, layer_name: str) -> str | None:
+    """Why a layer cannot take up any norm, or None."""
+    layer = setting.modules[layer_name]
+    reason = altered(layer)
+    if reason is not None:
+        return f"{layer_name}: {reason}"
+    for key, tensor in layer._parameters.items():
+        if tensor is not None and len(setting.owners.get(id(tensor), ())) > 1:
+            return f"{layer_name}.{key} is tied to another module"
+    if any(call.implicit for call in setting.trace.calls(layer_name)):
+        return f"the weights of {layer_name} are used without calling it"
+    return None
+
+
+def overflows(layer: nn.Module, rule: Rule, tensors: dict[str, Tensor]) -> str | None:
+    """Why merged numbers (attribute -> float64 tensor) would not be finite in the layer's dtype, or None."""
+    dtype = getattr(layer, rule.required).dtype
+    largest = torch.finfo(dtype).max
+    if any(tensor.numel() and not float(tensor.abs().max()) <= largest for tensor in tensors.values()):
+        return f"the merged weights would overflow {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+@torch.no_grad()
+def write_(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Round merged numbers once into a layer's own tensors; a bias that it has not yet becomes a parameter of it."""
+    for name, merged in tensors.items():
+        own = getattr(layer, name, None)
+        if own is not None:
+            own.copy_(merged.to(own.dtype))
+            continue
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        layer._parameters[name] = nn.Parameter(merged.to(weight.dtype), requires_grad=weight.requires_grad)
