@@ -1,0 +1,127 @@
+"""Write a deployed file whole and checked, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from stripefold.atomic import atomic_path
+from stripefold.errors import VerifyError
+from stripefold.export.batch import arguments_of, batch_size, noise_like, resized
+from stripefold.export.check import check_file
+from stripefold.export.program import compile_package, load_package, load_pt2, save_onnx, save_pt2
+from stripefold.export.report import Outcome
+from stripefold.export.session import OnnxModel
+from stripefold.folding.files import Kind, file_info, load_tensors, save_model
+from stripefold.surgery.example import Example, example_to
+
+Form = Literal["safetensors", "pt2", "aot", "onnx"]
+BATCHES = (1, 3)
+"""Batch sizes at which a file with an open batch is run: the special case, and one that was not traced."""
+
+
+def write_weights(
+    model: nn.Module, path: Path, kind: Kind, extra: Mapping[str, Any] | None, *, check: bool
+) -> tuple[dict[str, Any], Outcome]:
+    """Write the state dict of a folded model, and read it back bit for bit.
+
+    Returns:
+        What the file says about itself, and how it was checked.
+
+    Raises:
+        VerifyError: the file holds other numbers (a failing disk).
+    """
+    with atomic_path(path) as temporary:
+        save_model(model, temporary, kind=kind, extra=extra)
+        if check:
+            _compare_tensors(model, temporary)
+    info = file_info(path)
+    about = {"kind": info.kind, "versions": info.versions, "extra": info.extra}
+    notes = (f"read back: {len(model.state_dict())} tensors, the same bit for bit",) if check else ()
+    return about, Outcome(checked=check, notes=notes)
+
+
+def write_program(
+    program: ExportedProgram,
+    path: Path,
+    form: Form,
+    *,
+    about: Mapping[str, Any],
+    model: nn.Module,
+    samples: Mapping[str, Example],
+    opset: int | None = None,
+) -> Outcome:
+    """Write a captured program, read it back, and compare it with the eager model.
+
+    Args:
+        program: what `capture` gave.
+        path: the file; its folder exists.
+        form: ``pt2``, ``aot`` or ``onnx``.
+        about: kept in the file, except by ``aot``, which has no place for it.
+        model: the eager model that was captured.
+        samples: in words -> input to compare on; none: no check.
+        opset: version of the ONNX operators.
+
+    Raises:
+        ExportError: the format cannot hold the program, or its runtime is missing.
+        VerifyError: the file computes something else.
+    """
+    with atomic_path(path) as temporary:
+        if form == "onnx":
+            save_onnx(program, temporary, about, opset=opset)
+        elif form == "aot":
+            compile_package(program, temporary)
+        else:
+            save_pt2(program, temporary, about)
+        if not samples:
+            return Outcome(checked=False)
+        checks, tolerance = check_file(_reader(form)(temporary), model, samples)
+    return Outcome(checked=True, checks=checks, tolerance=tolerance)
+
+
+def samples_for(example: Example, inputs: Example | None, *, dynamic_batch: bool) -> dict[str, Example]:
+    """What a file is compared on: noise at two batch sizes, and real input where there is some.
+
+    Args:
+        example: the model's example, on the CPU.
+        inputs: real input.
+        dynamic_batch: whether the batch size is open; else everything is brought to the example's.
+    """
+    sizes = BATCHES if dynamic_batch else (batch_size(example),)
+    samples = {f"noise, batch {size}": noise_like(example, size, seed) for seed, size in enumerate(sizes)}
+    if inputs is not None:
+        real = example_to(inputs, torch.device("cpu"), None)
+        wanted = (1, batch_size(real)) if dynamic_batch else sizes
+        samples |= {f"given input, batch {size}": resized(real, size) for size in wanted}
+    return samples
+
+
+def _reader(form: Form) -> Callable[[Path], Callable[[Example], Any]]:
+    """How a file of this form is read back, as a function of an example."""
+    if form == "onnx":
+        return OnnxModel
+    load = load_package if form == "aot" else load_pt2
+
+    def read(path: Path) -> Callable[[Example], Any]:
+        run = load(path)
+
+        def compute(example: Example) -> Any:
+            positional, keywords = arguments_of(example)
+            return run(*positional, **keywords)
+
+        return compute
+
+    return read
+
+
+def _compare_tensors(model: nn.Module, path: Path) -> None:
+    stored = load_tensors(path)
+    for name, tensor in model.state_dict().items():
+        same = name in stored and torch.equal(stored[name].view(-1), tensor.detach().cpu().contiguous().view(-1))
+        if not same and not bool(tensor.isnan().any()):
+            raise VerifyError(f"{name} reads back as other numbers than were written: the disk may be failing")
