@@ -1,0 +1,108 @@
+"""The judge of a baked model: top-1 accuracy, or a function of the user's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.baking.batches import Batches
+from stripefold.errors import BakeError
+from stripefold.surgery.example import run_example
+
+Metric = Callable[[nn.Module], float]
+"""Takes a model in evaluation mode; higher is better."""
+ACCURACY = "top-1 accuracy in percent"
+
+
+class Accuracy:
+    """Top-1 accuracy in percent over labelled batches.
+
+    Args:
+        batches: with labels.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __call__(self, model: nn.Module) -> float:
+        """Run all batches.
+
+        Args:
+            model: gives logits (N, classes); in evaluation mode.
+
+        Raises:
+            BakeError: a batch without class numbers, or outputs that are no finite logits of it.
+        """
+        hits, seen = 0, 0
+        with torch.no_grad():
+            for batch in self._batches:
+                where = f"batch {batch.number} of {self._batches.name}"
+                logits = logits_of(run_example(model, batch.inputs))
+                labels = class_numbers(batch.labels, logits, where)
+                if not bool(logits.isfinite().all()):
+                    raise BakeError(f"the logits for {where} are not finite: look at the images and at the weights")
+                hits += int((logits.argmax(1) == labels).sum())
+                seen += len(labels)
+        return 100 * hits / seen
+
+
+def logits_of(output: Any) -> Tensor:
+    """The scores in what a model returns: itself, or its ``logits``.
+
+    Raises:
+        BakeError: anything else.
+    """
+    found = getattr(output, "logits", output)
+    if isinstance(found, Tensor) and found.dim() == 2:
+        return found
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    raise BakeError(f"the model returns {shape}, not logits (N, classes): give metric=, a function of the model")
+
+
+def class_numbers(labels: Tensor | None, logits: Tensor, where: str) -> Tensor:
+    """Labels (N,) beside logits (N, classes), on their device.
+
+    Args:
+        labels: what the batch holds.
+        logits: what the model gives for it.
+        where: the batch, for the message.
+
+    Raises:
+        BakeError: there are none, or not one per row, or one beyond the classes.
+    """
+    if labels is None:
+        raise BakeError(
+            f"{where} has no class numbers: give (images, labels) batches with labels (N,) of an integer type, or "
+            "metric=, a function of the model, higher is better"
+        )
+    if len(labels) != len(logits) or int(labels.max()) >= logits.shape[1]:
+        raise BakeError(
+            f"{where} has {len(labels)} labels up to {int(labels.max())} for logits {tuple(logits.shape)}: are these "
+            "the data and the classes of this model?"
+        )
+    return labels.to(logits.device)
+
+
+def measured(metric: Metric, model: nn.Module, when: str) -> float:
+    """What the metric says, as a number.
+
+    Args:
+        metric: the user's, or ``Accuracy``.
+        model: in evaluation mode.
+        when: of what state of the model, for the message.
+
+    Raises:
+        BakeError: no finite number.
+    """
+    value = metric(model)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BakeError(f"the metric gives {value!r} {when}: it must be a finite number, higher is better")
+    return number

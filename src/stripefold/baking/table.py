@@ -1,0 +1,87 @@
+"""A bake report as text of at most 100 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stripefold.baking.report import BakeReport, SiteResult
+
+WIDTH = 100
+_NAME, _KIND = 38, 16
+SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "dynamic": "dynamic"}
+
+
+def as_text(report: BakeReport) -> str:
+    """The table, the reasons and the figures below it."""
+    lines = [*_wrapped(_headline(report)), "", _header(), *(_row(report, site) for site in report.sites)]
+    return "\n".join([*lines, "", *_reasons(report), *_figures(report)])
+
+
+def _headline(report: BakeReport) -> str:
+    parts = [f"{count} {say}" for key, say in SAY.items() if (count := sum(s.outcome == key for s in report.baked))]
+    ends = f" ({', '.join(parts)})" if parts else ""
+    return (
+        f"baked {report.model}: {len(report.baked)} of {len(report.sites)} gates{ends}; constants are the "
+        f"{report.constants} over {report.images} images"
+    )
+
+
+def _header() -> str:
+    return f"{'gate':<{_NAME}} {'kind':<{_KIND}} {'C':>5} {'index':>6} {'std/|v|':>8} {'alone':>8}  result"
+
+
+def _row(report: BakeReport, site: SiteResult) -> str:
+    alone = "-" if site.alone is None or report.before is None else f"{site.alone - report.before:+.2f}"
+    ratio = "-" if site.within_over_mean is None else f"{site.within_over_mean:.3f}"
+    return (
+        f"{_cut(site.name or '(the model)', _NAME):<{_NAME}} {_cut(site.kind, _KIND):<{_KIND}} {site.channels:>5} "
+        f"{site.stripe_index:>6.3f} {ratio:>8} {alone:>8}  {SAY[site.outcome]}"
+    )
+
+
+def _reasons(report: BakeReport) -> list[str]:
+    """Where each kind of outcome went, gates of one reason together."""
+    groups: dict[str, list[str]] = {}
+    for site in report.sites:
+        groups.setdefault(f"{SAY[site.outcome]}: {site.why}" if site.why else "", []).append(site.name or "(the model)")
+    return [line for why, names in groups.items() if why for line in _wrapped(f"{why} - {_some(names)}")]
+
+
+def _figures(report: BakeReport) -> list[str]:
+    lines = []
+    steps = {
+        "as given": report.before,
+        "with constants": report.constant,
+        "BatchNorm re-estimated": report.recalibrated,
+        "constants trained": report.finetuned,
+        "returned": report.after,
+    }
+    shown = [f"{name} {value:.2f}" for name, value in steps.items() if value is not None]
+    if shown:
+        lines += _wrapped(f"{report.metric}: {', '.join(shown)}")
+    if any(site.alone is not None for site in report.sites):
+        lines.append("alone: change of the metric when this gate alone is constant")
+    if report.max_drop is not None:
+        lines.append(f"budget: the metric may fall by {report.max_drop:g} before any repair")
+    if report.speed is not None:
+        before, after = 1e3 * report.speed.before, 1e3 * report.speed.after
+        lines.append(
+            f"speed: {before:.2f} -> {after:.2f} ms for {report.speed.batch} images on {report.speed.device} "
+            f"({report.speed.ratio:.3f} x)"
+        )
+    return [*lines, *(line for note in report.notes for line in _wrapped(note))]
+
+
+def _cut(text: str, width: int) -> str:
+    """The end of a path tells more than its start."""
+    return text if len(text) <= width else "..." + text[3 - width :]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
