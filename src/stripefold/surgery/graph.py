@@ -80,6 +80,7 @@ class Graph:
         outputs: Nodes that the model returned.
         activations: The bit set of nodes whose role is "activation".
         visits: Every call of a module, layer or not, in the order in which they returned.
+        tensors: Dotted path of a parameter or buffer -> its node, where the run used it outside layers.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -90,6 +91,7 @@ class Graph:
     outputs: set[int] = field(default_factory=set)
     activations: int = 0
     visits: list[Visit] = field(default_factory=list)
+    tensors: dict[str, int] = field(default_factory=dict)
     _bits: dict[object, int] = field(default_factory=dict)
 
     def add(self, node: Node, *, weighted: bool = False) -> int:

@@ -54,6 +54,7 @@ def rehearse(
                 warnings.simplefilter("ignore")
                 recorder.take_inputs(inputs)
                 recorder.take_outputs(run_example(model, inputs))
+            recorder.graph.tensors = _tensors_used(model, recorder)
     except Exception as error:  # a user's forward may raise anything; the caller turns it into a TraceError
         return Failure(recorder.path if recorder else "", error)
     return recorder.graph, tuple(layers)
@@ -113,6 +114,17 @@ def _recorder(model: nn.Module, layers: Mapping[str, nn.Module]) -> Recorder:
             for tensor in _own_tensors(module):
                 owners.setdefault(storage_of(tensor), name)
     return Recorder(names, {id(layer) for layer in layers.values()}, owners, holders)
+
+
+def _tensors_used(model: nn.Module, recorder: Recorder) -> dict[str, int]:
+    """Which constants are parameters and buffers as they stand in the model; only inside ``undisturbed``."""
+    found: dict[str, int] = {}
+    for path, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            index = None if tensor is None else recorder.values.exactly(tensor)
+            if index is not None and recorder.graph.nodes[index].kind == "constant":
+                found[f"{path}.{key}" if path else key] = index
+    return found
 
 
 def _own_tensors(module: nn.Module) -> list[Tensor]:

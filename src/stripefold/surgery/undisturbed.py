@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,20 +88,30 @@ def to_meta(model: nn.Module) -> None:
 
     Tensors that were shared stay shared.
     """
+    _exchange(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+
+
+def to_device(model: nn.Module, device: torch.device) -> None:
+    """Let a copy on another device stand in for every parameter and buffer; only inside ``undisturbed``.
+
+    Tensors that were shared stay shared.
+    """
+    _exchange(model, lambda tensor: tensor.detach().to(device))
+
+
+def _exchange(model: nn.Module, made: Callable[[Tensor], Tensor]) -> None:
     stand_ins: dict[int, Tensor] = {}
     for module in _python_modules(model):
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for tensors in holders:
             for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in stand_ins:
+                    new = made(tensor)
+                    if isinstance(tensor, nn.Parameter):
+                        new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+                    stand_ins[id(tensor)] = new
                 if tensor is not None:
-                    tensors[name] = stand_ins.setdefault(id(tensor), _on_meta(tensor))
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
+                    tensors[name] = stand_ins[id(tensor)]
 
 
 def copy_buffers(model: nn.Module) -> None:

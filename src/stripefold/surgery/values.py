@@ -83,6 +83,10 @@ class Values:
         siblings = self._by_storage.get(key[0])
         return self._nodes[siblings[0]] if siblings else None
 
+    def exactly(self, tensor: Tensor) -> int | None:
+        """The node of this very view, or None."""
+        return self._nodes.get(key_of(tensor))
+
     def overlapping(self, tensor: Tensor) -> list[tuple[Key, int, bool]]:
         """The other known views that a write to ``tensor`` changes: key, node, and whether nothing old is left."""
         own = key_of(tensor)

@@ -1,0 +1,133 @@
+"""The surgery: constants go where the plan says, and the attention modules leave the model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from stripefold.asr.site import Site
+from stripefold.baking.hold import constant_gates
+from stripefold.baking.modules import ConstantGate, ConstantScale, like_parameter
+from stripefold.baking.places import Place
+from stripefold.baking.sites import BakeSite, check_constants, decided
+from stripefold.errors import BakeError, FoldError
+from stripefold.folding.sides import ScaleWriter
+from stripefold.folding.verify import EquivalenceReport, verify
+from stripefold.stripe.discover import ChannelGate
+from stripefold.surgery.example import Example
+from stripefold.surgery.modules import (
+    forget_compiled,
+    is_sharded,
+    move_call_hooks,
+    replace_modules,
+    unwrap_name,
+)
+
+
+def apply_(
+    model: nn.Module, sites: Sequence[BakeSite], constants: Mapping[str, Tensor]
+) -> tuple[nn.Module, list[BakeSite]]:
+    """Bake constants into a model, in place: everything is checked, then everything is changed.
+
+    A folded attention leaves an ``nn.Identity`` in its place: whatever the block's own code does with it (``is not
+    None``, an index into a ``Sequential``), that is safe. So a model in which all constants fold consists of the
+    classes it was built of, and unpickles where stripefold is not installed; a ``ConstantScale`` needs it.
+
+    Args:
+        model: the model that was planned for, unchanged since.
+        sites: one ``plan``, all of it: its gates were judged together.
+        constants: gate -> v (C,); products are formed in float64 and rounded once.
+
+    Returns:
+        The model (another object only where the model itself was a site of ours), and the sites as they were baked:
+        a sign condition that does not hold makes the next best of them.
+
+    Raises:
+        BakeError: constants that are missing or do not fit, a wrapped or sharded model, a product that overflows.
+    """
+    wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
+    if wrapper is not None:
+        raise BakeError(f"cannot bake a model that is wrapped in {wrapper}: give the bare model")
+    check_constants([site.gate for site in sites if site.how != "keep"], constants)
+    final = [decided(site, constants.get(site.name)) for site in sites]
+    modules = dict(model.named_modules())
+    writer = ScaleWriter(modules)
+    for site in final:
+        for part in site.target.parts if site.target is not None else ():
+            writer.add(part, constants[site.name])
+    try:
+        writer.check()
+    except FoldError as error:
+        raise BakeError(f"cannot bake: {error}") from error
+    replacements = _replacements(model, modules, final, constants)
+    forget_compiled(model)
+    writer.write_()
+    for old, new in replacements.items():
+        move_call_hooks(old, new)
+        new.train(old.training)
+    replacements |= _open_sites_(model, modules, final, constants)
+    return replace_modules(model, replacements), final
+
+
+def verify_baked(
+    model: nn.Module,
+    gates: Sequence[ChannelGate],
+    baked: nn.Module,
+    constants: Mapping[str, Tensor],
+    example: Example,
+) -> EquivalenceReport:
+    """Compare a baked model with the network it was made from, its gates held constant by hooks.
+
+    Args:
+        model: the network before baking, with its dynamic attention.
+        gates: its channel gates.
+        baked: what ``apply_`` made of a copy of it.
+        constants: gate -> v (C,), of the baked gates only.
+        example: an input.
+
+    Raises:
+        VerifyError: they do not agree within the numeric policy (see ``verify``).
+    """
+    with constant_gates(model, gates, constants):
+        return verify(model, baked, example)
+
+
+def _replacements(
+    model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[BakeSite], constants: Mapping[str, Tensor]
+) -> dict[nn.Module, nn.Module]:
+    """Old module -> the new one that takes its place, for gates outside sites of ours; nothing is put there yet."""
+    found: dict[nn.Module, nn.Module] = {}
+    for site in sites:
+        place = site.place
+        if place is not None and place.site is None:
+            old = modules[place.path]
+            found[old] = _constant(site, place, like_parameter(constants[site.name], old, model))
+    return found
+
+
+def _constant(site: BakeSite, place: Place, v: Tensor) -> nn.Module:
+    if site.target is not None:
+        return nn.Identity()
+    return ConstantScale(v, site.gate.axis) if place.whole else ConstantGate(v, place.shape)
+
+
+def _open_sites_(
+    model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[BakeSite], constants: Mapping[str, Tensor]
+) -> dict[nn.Module, nn.Module]:
+    """Take the dynamic attention off sites of ours: the layer alone is left, unless static gates stay on it."""
+    found: dict[nn.Module, nn.Module] = {}
+    for site in sites:
+        wrapper = None if site.place is None or site.place.site is None else modules[site.place.site]
+        if not isinstance(wrapper, Site):
+            continue
+        wrapper.gates = nn.ModuleList(wrapper.static_gates)
+        if len(wrapper.gates):
+            continue
+        base = wrapper.without_static_gates_()
+        if site.target is None:
+            scale = ConstantScale(like_parameter(constants[site.name], base, model), site.gate.axis)
+            base = nn.Sequential(OrderedDict(layer=base, scale=scale)).train(wrapper.training)
+        found[wrapper] = base
+    return found

@@ -1,0 +1,111 @@
+"""Constants in place of gates, by hooks: nothing of the model is changed, and all of it comes back.
+
+This is the cheap way to ask what baking a gate would cost, and it shares no code with the surgery, so that the one can
+be checked against the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from stripefold.errors import BakeError
+from stripefold.stripe.discover import ChannelGate
+from stripefold.surgery.values import tensors_in
+
+
+@contextmanager
+def constant_gates(
+    model: nn.Module, gates: Sequence[ChannelGate], constants: Mapping[str, Tensor]
+) -> Iterator[nn.Module]:
+    """Inside, some gates of the model give constants instead of what they compute.
+
+    Gradients reach the constants. The attention modules still run, and what they compute is dropped.
+
+    Args:
+        model: the model that was discovered.
+        gates: what was discovered (``Discovery.gates``).
+        constants: gate -> v (C,), any dtype; the other gates stay dynamic.
+
+    Raises:
+        BakeError: an unknown gate, a constant of another length, or a gate that no module returns.
+    """
+    known = {gate.name: gate for gate in gates}
+    for name, v in constants.items():
+        if name not in known:
+            raise BakeError(f"no channel gate is called {name!r}")
+        _check(known[name], v)
+    calls: Counter[str] = Counter()
+    handles = [model.register_forward_pre_hook(lambda module, args: calls.clear(), prepend=True)]
+    try:
+        for name, v in constants.items():
+            handles += _hooks(model, known[name], v, calls)
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def can_hold(gate: ChannelGate) -> bool:
+    """Whether a hook can put a constant in a gate's place: a module returns the gate, or is the whole attention."""
+    return gate.source is not None or (gate.whole and bool(gate.where))
+
+
+def _check(gate: ChannelGate, v: Tensor) -> None:
+    if tuple(v.shape) != (gate.channels,):
+        raise BakeError(f"the constant for {gate.name!r} has shape {tuple(v.shape)}, expected ({gate.channels},)")
+    if not can_hold(gate):
+        raise BakeError(
+            f"no module returns the gate {gate.name!r}: {gate.where or 'the model'!r} computes it in its own forward, "
+            "where no hook reaches. Leave it out, or let a module of its own compute it"
+        )
+
+
+def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) -> list[Any]:
+    """A hook on the module that returns the gate; without one, the whole attention's output is computed anew."""
+    if gate.source is not None:
+        key = f"source {gate.name}"
+        hook = _counted(calls, key, gate.source_call, lambda args, output: _replaced(gate, output, v))
+        return [model.get_submodule(gate.source).register_forward_hook(hook)]
+    module = model.get_submodule(gate.where)
+    kept: list[Tensor] = []
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        # Before the call, because an attention may write into its input.
+        x = next(tensors_in((args, kwargs)))
+        kept[:] = [x * _along(v, x, gate.axis)]
+
+    after = _counted(calls, f"where {gate.name}", gate.where_call, lambda args, output: kept[0].to(output.dtype))
+    return [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after),
+    ]
+
+
+def _counted(
+    calls: Counter[str], key: str, call: int, value: Callable[[Any, Tensor], Tensor]
+) -> Callable[[nn.Module, Any, Any], Any]:
+    """A forward hook that acts on one of a module's calls within a run of the model."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        calls[key] += 1
+        return value(args, output) if calls[key] == call + 1 else None
+
+    return hook
+
+
+def _replaced(gate: ChannelGate, output: Any, v: Tensor) -> Tensor:
+    if not isinstance(output, Tensor) or output.shape[1:].numel() != v.numel():
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise BakeError(f"{gate.source!r} returned {shape}, not one gate of {v.numel()} channels per sample")
+    return v.to(output.device, output.dtype).reshape(1, *output.shape[1:]).expand_as(output)
+
+
+def _along(v: Tensor, x: Tensor, axis: int) -> Tensor:
+    if axis >= x.dim() or x.shape[axis] != v.numel():
+        raise BakeError(f"a feature map of shape {tuple(x.shape)} has no {v.numel()} channels on axis {axis}")
+    return v.to(x.device).reshape(-1, *(1,) * (x.dim() - 1 - axis))

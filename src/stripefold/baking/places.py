@@ -1,0 +1,97 @@
+"""Which module of a model a constant replaces: the whole attention, or the part of it that returns the gate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from stripefold.asr.site import Site
+from stripefold.stripe.discover import ChannelGate, Discovery
+from stripefold.surgery.graph import Graph
+from stripefold.surgery.visits import Visit
+
+# Views that show all of a value in its own order.
+_VIEWS = frozenset(
+    {"view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze"}
+    | {"expand", "alias", "detach", "contiguous", "clone"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What is replaced.
+
+    Attributes:
+        path: dotted path of the module.
+        whole: it is x -> x * v(x) and nothing else, so that it disappears where the constant folds; otherwise it
+            returns the gate, and the product behind it stays.
+        shape: of what a module that returns the gate returns for one sample.
+        site: dotted path of the site of ours around it, or None.
+        beside_static: that site has static gates, too.
+    """
+
+    path: str
+    whole: bool
+    shape: tuple[int, ...] = ()
+    site: str | None = None
+    beside_static: bool = False
+
+
+def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Place | str:
+    """The module that a gate's constant replaces, or why there is none, in words."""
+    graph = discovery.trace.graph
+    if gate.split > 1:
+        return f"it weighs {gate.split} branches that are summed up: not a scale of one value"
+    site = _site_around(model, gate.where)
+    if gate.whole:
+        if not gate.where:
+            return "the model itself is the attention: nothing would be left of it"
+        times = _calls(graph, gate.where)
+        if times == 1:
+            return Place(path=gate.where, whole=True, site=site, beside_static=_has_static_gates(model, site))
+        return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
+    return _returning(graph, gate)
+
+
+def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
+    """The outermost module whose one output is the gate."""
+    chain = [gate.gate]
+    while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in _VIEWS and len(node.inputs) == 1:
+        chain.append(node.inputs[0])
+    visits = [v for v in graph.visits if v.name and len(v.outputs) == 1 and v.outputs[0] in chain]
+    visits = [v for v in visits if not v.first <= gate.product < v.last]
+    if not visits:
+        return f"no module returns the gate: {gate.where or 'the model'!r} computes it in its own forward"
+    visit = min(visits, key=lambda v: (v.first, -v.last))
+    if _calls(graph, visit.name) > 1:
+        return f"{visit.name!r}, which returns the gate, is called {_calls(graph, visit.name)} times"
+    shape = graph.nodes[visit.outputs[0]].shape
+    batch = graph.nodes[visit.inputs[0]].shape[0] if _has_batch(graph, visit) else -1
+    if shape[0] != batch or math.prod(shape[1:]) != gate.channels:
+        return f"{visit.name!r} returns the gate in the shape {shape}, in which samples and channels are not told apart"
+    return Place(path=visit.name, whole=False, shape=shape[1:])
+
+
+def _has_batch(graph: Graph, visit: Visit) -> bool:
+    return bool(visit.inputs) and len(graph.nodes[visit.inputs[0]].shape) > 0
+
+
+def _calls(graph: Graph, name: str) -> int:
+    return sum(visit.name == name for visit in graph.visits)
+
+
+def _has_static_gates(model: nn.Module, path: str | None) -> bool:
+    site = None if path is None else model.get_submodule(path)
+    return isinstance(site, Site) and bool(site.static_gates)
+
+
+def _site_around(model: nn.Module, path: str) -> str | None:
+    """The site of ours whose dynamic attention a module is (a part of), or None."""
+    parts = path.split(".")
+    for length in range(len(parts), -1, -1):
+        name = ".".join(parts[:length])
+        if isinstance(model.get_submodule(name), Site):
+            return name
+    return None
