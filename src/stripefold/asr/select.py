@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -15,6 +13,7 @@ from stripefold.errors import AttachError, TraceError
 from stripefold.folding.refusal import refusal_in
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example, infer_example
+from stripefold.surgery.globs import close_names, matching
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
@@ -193,10 +192,9 @@ def _by_mapping(layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, A
 
 
 def _matches(layers: dict[str, nn.Module], glob: str) -> list[str]:
-    names = [name for name in layers if fnmatchcase(name, glob)]
+    names = matching(layers, glob)
     if not names:
-        close = get_close_matches(glob, [*_KEYWORDS, *filter(None, layers)], n=3, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        hint = close_names(glob, [*_KEYWORDS, *layers])
         raise AttachError(
             f"where={glob!r} matches no module.{hint} Give 'residual', 'norm', 'affine' or a glob over dotted paths "
             "such as 'layer4.*.bn3'; sites(model, where='affine') lists what there is"

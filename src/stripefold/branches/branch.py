@@ -1,0 +1,143 @@
+"""``branch``: branch blocks in the place of convolutions. Everything is built and checked first, then swapped in."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from stripefold.branches.base import BranchBlock
+from stripefold.branches.calibrate import calibrate_
+from stripefold.branches.registry import build_block, check_options, kind_named
+from stripefold.branches.select import Where, select
+from stripefold.errors import BranchError
+from stripefold.surgery.modules import (
+    forget_compiled,
+    is_sharded,
+    move_call_hooks,
+    replace_modules,
+    unwrap_name,
+    wrapped_inside,
+)
+
+Init = Literal["paper", "identity"]
+
+
+def branch(
+    model: nn.Module,
+    kind: str,
+    *,
+    where: Where = "spatial",
+    init: Init = "paper",
+    data: Any = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Put branch blocks in the place of convolutions, in a copy of the model; the model given stays as it is.
+
+    Takes the arguments of ``branch_`` and raises the same errors.
+    """
+    _check_root(model)
+    try:
+        copied = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise BranchError(
+            f"{type(model).__name__} cannot be copied ({error}): use branch_, which works in place"
+        ) from error
+    return _branch(copied, kind, where, (init, data), options or {})
+
+
+def branch_(
+    model: nn.Module,
+    kind: str,
+    *,
+    where: Where = "spatial",
+    init: Init = "paper",
+    data: Any = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Put branch blocks in the place of convolutions, in place: each trains as several branches and folds to one.
+
+    Build the optimiser afterwards: the branches are new parameters. ``attach`` comes afterwards too, and takes a block
+    (its path) or a BatchNorm inside it.
+
+    Args:
+        model: any PyTorch model.
+        kind: a name of ``branch_names()``.
+        where: "spatial" (every convolution with more than one tap that the kind can stand for), a glob or a list of
+            globs over dotted paths, or a predicate ``(name, module) -> bool``.
+        init: "paper": the first branch keeps the convolution's own weights, the others start as torch starts a
+            convolution. "identity": the model computes the same as before, so that pretrained weights survive: in eval
+            mode always, in training mode only with ``data``.
+        data: for "identity": batches of the training data (an iterable of tensors, of (images, labels) or of mappings
+            of keyword arguments; or one tensor) on which the inner BatchNorms are measured, so that training starts
+            from the same function. A few hundred images do.
+        options: of the kind, such as ``{"copies": 2}``; ``stripefold branches`` lists them.
+
+    Returns:
+        The same model object.
+
+    Raises:
+        BranchError: nothing matched, a convolution cannot be a block, a bad option, or the data did not reach a
+            convolution. The model is then unchanged.
+    """
+    _check_root(model)
+    if isinstance(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        raise BranchError(
+            "the model itself is the convolution and cannot be replaced in place: use model = branch(model, ...)"
+        )
+    return _branch(model, kind, where, (init, data), options or {})
+
+
+def _check_root(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise BranchError(f"branch needs an nn.Module, got {type(model).__name__}")
+    wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
+    if wrapper is not None:
+        raise BranchError(f"the model is wrapped in {wrapper}: put the blocks into the bare model first, then wrap it")
+    inside = wrapped_inside(model, "DistributedDataParallel")
+    if inside is not None:
+        raise BranchError(
+            f"{inside!r} is wrapped in DistributedDataParallel, which would not synchronise new parameters: put the "
+            "blocks into the bare model first, then wrap it"
+        )
+
+
+def _branch(
+    model: nn.Module, kind: str, where: Where, start: tuple[Init, Any], options: Mapping[str, Any]
+) -> nn.Module:
+    init, data = start
+    _check_start(init, data)
+    found = kind_named(kind)
+    check_options(found, options)
+    chosen = select(model, found, where, options)
+    blocks = {
+        name: build_block(found, convolution, options, identity=init == "identity")
+        for name, convolution in chosen.convolutions.items()
+    }
+    if data is not None:
+        calibrate_(model, chosen.convolutions, blocks, data)
+    elif init == "identity" and any(block.has_norms for block in blocks.values()):
+        warnings.warn(
+            "init='identity' without data=: the model computes the same as before in eval mode, but not in training "
+            "mode, where the new BatchNorms normalise by each batch. Give data= (some training batches) to begin "
+            "training from the same function",
+            stacklevel=3,
+        )
+    return _swap_in(model, chosen.convolutions, blocks)
+
+
+def _check_start(init: object, data: Any) -> None:
+    if init not in get_args(Init):
+        raise BranchError(f"init={init!r}: expected 'paper' or 'identity'")
+    if data is not None and init != "identity":
+        raise BranchError("data= measures the BatchNorms of init='identity'; init='paper' takes none")
+
+
+def _swap_in(model: nn.Module, convolutions: Mapping[str, nn.Module], blocks: Mapping[str, BranchBlock]) -> nn.Module:
+    forget_compiled(model)
+    for name, convolution in convolutions.items():
+        move_call_hooks(convolution, blocks[name])
+    return replace_modules(model, {convolutions[name]: block for name, block in blocks.items()})

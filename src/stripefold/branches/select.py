@@ -1,0 +1,132 @@
+"""Which convolutions become blocks, and why each other one does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from stripefold.branches.base import BranchBlock
+from stripefold.branches.grid import Grid
+from stripefold.branches.registry import Kind
+from stripefold.errors import BranchError
+from stripefold.folding.refusal import altered, refusal_in
+from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.globs import close_names, matching
+from stripefold.surgery.modules import tensor_owners
+
+Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SPATIAL = "spatial"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The convolutions to replace, by path, and the reason for each that was looked at and left."""
+
+    convolutions: dict[str, nn.Module] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def select(model: nn.Module, kind: Kind, where: Where, options: Mapping[str, Any]) -> Chosen:
+    """Resolve ``where`` on a model without changing it.
+
+    Raises:
+        BranchError: nothing can be replaced, a layer named by its full path cannot be, a glob without a match, a
+            ``where`` of the wrong kind, a bad value of an option.
+    """
+    modules = _outside_blocks(model)
+    names = _names(modules, where)
+    owners = tensor_owners(model)
+    chosen = Chosen()
+    for name in names:
+        reason = _refusal(name, modules[name], kind, options, owners)
+        if reason is None:
+            chosen.convolutions[name] = modules[name]
+        else:
+            chosen.refused[name] = reason
+    _check(chosen, kind, where)
+    return chosen
+
+
+def _outside_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """First dotted path -> module, without what is inside blocks or sites."""
+    modules: dict[str, nn.Module] = {}
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if name.startswith(tuple(inside)):
+            continue
+        modules[name] = module
+        if isinstance(module, Foldable):
+            inside.append(f"{name}." if name else "")
+    return modules
+
+
+def _names(modules: dict[str, nn.Module], where: Where) -> list[str]:
+    if callable(where) and not isinstance(where, nn.Module):
+        return [name for name, module in modules.items() if where(name, module)]
+    if where == _SPATIAL:
+        return [name for name, module in modules.items() if _is_spatial(module)]
+    globs = [where] if isinstance(where, str) else where
+    if not isinstance(globs, Sequence) or not globs or not all(isinstance(glob, str) for glob in globs):
+        raise BranchError(
+            f"where={where!r}: give 'spatial', a glob, a list of globs, or a predicate (name, module) -> bool"
+        )
+    found: set[str] = set()
+    for glob in globs:
+        matches = matching(modules, glob)
+        if not matches:
+            hint = close_names(glob, [_SPATIAL, *modules])
+            raise BranchError(
+                f"where={glob!r} matches no module.{hint} Give 'spatial' or a glob over dotted paths such as "
+                "'layer4.*.conv2'"
+            )
+        found.update(matches)
+    return [name for name in modules if name in found]
+
+
+def _is_spatial(module: nn.Module) -> bool:
+    """A convolution of any library with more than one tap, blocks and sites apart."""
+    if not isinstance(module, _CONVOLUTIONS):
+        return False
+    return any(size > 1 for size in module.kernel_size)
+
+
+def _refusal(
+    name: str, module: nn.Module, kind: Kind, options: Mapping[str, Any], owners: Mapping[int, list[str]]
+) -> str | None:
+    """Why this module cannot be replaced, or None."""
+    if isinstance(module, BranchBlock):
+        return f"it is a {module.kind} block already"
+    if isinstance(module, Foldable):
+        return "it carries a gate: put the blocks in first, then attach"
+    reason = altered(module) or _type_refusal(module) or refusal_in(name, module, owners)
+    return reason or kind.refuse(Grid.of(module), **options)
+
+
+def _type_refusal(module: nn.Module) -> str | None:
+    if type(module) in _CONVOLUTIONS:
+        return None
+    name = type(module).__name__
+    if isinstance(module, _CONVOLUTIONS):
+        return f"{name} (exact type) does more than a convolution with its settings: a block would not do that"
+    if "ConvTranspose" in name:
+        return f"{name} is a transposed convolution: no block has a form for it"
+    return f"{name} is no convolution"
+
+
+def _check(chosen: Chosen, kind: Kind, where: Where) -> None:
+    exact = {where} if isinstance(where, str) else set() if callable(where) else set(where)
+    for name, reason in chosen.refused.items():
+        if name in exact:
+            raise BranchError(f"cannot put a {kind.name} block on {name!r}: {reason}")
+    if chosen.convolutions:
+        return
+    asked = "the predicate given as where" if callable(where) else f"where={where!r}"
+    if chosen.refused:
+        lines = [f"  {name or '(root)'}: {reason}" for name, reason in chosen.refused.items()]
+        listed = "\n".join([*lines[:5], *(["  ..."] if len(lines) > 5 else [])])
+        raise BranchError(f"{asked} selects only layers that cannot become {kind.name} blocks:\n{listed}")
+    raise BranchError(f"{asked} selects no convolution of this model")
