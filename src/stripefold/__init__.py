@@ -31,6 +31,8 @@ _NAMES = {
     "load_model_": "folding.files",
     "register_attention": "attention.registry",
     "attention_names": "attention.registry",
+    "observe": "stripe.observe",
+    "StripeReport": "stripe.report",
     "create_model": "nets.factory",
 }
 
@@ -48,10 +50,13 @@ if TYPE_CHECKING:
     from stripefold.folding.rule import register_rule
     from stripefold.folding.verify import EquivalenceReport, verify
     from stripefold.nets.factory import create_model
+    from stripefold.stripe.observe import observe
+    from stripefold.stripe.report import StripeReport
 
 __all__ = [
     "EquivalenceReport",
     "FoldReport",
+    "StripeReport",
     "attach",
     "attach_",
     "attention_names",
@@ -63,6 +68,7 @@ __all__ = [
     "fold_",
     "load_adapter",
     "load_model_",
+    "observe",
     "param_groups",
     "register_attention",
     "register_rule",

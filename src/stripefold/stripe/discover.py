@@ -41,6 +41,7 @@ class ChannelGate:
         descriptor: Node of the squeezed value (N, D) that the whole gate is computed from, or -1.
         entry: Dotted path of the first module called with it and nothing else, or None.
         entry_call: Which call of that module within one run of the model, from 0.
+        rows_first: The first axis of what the source returns counts the samples.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ChannelGate:
     descriptor: int = -1
     entry: str | None = None
     entry_call: int = 0
+    rows_first: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,7 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
         descriptor=descriptor.node,
         entry=descriptor.entry,
         entry_call=descriptor.entry_call,
+        rows_first=source is None or _has_rows_first(graph, source.outputs[0], shape[product.axis] * product.split),
     )
 
 
@@ -169,6 +172,11 @@ def _source(graph: Graph, product: Product) -> Visit | None:
             if visit.outputs == (index,) and visit.name:
                 return visit
     return None
+
+
+def _has_rows_first(graph: Graph, index: int, channels: int) -> bool:
+    node = graph.nodes[index]
+    return bool(node.shape) and node.shape[0] * channels == node.spread
 
 
 def _is_whole(graph: Graph, product: Product, call: Visit) -> bool:

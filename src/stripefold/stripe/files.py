@@ -21,7 +21,7 @@ from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import ObserveError
 from stripefold.stripe.discover import NotAGate
 from stripefold.stripe.layer import LayerStripes
-from stripefold.stripe.table import summary
+from stripefold.stripe.table import COLUMNS, summary
 
 if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
@@ -86,7 +86,7 @@ def to_csv(report: StripeReport, path: str | os.PathLike[str], *, by_channel: bo
     """See ``StripeReport.to_csv``."""
     rows = list(_channel_rows(report)) if by_channel else [summary(layer) for layer in report.layers]
     text = io.StringIO(newline="")
-    names = list(rows[0]) if rows else ["gate"]
+    names = ["gate", "channel", "mean", "std"] if by_channel else COLUMNS
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

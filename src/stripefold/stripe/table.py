@@ -10,12 +10,31 @@ if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
 
 WIDTH = 100
-_NAME, _KIND = 38, 16
+_NUMBERS = 43  # the columns behind gate and kind, with their spaces
+_LONGEST_KIND = 18
 _MOST_LISTED = 8
 _FLAGS = {
     "constant": "constant: one number for all images and channels, 0/0 counted as 1",
     "one image": "one image: nothing can vary, so the index is 1 by itself",
 }
+
+
+COLUMNS = (
+    "gate",
+    "kind",
+    "depth",
+    "channels",
+    "branches",
+    "images",
+    "stripe_index",
+    "flag",
+    "mean",
+    "between_std",
+    "within_std_mean",
+    "within_std_max",
+    "within_over_mean",
+    "class_share",
+)
 
 
 def summary(layer: LayerStripes) -> dict[str, Any]:
@@ -43,7 +62,9 @@ def as_text(report: StripeReport) -> str:
     lines = [_headline(report)]
     if report.layers:
         classes = any(layer.class_share is not None for layer in report.layers)
-        lines += ["", _header(classes), *(_row(layer, classes) for layer in report.layers), "", *_footer(report)]
+        widths = _widths(report)
+        rows = (_row(layer, widths, classes) for layer in report.layers)
+        lines += ["", _header(widths, classes), *rows, "", *_footer(report)]
     lines += _section("not channel gates", _grouped(report))
     lines += _section("gates that no batch reached", list(report.unrecorded))
     lines += _section("layers that the run did not use", list(report.uncalled))
@@ -52,23 +73,38 @@ def as_text(report: StripeReport) -> str:
 
 def _headline(report: StripeReport) -> str:
     if not report.layers:
-        return f"{report.model} has no channel attention that depends on the image ({report.images} images seen)"
+        return f"{report.model} has no channel attention that depends on the image"
     gates = f"{len(report.layers)} channel gate" + ("s" if len(report.layers) > 1 else "")
     return f"stripes of {report.model}: {gates} over {report.images} images"
 
 
-def _header(classes: bool) -> str:
-    columns = f"{'gate':<{_NAME}} {'kind':<{_KIND}} {'C':>5} {'index':>6}  {'std':>8} {'max':>8} {'std/|v|':>7}"
-    return columns + (f" {'class':>5}" if classes else "")
+def _widths(report: StripeReport) -> tuple[int, int]:
+    kind = min(_LONGEST_KIND, max(len(_kind(layer)) for layer in report.layers))
+    longest = max(4, max(len(_name(layer)) for layer in report.layers))
+    return min(WIDTH - _NUMBERS - 6 - kind - 1, longest), max(4, kind)
 
 
-def _row(layer: LayerStripes, classes: bool) -> str:
+def _name(layer: LayerStripes) -> str:
+    return layer.name or "(the model)"
+
+
+def _kind(layer: LayerStripes) -> str:
+    return layer.kind if layer.split == 1 else f"{layer.kind} /{layer.split}"
+
+
+def _header(widths: tuple[int, int], classes: bool) -> str:
+    labels = f"{'gate':<{widths[0]}} {'kind':<{widths[1]}}"
+    numbers = f" {'C':>5} {'index':>6}  {'std':>8} {'max':>8} {'std/|v|':>7}"
+    return labels + numbers + (f" {'class':>5}" if classes else "")
+
+
+def _row(layer: LayerStripes, widths: tuple[int, int], classes: bool) -> str:
     ratio, share = layer.within_over_mean, layer.class_share
-    mark = "*" if layer.index_flag else " "
-    kind = layer.kind if layer.split == 1 else f"{layer.kind} /{layer.split}"
+    kind = _kind(layer)
+    kind = kind if len(kind) <= widths[1] else kind[: widths[1] - 3] + "..."
     text = (
-        f"{_cut(layer.name or '(the model)', _NAME):<{_NAME}} {_cut(kind, _KIND):<{_KIND}} {layer.channels:>5} "
-        f"{layer.stripe_index:>6.3f}{mark} {_short(float(layer.within_std.mean()))} "
+        f"{_cut(_name(layer), widths[0]):<{widths[0]}} {kind:<{widths[1]}} {layer.channels:>5} "
+        f"{layer.stripe_index:>6.3f}{'*' if layer.index_flag else ' '} {_short(float(layer.within_std.mean()))} "
         f"{_short(float(layer.within_std.max()))} {'-' if ratio is None else f'{ratio:.3f}':>7}"
     )
     return text + (f" {'-' if share is None else f'{share:.2f}':>5}" if classes else "")

@@ -1,0 +1,229 @@
+"""``observe``: run a model over images and record what its channel attention gives for each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.errors import ObserveError, TraceError
+from stripefold.stripe.accumulate import Accumulator
+from stripefold.stripe.batches import Batch, batches
+from stripefold.stripe.diagnose import first_not_finite, module_that_failed
+from stripefold.stripe.discover import Discovery, discover
+from stripefold.stripe.processes import merged_over_processes
+from stripefold.stripe.recording import Recording
+from stripefold.stripe.report import StripeReport
+from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.modules import first_parameter, is_sharded, unwrap_name, wrapped_inside
+from stripefold.surgery.undisturbed import copy_buffers, to_device, undisturbed
+
+Progress = Callable[[int], None]
+
+
+def observe(
+    model: nn.Module,
+    data: Any,
+    *,
+    example: Example | None = None,
+    device: torch.device | str | None = None,
+    max_images: int | None = None,
+    keep: int = 256,
+    by_class: bool = False,
+    progress: Progress | None = None,
+    process_group: Any = None,
+) -> StripeReport:
+    """Stripe Observation: the statistics of every dynamic channel attention over a data set.
+
+    The gates are found by what they compute, so the model needs no preparation. It runs in evaluation mode without
+    gradients and is afterwards what it was: modes, hooks, buffers, random state. Memory does not grow with the number
+    of images. Under ``no_grad`` and not ``inference_mode``, whose tensors a model may cache and then fail to train on.
+
+    Args:
+        model: any model; DDP, DataParallel and ``torch.compile`` wrappers are looked through.
+        data: batches as a DataLoader gives them: tensors, (images, labels) pairs, or mappings of keyword arguments; a
+            single tensor is one batch. Floating-point inputs are cast to the model's dtype.
+        example: input for the trace that finds the gates; None takes it from the first batch. A tuple says that the
+            model takes that many arguments from each batch.
+        device: where to run; None is where the model is. The model itself stays where it is.
+        max_images: stop after that many.
+        keep: how many images' scale vectors are kept for pictures, the first ones.
+        by_class: also the mean of every class, and the share of the variance that the class explains; needs labels
+            (integers from 0).
+        progress: called after every batch with the number of images seen.
+        process_group: merge over the processes of this group, each of which calls ``observe`` on its own share of the
+            images; ``torch.distributed.group.WORLD`` for all. None stays in this process, also in a distributed run:
+            a call made by one process only must not wait for the others.
+
+    Returns:
+        The report, the same on every process; without a layer for a model that has no channel attention.
+
+    Raises:
+        ObserveError: no images, data of an unknown kind, no labels for ``by_class``, a batch that the model does not
+            take, values that are not finite (the first such layer is named), a gate that changes its shape.
+        TraceError: the model does not run on the example.
+
+    Source: Stripe Observation, Huang et al. 2024 (ASR), section 2.
+    """
+    for name, value in (("keep", keep), ("max_images", max_images)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ObserveError(f"{name}={value!r}: expected a number of images, 0 or more")
+    bare = _unwrapped(model)
+    job = _Job(bare, device, keep, by_class, progress)
+
+    def run() -> StripeReport | None:
+        return job.run(batches(data, bare, arguments=_arguments(example), max_images=max_images), example)
+
+    report = run() if process_group is None else merged_over_processes(run, process_group)
+    if report is None:
+        raise ObserveError("the data gave no images: nothing was observed. Is a generator used up, or max_images 0?")
+    return report
+
+
+class _Job:
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device | str | None,
+        keep: int,
+        by_class: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.device = model, device
+        self.keep, self.by_class, self.progress = keep, by_class, progress
+        like = first_parameter(model)
+        self._dtype = like.dtype if like is not None else None
+        home = like.device if like is not None else torch.device("cpu")
+        self._device = home if device is None else torch.device(device)
+
+    def run(self, batches: Iterator[Batch], example: Example | None) -> StripeReport | None:
+        """The report of this process, or None without a single image."""
+        first = next(batches, None)
+        if first is None:
+            return None
+        discovery = self._discovery(first, example)
+        sums = Accumulator(discovery, keep=self.keep, by_class=self.by_class)
+        images = 0
+        if discovery.gates:
+            images = self._pass(itertools.chain([first], batches), Recording(discovery), sums)
+        return _report(self.model, discovery, sums, images)
+
+    def _discovery(self, first: Batch, example: Example | None) -> Discovery:
+        if example is not None:
+            return discover(self.model, self._placed(example))
+        try:
+            return discover(self.model, self._placed(first.pair()))
+        except TraceError:  # perhaps of a fixed batch size
+            return discover(self.model, self._placed(first.inputs))
+
+    def _placed(self, inputs: Example) -> Example:
+        return example_to(inputs, self._device, self._dtype)
+
+    def _pass(self, batches: Iterator[Batch], recording: Recording, sums: Accumulator) -> int:
+        images = 0
+        with self._prepared(), recording.watching(self.model):
+            for batch in batches:
+                if self.by_class:
+                    _check_labels(batch)
+                recording.start()
+                inputs = self._placed(batch.inputs)
+                self._forward(inputs, batch)
+                if not sums.add(recording, batch):
+                    raise ObserveError(first_not_finite(self.model, inputs, str(batch)))
+                images += batch.size
+                if self.progress is not None:
+                    self.progress(images)
+        return images
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        with undisturbed(self.model):
+            if self.device is not None:
+                to_device(self.model, self._device)
+            copy_buffers(self.model)
+            yield
+
+    def _forward(self, inputs: Example, batch: Batch) -> None:
+        try:
+            run_example(self.model, inputs)
+        except ObserveError:
+            raise
+        except Exception as error:  # a user's forward may raise anything
+            message = (str(error).splitlines() or [""])[0]
+            place = module_that_failed(self.model, error)
+            raise ObserveError(
+                f"{type(self.model).__name__} failed on {batch} {place}: {type(error).__name__}: {message}. Every "
+                "batch must be an input that the model accepts"
+            ) from error
+
+
+def _report(model: nn.Module, discovery: Discovery, sums: Accumulator, images: int) -> StripeReport:
+    from stripefold import __version__
+
+    layers = sums.layers()
+    recorded = {layer.name for layer in layers}
+    unclear = {discovery.gates[i].name for i in sums.unclear}
+    missed = []
+    for gate in discovery.gates:
+        if gate.name in unclear:
+            missed.append(f"{gate.name}: its product could not be told from others that ran, and was left out")
+        elif gate.name not in recorded:
+            missed.append(f"{gate.name}: in the trace, but no batch came through it")
+    return StripeReport(
+        layers=tuple(layers),
+        others=discovery.others,
+        uncalled=_uncalled(model, discovery),
+        unrecorded=tuple(missed),
+        images=images,
+        model=type(model).__name__,
+        versions={"stripefold": __version__, "torch": str(torch.__version__)},
+    )
+
+
+def _uncalled(model: nn.Module, discovery: Discovery) -> tuple[str, ...]:
+    """Layers that the run did not use; what is inside a site that ran is used in ways of its own."""
+    ran = {visit.name for visit in discovery.trace.graph.visits}
+    sites = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Foldable) and n in ran)
+    return tuple(name for name in discovery.trace.uncalled if not name.startswith(sites))
+
+
+def _arguments(example: Example | None) -> int:
+    return len(example) if isinstance(example, tuple) and example else 1
+
+
+def _check_labels(batch: Batch) -> None:
+    labels: Tensor | None = batch.labels
+    if labels is None:
+        raise ObserveError(
+            f"by_class needs the labels, and {batch} has none that can be read: give (images, labels) pairs, the "
+            f"labels {batch.size} integers from 0"
+        )
+    if int(labels.min()) < 0:
+        raise ObserveError(f"by_class counts classes from 0, and {batch} has the label {int(labels.min())}")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ObserveError(f"observe needs an nn.Module, got {type(model).__name__}")
+    wrapper = unwrap_name(model)
+    if wrapper == "OptimizedModule":
+        return _unwrapped(model._orig_mod)  # type: ignore[arg-type]
+    if wrapper in ("DistributedDataParallel", "DataParallel"):
+        return _unwrapped(model.module)  # type: ignore[arg-type]
+    if wrapper is not None or is_sharded(model):
+        raise ObserveError(
+            f"cannot observe a model wrapped in {wrapper or 'FSDP2 (fully_shard)'}: its modules cannot be looked into. "
+            "Load its full state dict into a model that is not wrapped, and observe that"
+        )
+    compiled = wrapped_inside(model, "OptimizedModule")
+    if compiled is not None:
+        raise ObserveError(
+            f"{compiled!r} is compiled, so its operations cannot be seen: observe the model before torch.compile, or "
+            f"put {compiled}._orig_mod in its place"
+        )
+    return model

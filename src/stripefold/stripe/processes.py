@@ -1,0 +1,41 @@
+"""Merge the observations of several processes, each of which saw its own share of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import torch.distributed as dist
+
+from stripefold.errors import ObserveError
+from stripefold.stripe.report import StripeReport
+
+
+def merged_over_processes(run: Callable[[], StripeReport | None], group: Any) -> StripeReport | None:
+    """Run on every process and merge in the order of their ranks; a process without images adds nothing.
+
+    Args:
+        run: This process's observation, None without images.
+        group: The process group.
+
+    Raises:
+        ObserveError: Any process failed; all of them raise, so that none waits for another.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise ObserveError("process_group is given, but torch.distributed is not initialised: leave it out")
+    report, failure = None, ""
+    error: Exception | None = None
+    try:
+        report = run()
+    except Exception as raised:  # the other processes have to hear of it, whatever it is
+        error, failure = raised, f"{type(raised).__name__}: {raised}"
+    results: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(results, (report, failure), group=group)
+    if error is not None:
+        raise error
+    for rank, (_, text) in enumerate(results):
+        if text:
+            raise ObserveError(f"process {rank} failed, so there is nothing to merge: {text}")
+    reports = [found for found, _ in results if found is not None]
+    return reduce(StripeReport.merge, reports) if reports else None

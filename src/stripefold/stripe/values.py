@@ -1,0 +1,79 @@
+"""Read a gate's scale vectors off the tensor that carries them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stripefold.errors import ObserveError
+from stripefold.stripe.products import compact, extents
+from stripefold.surgery.graph import Graph
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What tells one product from another by shapes alone, the batch apart.
+
+    Attributes:
+        rank: Dimensions of the product.
+        axes: The axes along which the smaller factor differs.
+        sizes: Its size there.
+    """
+
+    rank: int
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def signature(first: tuple[int, ...], second: tuple[int, ...]) -> Signature:
+    """The signature of a product, of the shapes of its factors without broadcast dimensions."""
+    rank = max(len(first), len(second))
+    smaller = min((first, second), key=lambda shape: (len(_axes(shape, rank)), len(shape)))
+    axes = _axes(smaller, rank)
+    return Signature(rank, axes, tuple(smaller[axis - rank] for axis in axes))
+
+
+def traced_signature(graph: Graph, index: int) -> Signature:
+    """The signature of a product in a trace."""
+    first, second = graph.nodes[index].inputs[-2:]
+    return signature(graph.nodes[compact(graph, first)].shape, graph.nodes[compact(graph, second)].shape)
+
+
+def compact_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of a tensor with every dimension that was made by ``expand`` as 1."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return tuple(size if stride else min(size, 1) for size, stride in pairs)
+
+
+def vectors(tensor: Tensor, channels: int, name: str, *, batched: bool = True) -> Tensor:
+    """The scale vectors in a tensor, one row per sample, as a copy in float64.
+
+    Args:
+        tensor: (N, C), (N, C, 1, 1), (N, 1, C), or expanded from such; where not ``batched``, the same numbers without
+            a sample axis in front.
+        channels: C.
+        name: Of the gate, for the error.
+        batched: Whether the first axis counts the samples.
+
+    Raises:
+        ObserveError: A sample has another number of values than in the trace.
+    """
+    tensor = tensor.detach()
+    for dim in range(1, tensor.dim()):
+        if tensor.shape[dim] > 1 and tensor.stride(dim) == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    rows = tensor.shape[0] if batched and tensor.dim() else tensor.numel() // channels
+    if tensor.numel() != rows * channels:
+        raise ObserveError(
+            f"the gate {name!r} changed its shape between batches: {channels} values per image when the model was "
+            f"traced, now {tuple(tensor.shape)}. Observe inputs of one kind at a time"
+        )
+    if tensor.device.type == "mps":  # it has no float64
+        tensor = tensor.cpu()
+    return tensor.reshape(rows, channels).to(torch.float64, copy=True)
+
+
+def _axes(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    return tuple(axis for axis in extents(shape, rank) if axis)
