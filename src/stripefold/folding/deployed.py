@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
+from stripefold.folding.ledger import Ledger
 from stripefold.folding.outputs import compared, worst_error
 from stripefold.folding.substitute import has_call_hooks
 from stripefold.folding.verify import FLOAT64_TOLERANCE
@@ -47,13 +48,14 @@ def input_shapes(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[in
         yield shapes
 
 
-def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None) -> nn.Module | str:
+def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, ledger: Ledger) -> nn.Module | str:
     """The module that takes the block's place: the block itself where there is nothing to do, or why it stays.
 
     Args:
         block: any device, dtype and mode; left as it is.
         method: name of its method, which works in place or returns a module.
         shape: of its input.
+        ledger: learns what the merged numbers were before rounding.
     """
     if _is_done(block):
         return block
@@ -71,7 +73,7 @@ def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None) -> nn
         difference = _difference(before, after, shape)
     if difference > FLOAT64_TOLERANCE:
         return f"its {method} changes what it computes (relative error {difference:.1e} in float64)"
-    if not _settle_(after, block):
+    if not _settle_(after, block, ledger):
         return "the merged weights would overflow its dtype"
     return after
 
@@ -172,7 +174,7 @@ def _compared(after: nn.Module, x: Tensor, expected: dict[str, Tensor]) -> float
 
 
 @torch.no_grad()
-def _settle_(after: nn.Module, block: nn.Module) -> bool:
+def _settle_(after: nn.Module, block: nn.Module, ledger: Ledger) -> bool:
     """Give a deployed twin the dtype, device and flags of the block, by name where the name is still there.
 
     Returns:
@@ -192,9 +194,11 @@ def _settle_(after: nn.Module, block: nn.Module) -> bool:
         fits = fits and bool(settled.isfinite().all() or not tensor.isfinite().all())
         if key in holder._parameters:
             flag = model_for.requires_grad if name in own else trained
-            holder._parameters[key] = nn.Parameter(settled, requires_grad=flag)
+            settled = nn.Parameter(settled, requires_grad=flag)
+            holder._parameters[key] = settled
         else:
             holder._buffers[key] = settled
+        ledger.note(settled, tensor.detach().to(model_for.device))
     _settle_modes_(after, block)
     return fits
 

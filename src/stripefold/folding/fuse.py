@@ -14,7 +14,9 @@ from torch import nn
 from stripefold.folding.deployed import input_shapes
 from stripefold.folding.fuse_behind import merge_behind_
 from stripefold.folding.fuse_front import merge_in_front_
-from stripefold.folding.fuse_parts import Setting, is_batchnorm, outside_sites
+from stripefold.folding.fuse_parts import Setting, is_batchnorm, is_constant_affine, outside_sites
+from stripefold.folding.layer_scale import fold_scales_
+from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import rule_for
 from stripefold.folding.third_party import fuse_blocks_, has_blocks
 from stripefold.surgery.example import Example
@@ -40,22 +42,23 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
         TraceError: the model does not run on the example.
     """
     notes: list[FoldNote] = []
+    ledger = Ledger()
     if has_blocks(model):
         with input_shapes(dict(model.named_modules())) as shapes:
             trace_for_fuse(model, example)
-        model, notes = fuse_blocks_(model, shapes)
-    return model, [*notes, *_merge_norms_(model, example)]
+        model, notes = fuse_blocks_(model, shapes, ledger)
+    return model, [*notes, *fold_scales_(model, example, ledger), *_merge_norms_(model, example, ledger)]
 
 
-def _merge_norms_(model: nn.Module, example: Example) -> list[FoldNote]:
+def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[FoldNote]:
     """Merge BatchNorms into the layer behind which, or else in front of which, they run, until nothing changes."""
     notes: dict[str, FoldNote] = {}
     while True:
         modules = outside_sites(model)
-        norms = [name for name, module in modules.items() if is_batchnorm(module)]
+        norms = [name for name, module in modules.items() if is_constant_affine(module)]
         if not norms:
             break
-        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model))
+        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger)
         behind, rows = merge_behind_(setting, norms)
         left = [name for name, row in rows.items() if not row.folded]
         front, rows_in_front = merge_in_front_(setting, left)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.merge import shift_bias
-from stripefold.folding.fuse_parts import Setting, no_constants, overflows, remainder, scale_shift, unfit, write_
+from stripefold.folding.fuse_parts import Setting, input_axis, no_constants, overflows, remainder, scale_shift, unfit
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.foldable import FoldNote
 
@@ -36,7 +36,7 @@ def merge_behind_(setting: Setting, names: list[str]) -> tuple[dict[nn.Module, n
         if isinstance(found, str) or layer_name is None:
             notes[name] = FoldNote(name=name, kind=kind, folded=False, why=str(found))
             continue
-        write_(setting.modules[layer_name], found)
+        setting.ledger.write_(setting.modules[layer_name], found)
         replacements[norm] = remainder(norm)
         notes[name] = FoldNote(name=name, kind=kind, folded=True, why=f"merged into {layer_name}")
     return replacements, notes
@@ -71,10 +71,17 @@ def _merged(setting: Setting, layer_name: str, norm_name: str) -> dict[str, Tens
         return reason
     trace = setting.trace
     produced, taken = trace.calls(layer_name)[0].outputs[0], trace.calls(norm_name)[0].inputs[0]
-    if produced[rule.axis] != taken[1] or (rule.axis == -1 and len(taken) > 2):
+    axis = input_axis(norm, len(taken))
+    if (
+        produced[rule.axis] != taken[axis]
+        or (axis != len(taken) - 1 and rule.axis == -1)
+        or (axis > 1 and rule.axis == 1)
+    ):
         return f"the channels of {layer_name} lie on another axis than its own"
-    scale, shift = scale_shift(norm)
+    read = setting.ledger.read
+    scale, shift = scale_shift(norm, setting.ledger)
     tensors = {name: getattr(layer, name, None) for name in rule.output if name != "bias"}
-    merged = {k: rule.output[k](layer, t.double(), scale) for k, t in tensors.items() if t is not None}
-    merged["bias"] = shift_bias(layer._parameters.get("bias"), scale, shift)
+    merged = {k: rule.output[k](layer, read(t), scale) for k, t in tensors.items() if t is not None}
+    bias = layer._parameters.get("bias")
+    merged["bias"] = shift_bias(None if bias is None else read(bias), scale, shift)
     return overflows(layer, rule, merged) or merged

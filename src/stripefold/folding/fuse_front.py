@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stripefold.folding.fuse_parts import Setting, no_constants, overflows, remainder, scale_shift, unfit, write_
+from stripefold.folding.fuse_parts import Setting, input_axis, no_constants, overflows, remainder, scale_shift, unfit
+from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import Along, Rule, rule_for, type_key
 from stripefold.surgery.channels import axis_after
 from stripefold.surgery.foldable import FoldNote
@@ -43,7 +44,7 @@ def merge_in_front_(setting: Setting, names: list[str]) -> tuple[dict[nn.Module,
             notes[name] = FoldNote(name=name, kind=kind, folded=False, why=found)
             continue
         for layer_name, tensors in found.items():
-            write_(setting.modules[layer_name], tensors)
+            setting.ledger.write_(setting.modules[layer_name], tensors)
         replacements[norm] = nn.Identity().train(norm.training)
         notes[name] = FoldNote(name=name, kind=kind, folded=True, why=f"merged into {', '.join(found)} behind it")
     return replacements, notes
@@ -61,7 +62,7 @@ def _merged(setting: Setting, name: str) -> dict[str, dict[str, Tensor]] | str:
         return "the activation it carries stands in front of what follows"
     if len(results) != 1:
         return f"called {len(results)} times"
-    takers = _takers(graph, results[0])
+    takers = _takers(graph, results[0], input_axis(norm, len(graph.nodes[results[0]].shape)))
     if isinstance(takers, str):
         return takers
     merged: dict[str, dict[str, Tensor]] = {}
@@ -70,17 +71,17 @@ def _merged(setting: Setting, name: str) -> dict[str, dict[str, Tensor]] | str:
         reason = "a part of a site" if layer is None else unfit(setting, layer_name) or _no_input_side(layer)
         if reason is not None or layer is None:
             return f"{layer_name}: {reason}"
-        tensors = _with_norm(layer, *scale_shift(norm))
+        tensors = _with_norm(layer, norm, setting.ledger)
         if isinstance(tensors, str):
             return f"{layer_name}: {tensors}"
         merged[layer_name] = tensors
     return merged
 
 
-def _takers(graph: Graph, source: int) -> list[str] | str:
+def _takers(graph: Graph, source: int, channel_axis: int) -> list[str] | str:
     """The layers that take a norm's output with nothing but moved axes and means in between; or what stands there."""
     found: dict[str, None] = {}
-    todo = [(source, 1)]
+    todo = [(source, channel_axis)]
     while todo:
         index, axis = todo.pop(0)
         if index in graph.outputs or not graph.consumers[index]:
@@ -152,18 +153,20 @@ def _no_input_side(layer: nn.Module) -> str | None:
     return None
 
 
-def _with_norm(layer: nn.Module, scale: Tensor, shift: Tensor) -> dict[str, Tensor] | str:
+def _with_norm(layer: nn.Module, norm: nn.Module, ledger: Ledger) -> dict[str, Tensor] | str:
     """The layer's weight and bias with its input scaled and shifted, float64; or why they do not fit its dtype."""
     rule = rule_for(layer)
     assert rule is not None
     assert rule.input is not None
-    weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
-    assert weight is not None
-    shifted = rule.input["weight"](layer, weight.double(), shift)
+    own, bias = layer._parameters["weight"], layer._parameters.get("bias")
+    assert own is not None
+    scale, shift = scale_shift(norm, ledger)
+    weight = ledger.read(own)
+    shifted = rule.input["weight"](layer, weight, shift)
     constant = shifted.movedim(_output_axis(rule), 0).flatten(1).sum(1)
     merged = {
-        "weight": rule.input["weight"](layer, weight.double(), scale),
-        "bias": constant if bias is None else bias.double() + constant,
+        "weight": rule.input["weight"](layer, weight, scale),
+        "bias": constant if bias is None else ledger.read(bias) + constant,
     }
     return overflows(layer, rule, merged) or merged
 

@@ -1,4 +1,7 @@
-"""What merging a BatchNorm needs, on whichever side it runs: the norms known, their numbers, what stays of them."""
+"""What merging a BatchNorm needs, on whichever side it runs: the norms known, their numbers, what stays of them.
+
+A *norm* here is every affine map of single channels with constant numbers: ResMLP's ``Affine`` is one as well.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.merge import batchnorm_scale_shift
+from stripefold.folding.ledger import Ledger
 from stripefold.folding.refusal import altered
 from stripefold.folding.rule import Rule, type_key
 from stripefold.surgery.foldable import Foldable
@@ -24,6 +28,11 @@ _PLAIN_NORMS = frozenset(
 _NORMS_WITH_ACTIVATION = frozenset(
     f"timm.layers.norm_act.{name}" for name in ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
 )
+# Affine maps of every channel by itself: the names of their scale and shift; the channels lie on the last axis.
+_AFFINE = {
+    "timm.models.mlp_mixer.Affine": ("alpha", "beta"),
+    "transformers.models.mobilebert.modeling_mobilebert.NoNorm": ("weight", "bias"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,13 @@ class Setting:
         trace: of the model as it is now.
         modules: dotted path -> module, without what is inside sites.
         owners: ``surgery.modules.tensor_owners`` of the model.
+        ledger: what earlier steps have merged.
     """
 
     trace: Trace
     modules: dict[str, nn.Module]
     owners: dict[int, list[str]]
+    ledger: Ledger
 
 
 def outside_sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -56,20 +67,34 @@ def is_batchnorm(module: nn.Module) -> bool:
     return type_key(type(module)) in _PLAIN_NORMS | _NORMS_WITH_ACTIVATION
 
 
-def scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A BatchNorm in eval mode as ``scale x + shift``: two vectors of shape (C,), float64."""
+def is_constant_affine(module: nn.Module) -> bool:
+    """Whether this is a BatchNorm, or another affine map of every channel by itself with constant numbers."""
+    return is_batchnorm(module) or type_key(type(module)) in _AFFINE
+
+
+def scale_shift(norm: nn.Module, ledger: Ledger) -> tuple[Tensor, Tensor]:
+    """A BatchNorm in eval mode, or an affine map of channels, as ``scale x + shift``: two (C,) vectors, float64."""
+    names = _AFFINE.get(type_key(type(norm)), ("weight", "bias"))
+    gamma, beta = (None if t is None else ledger.read(t).flatten() for t in (getattr(norm, name) for name in names))
+    if gamma is not None and beta is not None and not is_batchnorm(norm):
+        return gamma, beta
     return batchnorm_scale_shift(
         norm.running_mean,  # type: ignore[arg-type]
         norm.running_var,  # type: ignore[arg-type]
         norm.eps,  # type: ignore[arg-type]
-        norm.weight,  # type: ignore[arg-type]
-        norm.bias,  # type: ignore[arg-type]
+        gamma,
+        beta,
     )
+
+
+def input_axis(norm: nn.Module, rank: int) -> int:
+    """The channel axis of what such a module takes, from 0."""
+    return 1 if is_batchnorm(norm) else rank - 1
 
 
 def remainder(norm: nn.Module) -> nn.Module:
     """What stays in a BatchNorm's place: nothing, or the dropout and activation it carried."""
-    if type_key(type(norm)) in _PLAIN_NORMS:
+    if type_key(type(norm)) not in _NORMS_WITH_ACTIVATION:
         rest: nn.Module = nn.Identity()
     else:
         carried = [norm._modules.get(name) for name in ("drop", "act")]
@@ -82,12 +107,12 @@ def remainder(norm: nn.Module) -> nn.Module:
 def no_constants(setting: Setting, norm_name: str) -> str | None:
     """Why a norm is no affine map with known numbers, or None."""
     norm = setting.modules[norm_name]
-    if getattr(norm, "running_mean", None) is None:
+    if is_batchnorm(norm) and getattr(norm, "running_mean", None) is None:
         return "it keeps no running statistics"
     reason = altered(norm)
     if reason is not None:
         return f"{norm_name}: {reason}"
-    if not all(bool(tensor.isfinite().all()) for tensor in scale_shift(norm)):
+    if not all(bool(tensor.isfinite().all()) for tensor in scale_shift(norm, setting.ledger)):
         return "its statistics or its affine part are not finite"
     return None
 
@@ -113,16 +138,3 @@ def overflows(layer: nn.Module, rule: Rule, tensors: dict[str, Tensor]) -> str |
     if any(tensor.numel() and not float(tensor.abs().max()) <= largest for tensor in tensors.values()):
         return f"the merged weights would overflow {str(dtype).removeprefix('torch.')}"
     return None
-
-
-@torch.no_grad()
-def write_(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Round merged numbers once into a layer's own tensors; a bias that it has not yet becomes a parameter of it."""
-    for name, merged in tensors.items():
-        own = getattr(layer, name, None)
-        if own is not None:
-            own.copy_(merged.to(own.dtype))
-            continue
-        weight = layer._parameters["weight"]
-        assert weight is not None
-        layer._parameters[name] = nn.Parameter(merged.to(weight.dtype), requires_grad=weight.requires_grad)

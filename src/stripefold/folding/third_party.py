@@ -16,6 +16,7 @@ from torch import nn
 
 from stripefold.errors import FoldError
 from stripefold.folding.deployed import Shapes, deployed
+from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import type_key
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import move_call_hooks, replace_modules
@@ -101,23 +102,25 @@ def _is_offer(block_type: type, method: str) -> bool:
     return len(required) == 1
 
 
-def fuse_blocks_(model: nn.Module, shapes: Shapes) -> tuple[nn.Module, list[FoldNote]]:
+def fuse_blocks_(model: nn.Module, shapes: Shapes, ledger: Ledger) -> tuple[nn.Module, list[FoldNote]]:
     """Re-parameterize every known block in place, each once, the outermost first; the root may be one itself.
 
     Args:
         model: a plain (folded) model; it is deployed for eval mode.
         shapes: what every block is given (``deployed.input_shapes``).
+        ledger: learns what was merged.
 
     Returns:
         The root (the model itself, or what takes its place), and one row per block: merged, or kept and why.
     """
-    walk = _Walk(shapes)
+    walk = _Walk(shapes, ledger)
     return walk.run("", model), walk.notes
 
 
 @dataclass
 class _Walk:
     shapes: Shapes
+    ledger: Ledger
     notes: list[FoldNote] = field(default_factory=list)
 
     def run(self, path: str, root: nn.Module) -> nn.Module:
@@ -147,7 +150,7 @@ class _Walk:
             )
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=why))
             return block
-        result = deployed(block, method, self.shapes.get(name))
+        result = deployed(block, method, self.shapes.get(name), self.ledger)
         if isinstance(result, str):
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=result))
             return block
