@@ -27,6 +27,7 @@ _NAMES = {
     "EquivalenceReport": "folding.verify",
     "FoldReport": "folding.report",
     "register_rule": "folding.rule",
+    "register_block": "folding.third_party",
     "save_model": "folding.files",
     "load_model_": "folding.files",
     "register_attention": "attention.registry",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from stripefold.folding.fold import fold, fold_
     from stripefold.folding.report import FoldReport
     from stripefold.folding.rule import register_rule
+    from stripefold.folding.third_party import register_block
     from stripefold.folding.verify import EquivalenceReport, verify
     from stripefold.nets.factory import create_model
     from stripefold.stripe.observe import observe
@@ -71,6 +73,7 @@ __all__ = [
     "observe",
     "param_groups",
     "register_attention",
+    "register_block",
     "register_rule",
     "save_adapter",
     "save_model",

@@ -10,12 +10,14 @@ from typing import Literal, overload
 from torch import nn
 
 from stripefold.errors import FoldError
+from stripefold.folding.biases import plan_biases
 from stripefold.folding.fuse import fuse_, trace_for_fuse
+from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldReport
 from stripefold.folding.verify import verify
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import forget_compiled, is_sharded, replace_modules, tensor_owners, unwrap_name
+from stripefold.surgery.modules import forget_compiled, is_sharded, tensor_owners, unwrap_name
 
 Check = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"
@@ -49,8 +51,9 @@ def fold(
 
     Args:
         model: an attached model (folding a plain one gives a plain copy). DDP and ``torch.compile`` wrappers come off.
-        fuse: also merge every BatchNorm that the trace shows directly behind a convolution or linear layer. Keys
-            change: such a file is loaded into ``fold(create(), fuse=True)``.
+        fuse: also merge what the model itself carries: blocks that can re-parameterize themselves, static per-channel
+            scales (LayerScale), every BatchNorm that the trace shows directly behind a convolution or linear layer, or
+            in front of one without zero padding. Keys change: such a file is loaded into ``fold(create(), fuse=True)``.
         example: input for the check (and for the trace behind ``fuse``): tensor, tuple or dict; inferred where the
             model declares its input.
         check: compare the folded model with the training model. "auto" checks when there is an example and warns when
@@ -70,6 +73,7 @@ def fold(
     plain, made = _fold_in_place(_copied(model), fuse, example)
     if check is not False and example is not None:
         made = replace(made, verification=str(verify(model, plain, example)))
+    _announce(made)
     return (plain, made) if report else plain
 
 
@@ -110,6 +114,7 @@ def fold_(
         trace_for_fuse(model, example)  # what can fail comes before the first change
     plain, made = _fold_in_place(model, fuse, example)
     made = replace(made, verification=verification)
+    _announce(made)
     return (plain, made) if report else plain
 
 
@@ -164,11 +169,24 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     found = {name: module for name, module in model.named_modules() if isinstance(module, Foldable)}
     owners = tensor_owners(model) if found else {}
     notes = [note for name, module in found.items() for note in module.check_fold(name, owners)]
+    homes = plan_biases(model, found, notes, example)
     unmoved = tuple(name for name, module in found.items() if module.is_at_start())
     if found:
         forget_compiled(model)
-    plain = replace_modules(model, {module: module.folded_() for module in found.values()})
+    plain, new_keys = fold_all_(model, found, homes)
+    notes = [replace(note, why=f"{note.why}; {homes[note.name]}") if note.name in homes else note for note in notes]
     fuse_notes: list[FoldNote] = []
     if fuse:
         plain, fuse_notes = fuse_(plain, example)
-    return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse, _NOT_CHECKED)
+    return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse, _NOT_CHECKED, () if fuse else new_keys)
+
+
+def _announce(report: FoldReport) -> None:
+    if report.new_keys:
+        listed = ", ".join(report.new_keys[:5]) + (" ..." if len(report.new_keys) > 5 else "")
+        warnings.warn(
+            f"{len(report.new_keys)} folded convolutions have a bias that the stock ones do not have, because no "
+            f"BatchNorm behind them could take it: {listed}. Such weights load into a model built with those biases; "
+            "fold(..., report=True) says why for each",
+            stacklevel=3,
+        )

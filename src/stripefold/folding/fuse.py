@@ -11,14 +11,15 @@ from dataclasses import replace
 
 from torch import nn
 
-from stripefold.folding.deployed import input_shapes
+from stripefold.errors import TraceError
+from stripefold.folding.deployed import Shapes, input_shapes
 from stripefold.folding.fuse_behind import merge_behind_
 from stripefold.folding.fuse_front import merge_in_front_
 from stripefold.folding.fuse_parts import Setting, is_batchnorm, is_constant_affine, outside_sites
 from stripefold.folding.layer_scale import fold_scales_
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import rule_for
-from stripefold.folding.third_party import fuse_blocks_, has_blocks
+from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import FoldNote
 from stripefold.surgery.modules import move_call_hooks, replace_modules, tensor_owners
@@ -41,13 +42,25 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
     Raises:
         TraceError: the model does not run on the example.
     """
-    notes: list[FoldNote] = []
     ledger = Ledger()
-    if has_blocks(model):
-        with input_shapes(dict(model.named_modules())) as shapes:
-            trace_for_fuse(model, example)
-        model, notes = fuse_blocks_(model, shapes, ledger)
-    return model, [*notes, *fold_scales_(model, example, ledger), *_merge_norms_(model, example, ledger)]
+    blocks = BlockFuser(_block_inputs(model, example), ledger) if has_blocks(model) else None
+    if blocks is not None:
+        model = blocks.run_(model)
+    try:
+        scales = fold_scales_(model, example, ledger)
+    except TraceError as error:
+        if blocks is None or not blocks.changed:
+            raise
+        model = blocks.undo_(model, f"the model reads what is inside its blocks: {error}")
+        scales = fold_scales_(model, example, ledger)
+    return model, [*(blocks.notes if blocks else ()), *scales, *_merge_norms_(model, example, ledger)]
+
+
+def _block_inputs(model: nn.Module, example: Example) -> Shapes:
+    """What every block that can re-parameterize itself is given."""
+    with input_shapes({name: module for name, module in model.named_modules() if offered(module)}) as shapes:
+        trace_for_fuse(model, example)
+    return shapes
 
 
 def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[FoldNote]:

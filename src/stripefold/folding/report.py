@@ -12,16 +12,20 @@ class FoldReport:
     """What one ``fold`` did.
 
     Attributes:
-        notes: one row per gate site or block of ours, and with ``fuse=True`` per merged or kept BatchNorm.
+        notes: one row per gate site or block of ours, and with ``fuse=True`` per re-parameterizable block, static scale
+            and BatchNorm: merged, or kept and why.
         unmoved: sites whose gate never moved from its start: was the optimiser built before attaching?
         fused: whether ``fuse=True`` changed keys: the file is then loaded into ``fold(create(), fuse=True)``.
         verification: the equivalence report as text, or why no check was made.
+        new_keys: biases of folded branch blocks that the stock model does not have, because no BatchNorm behind them
+            could take them; with ``fuse=True`` keys change anyway, and none is listed.
     """
 
     notes: tuple[FoldNote, ...]
     unmoved: tuple[str, ...] = ()
     fused: bool = False
     verification: str = ""
+    new_keys: tuple[str, ...] = ()
 
     @property
     def folded(self) -> tuple[FoldNote, ...]:

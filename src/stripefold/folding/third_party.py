@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from torch import nn
 
@@ -102,42 +102,60 @@ def _is_offer(block_type: type, method: str) -> bool:
     return len(required) == 1
 
 
-def fuse_blocks_(model: nn.Module, shapes: Shapes, ledger: Ledger) -> tuple[nn.Module, list[FoldNote]]:
-    """Re-parameterize every known block in place, each once, the outermost first; the root may be one itself.
+class BlockFuser:
+    """Re-parameterizes the known blocks of one model in place, each once, the outermost first.
 
     Args:
-        model: a plain (folded) model; it is deployed for eval mode.
         shapes: what every block is given (``deployed.input_shapes``).
         ledger: learns what was merged.
 
-    Returns:
-        The root (the model itself, or what takes its place), and one row per block: merged, or kept and why.
+    Attributes:
+        notes: one row per block: merged, or kept and why.
     """
-    walk = _Walk(shapes, ledger)
-    return walk.run("", model), walk.notes
 
+    def __init__(self, shapes: Shapes, ledger: Ledger) -> None:
+        self._shapes, self._ledger = shapes, ledger
+        self._replaced: list[tuple[nn.Module, nn.Module]] = []
+        self.notes: list[FoldNote] = []
 
-@dataclass
-class _Walk:
-    shapes: Shapes
-    ledger: Ledger
-    notes: list[FoldNote] = field(default_factory=list)
+    @property
+    def changed(self) -> bool:
+        """Whether any block was replaced."""
+        return bool(self._replaced)
 
-    def run(self, path: str, root: nn.Module) -> nn.Module:
-        """Deploy the outermost blocks below ``root``, then what is left inside each of them."""
+    def run_(self, model: nn.Module) -> nn.Module:
+        """Deploy every block, for eval mode; the root may be one itself.
+
+        Returns:
+            The root: the model itself, or what takes its place.
+        """
+        return self._below("", model)
+
+    def undo_(self, model: nn.Module, why: str) -> nn.Module:
+        """Put every block back: the model does not run without them, for the reason given."""
+        for block, plain in reversed(self._replaced):
+            move_call_hooks(plain, block)
+            model = replace_modules(model, {plain: block})
+        self._replaced.clear()
+        self.notes = [replace(note, folded=False, why=why) if note.folded else note for note in self.notes]
+        return model
+
+    def _below(self, path: str, root: nn.Module) -> nn.Module:
+        """Deploy the outermost blocks of a part, then what is left inside each of them."""
         replacements: dict[nn.Module, nn.Module] = {}
         for name, block in _outermost(root, path):
             plain = self._deploy(name, block)
             if plain is not block:
                 move_call_hooks(block, plain)
                 replacements[block] = plain
+                self._replaced.append((block, plain))
             self._inside(name, plain)
         return replace_modules(root, replacements)
 
     def _inside(self, path: str, block: nn.Module) -> None:
         """A method may leave smaller blocks inside its own."""
         for name, child in list(block.named_children()):
-            plain = self.run(f"{path}.{name}" if path else name, child)
+            plain = self._below(f"{path}.{name}" if path else name, child)
             if plain is not child:
                 replace_modules(block, {child: plain})
 
@@ -150,7 +168,7 @@ class _Walk:
             )
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=why))
             return block
-        result = deployed(block, method, self.shapes.get(name), self.ledger)
+        result = deployed(block, method, self._shapes.get(name), self._ledger)
         if isinstance(result, str):
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=result))
             return block
