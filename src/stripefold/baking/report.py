@@ -39,9 +39,9 @@ class SiteResult:
     name: str
     kind: str
     channels: int
-    stripe_index: float
+    stripe_index: float | None
     within_over_mean: float | None
-    prior: float
+    prior: float | None
     alone: float | None
     cumulative: float | None
     outcome: Outcome

@@ -35,9 +35,10 @@ def _header() -> str:
 def _row(report: BakeReport, site: SiteResult) -> str:
     alone = "-" if site.alone is None or report.before is None else f"{site.alone - report.before:+.2f}"
     ratio = "-" if site.within_over_mean is None else f"{site.within_over_mean:.3f}"
+    index = "-" if site.stripe_index is None else f"{site.stripe_index:.3f}"
     return (
         f"{_cut(site.name or '(the model)', _NAME):<{_NAME}} {_cut(site.kind, _KIND):<{_KIND}} {site.channels:>5} "
-        f"{site.stripe_index:>6.3f} {ratio:>8} {alone:>8}  {SAY[site.outcome]}"
+        f"{index:>6} {ratio:>8} {alone:>8}  {SAY[site.outcome]}"
     )
 
 

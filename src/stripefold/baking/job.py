@@ -1,0 +1,215 @@
+"""One call of ``bake``: look, judge, bake a copy, compare, report."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stripefold.baking.apply import apply_, verify_baked
+from stripefold.baking.batches import Batches
+from stripefold.baking.hold import can_hold
+from stripefold.baking.judge import Judge, Verdict, energies
+from stripefold.baking.metric import ACCURACY, Accuracy, Metric, measured
+from stripefold.baking.options import Options, choose
+from stripefold.baking.recalibrate import Statistics
+from stripefold.baking.report import BakeReport
+from stripefold.baking.results import site_results
+from stripefold.baking.sensitivity import prior
+from stripefold.baking.sites import BakeSite, plan
+from stripefold.baking.speed import side_by_side
+from stripefold.errors import BakeError
+from stripefold.stripe.discover import Discovery, discover
+from stripefold.stripe.observe import observe
+from stripefold.stripe.report import StripeReport
+from stripefold.surgery.example import Example
+from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.undisturbed import undisturbed
+
+
+@dataclass
+class Look:
+    """What is known of a model before anything is decided.
+
+    Attributes:
+        discovery: its gates.
+        stripes: what they give over the calibration data.
+        constants: gate -> v (C,) of those that may be baked.
+        left: gate -> why it may not.
+        priors: gate -> its prior.
+    """
+
+    discovery: Discovery
+    stripes: StripeReport
+    constants: dict[str, Tensor]
+    left: dict[str, str]
+    priors: dict[str, float]
+
+
+class Job:
+    """Everything one call needs; a context, inside of which the model may stand on another device.
+
+    Args:
+        model: bare; its statistics and device are what they were when the context ends, unless ``apply_`` was called.
+        data: calibration batches.
+        example: for the trace, or None.
+        options: of the call.
+        in_place: whether ``apply_`` will be called.
+
+    Raises:
+        BakeError: data that cannot be read twice.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Any, example: Example | None, options: Options, *, in_place: bool = False
+    ) -> None:
+        self._model, self._options, self._in_place = model, options, in_place
+        self._data = Batches(data, "data", model)
+        self._validation = self._data
+        if options.validation is not None:
+            self._validation = Batches(options.validation, "validation", model)
+        self._training = self._data
+        if options.finetune is not None and options.finetune.data is not None:
+            self._training = Batches(options.finetune.data, "the data of finetune", model)
+        self._given = example
+        like = first_parameter(model)
+        self._home = None if like is None or options.device is None else like.device
+        self._planned: tuple[list[BakeSite], dict[str, Tensor]] = ([], {})
+
+    def __enter__(self) -> Job:
+        if self._home is not None:
+            self._model.to(self._options.device)
+        self._statistics = Statistics.of(m for m in self._model.modules() if isinstance(m, _BatchNorm))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._statistics.restore_()
+        self.at_home(self._model)
+
+    def at_home(self, model: nn.Module) -> nn.Module:
+        """The model where it was before the call."""
+        return model if self._home is None else model.to(self._home)
+
+    def baked(self) -> tuple[nn.Module, BakeReport]:
+        """A copy that is baked and compared with the model, and the report."""
+        metric = self._metric()
+        example = self._data.example() if self._given is None else self._given
+        with undisturbed(self._model):
+            look = self._look(example)
+            verdict = self._judge(look, metric)
+        sites = plan(self._model, look.discovery, list(verdict.constants), constants=verdict.constants)
+        self._planned = (sites, verdict.constants)
+        self._check_place(sites)
+        made, final = apply_(_copied(self._model), sites, verdict.constants)
+        verify_baked(self._model, look.discovery.gates, made, verdict.constants, example)
+        report = self._report(look, verdict, final)
+        return made, self._measured(made, report, metric)
+
+    def apply_(self) -> None:
+        """Bake the model itself, as its copy was; nothing that could fail is left."""
+        apply_(self._model, *self._planned)
+        self._statistics = Statistics(())
+
+    def _metric(self) -> Metric | None:
+        options = self._options
+        if options.metric is not None:
+            return options.metric
+        asked = options.max_drop is not None or options.validation is not None
+        return Accuracy(self._validation) if asked or self._data.labelled() else None
+
+    def _look(self, example: Example) -> Look:
+        model = self._model
+        discovery = discover(model, example)
+        if not discovery.gates:
+            others = f" ({len(discovery.others)} other products depend on the image)" if discovery.others else ""
+            raise BakeError(
+                f"{type(model).__name__} has no channel attention that depends on the image{others}: there is nothing "
+                "to bake"
+            )
+        chosen = choose(model, discovery.gates, self._options.where)
+        self._options.tell("observing the gates")
+        stripes = observe(
+            model, self._data.data, example=example, progress=lambda images: self._options.tell("observing", images)
+        )
+        left = {gate.name: "left out by where" for gate in discovery.gates if gate not in chosen}
+        seen = {layer.name for layer in stripes.layers}
+        for site in plan(model, discovery, [gate.name for gate in chosen]):
+            if site.how == "keep" or not can_hold(site.gate):
+                left[site.name] = site.why
+            elif site.name not in seen:
+                left[site.name] = "no batch of the data came through it"
+        names = [gate.name for gate in discovery.gates if gate.name not in left]
+        if not names:
+            reasons = "; ".join(f"{name or '(the model)'}: {why}" for name, why in list(left.items())[:3])
+            raise BakeError(f"none of the {len(discovery.gates)} gates can be baked. {reasons}")
+        energy = energies(model, discovery.gates, self._data.first().inputs)
+        constants = {name: stripes.layer(name).mean for name in names}
+        return Look(discovery, stripes, constants, left, _priors(stripes, energy))
+
+    def _judge(self, look: Look, metric: Metric | None) -> Verdict:
+        judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
+        return judge.decide(look.priors, self._data, self._training)
+
+    def _check_place(self, sites: list[BakeSite]) -> None:
+        if self._in_place and any(site.place is not None and site.place.site == "" for site in sites):
+            raise BakeError("the model itself is what is baked and cannot be replaced in place: use bake, which copies")
+
+    def _report(self, look: Look, verdict: Verdict, final: list[BakeSite]) -> BakeReport:
+        from stripefold import __version__
+
+        options = self._options
+        rows = site_results(
+            look.discovery.gates,
+            look.stripes,
+            verdict,
+            final,
+            priors=look.priors,
+            left=look.left,
+            budget=options.max_drop,
+        )
+        named = None if verdict.before is None else ACCURACY if options.metric is None else _name_of(options.metric)
+        return BakeReport(
+            model=type(self._model).__name__,
+            sites=rows,
+            constants=options.constants,
+            to=options.to,
+            images=look.stripes.images,
+            metric=named,
+            before=verdict.before,
+            constant=verdict.constant,
+            recalibrated=verdict.recalibrated,
+            finetuned=verdict.finetuned,
+            max_drop=options.max_drop,
+            norms=verdict.norms,
+            notes=tuple(verdict.notes),
+            versions={"stripefold": __version__, "torch": str(torch.__version__)},
+        )
+
+    def _measured(self, made: nn.Module, report: BakeReport, metric: Metric | None) -> BakeReport:
+        """The report with what only the baked model can tell."""
+        with undisturbed(made), undisturbed(self._model):
+            after = None if metric is None else measured(metric, made, "of the baked model")
+            speed = side_by_side(self._model, made, self._data.first()) if self._options.speed else None
+        return replace(report, after=after, speed=speed)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise BakeError(
+            f"{type(model).__name__} cannot be copied ({error}), and baking compares a baked copy with the model"
+        ) from error
+
+
+def _priors(stripes: StripeReport, energy: Mapping[str, Tensor]) -> dict[str, float]:
+    return {s.name: prior(s.mean, s.within_variance, energy.get(s.name)) for s in stripes.layers}
+
+
+def _name_of(metric: Metric) -> str:
+    return getattr(metric, "__name__", type(metric).__name__)

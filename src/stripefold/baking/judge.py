@@ -1,0 +1,184 @@
+"""The judgement on a model that is not changed: constants are put in the gates' place by hooks, and undone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.baking.batches import Batches
+from stripefold.baking.finetune import FineTune, finetune
+from stripefold.baking.hold import constant_gates
+from stripefold.baking.metric import Metric, measured
+from stripefold.baking.options import Options
+from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
+from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
+from stripefold.stripe.discover import ChannelGate, Discovery
+from stripefold.surgery.example import run_example
+
+
+@dataclass
+class Verdict:
+    """What was decided, and the figures on the way; see ``BakeReport`` for those.
+
+    Attributes:
+        constants: gate -> v (C,) of those that are to be baked.
+        alone: gate -> the metric with it alone constant.
+        selection: what the greedy search did, with a budget.
+        norms: BatchNorms that have new statistics.
+        notes: for the user.
+    """
+
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    before: float | None = None
+    alone: dict[str, float] = field(default_factory=dict)
+    selection: Selection | None = None
+    constant: float | None = None
+    recalibrated: float | None = None
+    finetuned: float | None = None
+    norms: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+class Judge:
+    """Decides which gates become which constants.
+
+    Args:
+        model: undisturbed, in evaluation mode.
+        discovery: of it.
+        constants: gate -> v (C,) of every gate that may be baked.
+        metric: the judge's measure; None: nothing is measured, everything is baked.
+        options: of the call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        discovery: Discovery,
+        constants: Mapping[str, Tensor],
+        metric: Metric | None,
+        options: Options,
+    ) -> None:
+        self._model, self._discovery = model, discovery
+        self._constants, self._metric, self._options = constants, metric, options
+
+    def decide(self, priors: Mapping[str, float], calibration: Batches, training: Batches) -> Verdict:
+        """Measure, choose, and repair; the model is left with the repaired statistics, and with nothing else.
+
+        Args:
+            priors: gate -> its prior.
+            calibration: for BatchNorm's statistics.
+            training: for the constants.
+        """
+        verdict = Verdict(before=self._measure({}, "as given"))
+        chosen = self._choose(verdict, priors)
+        verdict.constants = {name: self._constants[name] for name in self._constants if name in chosen}
+        if verdict.constants:
+            verdict.constant = self._measure(verdict.constants, "with constant gates")
+            self._recalibrate(verdict, calibration)
+            self._finetune(verdict, training)
+        return verdict
+
+    def _measure(self, constants: Mapping[str, Tensor], when: str) -> float | None:
+        if self._metric is None:
+            return None
+        with self._holding(constants):
+            return measured(self._metric, self._model, when)
+
+    def _with(self, names: Collection[str]) -> float:
+        value = self._measure({name: self._constants[name] for name in names}, f"with {', '.join(names)} constant")
+        assert value is not None
+        return value
+
+    @contextmanager
+    def _holding(self, constants: Mapping[str, Tensor]) -> Iterator[None]:
+        with constant_gates(self._model, self._discovery.gates, constants):
+            yield
+
+    def _choose(self, verdict: Verdict, priors: Mapping[str, float]) -> Collection[str]:
+        options, names = self._options, list(self._constants)
+        judged = options.max_drop is not None or options.validation is not None or options.metric is not None
+        if self._metric is None or not judged:
+            return names
+        verdict.alone = alone(names, self._with, partial(options.tell, "each gate alone"))
+        if options.max_drop is None:
+            return names
+        order = cheapest_first(names, verdict.alone, priors)
+        assert verdict.before is not None
+        least = verdict.before - options.max_drop
+        verdict.selection = greedy(order, self._with, least, partial(options.tell, "gates together"))
+        return verdict.selection.baked
+
+    def _recalibrate(self, verdict: Verdict, calibration: Batches) -> None:
+        wanted = self._options.recalibrate
+        graph = self._discovery.trace.graph
+        products = [gate.product for gate in self._discovery.gates if gate.name in verdict.constants]
+        norms = norms_behind(self._model, graph, products) if wanted is not False else {}
+        if not norms:
+            return
+        if wanted == "auto" and self._metric is None:
+            verdict.notes.append(
+                "BatchNorm statistics were not re-estimated: without a metric nothing says if it helps"
+            )
+            return
+        self._options.tell("BatchNorm statistics")
+        before = Statistics.of(norms.values())
+        with self._holding(verdict.constants):
+            recalibrate_(self._model, norms, calibration)
+        value = self._measure(verdict.constants, "after BatchNorm was re-estimated")
+        if wanted == "auto" and value is not None and verdict.constant is not None and value <= verdict.constant:
+            before.restore_()
+            verdict.notes.append(
+                f"BatchNorm re-estimated gives {value:.2f}, no better: the statistics stay as they were"
+            )
+            return
+        verdict.recalibrated, verdict.norms = value, tuple(norms)
+
+    def _finetune(self, verdict: Verdict, training: Batches) -> None:
+        options: FineTune | None = self._options.finetune
+        if options is None:
+            return
+        tell = self._options.tell
+        trained = finetune(
+            self._model,
+            verdict.constants,
+            self._holding,
+            options,
+            batches=training,
+            progress=lambda step: tell("training the constants", step, options.steps),
+        )
+        value = self._measure(trained, "after the constants were trained")
+        best = verdict.recalibrated if verdict.recalibrated is not None else verdict.constant
+        if value is not None and best is not None and value < best:
+            verdict.notes.append(f"the trained constants give {value:.2f}, which is worse: they were dropped")
+            return
+        verdict.finetuned, verdict.constants = value, trained
+
+
+def energies(model: nn.Module, gates: Sequence[ChannelGate], inputs: Any) -> dict[str, Tensor]:
+    """Mean square of what each gate scales, per channel (C,), over one batch; of gates that are a module's whole work.
+
+    Args:
+        model: undisturbed.
+        gates: of it.
+        inputs: a batch.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(gate: ChannelGate, module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].detach().transpose(0, gate.axis).flatten(1)
+        found.setdefault(gate.name, x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(1).cpu().double())
+
+    whole = [gate for gate in gates if gate.whole and gate.where]
+    handles = [model.get_submodule(gate.where).register_forward_pre_hook(partial(keep, gate)) for gate in whole]
+    try:
+        run_example(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

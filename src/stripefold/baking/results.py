@@ -1,0 +1,67 @@
+"""From what was decided and done to the rows of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from stripefold.baking.judge import Verdict
+from stripefold.baking.report import Outcome, SiteResult
+from stripefold.baking.sites import BakeSite
+from stripefold.stripe.discover import ChannelGate
+from stripefold.stripe.report import StripeReport
+
+
+def site_results(
+    gates: Sequence[ChannelGate],
+    stripes: StripeReport,
+    verdict: Verdict,
+    final: Sequence[BakeSite],
+    *,
+    priors: Mapping[str, float],
+    left: Mapping[str, str],
+    budget: float | None,
+) -> tuple[SiteResult, ...]:
+    """One row per gate, in the order of the network.
+
+    Args:
+        gates: all that were found.
+        stripes: their statistics.
+        verdict: the figures.
+        final: how those that were baked were baked.
+        priors: gate -> prior.
+        left: gate -> why it could not be baked at all.
+        budget: the drop that was allowed, or None.
+    """
+    layers = {layer.name: layer for layer in stripes.layers}
+    baked = {site.name: site for site in final}
+    cumulative = {} if verdict.selection is None else verdict.selection.metric
+    rows = []
+    for gate in gates:
+        layer, site = layers.get(gate.name), baked.get(gate.name)
+        outcome, place, why = _outcome(site) if site is not None else ("dynamic", "", left.get(gate.name, ""))
+        if site is None and not why and verdict.before is not None and gate.name in cumulative:
+            why = f"over the budget: baking it too would cost more than {budget:g}"
+        rows.append(
+            SiteResult(
+                name=gate.name,
+                kind=gate.kind,
+                channels=gate.channels,
+                stripe_index=None if layer is None else layer.stripe_index,
+                within_over_mean=None if layer is None else layer.within_over_mean,
+                prior=priors.get(gate.name),
+                alone=verdict.alone.get(gate.name),
+                cumulative=cumulative.get(gate.name),
+                outcome=outcome,
+                place=place,
+                why=why,
+            )
+        )
+    return tuple(rows)
+
+
+def _outcome(site: BakeSite) -> tuple[Outcome, str, str]:
+    """What became of a baked gate, where it went, and why there."""
+    if site.layers:
+        kinds = "the layer in front" if site.how == "backward" else "what comes behind"
+        return "folded", ", ".join(site.layers), f"{site.how}, into {kinds}"
+    return "multiply", site.place.path if site.place is not None else "", site.why
