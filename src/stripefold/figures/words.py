@@ -1,0 +1,86 @@
+"""What a report says in words: the sentence and the figures at the head of the page."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stripefold.stripe.report import StripeReport
+    from stripefold.stripe.trajectory import Trajectory
+
+
+def describe(report: StripeReport) -> str:
+    """One sentence for a reader who has never heard of a stripe index."""
+    model = report.model or "The model"
+    if not report.layers:
+        return (
+            f"{model} has no channel attention that depends on the image ({_count(report.images, 'image')} seen): "
+            "there are no stripes to look at."
+        )
+    seen = f"Over {_count(report.images, 'image')}, {_count(len(report.layers), 'channel gate')} of {model}: "
+    if report.images == 1:
+        return seen + "a single image, over which nothing can vary; observe more to see stripes."
+    index = statistics.median(layer.stripe_index for layer in report.layers)
+    where = "in the gate" if len(report.layers) == 1 else "in the median gate"
+    sentence = (
+        f"{seen}{where}, {_share(index)} of the variance of the scales lies between channels and is the same for every "
+        f"image"
+    )
+    ratios = [layer.within_over_mean for layer in report.layers if layer.within_over_mean is not None]
+    if ratios:
+        sentence += f"; from image to image a channel's scale varies by {_share(statistics.median(ratios))} of its size"
+    return sentence + "."
+
+
+def tiles(report: StripeReport, trajectory: Trajectory | None) -> list[tuple[str, str, str]]:
+    """The few figures to see first: value, what it is, and which gate stands out."""
+    if not report.layers:
+        return []
+    index = sorted(report.layers, key=lambda layer: layer.stripe_index)
+    median = statistics.median(layer.stripe_index for layer in report.layers)
+    shown = [
+        (f"{len(report.layers)}", "channel gates" if len(report.layers) > 1 else "channel gate", ""),
+        (f"{report.images:,}", "images" if report.images > 1 else "image", ""),
+        (f"{median:.3f}", "median stripe index", "1: every image gets the same scales"),
+        (f"{index[0].stripe_index:.3f}", "least striped", shown_name(index[0].name)),
+    ]
+    varied = [layer for layer in report.layers if layer.within_over_mean is not None]
+    if varied:
+        most = max(varied, key=lambda layer: layer.within_over_mean or 0.0)
+        shown.append((_share(most.within_over_mean or 0.0), "largest std / mean |v|", shown_name(most.name)))
+    if trajectory is not None and trajectory.epochs:
+        first, last = trajectory.epochs[0], trajectory.epochs[-1]
+        shown.append((f"{len(trajectory.epochs)}", "epochs recorded", f"{first} to {last}"))
+    return shown
+
+
+def shown_name(name: str) -> str:
+    """A gate's name as a reader sees it; the model itself has none.
+
+    >>> shown_name("")
+    '(the model)'
+    """
+    return name or "(the model)"
+
+
+def _share(value: float) -> str:
+    """Two digits of a share, and never "0 %" for what is not 0.
+
+    >>> _share(0.0312), _share(0.25), _share(2.3e-6), _share(0.0)
+    ('3.1 %', '25 %', 'less than 0.01 %', '0 %')
+    """
+    if value == 0:
+        return "0 %"
+    if value < 1e-4:
+        return "less than 0.01 %"
+    return f"{100 * value:.2g} %" if value < 0.995 else f"{100 * value:.4g} %"
+
+
+def _count(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> _count(1, "image"), _count(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,114 @@
+"""``write_report``: one folder with everything that an observation gives to look at."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stripefold.atomic import atomic_path, write_text
+from stripefold.errors import ObserveError
+from stripefold.figures.page import render_page
+from stripefold.figures.pictures import draw_overview, draw_stripes, draw_trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from stripefold.stripe.report import StripeReport
+    from stripefold.stripe.trajectory import Trajectory
+
+PICTURES = "pictures"
+_DPI = 160
+_LONGEST_NAME = 80
+
+
+def write_report(
+    report: StripeReport,
+    folder: str | os.PathLike[str],
+    *,
+    trajectory: Trajectory | None = None,
+    title: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write tables, pictures and the page of one observation.
+
+    ``index.html`` needs no network and no other file, and stays below 6 MB. ``stripes.safetensors`` holds the whole
+    report, ``stripes.json`` the same without the kept images' values (both for ``StripeReport.load``), ``stripes.csv``
+    a row per gate, ``channels.csv`` a row per channel, ``pictures/`` a PNG per gate and an overview, and
+    ``trajectory.json`` and its picture what was recorded over training.
+
+    Args:
+        report: What ``observe`` gave.
+        folder: Made where it does not exist; a report that lies there is replaced.
+        trajectory: What was recorded over training.
+        title: The page's heading; the model's name where not given.
+        progress: Called with the name of each file before it is written.
+
+    Returns:
+        The page.
+
+    Raises:
+        ObserveError: The folder cannot be written.
+        ModuleNotFoundError: matplotlib, plotly or jinja2 is missing: ``pip install "stripefold[plot]"``.
+    """
+    place = Path(folder).expanduser()
+    page = render_page(report, trajectory=trajectory, title=title)
+    writers = _tables(report, trajectory) | _pictures(report, trajectory)
+    try:
+        (place / PICTURES).mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            if progress is not None:
+                progress(name)
+            write(place / name)
+        _remove_stale(place / PICTURES, {Path(name).name for name in writers})
+        write_text(place / "index.html", page)
+    except OSError as error:
+        raise ObserveError(
+            f"cannot write the report into {place}: {error.strerror or error}; choose another folder or make room"
+        ) from error
+    return place / "index.html"
+
+
+def _tables(report: StripeReport, trajectory: Trajectory | None) -> dict[str, Callable[[Path], object]]:
+    # The kept values as text would be some fifty times the rest.
+    brief = replace(report, layers=tuple(replace(layer, sample=layer.sample[:0]) for layer in report.layers))
+    writers: dict[str, Callable[[Path], object]] = {
+        "stripes.safetensors": report.save,
+        "stripes.json": brief.save,
+        "stripes.csv": report.to_csv,
+        "channels.csv": lambda path: report.to_csv(path, by_channel=True),
+    }
+    if trajectory is not None:
+        writers["trajectory.json"] = trajectory.save
+    return writers
+
+
+def _pictures(report: StripeReport, trajectory: Trajectory | None) -> dict[str, Callable[[Path], object]]:
+    drawings: dict[str, Callable[[], Figure]] = {}
+    if report.layers:
+        drawings["overview"] = lambda: draw_overview(report)
+    if trajectory is not None and trajectory.epochs and trajectory.gates:
+        drawings["trajectory"] = lambda: draw_trajectory(trajectory)
+    width = len(str(len(report.layers)))
+    for number, layer in enumerate(report.layers, start=1):
+        name = re.sub(r"[^A-Za-z0-9._#-]+", "_", layer.name)[-_LONGEST_NAME:] or "model"
+        drawings[f"gate-{number:0{width}d}-{name}"] = lambda layer=layer: draw_stripes(layer)  # type: ignore[misc]
+    return {f"{PICTURES}/{name}.png": _saver(draw) for name, draw in drawings.items()}
+
+
+def _saver(draw: Callable[[], Figure]) -> Callable[[Path], None]:
+    def save(path: Path) -> None:
+        with atomic_path(path) as temporary:
+            draw().savefig(temporary, format="png", dpi=_DPI)
+
+    return save
+
+
+def _remove_stale(folder: Path, written: set[str]) -> None:
+    """Pictures of an earlier report whose gates this one does not have."""
+    for path in [*folder.glob("gate-*.png"), *folder.glob("overview.png"), *folder.glob("trajectory.png")]:
+        if path.name not in written:
+            path.unlink()
