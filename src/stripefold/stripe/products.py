@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stripefold.surgery.channels import axis_after, channel_axis
-from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.operations import VIEWS, WHOLE_VIEWS, is_batch_norm
+from stripefold.stripe.axes import axis_ahead, axis_behind
+from stripefold.surgery.graph import Graph
+from stripefold.surgery.operations import VIEWS, WHOLE_VIEWS
 
+_JUDGED = frozenset({"mul", "div", "addcmul", "add", "bmm", "baddbmm"})
 # Functions that end a normalisation's own factor: one over a size measured on the map itself.
 _INVERSES = frozenset({"rsqrt", "reciprocal"})
-_LAST_AXIS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "native_layer_norm", "_fused_rms_norm"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,18 @@ class Product:
 
 
 def products(graph: Graph) -> Iterator[Product]:
-    """Every multiplication of two activations, in the order of computation."""
+    """Every multiplication of two activations, and what does a gate's work without being one, in order."""
     for index, node in enumerate(graph.nodes):
-        if node.kind == "operation" and node.name in ("mul", "div", "addcmul"):
-            factors = [i for i in _factors(node) if graph.nodes[i].role == "activation"]
-            if len(factors) == 2:
-                yield _judged(graph, index, factors[0], factors[1])
+        if node.kind != "operation" or node.name not in _JUDGED:
+            continue
+        operands = node.inputs[1:] if node.name == "addcmul" else node.inputs
+        factors = [i for i in operands if graph.nodes[i].role == "activation"]
+        if len(factors) != 2:
+            continue
+        if node.name in ("mul", "div"):
+            yield _judged(graph, index, factors[0], factors[1])
+        else:
+            yield from _gate_like(graph, index, factors[0], factors[1])
 
 
 def compact(graph: Graph, index: int) -> int:
@@ -79,8 +85,30 @@ def extents(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return tuple(lead + axis for axis, size in enumerate(shape) if size > 1)
 
 
-def _factors(node: Node) -> tuple[int, ...]:
-    return node.inputs[1:] if node.name == "addcmul" else node.inputs
+def _gate_like(graph: Graph, index: int, first: int, second: int) -> Iterator[Product]:
+    """What would be a channel gate if it were a multiplication of its own: sums, fused and matrix products."""
+    name = graph.nodes[index].name
+    if name in ("bmm", "baddbmm"):
+        diagonal = next((i for i in (first, second) if _is_diagonal(graph, i)), None)
+        if diagonal is not None:
+            found = Product(node=index, scaled=first + second - diagonal, factor=diagonal)
+            yield _refused(found, "a product with a diagonal matrix, inside a matrix multiplication")
+        return
+    found = _judged(graph, index, first, second)
+    if found.why:
+        if name == "addcmul":
+            yield found
+    elif name == "add":
+        yield _refused(found, "an additive gate: one summand per channel, which multiplies nothing (GC)")
+    else:
+        yield _refused(found, "a product and a sum in one operation (addcmul): write them as two")
+
+
+def _is_diagonal(graph: Graph, index: int) -> bool:
+    node = graph.nodes[index]
+    while node.kind == "operation" and node.name in VIEWS and len(node.inputs) == 1:
+        node = graph.nodes[node.inputs[0]]
+    return node.name == "diag_embed"
 
 
 def _judged(graph: Graph, index: int, first: int, second: int) -> Product:
@@ -103,20 +131,20 @@ def _gate(graph: Graph, found: Product, axes: set[int], full: set[int]) -> Produ
     node = graph.nodes[found.node]
     if not axes:
         return _refused(found, "one number for a whole sample")
-    channel = _axis_of(graph, found.scaled)
+    channel = axis_behind(graph, found.scaled)
     if channel is None:
-        channel = _axis_ahead(graph, found.node)
+        channel = axis_ahead(graph, found.node)
+    if channel is not None and channel not in axes:
+        return _refused(found, "a spatial gate: one number for each position, the same for every channel")
     summed = _summed_axis(graph, found.node) if len(axes) == 2 else None
     split = node.shape[summed] if summed in axes and summed is not None else 1
     if split > 1:
         axes = axes - {summed}
     axis = next(iter(axes))
     if len(axes) > 1:
-        return _refused(found, "a gate that differs over positions")
-    if channel is None:
-        channel = 1 if len(node.shape) == 4 else axis
-    if split == 1 and axis != channel:
-        return _refused(found, "a spatial gate: one number for each position, the same for every channel")
+        return _refused(found, "a gate of every channel that differs over positions too")
+    if split == 1 and channel is None and len(node.shape) == 4 and axis != 1:
+        return _refused(found, "a spatial gate, or channels that lie on an unusual axis")
     if not _reduces_a_map(graph, found.factor):
         return _refused(found, "not reduced from a feature map: its factor comes from another input")
     return Product(node=found.node, scaled=found.scaled, factor=found.factor, axis=axis, split=split)
@@ -167,64 +195,3 @@ def _summed_axis(graph: Graph, index: int) -> int | None:
     if node.name not in ("sum", "mean") or dims is None or len(dims) != 1:
         return None
     return int(dims[0]) % len(graph.nodes[index].shape)
-
-
-# Where the channels are.
-
-
-def _own_axis(node: Node) -> int | None:
-    """The channel axis that the operation itself tells, or None."""
-    if node.kind == "layer":
-        return channel_axis(node)
-    if node.kind != "operation":
-        return None
-    if node.name.startswith(("conv", "_conv")) or is_batch_norm(node.name) or "group_norm" in node.name:
-        return 1
-    return len(node.shape) - 1 if node.name in _LAST_AXIS else None
-
-
-def _axis_of(graph: Graph, index: int) -> int | None:
-    """The channel axis of a value, carried along from the last layers behind it."""
-    memo: dict[int, int | None] = {}
-    todo = [index]
-    while todo:
-        current = todo[-1]
-        node = graph.nodes[current]
-        own = _own_axis(node)
-        if current in memo or own is not None or node.kind != "operation":
-            memo.setdefault(current, own)
-            todo.pop()
-            continue
-        sources = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role == "activation"]
-        # The factor of full rank first: a gate is reshaped in ways that hide its channels.
-        sources.sort(key=lambda i: -graph.nodes[i].spread)
-        missing = [i for i in sources[:2] if i not in memo]
-        if missing:
-            todo.append(missing[0])
-            continue
-        memo[current] = next((a for a in (_carried(graph, memo, i, node) for i in sources[:2]) if a is not None), None)
-        todo.pop()
-    return memo[index]
-
-
-def _carried(graph: Graph, memo: dict[int, int | None], source: int, node: Node) -> int | None:
-    axis, before = memo.get(source), graph.nodes[source]
-    if axis is None or axis >= len(before.shape):
-        return None
-    after = axis_after(before, node, axis)
-    return after if after is not None and after < len(node.shape) else None
-
-
-def _axis_ahead(graph: Graph, index: int) -> int | None:
-    """The channel axis that the next layer takes a value to have, or None."""
-    for _ in range(8):
-        users = sorted(set(graph.consumers[index]))
-        if not users:
-            return None
-        own = _own_axis(graph.nodes[users[0]])
-        if own is not None:
-            return own if len(graph.nodes[users[0]].shape) == len(graph.nodes[index].shape) else None
-        if len(graph.nodes[users[0]].shape) != len(graph.nodes[index].shape):
-            return None
-        index = users[0]
-    return None

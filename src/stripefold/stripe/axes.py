@@ -1,0 +1,68 @@
+"""The channel axis of any value of a trace: carried along from the layers behind it, or told by the layer ahead."""
+
+from __future__ import annotations
+
+from stripefold.surgery.channels import axis_after, channel_axis
+from stripefold.surgery.graph import Graph, Node
+from stripefold.surgery.operations import is_batch_norm
+
+_LAST_AXIS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "native_layer_norm", "_fused_rms_norm"})
+_LOOKAHEAD = 8
+
+
+def _own_axis(node: Node) -> int | None:
+    """The channel axis that the operation itself tells, or None."""
+    if node.kind == "layer":
+        return channel_axis(node)
+    if node.kind != "operation":
+        return None
+    if node.name.startswith(("conv", "_conv")) or is_batch_norm(node.name) or "group_norm" in node.name:
+        return 1
+    return len(node.shape) - 1 if node.name in _LAST_AXIS else None
+
+
+def axis_behind(graph: Graph, index: int) -> int | None:
+    """The channel axis of a value, carried along from the last layers behind it."""
+    memo: dict[int, int | None] = {}
+    todo = [index]
+    while todo:
+        current = todo[-1]
+        node = graph.nodes[current]
+        own = _own_axis(node)
+        if current in memo or own is not None or node.kind != "operation":
+            memo.setdefault(current, own)
+            todo.pop()
+            continue
+        sources = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role == "activation"]
+        # The factor of full rank first: a gate is reshaped in ways that hide its channels.
+        sources.sort(key=lambda i: -graph.nodes[i].spread)
+        missing = [i for i in sources[:2] if i not in memo]
+        if missing:
+            todo.append(missing[0])
+            continue
+        memo[current] = next((a for a in (_carried(graph, memo, i, node) for i in sources[:2]) if a is not None), None)
+        todo.pop()
+    return memo[index]
+
+
+def _carried(graph: Graph, memo: dict[int, int | None], source: int, node: Node) -> int | None:
+    axis, before = memo.get(source), graph.nodes[source]
+    if axis is None or axis >= len(before.shape):
+        return None
+    after = axis_after(before, node, axis)
+    return after if after is not None and after < len(node.shape) else None
+
+
+def axis_ahead(graph: Graph, index: int) -> int | None:
+    """The channel axis that the next layer takes a value to have, or None."""
+    for _ in range(_LOOKAHEAD):
+        users = sorted(set(graph.consumers[index]))
+        if not users:
+            return None
+        own = _own_axis(graph.nodes[users[0]])
+        if own is not None:
+            return own if len(graph.nodes[users[0]].shape) == len(graph.nodes[index].shape) else None
+        if len(graph.nodes[users[0]].shape) != len(graph.nodes[index].shape):
+            return None
+        index = users[0]
+    return None
