@@ -18,6 +18,7 @@ from stripefold.errors import AttachError, FoldError
 from stripefold.folding.probe import probe
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example
+from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import (
     first_parameter,
     forget_compiled,
@@ -185,7 +186,7 @@ def _plan(candidate: Candidate, defaults: GateConfig, chains: Chains) -> list[St
     if isinstance(module, Site):
         _check_second(candidate.name, module, config)
         module = module.base
-    else:
+    elif not isinstance(module, Foldable):  # a branch block will be the layer that the rule is for
         try:
             probe(module, rule)
         except FoldError as error:

@@ -151,7 +151,8 @@ def _cancelled(model: nn.Module, chosen: list[Candidate], example: Example | Non
         graph = trace(model, example, is_layer=_has_rule)
     except TraceError:  # the user did not ask for a trace here: without one there is only no warning
         return []
-    scaled = [candidate.name for candidate in chosen if _has_rule(candidate.module)]
+    # What lies inside a branch block is no layer of the trace: the other branches are added before anything cancels.
+    scaled = [candidate.name for candidate in chosen if candidate.name in graph.called]
     pairs = [(name, graph.cancelled_by(name)) for name in scaled]
     return [(name, norm) for name, norm in pairs if norm is not None]
 

@@ -98,8 +98,11 @@ class Site(Foldable):
 
         Never for normalisations. For a convolution or linear layer when the weight has more elements than the output;
         not decided while compiling, exporting or jit-tracing, where the batch size is symbolic. Under ``torch.fx`` the
-        layer must stay a leaf call, so there the output is scaled; so it is where an older torch compiles.
+        layer must stay a leaf call, so there the output is scaled; so it is where an older torch compiles. A branch
+        block has no weight until it is folded.
         """
+        if isinstance(base, Foldable):
+            return True  # a branch block: its effective weight is computed, there is nothing to put a scaled one into
         if not args or not self.rule.commutes:
             return False
         if isinstance(args[0], fx.Proxy):

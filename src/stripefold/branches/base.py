@@ -129,6 +129,11 @@ class BranchBlock(Foldable):
         """Whether a BatchNorm is in it: its training and its eval form then differ."""
         return any(isinstance(module, _NORMS) for module in self.modules())
 
+    @property
+    def rounds_to(self) -> torch.dtype:
+        """See ``Foldable``."""
+        return next(self.parameters()).dtype
+
     def extra_repr(self) -> str:
         """The kind and the convolution."""
         return f"{self.kind}: {self._shell[0].extra_repr()}"
@@ -164,6 +169,7 @@ class BranchBlock(Foldable):
                 layer._parameters["bias"] = nn.Parameter(bias.to(like.dtype), trains)
         layer.training = self.training
         move_call_hooks(self, layer)
+        self.branches.clear()  # spent: a large model is folded block by block
         return layer
 
     def _layout(self, kernel: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from stripefold.folding.rule import Rule, rule_for, type_key
+from stripefold.surgery.foldable import Foldable
 
 __all__ = ["altered", "refusal", "refusal_in", "refusal_under", "tied_to"]
 
@@ -149,6 +150,8 @@ def _no_rule(layer: nn.Module) -> str:
 
 def _no_affine_part(layer: nn.Module, rule: Rule) -> str | None:
     name = rule.required
+    if isinstance(layer, Foldable):  # a branch block: it folds to the layer that the rule is for
+        return None
     if getattr(layer, name, None) is None:
         flag = "elementwise_affine=True" if hasattr(layer, "elementwise_affine") else "affine=True"
         return f"it has no affine part ({name!r} is None): build it with {flag}, or gate another layer"

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 
@@ -41,6 +42,14 @@ class Foldable(nn.Module):
     def gains_bias(self) -> bool:
         """Whether the layer that folding gives has a bias that the layer it stands for did not have."""
         return False
+
+    @property
+    def rounds_to(self) -> torch.dtype | None:
+        """The dtype of the layer that folding gives, where that layer is computed anew; None where it is there already.
+
+        Such a module is folded in float64 with everything in it and around it, and the layer rounded once.
+        """
+        return None
 
     @abstractmethod
     def folded_(self) -> nn.Module:

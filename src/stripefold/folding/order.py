@@ -1,0 +1,54 @@
+"""The order of folding: inside out, so that a gate inside a block is part of the block, and the block of a gate on it.
+
+Where a layer is computed anew (a branch block), all of that happens in float64, and the layer is rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from stripefold.folding.biases import BiasHome, outermost, place_biases_
+from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.modules import replace_modules
+
+
+def fold_all_(
+    model: nn.Module, found: Mapping[str, Foldable], homes: Mapping[str, BiasHome]
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Fold everything of ours in a model, in place; ``check_fold`` has agreed before.
+
+    Args:
+        model: the model.
+        found: dotted path -> every module of ours, outer ones first.
+        homes: of ``plan_biases``.
+
+    Returns:
+        The root, and the keys of biases that found no other place.
+    """
+    replacements: dict[nn.Module, nn.Module] = {}
+    roundings: dict[nn.Module, torch.dtype] = {}
+    for name in dict.fromkeys(outermost(name, found) for name in found):
+        replacements[found[name]] = _fold_inside_out_(found[name], roundings)
+    plain = replace_modules(model, replacements)
+    new_keys = place_biases_(plain, homes)
+    for layer, dtype in roundings.items():
+        layer.to(dtype)
+    return plain, new_keys
+
+
+def _fold_inside_out_(root: Foldable, roundings: dict[nn.Module, torch.dtype]) -> nn.Module:
+    """The layer that takes the place of one module of ours; notes what is still in float64, and its dtype to be."""
+    inside = [(module, module.rounds_to) for module in root.modules() if isinstance(module, Foldable)]
+    for module, dtype in inside:
+        if dtype is not None:
+            module.double()
+    layer: nn.Module = root
+    for module, dtype in reversed(inside):  # parents come before their children
+        layer = module.folded_()
+        if dtype is not None:
+            roundings[layer] = dtype
+        replace_modules(root, {module: layer})
+    return layer
