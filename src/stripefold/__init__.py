@@ -32,6 +32,10 @@ _NAMES = {
     "load_model_": "folding.files",
     "register_attention": "attention.registry",
     "attention_names": "attention.registry",
+    "bake": "baking.bake",
+    "bake_": "baking.bake",
+    "BakeReport": "baking.report",
+    "FineTune": "baking.finetune",
     "observe": "stripe.observe",
     "StripeReport": "stripe.report",
     "create_model": "nets.factory",
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
     from stripefold.asr.groups import param_groups
     from stripefold.asr.sites import scales, sites
     from stripefold.attention.registry import attention_names, register_attention
+    from stripefold.baking.bake import bake, bake_
+    from stripefold.baking.finetune import FineTune
+    from stripefold.baking.report import BakeReport
     from stripefold.folding.files import load_model_, save_model
     from stripefold.folding.fold import fold, fold_
     from stripefold.folding.report import FoldReport
@@ -56,12 +63,16 @@ if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
 
 __all__ = [
+    "BakeReport",
     "EquivalenceReport",
+    "FineTune",
     "FoldReport",
     "StripeReport",
     "attach",
     "attach_",
     "attention_names",
+    "bake",
+    "bake_",
     "create_model",
     "detach",
     "detach_",

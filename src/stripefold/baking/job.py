@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.batches import Batches
+from stripefold.baking.constants import constants_of
 from stripefold.baking.hold import can_hold
 from stripefold.baking.judge import Judge, Verdict, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, measured
@@ -42,6 +43,7 @@ class Look:
         constants: gate -> v (C,) of those that may be baked.
         left: gate -> why it may not.
         priors: gate -> its prior.
+        notes: for the user.
     """
 
     discovery: Discovery
@@ -49,6 +51,7 @@ class Look:
     constants: dict[str, Tensor]
     left: dict[str, str]
     priors: dict[str, float]
+    notes: list[str]
 
 
 class Job:
@@ -148,8 +151,10 @@ class Job:
             reasons = "; ".join(f"{name or '(the model)'}: {why}" for name, why in list(left.items())[:3])
             raise BakeError(f"none of the {len(discovery.gates)} gates can be baked. {reasons}")
         energy = energies(model, discovery.gates, self._data.first().inputs)
-        constants = {name: stripes.layer(name).mean for name in names}
-        return Look(discovery, stripes, constants, left, _priors(stripes, energy))
+        constants, reasons = constants_of(model, discovery, stripes.layers, self._options.constants)
+        notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
+        chosen_constants = {name: constants[name] for name in names}
+        return Look(discovery, stripes, chosen_constants, left, _priors(stripes, energy), notes)
 
     def _judge(self, look: Look, metric: Metric | None) -> Verdict:
         judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
@@ -186,7 +191,7 @@ class Job:
             finetuned=verdict.finetuned,
             max_drop=options.max_drop,
             norms=verdict.norms,
-            notes=tuple(verdict.notes),
+            notes=(*look.notes, *verdict.notes),
             versions={"stripefold": __version__, "torch": str(torch.__version__)},
         )
 
