@@ -183,6 +183,13 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def describe_device(device: torch.device) -> str:
+    """The accelerator's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
 def pack(out: Path, plans: Sequence[Plan]) -> None:
     """One tar file for each model and seed."""
     for model, seed in dict.fromkeys((plan.model, plan.seed) for plan in plans):
@@ -217,9 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     torch.backends.cudnn.deterministic = True
-    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
     environment = {
-        "device": name,
+        "device": describe_device(device),
         "torch": torch.__version__,
         "stripefold": sf.__version__,
         "precision": "float32, convolutions in TF32" if on_gpu else "float32",

@@ -1,0 +1,263 @@
+"""What does it cost to bake the attention of trained SE-ResNets? Every figure that `docs/baking.md` shows.
+
+    python -m benchmarks.bake_cifar --data FOLDER_OR_TAR --runs runs/cifar --out runs/baked --jobs 6
+
+takes the networks that `benchmarks.stripes_cifar` trained and measures, for each: every gate baked alone; accuracy
+against the number of baked gates, the cheapest first and in both orders of depth; all gates baked, with each repair
+and its control. Decisions use the held-out images, figures are those of the test images. `benchmarks.bake_figures`
+draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import stripefold as sf
+from benchmarks.cifar_data import Cifar, Labelled, Normalise, augment, load_cifar
+from benchmarks.stripes_cifar import BATCH, DECAY, MOMENTUM, Plan, accuracy, describe_device
+from benchmarks.train_graph import Step
+from stripefold.baking.batches import Batches
+from stripefold.baking.constants import constants_of
+from stripefold.baking.finetune import FineTune, finetune
+from stripefold.baking.hold import constant_gates
+from stripefold.baking.judge import energies
+from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
+from stripefold.baking.sensitivity import cheapest_first, prior
+from stripefold.stripe.discover import Discovery, discover
+from stripefold.stripe.observe import observe
+
+CALIBRATION = 5120
+TUNE_RATE = 0.01
+"""the rate at which all weights train for one more epoch, falling to 0 along a cosine"""
+CONSTANT_RATE = 0.01
+
+
+class Augmented:
+    """Training batches in a new order with new crops whenever they are read; seeded."""
+
+    def __init__(self, part: Labelled, seed: int, batch: int = BATCH) -> None:
+        self._part, self._seed, self._batch, self._reads = part, seed, batch, 0
+        self._normalise = Normalise(part.images.device)
+
+    def epoch(self) -> Labelled:
+        """One epoch's images, bytes, and labels."""
+        generator = torch.Generator().manual_seed(self._seed * 7919 + self._reads)
+        self._reads += 1
+        part = self._part.part(torch.randperm(len(self._part), generator=generator))
+        return Labelled(augment(part.images, generator), part.labels)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        part = self.epoch()
+        for images, labels in zip(part.images.split(self._batch), part.labels.split(self._batch), strict=True):
+            yield self._normalise(images), labels
+
+
+class Trial:
+    """One trained network and the ways to measure it.
+
+    Args:
+        model: in evaluation mode, on the data's device.
+        data: the images.
+        seed: of the run.
+    """
+
+    def __init__(self, model: nn.Module, data: Cifar, seed: int) -> None:
+        self.model, self.data, self.seed = model, data, seed
+        device = data.test.images.device
+        chosen = data.train.part(
+            torch.randperm(len(data.train), generator=torch.Generator().manual_seed(5))[:CALIBRATION]
+        )
+        # As in training: BatchNorm statistics taken from images without crops do not suit a network trained on crops.
+        crops = augment(chosen.images, torch.Generator().manual_seed(6))
+        normalise = Normalise(device)
+        self.crops = [(normalise(x), y) for x, y in zip(crops.split(512), chosen.labels.split(512), strict=True)]
+        self.whole = [
+            (normalise(x), y) for x, y in zip(chosen.images.split(512), chosen.labels.split(512), strict=True)
+        ]
+        self.test = list(data.test.batches(2500))
+        self.validation = list(data.validation.batches(2500))
+        self.discovery: Discovery = discover(model, self.whole[0][0][:2])
+        self.names = [gate.name for gate in self.discovery.gates]
+
+    def accuracy(self, constants: Mapping[str, Tensor], part: str = "test") -> float:
+        """Of the network with these gates constant, in percent."""
+        holding = constant_gates(self.model, self.discovery.gates, constants) if constants else nullcontext()
+        with holding:
+            return accuracy(self.model, getattr(self, part))
+
+    def curve(self, order: Sequence[str], constants: Mapping[str, Tensor]) -> list[float]:
+        """Test accuracy with the first 0, 1, 2 ... gates of an order constant."""
+        return [self.accuracy({name: constants[name] for name in order[:count]}) for count in range(len(order) + 1)]
+
+
+def measure(plan: Plan, folder: Path, data: Cifar) -> dict[str, Any]:
+    """Everything about one run."""
+    device = data.test.images.device
+    trial = Trial(_load(plan, folder, device), data, plan.seed)
+    seen = {kind: observe(trial.model, part) for kind, part in (("crops", trial.crops), ("whole", trial.whole))}
+    means = {kind: {layer.name: layer.mean for layer in report.layers} for kind, report in seen.items()}
+    constants = means["crops"]
+    means["descriptor"] = constants_of(trial.model, trial.discovery, seen["crops"].layers, "descriptor")[0]
+    sites = _sites(trial, seen["crops"], constants)
+    alone = {site["name"]: site["alone_validation"] for site in sites}
+    order = cheapest_first(trial.names, alone, {site["name"]: site["prior"] for site in sites})
+    return {
+        "run": plan.name,
+        "model": plan.model,
+        "seed": plan.seed,
+        "device": describe_device(device),
+        "torch": torch.__version__,
+        "stripefold": sf.__version__,
+        "images": {"calibration": CALIBRATION, "validation": len(data.validation), "test": len(data.test)},
+        "before": {part: trial.accuracy({}, part) for part in ("validation", "test")},
+        "sites": sites,
+        "cheapest_first": order,
+        "curves": {
+            "cheapest first": trial.curve(order, constants),
+            "first to last": trial.curve(trial.names, constants),
+            "last to first": trial.curve(trial.names[::-1], constants),
+        },
+        "all": _all_baked(trial, means, plan, folder),
+    }
+
+
+def _load(plan: Plan, folder: Path, device: torch.device) -> nn.Module:
+    model = plan.build()
+    model.load_state_dict(load_file(folder / plan.name / "weights.safetensors"))
+    return model.to(device).eval()
+
+
+def _sites(trial: Trial, report: sf.StripeReport, constants: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    energy = energies(trial.model, trial.discovery.gates, trial.crops[0][0])
+    return [
+        {
+            "name": layer.name,
+            "channels": layer.channels,
+            "stripe_index": layer.stripe_index,
+            "within_over_mean": layer.within_over_mean,
+            "prior": prior(layer.mean, layer.within_variance, energy.get(layer.name)),
+            "alone_validation": trial.accuracy({layer.name: constants[layer.name]}, "validation"),
+            "alone_test": trial.accuracy({layer.name: constants[layer.name]}),
+        }
+        for layer in report.layers
+    ]
+
+
+def _all_baked(trial: Trial, means: Mapping[str, dict[str, Tensor]], plan: Plan, folder: Path) -> dict[str, float]:
+    """Test accuracies: all gates constant, the repairs, and what each has to be compared with."""
+    device = trial.data.test.images.device
+    bare = _load(Plan(plan.model, "bare", plan.seed), folder, device)
+    constants = means["crops"]
+    found = {
+        "dynamic": trial.accuracy({}),
+        "constants": trial.accuracy(constants),
+        "constants of uncropped images": trial.accuracy(means["whole"]),
+        "constants of the mean descriptor": trial.accuracy(means["descriptor"]),
+        "gates removed (v = 1)": accuracy(sf.detach(trial.model), trial.test),
+        "bare backbone, trained as long": accuracy(bare, trial.test),
+        "dynamic, BatchNorm re-estimated": _recalibrated(trial, {}, trial.crops),
+        "constants, BatchNorm re-estimated": _recalibrated(trial, constants, trial.crops),
+        "constants, BatchNorm re-estimated on uncropped images": _recalibrated(trial, constants, trial.whole),
+    }
+    tuned = _tuned_constants(trial, constants)
+    found["constants trained for one epoch"] = trial.accuracy(tuned)
+    plain, _ = sf.bake(trial.model, trial.crops, recalibrate=False)
+    found["baked and folded"] = accuracy(plain.eval(), trial.test)
+    for name, model in (("baked", plain), ("dynamic", trial.model), ("bare backbone", bare)):
+        found[f"{name}, all weights trained for one more epoch"] = _trained_on(model, trial)
+    return found
+
+
+def _recalibrated(trial: Trial, constants: Mapping[str, Tensor], images: list[tuple[Tensor, Tensor]]) -> float:
+    products = [gate.product for gate in trial.discovery.gates]
+    norms = norms_behind(trial.model, trial.discovery.trace.graph, products)
+    before = Statistics.of(norms.values())
+    with constant_gates(trial.model, trial.discovery.gates, constants):
+        recalibrate_(trial.model, norms, Batches(images, "calibration", trial.model))
+    value = trial.accuracy(constants)
+    before.restore_()
+    return value
+
+
+def _tuned_constants(trial: Trial, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    batches = Batches(Augmented(trial.data.train, trial.seed + 11), "training images", trial.model)
+    steps = math.ceil(len(trial.data.train) / BATCH)
+    return finetune(
+        trial.model,
+        constants,
+        lambda values: constant_gates(trial.model, trial.discovery.gates, values),
+        FineTune(steps=steps, lr=CONSTANT_RATE),
+        batches=batches,
+    )
+
+
+def _trained_on(model: nn.Module, trial: Trial) -> float:
+    """Test accuracy of a copy after one more epoch of all weights; its steps are captured on a GPU."""
+    model = copy.deepcopy(model).train()
+    device = trial.data.train.images.device
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=TUNE_RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=on_gpu or None
+    )
+    part = Augmented(trial.data.train, trial.seed + 13).epoch()
+    shape = (min(BATCH, len(part)), *part.images.shape[1:])
+    step = Step(model, optimizer, shape, prepare=Normalise(device), device=device, graph=on_gpu)
+    steps = len(part) // step.batch
+    for index in range(steps):
+        here = slice(index * step.batch, (index + 1) * step.batch)
+        step(part.images[here], part.labels[here], TUNE_RATE * 0.5 * (1 + math.cos(math.pi * index / steps)))
+    if on_gpu:
+        torch.cuda.synchronize()
+    return accuracy(model.eval(), trial.test)
+
+
+def run(job: tuple[argparse.Namespace, Plan]) -> str:
+    """Measure one run and write its file; in a process of its own."""
+    options, plan = job
+    start = time.perf_counter()
+    torch.set_num_threads(options.threads)
+    torch.backends.cudnn.deterministic = True
+    data = load_cifar(options.data, limit=options.limit).to(torch.device(options.device))
+    result = measure(plan, options.runs, data)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{plan.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return f"{plan.name}: {time.perf_counter() - start:.0f} s, {result['all']}"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder or tar file: train/CLASS/*, test/CLASS/*")
+    parser.add_argument("--runs", type=Path, required=True, help="folder that stripes_cifar wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--models", default="resnet20,resnet56")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--jobs", type=int, default=1, help="runs measured at the same time")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--limit", type=int, help="use so many images only: does it run?")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    plans = [Plan(model, "se", int(seed)) for model in options.models.split(",") for seed in options.seeds.split(",")]
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for line in pool.imap_unordered(run, [(options, plan) for plan in plans]):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
