@@ -21,6 +21,9 @@ _NAMES = {
     "param_groups": "asr.groups",
     "save_adapter": "asr.adapter",
     "load_adapter": "asr.adapter",
+    "branch": "branches.branch",
+    "branch_": "branches.branch",
+    "branch_names": "branches.registry",
     "fold": "folding.fold",
     "fold_": "folding.fold",
     "verify": "folding.verify",
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from stripefold.baking.bake import bake, bake_
     from stripefold.baking.finetune import FineTune
     from stripefold.baking.report import BakeReport
+    from stripefold.branches.branch import branch, branch_
+    from stripefold.branches.registry import branch_names
     from stripefold.folding.files import load_model_, save_model
     from stripefold.folding.fold import fold, fold_
     from stripefold.folding.report import FoldReport
@@ -73,6 +78,9 @@ __all__ = [
     "attention_names",
     "bake",
     "bake_",
+    "branch",
+    "branch_",
+    "branch_names",
     "create_model",
     "detach",
     "detach_",

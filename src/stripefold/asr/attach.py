@@ -140,6 +140,7 @@ def _attach(
         )
     chains = Chains()
     planned = [(candidate, _plan(candidate, config, chains)) for candidate in selection.chosen]
+    _check_inside_blocks(model, planned)
     _warn(selection)
     forget_compiled(model)
     replacements: dict[nn.Module, nn.Module] = {}
@@ -195,6 +196,20 @@ def _plan(candidate: Candidate, defaults: GateConfig, chains: Chains) -> list[St
         name=candidate.name, channels=rule.channels(module), axis=rule.axis, like=_like(candidate.name, module)
     )
     return build_gates(place, config, chains)
+
+
+def _check_inside_blocks(
+    model: nn.Module, planned: Sequence[tuple[Candidate, Sequence[StaticGate | DynamicGate]]]
+) -> None:
+    """A block whose branches depend on the input in different ways would never fold."""
+    blocks = [name for name, m in model.named_modules() if isinstance(m, Foldable) and not isinstance(m, Site)]
+    for candidate, gates in planned:
+        around = next((name for name in blocks if candidate.name.startswith(f"{name}." if name else "branches.")), None)
+        if around is not None and any(isinstance(gate, DynamicGate) for gate in gates):
+            raise AttachError(
+                f"cannot attach to {candidate.name!r}: dynamic attention inside the branch block {around!r} would keep "
+                f"its branches from merging. Use form='static' there, or attach to {around!r} itself"
+            )
 
 
 def _check_second(name: str, site: Site, config: GateConfig) -> None:
