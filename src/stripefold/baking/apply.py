@@ -47,9 +47,7 @@ def apply_(
     Raises:
         BakeError: constants that are missing or do not fit, a wrapped or sharded model, a product that overflows.
     """
-    wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
-    if wrapper is not None:
-        raise BakeError(f"cannot bake a model that is wrapped in {wrapper}: give the bare model")
+    check_root(model)
     check_constants([site.gate for site in sites if site.how != "keep"], constants)
     final = [decided(site, constants.get(site.name)) for site in sites]
     modules = dict(model.named_modules())
@@ -69,6 +67,17 @@ def apply_(
         new.train(old.training)
     replacements |= _open_sites_(model, modules, final, constants)
     return replace_modules(model, replacements), final
+
+
+def check_root(model: nn.Module) -> None:
+    """See that a model can be changed in place.
+
+    Raises:
+        BakeError: it is wrapped (DDP, compiled ...) or sharded.
+    """
+    wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
+    if wrapper is not None:
+        raise BakeError(f"cannot bake a model that is wrapped in {wrapper}: give the bare model")
 
 
 def verify_baked(
@@ -110,7 +119,7 @@ def _replacements(
 def _constant(site: BakeSite, place: Place, v: Tensor) -> nn.Module:
     if site.target is not None:
         return nn.Identity()
-    return ConstantScale(v, site.gate.axis) if place.whole else ConstantGate(v, place.shape)
+    return ConstantScale(v, place.axis) if place.whole else ConstantGate(v, place.shape)
 
 
 def _open_sites_(
@@ -119,15 +128,16 @@ def _open_sites_(
     """Take the dynamic attention off sites of ours: the layer alone is left, unless static gates stay on it."""
     found: dict[nn.Module, nn.Module] = {}
     for site in sites:
-        wrapper = None if site.place is None or site.place.site is None else modules[site.place.site]
-        if not isinstance(wrapper, Site):
+        if site.place is None or site.place.site is None:
             continue
+        wrapper = modules[site.place.site]
+        assert isinstance(wrapper, Site)  # find_place has seen it
         wrapper.gates = nn.ModuleList(wrapper.static_gates)
         if len(wrapper.gates):
             continue
         base = wrapper.without_static_gates_()
         if site.target is None:
-            scale = ConstantScale(like_parameter(constants[site.name], base, model), site.gate.axis)
+            scale = ConstantScale(like_parameter(constants[site.name], base, model), site.place.axis)
             base = nn.Sequential(OrderedDict(layer=base, scale=scale)).train(wrapper.training)
         found[wrapper] = base
     return found

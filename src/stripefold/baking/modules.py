@@ -17,7 +17,7 @@ class ConstantScale(nn.Module):
 
     Args:
         v: the scale, shape (C,).
-        axis: the channel axis of x, from 0.
+        axis: the channel axis of x: 1, -1, or any other from 0.
     """
 
     def __init__(self, v: Tensor, axis: int) -> None:
@@ -27,7 +27,7 @@ class ConstantScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale a feature map; its shape and dtype stay."""
-        return scale_activation(x, self.weight, -1 if self.axis == x.dim() - 1 else self.axis)
+        return scale_activation(x, self.weight, self.axis)
 
     def extra_repr(self) -> str:
         """Width and axis."""

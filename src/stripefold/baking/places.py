@@ -27,6 +27,7 @@ class Place:
         path: dotted path of the module.
         whole: it is x -> x * v(x) and nothing else, so that it disappears where the constant folds; otherwise it
             returns the gate, and the product behind it stays.
+        axis: the channel axis of the scaled value, -1 where it is the last.
         shape: of what a module that returns the gate returns for one sample.
         site: dotted path of the site of ours around it, or None.
         beside_static: that site has static gates, too.
@@ -34,6 +35,7 @@ class Place:
 
     path: str
     whole: bool
+    axis: int
     shape: tuple[int, ...] = ()
     site: str | None = None
     beside_static: bool = False
@@ -50,7 +52,8 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
             return "the model itself is the attention: nothing would be left of it"
         times = _calls(graph, gate.where)
         if times == 1:
-            return Place(path=gate.where, whole=True, site=site, beside_static=_has_static_gates(model, site))
+            static = _has_static_gates(model, site)
+            return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site, beside_static=static)
         return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
     return _returning(graph, gate)
 
@@ -71,7 +74,11 @@ def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
     batch = graph.nodes[visit.inputs[0]].shape[0] if _has_batch(graph, visit) else -1
     if shape[0] != batch or math.prod(shape[1:]) != gate.channels:
         return f"{visit.name!r} returns the gate in the shape {shape}, in which samples and channels are not told apart"
-    return Place(path=visit.name, whole=False, shape=shape[1:])
+    return Place(path=visit.name, whole=False, axis=_axis(graph, gate), shape=shape[1:])
+
+
+def _axis(graph: Graph, gate: ChannelGate) -> int:
+    return -1 if gate.axis == len(graph.nodes[gate.product].shape) - 1 else gate.axis
 
 
 def _has_batch(graph: Graph, visit: Visit) -> bool:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from stripefold.folding import rules_timm, rules_torch, rules_transformers
+from stripefold.folding import rules_own, rules_timm, rules_torch, rules_transformers
 
-__all__ = ["rules_timm", "rules_torch", "rules_transformers"]
+__all__ = ["rules_own", "rules_timm", "rules_torch", "rules_transformers"]

@@ -1,0 +1,66 @@
+"""The constants of a bake, from what was observed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.baking.excite import excite_chain
+from stripefold.errors import BakeError
+from stripefold.stripe.discover import Discovery
+from stripefold.stripe.layer import LayerStripes
+
+Constants = Literal["mean", "descriptor"]
+
+
+def constants_of(
+    model: nn.Module, discovery: Discovery, layers: Iterable[LayerStripes], kind: Constants = "mean"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """One v for every observed gate.
+
+    "mean" is the mean of v(x) over the images: of all constants the one with the least squared error. "descriptor" is
+    excite(mean of squeeze(x)): what the gate says to the average image. They differ as far as excite is curved.
+
+    Args:
+        model: the model that was discovered; only read.
+        discovery: its gates.
+        layers: what was observed of them (``StripeReport.layers``).
+        kind: which.
+
+    Returns:
+        Gate -> v (C,), float64 on the CPU; and for gates without a usable descriptor, which get the mean, the reason.
+
+    Raises:
+        BakeError: an unknown kind.
+    """
+    if kind not in ("mean", "descriptor"):
+        raise BakeError(f"constants={kind!r}: expected 'mean' or 'descriptor'")
+    gates = {gate.name: gate for gate in discovery.gates}
+    constants: dict[str, Tensor] = {}
+    reasons: dict[str, str] = {}
+    for layer in layers:
+        constants[layer.name] = layer.mean.double().cpu().clone()
+        if kind == "descriptor" and layer.name in gates:
+            found = _from_descriptor(model, discovery, layer)
+            if isinstance(found, str):
+                reasons[layer.name] = f"{found}: the mean of v was taken"
+            else:
+                constants[layer.name] = found
+    return constants, reasons
+
+
+def _from_descriptor(model: nn.Module, discovery: Discovery, layer: LayerStripes) -> Tensor | str:
+    gate = next(gate for gate in discovery.gates if gate.name == layer.name)
+    if layer.descriptor_mean is None:
+        return "its descriptor was not observed, because no module is called with it"
+    chain = excite_chain(model, discovery.trace.graph, gate)
+    if isinstance(chain, str):
+        return chain
+    if chain.descriptor_shape != (layer.descriptor_mean.numel(),):
+        return f"its descriptor has {layer.descriptor_mean.numel()} entries, {chain.descriptor_shape[0]} expected"
+    with torch.no_grad():
+        v: Tensor = chain.to("cpu", torch.float64).excite_static(layer.descriptor_mean.double().cpu().flatten())
+    return v
