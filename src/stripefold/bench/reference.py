@@ -1,4 +1,4 @@
-"""The reference formulation of ASR: the gate multiplies the activation map.
+"""The reference formulation of ASR: the gate multiplies the activation map, and what is deployed keeps BatchNorm.
 
 y = E_theta(psi) (.) B(x), formed as it is written (the paper's equation; its reference code does the same). stripefold
 scales B's parameters instead. Both give the same values and gradients; this one is what ours is measured against.
@@ -18,6 +18,23 @@ import stripefold as sf
 from stripefold.attention.registry import build_attention
 from stripefold.errors import AttachError
 from stripefold.folding.rule import rule_for
+from stripefold.surgery.foldable import Foldable
+
+
+class FusedLayer(nn.Module):
+    """What the reference code deploys at a site: a module around the layer that took up the gate.
+
+    Args:
+        fused_bn: The layer with the merged scale, under the name that the reference code gives it.
+    """
+
+    def __init__(self, fused_bn: nn.Module) -> None:
+        super().__init__()
+        self.fused_bn = fused_bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x to B'(x)."""
+        return self.fused_bn(x)
 
 
 class ProductOnMap(nn.Module):
@@ -65,6 +82,20 @@ def product_on_map(model: nn.Module, attention: str = "se", **options: Any) -> n
         layer = model.get_submodule(name)
         setattr(model.get_submodule(parent), leaf, _product(layer, name, attention))
     return model
+
+
+def reference_deployed(attached: nn.Module) -> nn.Module:
+    """Return an attached model as the reference code deploys it: gates merged, every BatchNorm kept.
+
+    Args:
+        attached: A model with gates; left as it is.
+    """
+    names = [name for name, module in attached.named_modules() if isinstance(module, Foldable)]
+    plain = sf.fold(attached, check=False)
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(parent), leaf, FusedLayer(plain.get_submodule(name)))
+    return plain
 
 
 def _product(layer: nn.Module, name: str, attention: str) -> ProductOnMap:

@@ -45,11 +45,11 @@ def check_device(name: str) -> None:
         raise ConfigError(f"--device {name!r} cannot be used here: {reason}; take cpu") from error
 
 
-def named_model(name: str, *, classes: int, size: int | None) -> nn.Module:
-    """Build a model by name with random weights and a fixed seed."""
+def named_model(name: str, *, classes: int, size: int | None, channels: int = 3, pretrained: bool = False) -> nn.Module:
+    """Build a model by name, with random weights from a fixed seed unless it is to be pretrained."""
     import torch
 
     from stripefold.nets import create_model
 
     torch.manual_seed(0)
-    return create_model(name, num_classes=classes, image_size=size)
+    return create_model(name, num_classes=classes, in_channels=channels, image_size=size, pretrained=pretrained)

@@ -32,14 +32,25 @@ def bench(
     attention: Attention = "se",
     where: Where = None,
     mode: Annotated[str, typer.Option(help="inference or training.")] = "inference",
-    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 8,
+    deploy: Annotated[bool, typer.Option("--deploy", help="Every deployed form, in images per second.")] = False,
+    batch: Annotated[
+        str | None, typer.Option(help="Images per call: 8 if not given; with --deploy several, 1,32 if not given.")
+    ] = None,
     size: Size = None,
     classes: Classes = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each candidate.")] = 15,
     device: Device = "cpu",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the result as JSON here.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="With --deploy: compile too; takes minutes.")
+    ] = True,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the result as JSON here; with --deploy a picture too.")
+    ] = None,
 ) -> None:
     """Time backbone, + attention, ASR, folded ... in alternation with an identical copy as the noise floor."""
+    sizes = _batches(batch or ("1,32" if deploy else "8"))
+    if len(sizes) > 1 and not deploy:
+        raise ConfigError(f"--batch {batch}: several sizes need --deploy")
     from stripefold.bench import Settings, compare, inference_candidates, synthetic_batch, training_candidates
     from stripefold.cli.output import print_line
     from stripefold.surgery.example import infer_example
@@ -52,17 +63,31 @@ def bench(
         raise ConfigError(f"{model!r} does not say which images it takes, give --size")
     check_device(device)
     settings = Settings(rounds=rounds, device=device)
-    images, labels = synthetic_batch((batch, *example.shape[1:]), classes, settings)
     options = {"where": where_option(where)}
+    if deploy:
+        from stripefold.cli.deploy import bench_deploy
+
+        form = {"attention": attention, "options": options, "compiled": compiled}
+        bench_deploy(model, network, [(size, *example.shape[1:]) for size in sizes], settings, form, output=output)
+        return
+    images, labels = synthetic_batch((sizes[0], *example.shape[1:]), classes, settings)
     if mode == "training":
         candidates = training_candidates(network, (images, labels), settings, attention=attention, options=options)
     else:
         candidates = inference_candidates(network, images, settings, attention=attention, options=options)
-    report = compare(f"{model}, {mode}, batch {batch}", candidates, settings)
+    report = compare(f"{model}, {mode}, batch {sizes[0]}", candidates, settings)
     print_report(report)
     if output is not None:
         report.save(output)
         print_line(f"written: {output}")
+
+
+def _batches(text: str) -> list[int]:
+    """Batch sizes as they are given on the command line: one, or several with commas between."""
+    words = text.split(",")
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise ConfigError(f"--batch {text!r}: give numbers from 1 on, with commas between")
+    return [int(word) for word in words]
 
 
 def print_report(report: Report) -> None:

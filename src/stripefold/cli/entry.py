@@ -20,6 +20,9 @@ EXTRA_OF = {
     "timm": "vision",
     "torchvision": "vision",
     "matplotlib": "plot",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
 }
 
 

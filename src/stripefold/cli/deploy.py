@@ -1,0 +1,70 @@
+"""`stripefold bench --deploy`: the table, the file and the picture of the deployed forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stripefold.cli.output import print_line, print_table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stripefold.bench import Report, Settings
+
+
+def bench_deploy(
+    name: str,
+    model: nn.Module,
+    shapes: Sequence[Sequence[int]],
+    settings: Settings,
+    form: Mapping[str, Any],
+    *,
+    output: Path | None,
+) -> None:
+    """Measure at every batch size, print one table, and keep JSON and a picture where asked for.
+
+    Args:
+        name: The model's.
+        model: The backbone.
+        shapes: Of the images, (N, C, H, W), one per batch size.
+        settings: How it is measured.
+        form: Options of `measure_deploy`.
+        output: The JSON file; the picture lies beside it.
+    """
+    from stripefold.bench.deploy import measure_deploy
+
+    reports = [measure_deploy(f"{name}, deployed", model, shape, settings, **form) for shape in shapes]
+    print_deploy(reports)
+    if output is not None:
+        _write(reports, output)
+
+
+def print_deploy(reports: Sequence[Report]) -> None:
+    """Print the forms with their throughput, and what was skipped with the reason."""
+    from stripefold.bench.deploy import table
+
+    columns, rows = table(reports)
+    where = ", ".join(f"{name} {value}" for name, value in reports[0].environment.items())
+    caption = f"speed-up: over the first row, within a round; step: over the step before. {where}"
+    print_table(reports[0].title, columns, rows, caption=caption)
+    for name, reason in reports[0].settings["skipped"].items():
+        print_line(f"skipped: {name}: {reason}")
+
+
+def _write(reports: Sequence[Report], output: Path) -> None:
+    from stripefold.atomic import write_text
+    from stripefold.bench.chart import draw_deploy
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, json.dumps({"reports": [report.to_dict() for report in reports]}, indent=2) + "\n")
+    print_line(f"written: {output}")
+    picture = output.with_suffix(".png")
+    try:
+        draw_deploy(reports, picture)
+    except ModuleNotFoundError as error:
+        print_line(f"no picture: {error.name} is not installed: pip install 'stripefold[plot]'")
+    else:
+        print_line(f"written: {picture}")
