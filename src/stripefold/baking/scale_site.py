@@ -1,0 +1,90 @@
+"""A site in the place of an attention module: it multiplies while it trains and folds into layers elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.asr.site import Site
+from stripefold.baking.modules import ConstantScale
+from stripefold.errors import FoldError
+from stripefold.folding.rule import rule_for
+from stripefold.folding.sides import ScaleWriter
+from stripefold.surgery.foldable import FoldNote
+from stripefold.surgery.modules import move_call_hooks
+from stripefold.surgery.scale_paths import Target
+
+
+class ScaleSite(Site):
+    """``y = v (.) x`` with v the product of the static gates; ``fold`` writes v into the layers of a target.
+
+    Where the layer before cannot take v (an activation lies between), the layers behind do, on their input side.
+
+    Args:
+        scale: the multiplication while there are gates; all ones.
+        target: where v goes.
+        layers: dotted path -> layer, for the target's parts. Kept as references, not as children: the model has them.
+    """
+
+    def __init__(self, scale: ConstantScale, target: Target, layers: Mapping[str, nn.Module]) -> None:
+        rule = rule_for(scale)
+        assert rule is not None  # folding.rules_own has one
+        super().__init__(scale, rule)
+        self._target = target
+        # Pairs in a tuple: neither submodules nor anything that replacing modules looks into.
+        self._layers = tuple((part.layer, layers[part.layer]) for part in target.parts)
+
+    def check_fold(self, name: str, owners: Mapping[int, list[str]]) -> list[FoldNote]:
+        """See ``Foldable``; the layers that take the scale must be in the model, their weights tied to nothing."""
+        super().check_fold(name, owners)
+        v = self.scale(torch.float64)
+        if v is None:
+            return []
+        for path, layer in self._layers:
+            self._check_layer(name, path, layer, owners)
+        if self._target.nonnegative and bool((v < 0).any()):
+            raise FoldError(
+                f"cannot fold the gate on {name!r}: a ReLU or a max pooling lies before {self._layers[0][0]!r}, and "
+                f"{int((v < 0).sum())} of its scales are negative"
+            )
+        try:
+            self._writer(v).check()
+        except FoldError as error:
+            raise FoldError(f"cannot fold the gate on {name!r}: {error}") from error
+        kinds = " x ".join(gate.attention.name for gate in self.static_gates)
+        return [FoldNote(name=name, kind=kinds, folded=True, why=f"into {', '.join(path for path, _ in self._layers)}")]
+
+    def folded_(self) -> nn.Module:
+        """Write the scale into the layers; nothing is left in this place."""
+        v = self.scale(torch.float64)
+        if v is not None:
+            self._writer(v.detach()).write_()
+        return self.without_static_gates_()
+
+    def without_static_gates_(self) -> nn.Module:
+        """Drop the gates as they are; nothing is left in this place."""
+        nothing = nn.Identity().train(self.training)
+        move_call_hooks(self, nothing)
+        return nothing
+
+    def _writer(self, v: Tensor) -> ScaleWriter:
+        writer = ScaleWriter(dict(self._layers))
+        with torch.no_grad():
+            v = v * self.base.weight.double()
+        for part in self._target.parts:
+            writer.add(part, v)
+        return writer
+
+    def _check_layer(self, name: str, path: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> None:
+        for key, tensor in layer._parameters.items():
+            if tensor is None:
+                continue
+            places = owners.get(id(tensor), [])
+            if len(places) != 1:
+                found = f"tied to {places}" if places else "no longer part of the model"
+                raise FoldError(
+                    f"cannot fold the gate on {name!r}: {key!r} of {path!r}, which is to take its scale, is {found}. "
+                    "Fold before changing that layer"
+                )
