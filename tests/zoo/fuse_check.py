@@ -1,0 +1,168 @@
+"""One architecture through ``fold(fuse=True)``: what is left, how exact it is, and what timm's own fusing leaves."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections import Counter
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import stripefold as sf
+from stripefold.surgery.float64 import KeepFloat64
+from tests.zoo.fuse_subjects import batchnorms, contents, layer_scales
+from tests.zoo.measure import error, image_dependence
+from tests.zoo.models_timm import subjects
+from tests.zoo.prepare import Randomness, calibrate_frozen_, jitter_, randomise_, statistics_of_the_last_batch
+from tests.zoo.subject import Subject, all_outputs, images, quick_creation
+
+LARGE = 300_000_000
+"""Parameters above which a transformer is built with fewer blocks, all of them alike."""
+_DEPTH = 4
+
+
+def check_fuse(name: str) -> dict[str, Any]:
+    """The figures of one architecture.
+
+    Raises:
+        RuntimeError: it runs in none of its sizes.
+    """
+    start, failures = time.perf_counter(), []
+    for subject in _subjects(name):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                model, example = prepared(subject)
+            except Exception as failure:  # too small an image: the next size
+                failures.append(f"{type(failure).__name__}: {failure}")
+                continue
+            figures = _figures(model, example)
+            return {"name": name, "input": list(example.shape), **figures, **_rest(start)}
+    raise RuntimeError("; ".join(failures))
+
+
+def _rest(start: float) -> dict[str, Any]:
+    return {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def _subjects(name: str) -> list[Subject]:
+    """As the other sweep has them, with fewer blocks where all of them would not fit into memory."""
+    with torch.device("meta"):
+        size = contents(timm.create_model(name))["parameters"]
+    if size <= LARGE:
+        return subjects(name)
+    channels, *sides = timm.get_pretrained_cfg(name).input_size
+
+    def small() -> nn.Module:
+        return timm.create_model(name, depth=_DEPTH)
+
+    return [Subject(name=name, build=small, inputs=lambda seed: images(seed, channels, *sides))]
+
+
+def prepared(subject: Subject) -> tuple[nn.Module, Tensor]:
+    """A float64 model in eval mode with every number random, statistics calibrated and jittered; and its input."""
+    torch.manual_seed(0)
+    with quick_creation():
+        model = subject.build()
+    randomness, example = Randomness(0), subject.inputs(0)
+    randomise_(model, randomness)
+    calibrate_frozen_(model, example)
+    with torch.no_grad():
+        if batchnorms(model):
+            with statistics_of_the_last_batch(model):
+                model.train()(example)
+        jitter_(model, randomness)
+        model.eval()(example)
+    return model.double(), subject.inputs(7).double()
+
+
+def _figures(model: nn.Module, example: Tensor) -> dict[str, Any]:
+    plain, report = sf.fold(model, fuse=True, example=example, check=False, report=True)
+    again, second = sf.fold(plain, fuse=True, example=example, check=False, report=True)
+    expected = _outputs(model, example)
+    left = [note for note in report.left if note.name in {*batchnorms(plain), *layer_scales(plain)}]
+    return {
+        **contents(model),
+        "batchnorms": len(batchnorms(model)),
+        "batchnorms_left": len(batchnorms(plain)),
+        "layer_scales_left": len(layer_scales(plain)),
+        "why_left": _counted(note.why.replace(note.name, "it") for note in left),
+        "scales_left": _counted(f"{note.kind}" for note in report.left if note.kind.startswith("scale of ")),
+        "merged": _counted(note.kind for note in report.folded),
+        "error64": error(_outputs(plain, example), expected),
+        "image_dependence": image_dependence(expected),
+        "control": error(_outputs(_without_affine_parts(model), example), expected),
+        "again_folded": len(second.folded),
+        "again_same": _same_state(plain, again),
+        "float64_kept": _dtypes(plain) == {"float64"},
+        **_in_bfloat16(model, example),
+        **_timm(model, example, expected),
+    }
+
+
+def _counted(values: Any) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _outputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    with torch.inference_mode(), KeepFloat64():
+        return {path: tensor.clone() for path, tensor in all_outputs(model, example).items()}
+
+
+def _without_affine_parts(model: nn.Module) -> nn.Module:
+    """The control: every BatchNorm's and LayerScale's own numbers taken away must be seen."""
+    bare = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in (*batchnorms(bare), *layer_scales(bare)):
+            for parameter in bare.get_submodule(name).parameters():
+                parameter.fill_(1.0)
+    return bare
+
+
+def _same_state(first: nn.Module, second: nn.Module) -> bool:
+    mine, its = first.state_dict(), second.state_dict()
+    return list(mine) == list(its) and all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+def _dtypes(model: nn.Module) -> set[str]:
+    floating = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+    return {str(tensor.dtype).removeprefix("torch.") for tensor in floating}
+
+
+def _in_bfloat16(model: nn.Module, example: Tensor) -> dict[str, Any]:
+    """Whether bfloat16 weights stay bfloat16, and how many tensors are not the float64 fold rounded once."""
+    narrow = copy.deepcopy(model).bfloat16()
+    found = sf.fold(narrow, fuse=True, example=example.bfloat16(), check=False)
+    exact = sf.fold(copy.deepcopy(narrow).double(), fuse=True, example=example, check=False).state_dict()
+    state = found.state_dict()
+    different = [
+        key for key in exact if key not in state or not torch.equal(state[key], exact[key].to(state[key].dtype))
+    ]
+    return {"bfloat16_kept": _dtypes(found) == {"bfloat16"}, "bfloat16_rounded_otherwise": len(different)}
+
+
+def _timm(model: nn.Module, example: Tensor, expected: dict[str, Tensor]) -> dict[str, Any]:
+    """What ``timm.utils.reparameterize_model`` leaves, in float32 as it is meant to be used, and in float64."""
+    try:
+        theirs = timm.utils.reparameterize_model(copy.deepcopy(model).float())
+    except Exception as failure:  # it may raise anything
+        return {"timm": _in_words(failure)}
+    found: dict[str, Any] = {"timm_left": len(batchnorms(theirs))}
+    try:
+        wide = timm.utils.reparameterize_model(copy.deepcopy(model))
+        found["timm_error64"] = error(_outputs(wide, example), expected)
+    except Exception as failure:
+        found["timm_float64"] = _in_words(failure)
+    try:
+        timm.utils.reparameterize_model(theirs)
+    except Exception as failure:
+        found["timm_again"] = _in_words(failure)
+    return found
+
+
+def _in_words(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0]}"[:160]
