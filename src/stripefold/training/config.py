@@ -11,14 +11,16 @@ from typing import Any, Literal, get_args
 from stripefold.errors import ConfigError
 from stripefold.training.values import LOWER, check_range, coerce
 
+Task = Literal["classification", "segmentation", "detection"]
 Form = Literal["static", "dynamic", "both", "none"]
-Augmentation = Literal["none", "shift", "crop-flip", "resized-crop"]
+Augmentation = Literal["none", "flip", "shift", "crop-flip", "resized-crop"]
 OptimizerName = Literal["sgd", "adamw"]
 Schedule = Literal["step", "cosine", "constant"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Progress = Literal["auto", "bar", "lines", "none"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "task": get_args(Task),
     "form": get_args(Form),
     "init": ("paper", "identity"),
     "augmentation": get_args(Augmentation),
@@ -29,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # What may differ between a run and its continuation: none of it changes the numbers.
 FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
+MAPPINGS = ("attention_options", "branch_options", "model_options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,24 +39,31 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        data: ``digits`` (needs no download), ``folder:PATH`` (``train/`` and ``test/`` or ``val/``, each a folder per
-            class), ``cifar10``, ``cifar100``, ``stl10``, ``fashion_mnist`` or ``imagenet``.
+        task: ``classification``, ``segmentation`` or ``detection``.
+        data: For classification ``digits`` (needs no download), ``folder:PATH`` (``train/`` and ``test/`` or ``val/``,
+            each a folder per class), ``cifar10``, ``cifar100``, ``stl10``, ``fashion_mnist`` or ``imagenet``; for
+            segmentation ``shapes`` (drawn), ``voc:PATH`` or ``ade20k:PATH``; for detection ``shapes``, ``coco:PATH``
+            or ``voc:PATH``.
         data_dir: Where torchvision's data sets lie.
         download: Whether torchvision may download them.
         image_size: Side the images are brought to; None is the data set's own.
         channels: 1 or 3 colour channels; None is the data set's own.
-        augmentation: What happens to a training image.
+        augmentation: What happens to a training image; segmentation and detection know ``none`` and ``flip``.
         limit_train: How many training images are used, a fixed random choice; None is all.
         limit_test: How many test images are used, likewise; None is all.
-        model: A name for ``stripefold.nets.create_model``.
+        model: A name for ``stripefold.nets.create_model``, ``create_segmenter`` or ``create_detector``, by the task.
+        model_options: Keyword arguments of the model's builder, such as ``{"drop_path_rate": 0.1}`` with timm.
         pretrained: Whether timm or torchvision load their weights.
         attention: The channel attention.
         form: ``static`` (ASR, folds away), ``dynamic`` (the ordinary attention), ``both``, or ``none`` (the backbone).
         where: Which layers get a gate: ``residual``, ``norm``, ``affine``, a glob, or several globs.
         repeats: Gates per site (the paper's delta).
         psi: Starting value of the learnable descriptor; None is the attention's own (0.1; 1 for ``scale``).
-        init: ``paper`` or ``identity`` (leaves a pretrained model's function as it was).
+        init: ``paper`` or ``identity`` (leaves a pretrained model's function as it was); of gates and branch blocks.
         attention_options: Options of the attention, such as ``{"reduction": 16}``.
+        branch: The kind of branch block that stands for convolutions while training; None leaves them as they are.
+        branch_where: Which convolutions: ``spatial`` (each that the kind can stand for), a glob, or several globs.
+        branch_options: Options of the kind, such as ``{"copies": 2}``.
         epochs: Passes over the training images.
         batch_size: Images per step.
         optimizer: ``sgd`` or ``adamw``.
@@ -66,7 +76,8 @@ class TrainConfig:
         milestones: Epochs at which ``step`` multiplies the learning rate by ``decay``.
         decay: Factor of ``step``.
         warmup_epochs: Epochs over which the rate rises linearly from near 0; at most half of the run.
-        label_smoothing: Share of the target spread over all classes, 0 up to below 1.
+        label_smoothing: Share of the target spread over all classes, 0 up to below 1; not for detection.
+        mixup: Both parameters of the beta distribution by which two images are mixed; 0 mixes none.
         gradient_clip: Largest norm of the whole gradient; 0 leaves it alone.
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
         channels_last: Whether images and weights lie channel last in memory.
@@ -75,6 +86,8 @@ class TrainConfig:
         workers: Processes that read data.
         threads: CPU threads of one operation; None is torch's own choice. On a CPU their number shows in the last bits.
         seed: All randomness derives from it.
+        observe_every: Observe the gates after every so many epochs and write ``stripes/``; 0 never.
+        observe_images: On how many test images, at even distances; always the same ones.
         run_dir: Folder of the run; None makes a new one under ``runs/``.
         resume: Whether to go on from the last checkpoint in ``run_dir``; a run without one starts at the beginning.
         progress: ``bar``, one line per epoch (``lines``), ``none``; ``auto``: a bar on a terminal, else lines.
@@ -87,6 +100,7 @@ class TrainConfig:
     1
     """
 
+    task: Task = "classification"
     data: str = "digits"
     data_dir: str | None = None
     download: bool = False
@@ -96,6 +110,7 @@ class TrainConfig:
     limit_train: int | None = None
     limit_test: int | None = None
     model: str = "resnet20"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     attention: str = "se"
     form: Form = "static"
@@ -104,6 +119,9 @@ class TrainConfig:
     psi: float | None = None
     init: Literal["paper", "identity"] = "paper"
     attention_options: Mapping[str, Any] = field(default_factory=dict)
+    branch: str | None = None
+    branch_where: str | tuple[str, ...] = "spatial"
+    branch_options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 12
     batch_size: int = 64
     optimizer: OptimizerName = "sgd"
@@ -117,6 +135,7 @@ class TrainConfig:
     decay: float = 0.1
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     gradient_clip: float = 0.0
     precision: Precision = "32"
     channels_last: bool = False
@@ -125,6 +144,8 @@ class TrainConfig:
     workers: int = 0
     threads: int | None = None
     seed: int = 0
+    observe_every: int = 0
+    observe_images: int = 512
     run_dir: str | None = None
     resume: bool = False
     progress: Progress = "auto"
@@ -150,6 +171,29 @@ class TrainConfig:
             raise ConfigError(f"nesterov is True; it needs sgd with momentum (optimizer {self.optimizer!r})")
         if self.resume and self.run_dir is None:
             raise ConfigError("resume is True, but run_dir is None; name the folder of the run to go on with")
+        if self.task != "classification":
+            self._check_scenes()
+
+    def _check_scenes(self) -> None:
+        """Images with boxes or masks: what would need them changed along, and is not, is refused."""
+        if self.augmentation not in ("none", "flip"):
+            raise ConfigError(f"augmentation is {self.augmentation!r}; {self.task} knows none and flip")
+        if self.mixup:
+            raise ConfigError(f"mixup is {self.mixup}; it mixes classes of whole images, set 0 for {self.task}")
+        if self.label_smoothing and self.task == "detection":
+            raise ConfigError(f"label_smoothing is {self.label_smoothing}; a detector has its own losses, set 0")
+        if self.channels == 1:
+            raise ConfigError(f"channels is 1; networks for {self.task} take 3")
+
+    @property
+    def folds(self) -> bool:
+        """Whether the network trains with something that folding takes away."""
+        return self.form in ("static", "both") or self.branch is not None
+
+    @property
+    def keeps_attention(self) -> bool:
+        """Whether the network keeps its attention when everything is folded."""
+        return self.form in ("dynamic", "both")
 
     def with_overrides(self, **values: Any) -> TrainConfig:
         """A copy with some fields replaced.
@@ -164,7 +208,7 @@ class TrainConfig:
         """Plain values only, as YAML and a checkpoint hold them."""
         values = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {**plain, "attention_options": dict(self.attention_options)}
+        return {**plain, **{name: dict(getattr(self, name)) for name in MAPPINGS}}
 
 
 def field_names() -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from stripefold.errors import ConfigError
 LOWER: dict[str, float] = {
     "repeats": 1, "epochs": 1, "batch_size": 1, "image_size": 4, "channels": 1, "limit_train": 1,
     "limit_test": 1, "workers": 0, "threads": 1, "seed": 0, "warmup_epochs": 0, "momentum": 0, "weight_decay": 0,
-    "gate_weight_decay": 0, "gradient_clip": 0, "label_smoothing": 0, "decay": 0, "learning_rate": 0,
+    "gate_weight_decay": 0, "gradient_clip": 0, "label_smoothing": 0, "mixup": 0, "decay": 0, "learning_rate": 0,
+    "observe_every": 0, "observe_images": 1,
 }  # fmt: skip
 BELOW_ONE = ("momentum", "label_smoothing")
 
@@ -32,7 +33,7 @@ def coerce(name: str, kind: str, value: Any) -> Any:
     base = kind.removesuffix("| None").strip()
     if value is None and optional:
         return None
-    if base.startswith("tuple") or (name == "where" and not isinstance(value, str)):
+    if base.startswith("tuple") or (name in ("where", "branch_where") and not isinstance(value, str)):
         return _cast_tuple(name, int if base.startswith("tuple") else str, value)
     if base.startswith("Mapping"):
         if not isinstance(value, Mapping):
