@@ -327,7 +327,7 @@ def test_the_right_files_load(files: Path) -> None:
     ("name", "gates", "message"),
     [
         ("training", False, r"a training file: .*but the model has none: attach with the same options first"),
-        ("folded", True, r"a deployed file: .*still has gates: loading it here would scale twice"),
+        ("folded", True, r"a deployed file: .*still has gates or branch blocks: loading it here would scale twice"),
         ("fused", True, r"a deployed file: .*BatchNorms merged.*still has gates"),
         (
             "fused",

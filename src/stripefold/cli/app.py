@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stripefold.cli import attention, bench, demo, evaluate, export, fold, sites, train, verify
+from stripefold.cli import attention, bench, branches, demo, evaluate, export, fold, sites, train, verify
 from stripefold.cli.entry import CommandInterruptedError
 
 
@@ -42,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
     "bench": bench.bench,
     "attention": attention.attention,
+    "branches": branches.branches,
 }
 for name, command in COMMANDS.items():
     app.command(name)(_telling_interrupts(command))

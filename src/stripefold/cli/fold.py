@@ -30,7 +30,7 @@ def fold(
     run = load_run(source)
     if run.kind != "attached":
         raise FoldError(f"{run.path} is of kind {run.kind!r} and has no gates to fold; give the run or its checkpoint")
-    dynamic = run.config.form == "both"
+    dynamic = run.config.keeps_attention
     if dynamic and fuse:
         raise FoldError(f"{run.path} keeps its dynamic attention, whose file cannot be fused; leave out --fuse")
     plain, report = sf.fold(run.model, fuse=fuse, example=run.spec.example(), report=True)

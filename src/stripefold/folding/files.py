@@ -22,8 +22,8 @@ Kind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
 FORMAT = "stripefold"
 _MEANING = {
     "plain": "the weights of a plain model",
-    "attached": "a training file: a model with its gates",
-    "folded": "a deployed file: a plain backbone with folded gates",
+    "attached": "a training file: a model with its gates or branch blocks",
+    "folded": "a deployed file: a plain backbone with everything folded",
     "fused": "a deployed file: folded, and its BatchNorms merged into the layers in front of them",
     "baked": "a deployed file: dynamic attention replaced by constants",
     "adapter": "only what attaching added, without the backbone",
@@ -172,13 +172,13 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
         raise CheckpointError(f"{path} is {_MEANING['adapter']}: use load_adapter(backbone, path)")
     if about.kind == "attached" and not attached:
         raise CheckpointError(
-            f"{path} is {_MEANING['attached']}, but the model has none: attach with the same options first, or give "
-            "the deployed (folded) file"
+            f"{path} is {_MEANING['attached']}, but the model has none: attach with the same options first (and "
+            "branch before that), or give the deployed (folded) file"
         )
     if about.kind in ("folded", "fused", "baked") and attached:
         raise CheckpointError(
-            f"{path} is {_MEANING[about.kind]}, but the model still has gates: loading it here would scale twice. "
-            "Load it into the plain backbone, or give the training file"
+            f"{path} is {_MEANING[about.kind]}, but the model still has gates or branch blocks: loading it "
+            "here would scale twice. Load it into the plain backbone, or give the training file"
         )
 
 
@@ -193,6 +193,11 @@ def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[s
     parts += [f"unexpected {unexpected[:3]}"] if unexpected else []
     parts += [f"of another shape {wrong[:3]}"] if wrong else []
     advice = " A fused file is loaded into fold(create(), fuse=True)." if about.kind == "fused" else ""
+    if any(isinstance(module, Foldable) and module.rounds_to is not None for module in model.modules()):
+        advice = (
+            " The model has branch blocks, whose keys no plain file has: load such a file into the plain model first, "
+            "then branch(model, ..., init='identity') keeps its weights."
+        )
     raise CheckpointError(f"{path} ({_MEANING[about.kind]}) does not fit the model: {'; '.join(parts)}.{advice}")
 
 

@@ -1,11 +1,12 @@
-"""From a configuration to a model with its gates: the same configuration gives the same model, bit for bit."""
+"""From a configuration to a model with its blocks and gates: the same one from the same configuration, bit for bit."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stripefold.errors import ConfigError, TraceError
 from stripefold.nets import create_model
@@ -37,21 +38,26 @@ def build_backbone(config: TrainConfig, spec: ImageSpec) -> nn.Module:
         )
 
 
-def build_model(config: TrainConfig, spec: ImageSpec) -> nn.Module:
-    """The network with its attention, in training mode. A backbone of one seed is the same under every attention.
+def build_model(config: TrainConfig, spec: ImageSpec, *, images: Tensor | None = None) -> nn.Module:
+    """The network with its blocks and attention, in training mode. A seed gives the same backbone under all of them.
 
     Args:
         config: The run's configuration.
         spec: What the data looks like.
+        images: Training images (N, C, H, W) on which blocks of ``init: identity`` are measured; None where their
+            weights are loaded afterwards.
 
     Raises:
         AttachError: If the attention does not suit the network.
+        BranchError: If no convolution of the network can become such a block, or an option does not fit.
         ConfigError: As for ``build_backbone``; also if the network does not run on such images.
     """
     from stripefold.asr.attach import attach_
     from stripefold.asr.config import Form
 
     model = build_backbone(config, spec)
+    if config.branch is not None:
+        _put_blocks(model, config, images)
     forms: dict[str, tuple[Form, ...]] = {
         "none": (), "static": ("static",), "dynamic": ("dynamic",), "both": ("static", "dynamic"),
     }  # fmt: skip
@@ -76,3 +82,15 @@ def build_model(config: TrainConfig, spec: ImageSpec) -> nn.Module:
                     f"what it takes, or choose a network for small images such as resnet20. {error}"
                 ) from error
     return model.train()
+
+
+def _put_blocks(model: nn.Module, config: TrainConfig, images: Tensor | None) -> None:
+    from stripefold.branches.branch import branch_
+
+    assert config.branch is not None
+    where = list(config.branch_where) if isinstance(config.branch_where, tuple) else config.branch_where
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="init='identity' without data")
+        torch.default_generator.manual_seed(derive_seed(config.seed, "branches"))
+        data = None if images is None or config.init == "paper" else images.split(config.batch_size)
+        branch_(model, config.branch, where=where, init=config.init, data=data, options=config.branch_options)

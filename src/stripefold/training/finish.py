@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from stripefold.asr.gate import StaticGate
 from stripefold.folding.files import Kind, save_model
 from stripefold.folding.fold import fold
 from stripefold.folding.verify import EquivalenceReport, verify
@@ -45,8 +44,8 @@ def finish(
     """
     paths = record.paths
     example = example_batch(data)
-    folded, verification = _folded(model, example)
-    kind = "backbone" if config.form == "none" else "attached"
+    folded, verification = _folded(model, example) if config.folds else (model, None)
+    kind = "attached" if config.folds or config.keeps_attention else "backbone"
     result = TrainResult(
         run_dir=paths.root,
         config=config,
@@ -62,7 +61,7 @@ def finish(
         epochs_run=epochs_run,
         last_checkpoint=paths.last,
         best_checkpoint=paths.best,
-        folded_file=_save(folded, paths.folded, record),
+        folded_file=_save(folded, paths.folded, record, config),
         summary_file=paths.summary,
         metrics_file=paths.metrics,
     )
@@ -75,9 +74,7 @@ def example_batch(data: Data) -> Tensor:
     return torch.stack([data.test[index][0] for index in range(min(EXAMPLE_IMAGES, len(data.test)))])
 
 
-def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, EquivalenceReport | None]:
-    if not any(isinstance(module, StaticGate) for module in model.modules()):
-        return model, None
+def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, EquivalenceReport]:
     with warnings.catch_warnings():
         # Gates that never moved are named in the summary.
         warnings.filterwarnings("ignore", message=".*never moved.*")
@@ -85,7 +82,7 @@ def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, EquivalenceRe
     return plain, verify(model, plain, example)
 
 
-def _save(result_of: nn.Module, path: Path, record: EpochRecord) -> Path:
+def _save(result_of: nn.Module, path: Path, record: EpochRecord, config: TrainConfig) -> Path:
     """Dynamic attention cannot be folded: such a file says "attached", and a backbone's own says "plain"."""
-    kind: Kind | None = "folded" if record.about["config"]["form"] == "static" else None
+    kind: Kind | None = "folded" if config.folds and not config.keeps_attention else None
     return save_model(result_of, path, kind=kind, extra=record.about)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from stripefold.branches.base import BranchBlock
 from stripefold.errors import CheckpointError
 from stripefold.folding.files import file_info, load_model_, load_tensors
 from stripefold.folding.fold import fold
@@ -96,18 +98,32 @@ def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
         model.load_state_dict(model_state(checkpoint))
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the model its configuration describes: {error}") from error
-    kind = "backbone" if config.form == "none" else "attached"
+    kind = "attached" if config.folds or config.keeps_attention else "backbone"
     return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path)
 
 
 def _empty(path: Path, kind: str, config: TrainConfig, spec: ImageSpec) -> nn.Module:
     """A model with the structure that the file has."""
     if kind == "attached":
-        static = any(key.endswith(".psi") for key in load_tensors(path))
+        keys = list(load_tensors(path))
         # What is left of ASR beside a dynamic attention after folding: the dynamic attention.
-        return build_model(config if static else config.with_overrides(form="dynamic"), spec)
+        rest = config.form == "both" and not any(key.endswith(".psi") for key in keys)
+        model = build_model(config.with_overrides(form="dynamic") if rest else config, spec)
+        return model if any(".branches." in key for key in keys) else _folded(model, spec)
     backbone = build_backbone(config, spec)
+    if config.branch is not None and kind in ("folded", "fused"):
+        # Blocks whose bias found no BatchNorm leave keys that the backbone does not have.
+        backbone = _folded(build_model(config, spec), spec)
     return fold(backbone, fuse=True, example=spec.example()) if kind == "fused" else backbone
+
+
+def _folded(model: nn.Module, spec: ImageSpec) -> nn.Module:
+    """The model without its branch blocks."""
+    if not any(isinstance(module, BranchBlock) for module in model.modules()):
+        return model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*have a bias that the stock ones do not have")  # said when saved
+        return fold(model, check=False, example=spec.example())
 
 
 def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec]:

@@ -56,6 +56,11 @@ class RunPaths:
         return self.root / "folded.safetensors"
 
     @property
+    def stripes(self) -> Path:
+        """What was observed of the gates over training."""
+        return self.root / "stripes"
+
+    @property
     def summary(self) -> Path:
         """What happened, to read."""
         return self.root / "summary.md"
@@ -88,6 +93,7 @@ def open_run(config: TrainConfig) -> RunPaths:
 
 def _new_folder(config: TrainConfig) -> Path:
     attention = "plain" if config.form == "none" else f"{config.form}-{config.attention}"
+    attention = attention if config.branch is None else f"{config.branch}-{attention}"
     name = f"{config.data.partition(':')[0]}-{config.model.replace('/', '-')}-{attention}-seed{config.seed}"
     number, folder = 2, Path("runs") / name
     while folder.exists():
