@@ -80,7 +80,8 @@ class Trial:
         chosen = data.train.part(
             torch.randperm(len(data.train), generator=torch.Generator().manual_seed(5))[:CALIBRATION]
         )
-        # As in training: BatchNorm statistics taken from images without crops do not suit a network trained on crops.
+        # Gates are observed on images as they come; BatchNorm statistics of such images do not suit a network trained on
+        # crops, so those are re-estimated on crops.
         crops = augment(chosen.images, torch.Generator().manual_seed(6))
         normalise = Normalise(device)
         self.crops = [(normalise(x), y) for x, y in zip(crops.split(512), chosen.labels.split(512), strict=True)]
@@ -109,9 +110,9 @@ def measure(plan: Plan, folder: Path, data: Cifar) -> dict[str, Any]:
     trial = Trial(_load(plan, folder, device), data, plan.seed)
     seen = {kind: observe(trial.model, part) for kind, part in (("crops", trial.crops), ("whole", trial.whole))}
     means = {kind: {layer.name: layer.mean for layer in report.layers} for kind, report in seen.items()}
-    constants = means["crops"]
-    means["descriptor"] = constants_of(trial.model, trial.discovery, seen["crops"].layers, "descriptor")[0]
-    sites = _sites(trial, seen["crops"], constants)
+    constants = means["whole"]
+    means["descriptor"] = constants_of(trial.model, trial.discovery, seen["whole"].layers, "descriptor")[0]
+    sites = _sites(trial, seen["whole"], constants)
     alone = {site["name"]: site["alone_validation"] for site in sites}
     order = cheapest_first(trial.names, alone, {site["name"]: site["prior"] for site in sites})
     return {
@@ -141,7 +142,7 @@ def _load(plan: Plan, folder: Path, device: torch.device) -> nn.Module:
 
 
 def _sites(trial: Trial, report: sf.StripeReport, constants: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    energy = energies(trial.model, trial.discovery.gates, trial.crops[0][0])
+    energy = energies(trial.model, trial.discovery.gates, trial.whole[0][0])
     return [
         {
             "name": layer.name,
@@ -160,11 +161,11 @@ def _all_baked(trial: Trial, means: Mapping[str, dict[str, Tensor]], plan: Plan,
     """Test accuracies: all gates constant, the repairs, and what each has to be compared with."""
     device = trial.data.test.images.device
     bare = _load(Plan(plan.model, "bare", plan.seed), folder, device)
-    constants = means["crops"]
+    constants = means["whole"]
     found = {
         "dynamic": trial.accuracy({}),
         "constants": trial.accuracy(constants),
-        "constants of uncropped images": trial.accuracy(means["whole"]),
+        "constants of cropped images": trial.accuracy(means["crops"]),
         "constants of the mean descriptor": trial.accuracy(means["descriptor"]),
         "gates removed (v = 1)": accuracy(sf.detach(trial.model), trial.test),
         "bare backbone, trained as long": accuracy(bare, trial.test),
@@ -174,7 +175,7 @@ def _all_baked(trial: Trial, means: Mapping[str, dict[str, Tensor]], plan: Plan,
     }
     tuned = _tuned_constants(trial, constants)
     found["constants trained for one epoch"] = trial.accuracy(tuned)
-    plain, _ = sf.bake(trial.model, trial.crops, recalibrate=False)
+    plain, _ = sf.bake(trial.model, trial.whole, recalibrate=False)
     found["baked and folded"] = accuracy(plain.eval(), trial.test)
     for name, model in (("baked", plain), ("dynamic", trial.model), ("bare backbone", bare)):
         found[f"{name}, all weights trained for one more epoch"] = _trained_on(model, trial)

@@ -148,8 +148,8 @@ class Job:
                 left[site.name] = "no batch of the data came through it"
         names = [gate.name for gate in discovery.gates if gate.name not in left]
         if not names:
-            reasons = "; ".join(f"{name or '(the model)'}: {why}" for name, why in list(left.items())[:3])
-            raise BakeError(f"none of the {len(discovery.gates)} gates can be baked. {reasons}")
+            listed = "; ".join(f"{name or '(the model)'}: {why}" for name, why in list(left.items())[:3])
+            raise BakeError(f"none of the {len(discovery.gates)} gates can be baked. {listed}")
         energy = energies(model, discovery.gates, self._data.first().inputs)
         constants, reasons = constants_of(model, discovery, stripes.layers, self._options.constants)
         notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
