@@ -28,10 +28,12 @@ def draw_deploy(reports: Sequence[Report], path: str | Path) -> None:
     path = Path(path)
     rows = max(len(report.rows) for report in reports)
     figure = Figure(figsize=(5.5 * len(reports) + 1.5, 0.42 * rows + 1.4), layout="constrained")
-    for axes, report in zip(figure.subplots(1, len(reports), squeeze=False)[0], reports, strict=True):
+    panels = figure.subplots(1, len(reports), squeeze=False, sharey=True)[0]
+    for axes, report in zip(panels, reports, strict=True):
         _panel(axes, report)
+    panels[0].invert_yaxis()  # the axis is shared
     environment = reports[0].environment
-    figure.suptitle(f"{reports[0].title}: {environment['device']}, {environment['threads']} threads", fontsize=10)
+    figure.suptitle(f"{reports[0].title}: {environment['device']}, {environment['threads']} CPU threads", fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)
 
@@ -45,7 +47,6 @@ def _panel(axes: Any, report: Report) -> None:
     colors = [STEP_COLOR if name in STEPS else OTHER_COLOR for name in names]
     bars = axes.barh(names, middle, xerr=[below, above], color=colors, ecolor="#333333")
     axes.bar_label(bars, [f"{speed_up(report, name):.2f} x" for name in names], padding=4, fontsize=8)
-    axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_xlabel(f"images per second, batch {batch}")
     axes.spines[["top", "right"]].set_visible(False)

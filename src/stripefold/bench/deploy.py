@@ -74,7 +74,7 @@ def measure_deploy(
         date: Day of the measurement.
 
     Returns:
-        A report whose settings hold `batch` and `skipped`; its baseline is the reference's deployed form.
+        A report whose settings hold `batch` and what was `skipped`; its baseline is the reference's deployed form.
 
     Raises:
         VerifyError: Two forms that must agree do not.
@@ -86,10 +86,11 @@ def measure_deploy(
     options = {"example": images[:1], **(options or {})}
     attached = sf.attach(model, attention, **options).eval()
     dynamic = sf.attach(model, attention, form="dynamic", **options)
-    forms = {DYNAMIC.format(attention.upper()): dynamic, BACKBONE: model}
+    forms = {BACKBONE: model, DYNAMIC.format(attention.upper()): dynamic}
     deployed = deploy_candidates(attached, images, settings, others=forms, compiled=compiled)
     report = compare(title, deployed.candidates, settings, date=date)
-    return replace(report, settings={**report.settings, "batch": shape[0], "skipped": deployed.skipped})
+    about = {"batch": shape[0], **({"skipped": deployed.skipped} if deployed.skipped else {})}
+    return replace(report, settings={**report.settings, **about})
 
 
 def deploy_candidates(

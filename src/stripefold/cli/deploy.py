@@ -50,7 +50,7 @@ def print_deploy(reports: Sequence[Report]) -> None:
     where = ", ".join(f"{name} {value}" for name, value in reports[0].environment.items())
     caption = f"speed-up: over the first row, within a round; step: over the step before. {where}"
     print_table(reports[0].title, columns, rows, caption=caption)
-    for name, reason in reports[0].settings["skipped"].items():
+    for name, reason in reports[0].settings.get("skipped", {}).items():
         print_line(f"skipped: {name}: {reason}")
 
 
