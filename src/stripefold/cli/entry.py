@@ -20,6 +20,8 @@ EXTRA_OF = {
     "timm": "vision",
     "torchvision": "vision",
     "matplotlib": "plot",
+    "plotly": "plot",
+    "jinja2": "plot",
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",

@@ -29,10 +29,14 @@ def train(
     model: Annotated[str | None, typer.Option(help="A model's name.")] = None,
     attention: Annotated[str | None, typer.Option(help="Which channel attention.")] = None,
     form: Annotated[str | None, typer.Option(help="static (ASR), dynamic, both or none.")] = None,
+    branch: Annotated[str | None, typer.Option(help="Which branch block; `stripefold branches` lists them.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="All randomness derives from it.")] = None,
+    observe_every: Annotated[
+        int | None, typer.Option(help="Observe the gates after every so many epochs; the report lies in stripes/.")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run-dir.")] = False,
 ) -> None:
@@ -42,10 +46,12 @@ def train(
         "model": model,
         "attention": attention,
         "form": form,
+        "branch": branch,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
+        "observe_every": observe_every,
         "run_dir": None if run_dir is None else str(run_dir),
         "resume": resume or None,
     }

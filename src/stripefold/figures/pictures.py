@@ -11,6 +11,7 @@ from stripefold.figures.words import shown_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from stripefold.stripe.layer import LayerStripes
     from stripefold.stripe.report import StripeReport
@@ -31,10 +32,11 @@ def draw_stripes(layer: LayerStripes) -> Figure:
     """
     figure = _figure(_WIDTH, 4.2)
     profile, stripes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3))
-    channels = torch.arange(layer.channels).numpy()
-    low, high = (layer.mean + sign * layer.within_std for sign in (-1, 1))
-    profile.fill_between(channels, low.numpy(), high.numpy(), step="mid", color=VERMILION, alpha=0.35, linewidth=0)
-    profile.step(channels, layer.mean.numpy(), where="mid", color=BLUE, linewidth=0.8)
+    # Steps from edge to edge of the columns below: the last value is drawn twice.
+    edges = torch.arange(layer.channels + 1).numpy() - 0.5
+    low, mean, high = (_closed(layer.mean + sign * layer.within_std).numpy() for sign in (-1, 0, 1))
+    profile.fill_between(edges, low, high, step="post", color=VERMILION, alpha=0.35, linewidth=0)
+    profile.step(edges, mean, where="post", color=BLUE, linewidth=0.8)
     profile.set_ylabel("mean ± std")
     picture = stripes.imshow(
         layer.sample.numpy() if len(layer.sample) else layer.mean[None].numpy(),
@@ -55,7 +57,7 @@ def draw_stripes(layer: LayerStripes) -> Figure:
 
 
 def draw_overview(report: StripeReport) -> Figure:
-    """All gates: index and relative spread from input to output, and the distribution of the channels' standard deviations.
+    """All gates: index and relative spread from input to output, and how the channels' standard deviations spread.
 
     Args:
         report: With at least one gate.
@@ -105,6 +107,10 @@ def draw_trajectory(trajectory: Trajectory) -> Figure:
     return figure
 
 
+def _closed(values: Tensor) -> Tensor:
+    return torch.cat([values, values[-1:]])
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
@@ -117,6 +123,4 @@ def _points(axes: Axes, place: list[float], values: list[Any], hollow: list[bool
     for empty in (False, True):
         chosen = [(x, y) for x, y, is_empty in kept if is_empty == empty]
         face = "white" if empty else BLUE
-        axes.scatter(
-            [x for x, _ in chosen], [y for _, y in chosen], s=22, facecolor=face, edgecolor=BLUE, zorder=2
-        )
+        axes.scatter([x for x, _ in chosen], [y for _, y in chosen], s=22, facecolor=face, edgecolor=BLUE, zorder=2)

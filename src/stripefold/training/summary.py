@@ -55,6 +55,7 @@ def _title(result: TrainResult) -> str:
         "none": "no attention",
     }[config.form]
     more = f", {config.repeats} gates per site" if config.repeats > 1 else ""
+    more += f", {config.branch} blocks" if config.branch is not None else ""
     return f"# {config.model}, {gates}{more}, on {config.data}, seed {config.seed}\n"
 
 
@@ -75,7 +76,7 @@ def _accuracy(result: TrainResult) -> str:
 
 def _deployed(result: TrainResult) -> str:
     if result.verification is None:
-        return "## Folding\n\nNothing to fold: the model has no static gates.\n"
+        return "## Folding\n\nNothing to fold: the model has no static gates and no branch blocks.\n"
     return f"## Folding\n\n{result.verification}\n"
 
 
@@ -115,4 +116,6 @@ def _files(result: TrainResult) -> str:
         result.metrics_file.name: "one row per epoch",
         "config.yaml": "the resolved configuration",
     }
+    if result.config.observe_every:
+        rows["stripes/index.html"] = "the gates over training, to look at"
     return "\n".join(["## Files\n", *(f"- `{name}`: {meaning}" for name, meaning in rows.items()), ""])
