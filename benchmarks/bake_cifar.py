@@ -80,8 +80,7 @@ class Trial:
         chosen = data.train.part(
             torch.randperm(len(data.train), generator=torch.Generator().manual_seed(5))[:CALIBRATION]
         )
-        # Gates are observed on images as they come; BatchNorm statistics of such images do not suit a network trained on
-        # crops, so those are re-estimated on crops.
+        # Gates are observed on images as they come. A network trained on crops wants BatchNorm statistics of crops.
         crops = augment(chosen.images, torch.Generator().manual_seed(6))
         normalise = Normalise(device)
         self.crops = [(normalise(x), y) for x, y in zip(crops.split(512), chosen.labels.split(512), strict=True)]
