@@ -85,9 +85,9 @@ class ForwardSearch(Search):
         return pattern.narrow(axis, sum(lengths[:position]), lengths[position])
 
     def _end(self, node: Node, scaled: int, carried: Carried) -> None:
+        takes = self.side(node, "input")
         if len(node.inputs) != 1:
             raise DoesNotCommuteError(f"{node.name!r} takes other inputs, too")
-        takes = self.side(node, "input")
         self.end_at(node, "input", (self.graph.nodes[scaled].shape, takes.axis), carried[scaled])
 
 

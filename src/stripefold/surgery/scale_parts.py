@@ -122,7 +122,7 @@ class Search:
         shape, axis = channels
         index = index_along(pattern, shape, axis % len(shape)) if len(shape) > 1 else None
         if index is None:
-            raise DoesNotCommuteError(f"what is scaled are not the channels of {node.name!r}'s {side}")
+            raise DoesNotCommuteError(f"what is scaled are not the channels at the {side} of {node.name!r}")
         if any(entry != NOT_SCALED for entry in index):
             self.parts.append(Part(layer=node.name, side=side, index=index))
 
