@@ -41,6 +41,7 @@ _NAMES = {
     "FineTune": "baking.finetune",
     "observe": "stripe.observe",
     "StripeReport": "stripe.report",
+    "write_report": "figures.write",
     "create_model": "nets.factory",
 }
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from stripefold.baking.report import BakeReport
     from stripefold.branches.branch import branch, branch_
     from stripefold.branches.registry import branch_names
+    from stripefold.figures.write import write_report
     from stripefold.folding.files import load_model_, save_model
     from stripefold.folding.fold import fold, fold_
     from stripefold.folding.report import FoldReport
@@ -99,6 +101,7 @@ __all__ = [
     "scales",
     "sites",
     "verify",
+    "write_report",
 ]
 
 

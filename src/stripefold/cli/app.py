@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stripefold.cli import attention, bench, branches, demo, evaluate, export, fold, sites, train, verify
+from stripefold.cli import attention, bench, branches, demo, evaluate, export, fold, observe, sites, train, verify
 from stripefold.cli.entry import CommandInterruptedError
 
 
@@ -39,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sites": sites.sites,
     "fold": fold.fold,
     "verify": verify.verify,
+    "observe": observe.observe,
     "export": export.export,
     "bench": bench.bench,
     "attention": attention.attention,

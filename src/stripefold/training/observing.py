@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 
 from stripefold import __version__
 from stripefold.asr.sites import scales
-from stripefold.errors import ConfigError, ObserveError, TrainingError
+from stripefold.errors import ConfigError, ObserveError, TraceError, TrainingError
 from stripefold.stripe.layer import LayerStripes
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
@@ -142,20 +142,22 @@ class FixedImages:
     """Images of a data set in batches, the same at every pass; no random number is drawn for it.
 
     Attributes:
-        images: Pairs of an image and the number of its class.
+        images: Pairs of an image and what belongs to it; where that is the number of a class, batches are pairs too.
         batch_size: Images per batch.
     """
 
-    images: Dataset[tuple[Tensor, int]]
+    images: Dataset[Any]
     batch_size: int
 
     def __len__(self) -> int:
         return -(-self._count // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         for start in range(0, self._count, self.batch_size):
             pairs = [self.images[index] for index in range(start, min(start + self.batch_size, self._count))]
-            yield torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+            images = torch.stack([image for image, _ in pairs])
+            classes = [label for _, label in pairs if isinstance(label, int)]
+            yield (images, torch.tensor(classes)) if len(classes) == len(pairs) else images
 
     @property
     def _count(self) -> int:
@@ -191,7 +193,7 @@ def check_observable(model: nn.Module, data: Data, config: TrainConfig) -> None:
     check_drawing()
     try:
         look(model, data.spec.example())
-    except ObserveError as error:
+    except (ObserveError, TraceError) as error:
         raise ConfigError(
             f"observe_every is {config.observe_every}, but {error} (model {config.model!r}, form {config.form!r}); set "
             "form to dynamic or static, or observe_every to 0"
@@ -212,7 +214,7 @@ def run_observer(data: Data, config: TrainConfig, folder: Path) -> StripeCallbac
         fixed_images(data, config.observe_images, config.batch_size),
         every=config.observe_every,
         keep=config.observe_images,
-        by_class=True,
+        by_class=config.task == "classification",
         folder=folder,
         part="model",
         title=f"{config.model} with {config.attention} on {config.data.partition(':')[0]}, seed {config.seed}",
