@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,14 +102,19 @@ class _Job:
 
     def run(self, batches: Iterator[Batch], example: Example | None) -> StripeReport | None:
         """The report of this process, or None without a single image."""
-        first = next(batches, None)
-        if first is None:
-            return None
-        discovery = self._discovery(first, example)
-        sums = Accumulator(discovery, keep=self.keep, by_class=self.by_class)
-        images = 0
-        if discovery.gates:
-            images = self._pass(itertools.chain([first], batches), Recording(discovery), sums)
+        # The data is read inside as well: a loader draws random numbers when it starts.
+        with undisturbed(self.model):
+            if self.device is not None:
+                to_device(self.model, self._device)
+            first = next(batches, None)
+            if first is None:
+                return None
+            discovery = self._discovery(first, example)
+            sums = Accumulator(discovery, keep=self.keep, by_class=self.by_class)
+            images = 0
+            if discovery.gates:
+                copy_buffers(self.model)
+                images = self._pass(itertools.chain([first], batches), Recording(discovery), sums)
         return _report(self.model, discovery, sums, images)
 
     def _discovery(self, first: Batch, example: Example | None) -> Discovery:
@@ -126,7 +130,7 @@ class _Job:
 
     def _pass(self, batches: Iterator[Batch], recording: Recording, sums: Accumulator) -> int:
         images = 0
-        with self._prepared(), recording.watching(self.model):
+        with recording.watching(self.model):
             for batch in batches:
                 if self.by_class:
                     _check_labels(batch)
@@ -139,14 +143,6 @@ class _Job:
                 if self.progress is not None:
                     self.progress(images)
         return images
-
-    @contextmanager
-    def _prepared(self) -> Iterator[None]:
-        with undisturbed(self.model):
-            if self.device is not None:
-                to_device(self.model, self._device)
-            copy_buffers(self.model)
-            yield
 
     def _forward(self, inputs: Example, batch: Batch) -> None:
         try:

@@ -121,7 +121,7 @@ def _cut(text: str, width: int) -> str:
 
 def _footer(report: StripeReport) -> list[str]:
     lines = [
-        "index: between-channel variance / total variance of the scale v; 1 = every image gets the same vector",
+        "index: between-channel variance / total variance of the scale v; 1: every image gets the same vector",
         "std, max: standard deviation of a channel over the images, mean and largest over the channels",
         "std/|v|: that mean over the mean of |v|; small means nearly constant, whatever the index says",
     ]
