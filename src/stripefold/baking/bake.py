@@ -46,7 +46,8 @@ def bake(
         model: any trained model; it stays as it is. It runs in evaluation mode.
         data: calibration batches, as ``observe`` takes them; read more than once, so no generator.
         example: input for the trace; None takes it from the data.
-        constants: "mean" of v over the images, or "descriptor": the attention's own function of the mean descriptor.
+        constants: "mean" of v over the images, or "descriptor": the attention's own function of the mean descriptor,
+            which is also where the gates of ``to="asr"`` start.
         to: "plain", or "asr": trainable gates of ASR instead (psi is the mean descriptor, theta the trained attention),
             to be trained further and folded by ``fold``.
         where: only the gates of these names: a glob, a list of globs, or a predicate ``(name, module) -> bool``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
 from stripefold.baking.hold import can_hold
@@ -19,13 +17,14 @@ from stripefold.baking.judge import Judge, Verdict, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, measured
 from stripefold.baking.options import Options, choose
 from stripefold.baking.recalibrate import Statistics
+from stripefold.baking.recipe import Recipe
 from stripefold.baking.report import BakeReport
 from stripefold.baking.results import site_results
 from stripefold.baking.sensitivity import prior
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
 from stripefold.errors import BakeError
-from stripefold.stripe.discover import Discovery, discover
+from stripefold.stripe.discover import ChannelGate, Discovery, discover
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
@@ -82,7 +81,7 @@ class Job:
         self._given = example
         like = first_parameter(model)
         self._home = None if like is None or options.device is None else like.device
-        self._planned: tuple[list[BakeSite], dict[str, Tensor]] = ([], {})
+        self._recipe: Recipe | None = None
 
     def __enter__(self) -> Job:
         if self._home is not None:
@@ -105,17 +104,18 @@ class Job:
         with undisturbed(self._model):
             look = self._look(example)
             verdict = self._judge(look, metric)
-        sites = plan(self._model, look.discovery, list(verdict.constants), constants=verdict.constants)
-        self._planned = (sites, verdict.constants)
-        self._check_place(sites)
-        made, final = apply_(_copied(self._model), sites, verdict.constants)
-        verify_baked(self._model, look.discovery.gates, made, verdict.constants, example)
+        descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
+        self._recipe = Recipe(
+            discovery=look.discovery, to=self._options.to, constants=verdict.constants, descriptors=descriptors
+        )
+        made, final = self._recipe.tried(self._model, example, in_place=self._in_place)
         report = self._report(look, verdict, final)
         return made, self._measured(made, report, metric)
 
     def apply_(self) -> None:
         """Bake the model itself, as its copy was; nothing that could fail is left."""
-        apply_(self._model, *self._planned)
+        assert self._recipe is not None  # baked() comes first
+        self._recipe.apply_(self._model)
         self._statistics = Statistics(())
 
     def _metric(self) -> Metric | None:
@@ -139,30 +139,40 @@ class Job:
         stripes = observe(
             model, self._data.data, example=example, progress=lambda images: self._options.tell("observing", images)
         )
-        left = {gate.name: "left out by where" for gate in discovery.gates if gate not in chosen}
-        seen = {layer.name for layer in stripes.layers}
-        for site in plan(model, discovery, [gate.name for gate in chosen]):
-            if site.how == "keep" or not can_hold(site.gate):
-                left[site.name] = site.why
-            elif site.name not in seen:
-                left[site.name] = "no batch of the data came through it"
+        constants, reasons = constants_of(model, discovery, stripes.layers, self._options.kind)
+        left = self._left(discovery, chosen, stripes, reasons)
         names = [gate.name for gate in discovery.gates if gate.name not in left]
         if not names:
             listed = "; ".join(f"{name or '(the model)'}: {why}" for name, why in list(left.items())[:3])
             raise BakeError(f"none of the {len(discovery.gates)} gates can be baked. {listed}")
         energy = energies(model, discovery.gates, self._data.first().inputs)
-        constants, reasons = constants_of(model, discovery, stripes.layers, self._options.constants)
         notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
-        chosen_constants = {name: constants[name] for name in names}
-        return Look(discovery, stripes, chosen_constants, left, _priors(stripes, energy), notes)
+        may = {name: constants[name] for name in names}
+        return Look(discovery, stripes, may, left, _priors(stripes, energy), notes)
+
+    def _left(
+        self,
+        discovery: Discovery,
+        chosen: list[ChannelGate],
+        stripes: StripeReport,
+        reasons: Mapping[str, str],
+    ) -> dict[str, str]:
+        """Gate -> why it stays dynamic whatever the metric says."""
+        asr = self._options.to == "asr"
+        left = {gate.name: "left out by where" for gate in discovery.gates if gate not in chosen}
+        seen = {layer.name for layer in stripes.layers}
+        for site in plan(self._model, discovery, [gate.name for gate in chosen], training=asr):
+            if site.how == "keep" or not can_hold(site.gate) or (asr and not site.targets):
+                left[site.name] = site.why
+            elif site.name not in seen:
+                left[site.name] = "no batch of the data came through it"
+            elif asr and site.name in reasons:
+                left[site.name] = reasons[site.name].partition(":")[0]
+        return left
 
     def _judge(self, look: Look, metric: Metric | None) -> Verdict:
         judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
         return judge.decide(look.priors, self._data, self._training)
-
-    def _check_place(self, sites: list[BakeSite]) -> None:
-        if self._in_place and any(site.place is not None and site.place.site == "" for site in sites):
-            raise BakeError("the model itself is what is baked and cannot be replaced in place: use bake, which copies")
 
     def _report(self, look: Look, verdict: Verdict, final: list[BakeSite]) -> BakeReport:
         from stripefold import __version__
@@ -173,6 +183,7 @@ class Job:
             look.stripes,
             verdict,
             final,
+            to=options.to,
             priors=look.priors,
             left=look.left,
             budget=options.max_drop,
@@ -181,7 +192,7 @@ class Job:
         return BakeReport(
             model=type(self._model).__name__,
             sites=rows,
-            constants=options.constants,
+            constants=options.kind,
             to=options.to,
             images=look.stripes.images,
             metric=named,
@@ -201,15 +212,6 @@ class Job:
             after = None if metric is None else measured(metric, made, "of the baked model")
             speed = side_by_side(self._model, made, self._data.first()) if self._options.speed else None
         return replace(report, after=after, speed=speed)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise BakeError(
-            f"{type(model).__name__} cannot be copied ({error}), and baking compares a baked copy with the model"
-        ) from error
 
 
 def _priors(stripes: StripeReport, energy: Mapping[str, Tensor]) -> dict[str, float]:

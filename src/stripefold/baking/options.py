@@ -58,6 +58,11 @@ class Options:
         if self.finetune is not None and self.to == "asr":
             raise BakeError("finetune trains constants, and to='asr' leaves none: train the gates yourself, then fold")
 
+    @property
+    def kind(self) -> Constants:
+        """Which constants are taken: a gate of ASR starts at what the attention says to its mean descriptor."""
+        return "descriptor" if self.to == "asr" else self.constants
+
     def tell(self, what: str, done: int = 0, total: int = 0) -> None:
         """Report progress."""
         if self.progress is not None:

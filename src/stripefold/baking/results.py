@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stripefold.baking.judge import Verdict
+from stripefold.baking.options import To
 from stripefold.baking.report import Outcome, SiteResult
 from stripefold.baking.sites import BakeSite
 from stripefold.stripe.discover import ChannelGate
@@ -17,6 +18,7 @@ def site_results(
     verdict: Verdict,
     final: Sequence[BakeSite],
     *,
+    to: To,
     priors: Mapping[str, float],
     left: Mapping[str, str],
     budget: float | None,
@@ -28,6 +30,7 @@ def site_results(
         stripes: their statistics.
         verdict: the figures.
         final: how those that were baked were baked.
+        to: "plain" or "asr".
         priors: gate -> prior.
         left: gate -> why it could not be baked at all.
         budget: the drop that was allowed, or None.
@@ -38,7 +41,7 @@ def site_results(
     rows = []
     for gate in gates:
         layer, site = layers.get(gate.name), baked.get(gate.name)
-        outcome, place, why = _outcome(site) if site is not None else ("dynamic", "", left.get(gate.name, ""))
+        outcome, place, why = _outcome(site, to) if site is not None else ("dynamic", "", left.get(gate.name, ""))
         if site is None and not why and verdict.before is not None and gate.name in cumulative:
             why = f"over the budget: baking it too would cost more than {budget:g}"
         rows.append(
@@ -59,9 +62,13 @@ def site_results(
     return tuple(rows)
 
 
-def _outcome(site: BakeSite) -> tuple[Outcome, str, str]:
-    """What became of a baked gate, where it went, and why there."""
-    if site.layers:
-        kinds = "the layer in front" if site.how == "backward" else "what comes behind"
-        return "folded", ", ".join(site.layers), f"{site.how}, into {kinds}"
-    return "multiply", site.place.path if site.place is not None else "", site.why
+def _outcome(site: BakeSite, to: To) -> tuple[Outcome, str, str]:
+    """What became of a gate that was to be baked, where it went, and why there."""
+    if site.how == "keep" or site.place is None:
+        return "dynamic", "", site.why
+    if site.how == "multiply":
+        return "multiply", site.place.path, site.why
+    kinds = "the layer in front" if site.how == "backward" else "the layers behind"
+    if to == "asr":
+        return "asr", ", ".join(site.layers), f"{site.how}: folds into {kinds}"
+    return "folded", ", ".join(site.layers), f"{site.how}, into {kinds}"

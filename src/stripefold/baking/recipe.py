@@ -1,0 +1,76 @@
+"""What is done to a model once it is decided: first to a copy, which is compared, then perhaps to the model itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from stripefold.baking.apply import apply_, verify_baked
+from stripefold.baking.options import To
+from stripefold.baking.sites import BakeSite, plan
+from stripefold.baking.warm import warm_
+from stripefold.errors import BakeError
+from stripefold.stripe.discover import Discovery
+from stripefold.surgery.example import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Constants or trainable gates in the place of some gates.
+
+    Attributes:
+        discovery: of the model.
+        to: "plain" or "asr".
+        constants: gate -> v (C,) of those that are replaced; for "asr", what the gates start with.
+        descriptors: gate -> mean descriptor (D,); for "asr".
+    """
+
+    discovery: Discovery
+    to: To
+    constants: Mapping[str, Tensor]
+    descriptors: Mapping[str, Tensor]
+
+    def apply_(self, model: nn.Module) -> tuple[nn.Module, list[BakeSite]]:
+        """Do it, in place; everything is checked before the first change.
+
+        Args:
+            model: the model that was discovered, or a copy of it.
+
+        Returns:
+            The model (another object only where it was a site itself), and what became of each gate.
+        """
+        names = list(self.constants)
+        if not names:
+            return model, []
+        if self.to == "asr":
+            return warm_(model, self.discovery, self.descriptors, names)
+        return apply_(model, plan(model, self.discovery, names, constants=self.constants), self.constants)
+
+    def tried(self, model: nn.Module, example: Example, *, in_place: bool) -> tuple[nn.Module, list[BakeSite]]:
+        """Do it to a copy and compare that with the model, its gates held constant by hooks.
+
+        Args:
+            model: stays as it is.
+            example: an input.
+            in_place: refuse what cannot be done to the model itself.
+
+        Raises:
+            BakeError: the model cannot be copied, or would have to be replaced as a whole.
+            VerifyError: the copy computes something else.
+        """
+        try:
+            copied = copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise BakeError(
+                f"{type(model).__name__} cannot be copied ({error}), and baking compares a baked copy with the model"
+            ) from error
+        made, final = self.apply_(copied)
+        if in_place and made is not copied:
+            raise BakeError("the model itself is what is baked and cannot be replaced in place: use bake, which copies")
+        held = {site.name: self.constants[site.name] for site in final if site.how != "keep"}
+        if held:
+            verify_baked(model, self.discovery.gates, made, held, example)
+        return made, final
