@@ -304,7 +304,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
         def data() -> Iterator[Tensor]:
             nonlocal most
             for number in range(count // 50):
-                if number % 20 == 15:
+                if number % 60 == 15:
                     most = max(most, alive())
                 yield images(50, 6, seed=number)
 

@@ -1,0 +1,53 @@
+"""One of the two processes of ``test_processes.py``: ``python -m tests.stripe.processes_worker FOLDER RANK``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import stripefold as sf
+from tests.stripe.gated import Stacked, images, seeded
+
+WORLD = 2
+KINDS = ("shares", "one empty", "all empty", "one fails", "one alone")
+FIRST = 5
+"""Images of the first process; the second has the rest."""
+
+
+def share(kind: str, rank: int) -> list[torch.Tensor]:
+    x = images()
+    if kind == "all empty" or (kind == "one empty" and rank == 1):
+        return []
+    if kind == "one fails" and rank == 1:
+        return [x[FIRST:], torch.zeros(2, 9, 4, 4)]
+    return [x[:FIRST]] if rank == 0 else [x[FIRST:8], x[8:]]
+
+
+def observed(kind: str, folder: Path, rank: int) -> str:
+    """Observe this process's share; returns what there is to say."""
+    model = seeded(Stacked)
+    if kind == "one alone":
+        return f"{sf.observe(model, share(kind, rank)).images} images" if rank == 0 else "did not look"
+    try:
+        report = sf.observe(model, share(kind, rank), keep=8, process_group=dist.group.WORLD)
+    except sf.errors.ObserveError as error:
+        return str(error)
+    report.save(folder / f"{kind}-{rank}.safetensors")
+    return "done"
+
+
+def main(folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    said = {kind: observed(kind, folder, rank) for kind in KINDS}
+    (folder / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
