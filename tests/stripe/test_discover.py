@@ -173,6 +173,12 @@ def test_gather_excite_is_a_channel_gate_over_the_whole_map_only(extent: int, ga
     assert ["element by element" in other.why for other in discovery.others] == [True] * (1 - gates)
 
 
+def test_behind_a_norm_that_computes_in_ways_of_its_own() -> None:
+    """Nothing in what EvoNorm computes tells where the channels are; its rule does."""
+    discovery = found(timm.create_model("test_efficientnet_evos"), (3, 64, 64))
+    assert (len(discovery.gates), len(discovery.others)) == (2, 0)
+
+
 def test_maps_of_one_position() -> None:
     """At 32 x 32 the last stage has 1 x 1 maps, on which a gate has the shape of the map."""
     assert len(found(timm.create_model("legacy_seresnet18"), (3, 32, 32)).gates) == 8

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from stripefold.surgery.channels import axis_after, channel_axis
 from stripefold.surgery.graph import Graph, Node
 from stripefold.surgery.operations import is_batch_norm
 
 _LAST_AXIS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "native_layer_norm", "_fused_rms_norm"})
 _LOOKAHEAD = 8
+LayerAxes = Mapping[str, int]
+"""Layer path -> the channel axis of what it returns, as its rule says; negative ones count from the end"""
 
 
-def _own_axis(node: Node) -> int | None:
+def _own_axis(node: Node, layer_axes: LayerAxes) -> int | None:
     """The channel axis that the operation itself tells, or None."""
     if node.kind == "layer":
-        return channel_axis(node)
+        known = layer_axes.get(node.name)
+        return channel_axis(node) if known is None or not node.shape else known % len(node.shape)
     if node.kind != "operation":
         return None
     if node.name.startswith(("conv", "_conv")) or is_batch_norm(node.name) or "group_norm" in node.name:
@@ -21,14 +26,14 @@ def _own_axis(node: Node) -> int | None:
     return len(node.shape) - 1 if node.name in _LAST_AXIS else None
 
 
-def axis_behind(graph: Graph, index: int) -> int | None:
+def axis_behind(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
     """The channel axis of a value, carried along from the last layers behind it."""
     memo: dict[int, int | None] = {}
     todo = [index]
     while todo:
         current = todo[-1]
         node = graph.nodes[current]
-        own = _own_axis(node)
+        own = _own_axis(node, layer_axes)
         if current in memo or own is not None or node.kind != "operation":
             memo.setdefault(current, own)
             todo.pop()
@@ -53,13 +58,13 @@ def _carried(graph: Graph, memo: dict[int, int | None], source: int, node: Node)
     return after if after is not None and after < len(node.shape) else None
 
 
-def axis_ahead(graph: Graph, index: int) -> int | None:
+def axis_ahead(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
     """The channel axis that the next layer takes a value to have, or None."""
     for _ in range(_LOOKAHEAD):
         users = sorted(set(graph.consumers[index]))
         if not users:
             return None
-        own = _own_axis(graph.nodes[users[0]])
+        own = _own_axis(graph.nodes[users[0]], layer_axes)
         if own is not None:
             return own if len(graph.nodes[users[0]].shape) == len(graph.nodes[index].shape) else None
         if len(graph.nodes[users[0]].shape) != len(graph.nodes[index].shape):

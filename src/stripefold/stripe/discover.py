@@ -111,7 +111,7 @@ def discover(model: nn.Module, example: Any) -> Discovery:
     found: list[ChannelGate] = []
     others: list[NotAGate] = []
     names: Counter[str] = Counter()
-    for product in products(recorded.graph):
+    for product in products(recorded.graph, _layer_axes(modules)):
         node = recorded.graph.nodes[product.node]
         if product.why:
             factor = recorded.graph.nodes[compact(recorded.graph, product.factor)].shape
@@ -127,6 +127,11 @@ def discover(model: nn.Module, example: Any) -> Discovery:
 def _is_layer(module: nn.Module) -> bool:
     # A site is opened up: the dynamic attention on it is what is looked for.
     return not isinstance(module, Foldable) and (rule_for(module) is not None or is_batchnorm(module))
+
+
+def _layer_axes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    rules = {name: rule_for(module) for name, module in modules.items()}
+    return {name: rule.axis for name, rule in rules.items() if rule is not None}
 
 
 def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, nn.Module]) -> ChannelGate:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stripefold.stripe.axes import axis_ahead, axis_behind
+from stripefold.stripe.axes import LayerAxes, axis_ahead, axis_behind
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import VIEWS, WHOLE_VIEWS
 
@@ -43,7 +43,7 @@ class Product:
     why: str = ""
 
 
-def products(graph: Graph) -> Iterator[Product]:
+def products(graph: Graph, layer_axes: LayerAxes) -> Iterator[Product]:
     """Every multiplication of two activations, and what does a gate's work without being one, in order."""
     for index, node in enumerate(graph.nodes):
         if node.kind != "operation" or node.name not in _JUDGED:
@@ -53,9 +53,9 @@ def products(graph: Graph) -> Iterator[Product]:
         if len(factors) != 2:
             continue
         if node.name in ("mul", "div"):
-            yield _judged(graph, index, factors[0], factors[1])
+            yield _judged(graph, index, factors, layer_axes)
         else:
-            yield from _gate_like(graph, index, factors[0], factors[1])
+            yield from _gate_like(graph, index, factors, layer_axes)
 
 
 def compact(graph: Graph, index: int) -> int:
@@ -85,16 +85,16 @@ def extents(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return tuple(lead + axis for axis, size in enumerate(shape) if size > 1)
 
 
-def _gate_like(graph: Graph, index: int, first: int, second: int) -> Iterator[Product]:
+def _gate_like(graph: Graph, index: int, factors: list[int], layer_axes: LayerAxes) -> Iterator[Product]:
     """What would be a channel gate if it were a multiplication of its own: sums, fused and matrix products."""
     name = graph.nodes[index].name
     if name in ("bmm", "baddbmm"):
-        diagonal = next((i for i in (first, second) if _is_diagonal(graph, i)), None)
+        diagonal = next((i for i in factors if _is_diagonal(graph, i)), None)
         if diagonal is not None:
-            found = Product(node=index, scaled=first + second - diagonal, factor=diagonal)
+            found = Product(node=index, scaled=sum(factors) - diagonal, factor=diagonal)
             yield _refused(found, "a product with a diagonal matrix, inside a matrix multiplication")
         return
-    found = _judged(graph, index, first, second)
+    found = _judged(graph, index, factors, layer_axes)
     if found.why:
         if name == "addcmul":
             yield found
@@ -111,7 +111,8 @@ def _is_diagonal(graph: Graph, index: int) -> bool:
     return node.name == "diag_embed"
 
 
-def _judged(graph: Graph, index: int, first: int, second: int) -> Product:
+def _judged(graph: Graph, index: int, factors: list[int], layer_axes: LayerAxes) -> Product:
+    first, second = factors
     shape = graph.nodes[index].shape
     rank = len(shape)
     axes = {i: extents(graph.nodes[compact(graph, i)].shape, rank) for i in (first, second)}
@@ -124,16 +125,16 @@ def _judged(graph: Graph, index: int, first: int, second: int) -> Product:
         return _refused(found, "element by element: the factor has the shape of the map")
     if graph.nodes[index].name == "div" or _is_normalising(graph, factor):
         return _refused(found, "a normalisation: the factor is one over a size of the map itself")
-    return _gate(graph, found, set(axes[factor]) - {0}, set(full) - {0})
+    return _gate(graph, found, set(axes[factor]) - {0}, layer_axes)
 
 
-def _gate(graph: Graph, found: Product, axes: set[int], full: set[int]) -> Product:
+def _gate(graph: Graph, found: Product, axes: set[int], layer_axes: LayerAxes) -> Product:
     node = graph.nodes[found.node]
     if not axes:
         return _refused(found, "one number for a whole sample")
-    channel = axis_behind(graph, found.scaled)
+    channel = axis_behind(graph, found.scaled, layer_axes)
     if channel is None:
-        channel = axis_ahead(graph, found.node)
+        channel = axis_ahead(graph, found.node, layer_axes)
     if channel is not None and channel not in axes:
         return _refused(found, "a spatial gate: one number for each position, the same for every channel")
     summed = _summed_axis(graph, found.node) if len(axes) == 2 else None
