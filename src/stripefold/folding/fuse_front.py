@@ -96,7 +96,7 @@ def _takers(graph: Graph, source: int, channel_axis: int) -> list[str] | str:
                 continue
             after = _axis_after(graph.nodes[index], node, axis)
             if after is None:
-                return f"{node.name!r} in {node.where or 'the model itself'} stands there"
+                return f"{node.name!r} in {repr(node.where) if node.where else 'the model itself'} stands there"
             todo.append((user, after))
     return list(found)
 

@@ -1,0 +1,237 @@
+"""BatchNorms, and other affine maps of single channels, in front of the layers that take their output."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.models.mlp_mixer import Affine
+from torch import Tensor, nn
+
+import stripefold as sf
+from tests.lifecycle import error, prepared
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, Affine)
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def fused(model: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, str]]:
+    """The fused model, equal to the model by itself in eval mode; and the reasons by name."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Affine):
+                module.alpha.uniform_(-1.5, 1.5)
+                module.beta.uniform_(-1.0, 1.0)
+    prepared(model.double(), x)
+    plain, report = sf.fold(model, fuse=True, example=x, check=False, report=True)
+    with torch.no_grad():
+        assert error(plain.eval()(x), model.eval()(x)) <= 1e-10
+    return plain, {note.name: note.why for note in report.notes}
+
+
+def norms_in(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, NORMS)]
+
+
+MERGED = {
+    "Linear": (lambda: (nn.BatchNorm1d(6), nn.Linear(6, 5)), (4, 6)),
+    "Linear without bias": (lambda: (nn.BatchNorm1d(6), nn.Linear(6, 5, bias=False)), (4, 6)),
+    "1x1": (lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1, bias=False)), (2, 6, 5, 5)),
+    "unpadded": (lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, stride=2)), (2, 6, 7, 7)),
+    "groups": (lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, groups=2)), (2, 6, 7, 7)),
+    "depthwise": (lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 12, 3, groups=6)), (2, 6, 7, 7)),
+    "reflected": (lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect")), (2, 6, 7, 7)),
+    "circular": (lambda: (nn.BatchNorm1d(6), nn.Conv1d(6, 4, 3, padding=1, padding_mode="circular")), (2, 6, 7)),
+    "valid": (lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding="valid")), (2, 6, 7, 7)),
+    "same 1x1": (lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1, padding="same")), (2, 6, 7, 7)),
+    "3d": (lambda: (nn.BatchNorm3d(4), nn.Conv3d(4, 4, 2)), (2, 4, 3, 4, 4)),
+    "dropout between": (lambda: (nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Conv2d(6, 4, 1)), (2, 6, 5, 5)),
+    "mean between": (lambda: (nn.BatchNorm2d(6), nn.AvgPool2d(2), nn.Conv2d(6, 4, 1)), (2, 6, 6, 6)),
+    "uncounted padding": (
+        lambda: (nn.BatchNorm2d(6), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Conv2d(6, 4, 1)),
+        (2, 6, 6, 6),
+    ),
+    "pooled head": (lambda: (nn.BatchNorm2d(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(6, 3)), (4, 6, 5, 5)),
+    "norm behind, too": (lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)), (2, 6, 5, 5)),
+    "norm in front of a norm": (
+        lambda: (nn.BatchNorm2d(6), nn.AvgPool2d(2), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)),
+        (2, 6, 6, 6),
+    ),
+    "affine": (lambda: (Affine(6), nn.Linear(6, 5)), (2, 3, 6)),
+    "affine behind": (lambda: (nn.Linear(6, 5, bias=False), Affine(5)), (2, 3, 6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MERGED)
+def test_merged(case: str) -> None:
+    build, shape = MERGED[case]
+    plain, why = fused(nn.Sequential(*build()), numbers(*shape))
+    assert norms_in(plain) == []
+    assert all("merged into" in reason for reason in why.values())
+
+
+KEPT = {
+    "zero padding": (
+        lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding=1)), (2, 6, 5, 5),
+        "1: its zero padding would have to become the norm's shift",
+    ),
+    "same": (
+        lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding="same")), (2, 6, 5, 5), "its zero padding",
+    ),
+    "transposed": (
+        lambda: (nn.BatchNorm2d(6), nn.ConvTranspose2d(6, 4, 3, groups=2)), (2, 6, 5, 5),
+        "ConvTranspose2d takes no scale and shift of its input",
+    ),
+    "activation": (
+        lambda: (nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)), (2, 6, 5, 5), "'relu' in '1' stands there",
+    ),
+    "counted padding": (
+        lambda: (nn.BatchNorm2d(6), nn.AvgPool2d(3, 2, 1), nn.Conv2d(6, 4, 1)), (2, 6, 6, 6),
+        "'avg_pool2d' in '1' stands there",
+    ),
+    "maximum": (
+        lambda: (nn.BatchNorm2d(6), nn.MaxPool2d(2), nn.Conv2d(6, 4, 1)), (2, 6, 6, 6), "stands there",
+    ),
+    "flattened map": (
+        lambda: (nn.BatchNorm2d(6), nn.Flatten(1), nn.Linear(54, 3)), (4, 6, 3, 3), "stands there",
+    ),
+    "another axis": (lambda: (nn.BatchNorm1d(6), nn.Linear(6, 3)), (4, 6, 6), "on another axis than that of its input"),
+    "returned": (lambda: (nn.Sigmoid(), nn.BatchNorm2d(6)), (4, 6, 3, 3), "its output is returned by the model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_kept_and_why(case: str) -> None:
+    build, shape, reason = KEPT[case]
+    plain, why = fused(nn.Sequential(*build()), numbers(*shape))
+    assert len(norms_in(plain)) == 1
+    assert any(reason in text for text in why.values())
+
+
+class Several(nn.Module):
+    """One norm, several layers behind it, as before an attention."""
+
+    def __init__(self, other: str) -> None:
+        super().__init__()
+        self.norm, self.q, self.k = nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1, bias=False), nn.Conv2d(6, 4, 1)
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        first = self.q(y)
+        if self.other == "added":
+            return first + self.k(y) + y[:, :4]
+        if self.other == "twice":
+            return first + self.k(y) + self.k(y * 1.0)
+        if self.other == "weight":
+            return first + F.conv2d(y, self.k.weight)
+        return first * self.k(y)
+
+
+def test_several_layers_behind_one_norm() -> None:
+    plain, why = fused(Several("none"), numbers(2, 6, 5, 5))
+    assert norms_in(plain) == []
+    assert why == {"norm": "merged into q, k behind it"}
+    assert plain.q.bias is not None
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ("added", "'slice' in the model itself stands there"),
+        ("twice", "k is called several times"),
+        ("weight", "the weights of k are used without calling it"),
+    ],
+)
+def test_every_layer_behind_must_take_it(other: str, reason: str) -> None:
+    plain, why = fused(Several(other), numbers(2, 6, 5, 5))
+    assert norms_in(plain) == ["norm"]
+    assert reason in why["norm"]
+
+
+class ByWeight(nn.Module):
+    """Uses a layer's weight without calling it: its bias would never be added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.linear(x, self.linear.weight))
+
+
+def test_a_weight_used_without_its_layer_takes_no_norm() -> None:
+    plain, why = fused(ByWeight(), numbers(4, 6))
+    assert norms_in(plain) == ["norm"]
+    assert "the weights of linear are used without calling it" in why["norm"]
+
+
+class ResMLP(nn.Module):
+    """The patch axis of a ResMLP block: an affine map of channels in front of a linear layer over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.tokens = Affine(6), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.tokens(self.norm(x).transpose(1, 2)).transpose(1, 2)
+
+
+def test_an_affine_map_over_the_other_axis_is_left_and_says_so() -> None:
+    plain, why = fused(ResMLP(), numbers(2, 5, 6))
+    assert norms_in(plain) == ["norm"]
+    assert "the channels reach tokens on another axis than that of its input" in why["norm"]
+
+
+def test_tied_layers_and_sites_behind_a_norm_stay() -> None:
+    x = numbers(4, 6)
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    plain, why = fused(nn.Sequential(nn.BatchNorm1d(6), first, nn.Tanh(), second), x)
+    assert norms_in(plain) == ["0"]
+    assert "1.weight is tied to another module" in why["0"]
+    x = numbers(2, 6, 5, 5)
+    model = prepared(nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)).double(), x)
+    model = sf.attach(model, "eca", where="1", form="dynamic")
+    _, report = sf.fold(model, fuse=True, example=x, report=True)
+    assert "Site takes no scale and shift of its input" in {note.name: note.why for note in report.notes}["0"]
+
+
+def test_bfloat16_on_both_sides_is_rounded_once() -> None:
+    x = numbers(2, 6, 5, 5)
+    layers = (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4))
+    narrow = prepared(nn.Sequential(*layers).double(), x).bfloat16()
+    found = sf.fold(narrow, fuse=True, example=x.bfloat16(), check=False).state_dict()
+    exact = sf.fold(narrow.double(), fuse=True, example=x, check=False).state_dict()
+    assert list(found) == ["1.weight", "1.bias"]
+    assert all(torch.equal(tensor, exact[key].bfloat16()) for key, tensor in found.items())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    groups=st.sampled_from([1, 2, 3]),
+    per_group=st.integers(1, 3),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    dilation=st.integers(1, 2),
+    bias=st.booleans(),
+    eps=st.sampled_from([1e-5, 1e-3, 0.1]),
+    mode=st.sampled_from(["none", "reflect", "circular", "replicate"]),
+)
+def test_any_unpadded_convolution(
+    groups: int, per_group: int, kernel: int, stride: int, dilation: int, bias: bool, eps: float, mode: str
+) -> None:
+    channels = groups * per_group
+    options = {} if mode == "none" else {"padding": 1, "padding_mode": mode}
+    layer = nn.Conv2d(
+        channels, 2 * groups, kernel, stride=stride, dilation=dilation, groups=groups, bias=bias, **options
+    )
+    plain, _ = fused(nn.Sequential(nn.BatchNorm2d(channels, eps=eps), layer), numbers(2, channels, 8, 9))
+    assert norms_in(plain) == []
+    assert plain[1].bias.shape == (2 * groups,)
