@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
     from stripefold.stripe.trajectory import Trajectory
 
-SAMPLE_BYTES = 1_500_000
-"""Of the stripe pictures of all gates together, one byte per value, before compression."""
+LAYER_BYTES = 1_900_000
+"""Of all gates together: a mean and a deviation of four bytes per channel, and a byte per value of a stripe picture."""
 EPOCH_BYTES = 600_000
 """Of the channel means over the epochs, likewise."""
 MOST_IMAGES = 256
 _STEPS = 255
+_EXACT = 8
 
 
 class Arrays:
@@ -66,7 +67,7 @@ def pack(data: bytes) -> str:
 def packed_layers(report: StripeReport, arrays: Arrays) -> list[dict[str, Any]]:
     """One entry per gate: the table's numbers, and where its arrays lie."""
     channels = sum(layer.channels for layer in report.layers)
-    images = max(1, min(MOST_IMAGES, SAMPLE_BYTES // max(1, channels)))
+    images = max(1, min(MOST_IMAGES, LAYER_BYTES // max(1, channels) - _EXACT))
     return [_packed_layer(layer, images, arrays) for layer in report.layers]
 
 

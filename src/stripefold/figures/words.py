@@ -18,6 +18,10 @@ def describe(report: StripeReport) -> str:
             f"{model} has no channel attention that depends on the image ({_count(report.images, 'image')} seen): "
             "there are no stripes to look at."
         )
+    if report.images == 0:
+        return (
+            f"{_count(len(report.layers), 'static gate')} of {model}: a static gate gives every image the same scales."
+        )
     seen = f"Over {_count(report.images, 'image')}, {_count(len(report.layers), 'channel gate')} of {model}: "
     if report.images == 1:
         return seen + "a single image, over which nothing can vary; observe more to see stripes."
@@ -40,8 +44,8 @@ def tiles(report: StripeReport, trajectory: Trajectory | None) -> list[tuple[str
     index = sorted(report.layers, key=lambda layer: layer.stripe_index)
     median = statistics.median(layer.stripe_index for layer in report.layers)
     shown = [
-        (f"{len(report.layers)}", "channel gates" if len(report.layers) > 1 else "channel gate", ""),
-        (f"{report.images:,}", "images" if report.images > 1 else "image", ""),
+        (f"{len(report.layers)}", _kind_of_gates(report), ""),
+        *([(f"{report.images:,}", "images" if report.images > 1 else "image", "")] if report.images else []),
         (f"{median:.3f}", "median stripe index", "1: every image gets the same scales"),
         (f"{index[0].stripe_index:.3f}", "least striped", shown_name(index[0].name)),
     ]
@@ -62,6 +66,11 @@ def shown_name(name: str) -> str:
     '(the model)'
     """
     return name or "(the model)"
+
+
+def _kind_of_gates(report: StripeReport) -> str:
+    kind = "channel" if report.images else "static"
+    return f"{kind} gates" if len(report.layers) > 1 else f"{kind} gate"
 
 
 def _share(value: float) -> str:
