@@ -125,16 +125,14 @@ def _constant(site: BakeSite, place: Place, v: Tensor) -> nn.Module:
 def _open_sites_(
     model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[BakeSite], constants: Mapping[str, Tensor]
 ) -> dict[nn.Module, nn.Module]:
-    """Take the dynamic attention off sites of ours: the layer alone is left, unless static gates stay on it."""
+    """Take the dynamic attention off sites of ours, which have no other gates: the layer alone is left."""
     found: dict[nn.Module, nn.Module] = {}
     for site in sites:
         if site.place is None or site.place.site is None:
             continue
         wrapper = modules[site.place.site]
         assert isinstance(wrapper, Site)  # find_place has seen it
-        wrapper.gates = nn.ModuleList(wrapper.static_gates)
-        if len(wrapper.gates):
-            continue
+        wrapper.gates = nn.ModuleList()
         base = wrapper.without_static_gates_()
         if site.target is None:
             scale = ConstantScale(like_parameter(constants[site.name], base, model), site.place.axis)

@@ -75,8 +75,8 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) 
     kept: list[Tensor] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        # Before the call, because an attention may write into its input.
-        x = next(tensors_in((args, kwargs)))
+        # Before the call, and of a copy that autograd may keep: an attention may write into its input.
+        x = next(tensors_in((args, kwargs))).clone()
         kept[:] = [x * _along(v, x, gate.axis)]
 
     after = _counted(calls, f"where {gate.name}", gate.where_call, lambda args, output: kept[0].to(output.dtype))

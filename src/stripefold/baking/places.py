@@ -30,7 +30,6 @@ class Place:
         axis: the channel axis of the scaled value, -1 where it is the last.
         shape: of what a module that returns the gate returns for one sample.
         site: dotted path of the site of ours around it, or None.
-        beside_static: that site has static gates, too.
     """
 
     path: str
@@ -38,7 +37,6 @@ class Place:
     axis: int
     shape: tuple[int, ...] = ()
     site: str | None = None
-    beside_static: bool = False
 
 
 def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Place | str:
@@ -51,9 +49,10 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
         if not gate.where:
             return "the model itself is the attention: nothing would be left of it"
         times = _calls(graph, gate.where)
+        if _has_static_gates(model, site):
+            return f"static gates stand on {site!r}, too: fold them first, which leaves the dynamic attention in place"
         if times == 1:
-            static = _has_static_gates(model, site)
-            return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site, beside_static=static)
+            return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
         return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
     return _returning(graph, gate)
 

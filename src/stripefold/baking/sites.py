@@ -186,7 +186,4 @@ def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
     reasons = [site.why] if site.why else []
     for way, _ in site.targets:
         reasons.append(f"{way}: a ReLU or a max pooling lies between, and {int((v < 0).sum())} constants are negative")  # type: ignore[union-attr, operator]
-    if site.place is not None and site.place.beside_static:
-        reasons.append("a multiplication has no place on a site whose static gates stay")
-        return BakeSite(gate=site.gate, how="keep", why="; ".join(reasons))
     return BakeSite(gate=site.gate, how="multiply", why="; ".join(reasons), place=site.place)
