@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stripefold.cli import attention, bench, branches, demo, evaluate, export, fold, observe, sites, train, verify
+from stripefold.cli import attention, bake, bench, branches, demo, evaluate, export, fold, observe, sites, train, verify
 from stripefold.cli.entry import CommandInterruptedError
 
 
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fold": fold.fold,
     "verify": verify.verify,
     "observe": observe.observe,
+    "bake": bake.bake,
     "export": export.export,
     "bench": bench.bench,
     "attention": attention.attention,

@@ -30,6 +30,12 @@ _MEANING = {
 }
 
 
+_LOADS_INTO = {
+    "fused": " A fused file is loaded into fold(create(), fuse=True).",
+    "baked": " A baked file is loaded into a model of the same structure: stripefold.baking.rebuild gives one its own.",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
     """What a weights file says about itself.
@@ -175,7 +181,9 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
             f"{path} is {_MEANING['attached']}, but the model has none: attach with the same options first (and "
             "branch before that), or give the deployed (folded) file"
         )
-    if about.kind in ("folded", "fused", "baked") and attached:
+    # A baked model may have kept some of its dynamic attention.
+    partly = about.kind == "baked" and bool(about.extra.get("bake", {}).get("dynamic"))
+    if about.kind in ("folded", "fused", "baked") and attached and not partly:
         raise CheckpointError(
             f"{path} is {_MEANING[about.kind]}, but the model still has gates or branch blocks: loading it "
             "here would scale twice. Load it into the plain backbone, or give the training file"
@@ -192,7 +200,7 @@ def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[s
     parts = [f"missing {missing[:3]}"] if missing else []
     parts += [f"unexpected {unexpected[:3]}"] if unexpected else []
     parts += [f"of another shape {wrong[:3]}"] if wrong else []
-    advice = " A fused file is loaded into fold(create(), fuse=True)." if about.kind == "fused" else ""
+    advice = _LOADS_INTO.get(about.kind, "")
     if any(isinstance(module, Foldable) and module.rounds_to is not None for module in model.modules()):
         advice = (
             " The model has branch blocks, whose keys no plain file has: load such a file into the plain model first, "

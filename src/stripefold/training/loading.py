@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from stripefold.baking.rebuild import KEY as KEY_OF_BAKING
+from stripefold.baking.rebuild import rebuild_
 from stripefold.branches.base import BranchBlock
 from stripefold.errors import CheckpointError
-from stripefold.folding.files import file_info, load_model_, load_tensors
+from stripefold.folding.files import FileInfo, file_info, load_model_, load_tensors
 from stripefold.folding.fold import fold
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
@@ -68,7 +70,7 @@ def load_run(source: str | Path, *, like: LoadedRun | None = None, **overrides: 
         config, spec = like.config, like.spec
     else:
         config, spec = _about(info.extra, overrides, path)
-    model = _empty(path, info.kind, config, spec)
+    model = _empty(path, info, config, spec)
     load_model_(model, path)
     return LoadedRun(model=model, kind=info.kind, config=config, spec=spec, path=path)
 
@@ -102,8 +104,11 @@ def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
     return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path)
 
 
-def _empty(path: Path, kind: str, config: TrainConfig, spec: ImageSpec) -> nn.Module:
+def _empty(path: Path, info: FileInfo, config: TrainConfig, spec: ImageSpec) -> nn.Module:
     """A model with the structure that the file has."""
+    kind = info.kind
+    if kind == "baked" and KEY_OF_BAKING in info.extra:
+        return rebuild_(build_model(config, spec), info.extra[KEY_OF_BAKING], spec.example())
     if kind == "attached":
         keys = list(load_tensors(path))
         # What is left of ASR beside a dynamic attention after folding: the dynamic attention.

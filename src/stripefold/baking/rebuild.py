@@ -1,0 +1,67 @@
+"""The structure of a baked model, for its file: what became of each gate, and a new model made to match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from stripefold.baking.apply import apply_
+from stripefold.baking.report import BakeReport
+from stripefold.baking.sites import plan
+from stripefold.errors import BakeError
+from stripefold.stripe.discover import discover
+from stripefold.surgery.example import Example
+
+KEY = "bake"
+"""under which a file's metadata holds the structure"""
+
+
+def structure(report: BakeReport) -> dict[str, list[str]]:
+    """Outcome -> gates: all that a file has to remember beside the weights.
+
+    Args:
+        report: of the bake.
+
+    Raises:
+        BakeError: the model has trainable gates, and is saved as an attached one.
+    """
+    if report.to == "asr":
+        raise BakeError("the gates of to='asr' are still to be trained: fold the model, then save it")
+    names: dict[str, list[str]] = {"folded": [], "multiply": [], "dynamic": []}
+    for site in report.sites:
+        names[site.outcome].append(site.name)
+    return names
+
+
+def rebuild_(model: nn.Module, gates: Mapping[str, Any], example: Example) -> nn.Module:
+    """Give a model with its attention the structure of a baked one, in place; load the baked weights afterwards.
+
+    Args:
+        model: built as the one that was baked; its weights do not matter.
+        gates: what ``structure`` gave.
+        example: an input.
+
+    Returns:
+        The model; another object only where the model itself was a site of ours.
+
+    Raises:
+        BakeError: the model has other gates.
+    """
+    discovery = discover(model, example)
+    multiplied = set(gates["multiply"])
+    names = {*gates["folded"], *multiplied}
+    known = {gate.name: gate for gate in discovery.gates}
+    if set(known) != names | set(gates["dynamic"]):
+        raise BakeError(
+            f"the file was baked from a model with {len(names) + len(gates['dynamic'])} gates, this one has "
+            f"{len(known)}, or others: build it as the model that was baked, with its attention"
+        )
+    ones = {name: torch.ones(known[name].channels, dtype=torch.float64) for name in known if name in names}
+    sites = plan(model, discovery, list(ones), constants=ones)
+    # A constant that was negative may have kept a gate from where ones would fold.
+    sites = [replace(site, how="multiply", targets=()) if site.name in multiplied else site for site in sites]
+    return apply_(model, sites, ones)[0]

@@ -1,0 +1,177 @@
+"""`stripefold bake`: take the dynamic attention out of a trained network, at a known cost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stripefold.cli.arguments import Device, Size, check_device
+from stripefold.cli.output import print_line
+from stripefold.errors import BakeError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stripefold.baking.finetune import FineTune
+    from stripefold.baking.report import BakeReport
+    from stripefold.cli.deployable import Deployable
+
+_RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
+
+
+def bake(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, or a model's name.")
+    ],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The safetensors file to write; none: only tell.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="folder:PATH, cifar10, digits ...; the run's own if not given.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights of a model that is given by name.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
+    size: Size = None,
+    images: Annotated[int, typer.Option(min=2, help="How many training images calibrate.")] = 1024,
+    test_images: Annotated[
+        int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
+    ] = None,
+    constants: Annotated[str, typer.Option(help="mean, or descriptor.")] = "mean",
+    to: Annotated[str, typer.Option(help="plain, or asr: trainable gates that start there.")] = "plain",
+    where: Annotated[list[str] | None, typer.Option(help="A glob of gate names; may be given again.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Percent of accuracy that may be lost; every gate is baked if not given.")
+    ] = None,
+    recalibrate: Annotated[str, typer.Option(help="BatchNorm statistics anew: auto, yes or no.")] = "auto",
+    finetune_epochs: Annotated[float, typer.Option(min=0, help="Train the constants for so long.")] = 0,
+    finetune_rate: Annotated[float, typer.Option(help="The rate at which they train.")] = 0.01,
+    report: Annotated[Path | None, typer.Option(help="Folder for the report: bake.json and bake.csv.")] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Also measure a forward pass before and after.")] = False,
+    device: Device = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
+    if output is not None and output.exists() and not overwrite:
+        raise BakeError(f"{output} exists; choose another --output, or say --overwrite")
+    if recalibrate not in _RECALIBRATE:
+        raise ConfigError(f"--recalibrate {recalibrate!r} is unknown, choose auto, yes or no")
+    check_device(device)
+    import stripefold as sf
+
+    given = _given(source, data, weights, size, pretrained=pretrained)
+    _check_to(given, to, output)
+    calibration, test = _images(given, images, test_images)
+    options: dict[str, Any] = {
+        "constants": constants,
+        "to": to,
+        "where": where or None,
+        "max_drop": max_drop,
+        "validation": test,
+        "recalibrate": _RECALIBRATE[recalibrate],
+        "finetune": _finetune(given, finetune_epochs, finetune_rate),
+        "speed": speed,
+    }
+    model, made = sf.bake(given.model, calibration, device=device, progress=_tell, **options)
+    _tell("", 0, 0)
+    print_line(made)
+    if max_drop is not None:
+        print_line("The gates were chosen by the same test images that the figures are of.")
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        print_line(f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
+    if output is not None:
+        print_line(f"written: {output} ({_save(given, model, made, output)})")
+
+
+def _given(source: str, data: str | None, weights: Path | None, size: int | None, *, pretrained: bool) -> Deployable:
+    """The trained model, with its images."""
+    from stripefold.asr.gate import StaticGate
+    from stripefold.cli.deployable import deployable
+    from stripefold.folding.files import load_model_
+
+    given = deployable(source, data=data, classes=None, size=size, pretrained=pretrained)
+    by_name = "config" not in given.about
+    if weights is not None and not by_name:
+        raise ConfigError(f"{source} has weights of its own: leave out --weights")
+    if by_name and weights is None and not pretrained:
+        raise ConfigError(f"the weights of {source} would be random: give --weights FILE or --pretrained")
+    if weights is not None:
+        load_model_(given.model, weights)
+    if given.data is None or given.config is None:
+        raise ConfigError(f"baking looks at images: {given.without}; name them with --data")
+    if given.config.task != "classification":
+        raise ConfigError(
+            f"{source} is of the task {given.config.task!r}, which the command has no accuracy for: use bake in Python "
+            "with metric="
+        )
+    if any(isinstance(module, StaticGate) for module in given.model.modules()):
+        raise BakeError(f"{source} has trainable gates: fold it first (stripefold fold), then bake what is left")
+    return given
+
+
+def _check_to(given: Deployable, to: str, output: Path | None) -> None:
+    """A file with trainable gates has to say how it is built again; a run with our own attention can."""
+    if to == "asr" and output is not None and given.about.get("config", {}).get("form") != "dynamic":
+        raise ConfigError(
+            "--to asr writes a file for runs of `stripefold train --form dynamic` only: use bake in Python"
+        )
+
+
+def _images(given: Deployable, images: int, test_images: int | None) -> tuple[Any, Any]:
+    """Training images as in training, and test images."""
+    from stripefold.training.data import evaluation_loader, load_data, training_loader
+
+    assert given.config is not None  # _given has seen to it
+    changes = {"limit_train": images, **({} if test_images is None else {"limit_test": test_images})}
+    config = given.config.with_overrides(**changes)
+    data = load_data(config)
+    return training_loader(data, config), evaluation_loader(data, config)
+
+
+def _finetune(given: Deployable, epochs: float, rate: float) -> FineTune | None:
+    import stripefold as sf
+    from stripefold.training.data import training_loader
+
+    if not epochs:
+        return None
+    assert given.data is not None  # _given has seen to it
+    assert given.config is not None
+    loader = training_loader(given.data, given.config)
+    return sf.FineTune(steps=max(1, round(epochs * len(loader))), lr=rate, data=loader)
+
+
+def _save(given: Deployable, model: nn.Module, made: BakeReport, output: Path) -> str:
+    """Write the weights with what is needed to build the model again; returns the file's kind."""
+    import stripefold as sf
+    from stripefold.baking.rebuild import KEY, structure
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if made.to == "asr":
+        if made.kept:
+            raise BakeError(f"{made.kept[0].name!r} stays dynamic ({made.kept[0].why}): use bake in Python")
+        about = {**given.about, "config": {**given.about["config"], "form": "static"}}
+        sf.save_model(model, output, kind="attached", extra=about)
+        return "attached"
+    sf.save_model(model, output, kind="baked", extra={**_about(given), KEY: structure(made)})
+    return "baked"
+
+
+def _about(given: Deployable) -> dict[str, Any]:
+    if "config" in given.about:
+        return given.about
+    assert given.data is not None  # _given has seen to it
+    assert given.config is not None
+    spec = given.data.spec
+    config = given.config.with_overrides(form="none").to_dict()
+    return {"classes": list(spec.classes), "channels": spec.channels, "image_size": spec.size, "config": config}
+
+
+def _tell(what: str, done: int, total: int) -> None:
+    """One line on standard error that is written over, where that is a terminal."""
+    if sys.stderr.isatty():
+        count = f"{done} of {total}" if total else f"{done or ''}"
+        print(f"\r\x1b[K{what} {count}".rstrip(), end="", file=sys.stderr, flush=True)
