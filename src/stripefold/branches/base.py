@@ -162,8 +162,8 @@ class BranchBlock(Foldable):
             kernel, bias = self.merged()
             layer, like = self._shell[0], next(self.parameters())
             weight_trains, bias_trains = self.lead.flags()
-            place = torch.empty_like(self._layout(kernel), dtype=like.dtype)
-            layer._parameters["weight"] = nn.Parameter(place.copy_(kernel), weight_trains)
+            kernel = kernel.to(like.dtype).contiguous(memory_format=memory_format(like))
+            layer._parameters["weight"] = nn.Parameter(kernel, weight_trains)
             if bias is not None:
                 trains = bias_trains if self._had_bias else weight_trains
                 layer._parameters["bias"] = nn.Parameter(bias.to(like.dtype), trains)
@@ -171,13 +171,6 @@ class BranchBlock(Foldable):
         move_call_hooks(self, layer)
         self.branches.clear()  # spent: a large model is folded block by block
         return layer
-
-    def _layout(self, kernel: Tensor) -> Tensor:
-        """The kernel in the memory format that the block's own weights of its rank have."""
-        weights = [p for p in self.parameters() if p.dim() == 4]
-        last = weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
-        dense = weights and all(p.is_contiguous() for p in weights)
-        return kernel.contiguous(memory_format=torch.channels_last) if last and not dense else kernel.contiguous()
 
     def _parts(self) -> Iterator[Branch]:
         for branch in self.branches.values():
@@ -219,6 +212,15 @@ def bare(layer: nn.Module) -> nn.Module:
     """The layer itself, where gates are attached to it."""
     base = layer._modules.get("base") if isinstance(layer, Foldable) else None
     return layer if base is None else base
+
+
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Whether a convolution's weight lies channels last; a 1x1 kernel that could be either does not."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(weight.dim())
+    if last is None or weight.is_contiguous() or not weight.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
 
 
 def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:

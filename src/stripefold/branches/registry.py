@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from stripefold.branches import acnet, dbb, dilated, doconv, large_kernel, mobileone, repvgg
-from stripefold.branches.base import Branch, BranchBlock
+from stripefold.branches.base import Branch, BranchBlock, memory_format
 from stripefold.branches.grid import Grid
 from stripefold.errors import BranchError
 from stripefold.surgery.globs import close_names
@@ -133,6 +134,8 @@ def build_block(kind: Kind, convolution: nn.Module, options: Mapping[str, Any], 
         branches = kind.build(Grid.of(convolution), **options)
     for branch in branches.values():
         branch.to(weight.device, weight.dtype)
+        if memory_format(weight) is not torch.contiguous_format:
+            branch.to(memory_format=memory_format(weight))
     block = BranchBlock(convolution, kind.name, branches)
     block.lead.adopt_(convolution)
     if identity:
