@@ -15,7 +15,7 @@ from stripefold.asr.attach import attach
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.site import Site
 from stripefold.asr.sites import attached_sites
-from stripefold.attention.registry import attention_class
+from stripefold.attention.registry import attention_class, attention_names
 from stripefold.errors import AdapterError, AttachError
 from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
 
@@ -28,12 +28,14 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: a safetensors file.
 
     Raises:
-        AdapterError: the model has no gates.
+        AdapterError: the model has no gates, or gates that ``attach`` cannot build.
         CheckpointError: the file cannot be written.
     """
     found = attached_sites(model)
     if not found:
         raise AdapterError("the model has no gates to save: attach(model, ...) first")
+    for name, site in found.items():
+        _check_buildable(name, site)
     tensors = {
         f"{name}.gates.{key}": tensor for name, site in found.items() for key, tensor in site.gates.state_dict().items()
     }
@@ -103,6 +105,17 @@ def _check_fingerprint(path: str, expected: Mapping[str, str], found: Mapping[st
         raise AdapterError(
             f"{path} was trained on other weights of this architecture: load the backbone's weights first, or say "
             "same_weights=False if other weights are meant"
+        )
+
+
+def _check_buildable(name: str, site: Site) -> None:
+    """An adapter's gates are built by ``attach`` again, so they must be such that it can."""
+    kinds = {gate.attention.name for gate in site.gates} - set(attention_names())
+    if kinds or type(site) is not Site:
+        what = f"of kind {sorted(kinds)[0]!r}" if kinds else "in the place of an attention module"
+        raise AdapterError(
+            f"the gate on {name!r} is {what}, made from the network's own attention by baking, which attach cannot "
+            "build again: save the whole model instead"
         )
 
 

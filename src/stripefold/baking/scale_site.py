@@ -39,7 +39,7 @@ class ScaleSite(Site):
     def check_fold(self, name: str, owners: Mapping[int, list[str]]) -> list[FoldNote]:
         """See ``Foldable``; the layers that take the scale must be in the model, their weights tied to nothing."""
         super().check_fold(name, owners)
-        v = self.scale(torch.float64)
+        v = self._factor()
         if v is None:
             return []
         for path, layer in self._layers:
@@ -58,9 +58,9 @@ class ScaleSite(Site):
 
     def folded_(self) -> nn.Module:
         """Write the scale into the layers; nothing is left in this place."""
-        v = self.scale(torch.float64)
+        v = self._factor()
         if v is not None:
-            self._writer(v.detach()).write_()
+            self._writer(v).write_()
         return self.without_static_gates_()
 
     def without_static_gates_(self) -> nn.Module:
@@ -69,10 +69,14 @@ class ScaleSite(Site):
         move_call_hooks(self, nothing)
         return nothing
 
+    @torch.no_grad()
+    def _factor(self) -> Tensor | None:
+        """What multiplies here, (C,), float64; None without gates."""
+        v = self.scale(torch.float64)
+        return None if v is None else v * self.base.weight.double()
+
     def _writer(self, v: Tensor) -> ScaleWriter:
         writer = ScaleWriter(dict(self._layers))
-        with torch.no_grad():
-            v = v * self.base.weight.double()
         for part in self._target.parts:
             writer.add(part, v)
         return writer
