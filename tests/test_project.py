@@ -32,6 +32,7 @@ ROOM_LEVEL = {
     "stripe": 4,
     "baking": 4,
     "nets": 5,
+    "scenes": 5,
     "figures": 5,
     "training": 6,
     "bench": 6,

@@ -14,8 +14,8 @@ from PIL import Image
 from stripefold.errors import ConfigError, DataError
 from stripefold.training import transforms
 from stripefold.training.config import TrainConfig
-from stripefold.training.data import Part, evaluation_loader, load_data, training_loader
-from stripefold.training.images import ArrayImages, read_image
+from stripefold.training.data import evaluation_loader, load_data, training_loader
+from stripefold.training.images import ArrayImages, Part, read_image
 from stripefold.training.seeding import EpochSampler, derive_seed
 
 

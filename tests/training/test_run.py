@@ -75,7 +75,7 @@ def test_evaluate_agrees_with_the_run(config: TrainConfig) -> None:
         assert found.accuracy == result.attached.accuracy
         assert found.loss == pytest.approx(result.attached.loss, rel=1e-5)
     best = evaluate(result.best_checkpoint)
-    assert best.accuracy == pytest.approx(result.best_accuracy)
+    assert best.accuracy == pytest.approx(result.best_score)
     assert evaluate(result.run_dir, limit_test=16).images == 16
     with pytest.raises(ConfigError, match="unknown option 'limit' in the overrides"):
         evaluate(result.run_dir, limit=3)
@@ -97,7 +97,7 @@ def test_a_moved_folder_is_resumed(config: TrainConfig, tmp_path: Path) -> None:
     first = train(config)
     first.run_dir.rename(tmp_path / "moved")
     again = train(config.with_overrides(resume=True, run_dir=str(tmp_path / "moved")))
-    assert (again.epochs_run, again.best_accuracy) == (0, first.best_accuracy)
+    assert (again.epochs_run, again.best_score) == (0, first.best_score)
 
 
 def test_two_runs_of_one_seed_are_the_same(config: TrainConfig, tmp_path: Path) -> None:

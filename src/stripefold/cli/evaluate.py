@@ -13,11 +13,9 @@ from stripefold.cli.output import print_line
 def evaluate(
     source: Annotated[Path, typer.Argument(help="A run's folder, one of its checkpoints, or its folded.safetensors.")],
 ) -> None:
-    """Measure accuracy and loss on the test images."""
+    """Measure a model on the test images: accuracy and loss, mIoU, or mAP."""
     from stripefold.training import evaluate as run_evaluation
 
     result = run_evaluation(source)
     print_line(f"{result.source} ({result.kind})")
-    print_line(
-        f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}, {result.images} images in {result.seconds:.1f} s"
-    )
+    print_line(result)

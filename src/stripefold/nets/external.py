@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -50,13 +51,27 @@ def external_names() -> tuple[bool, list[str]]:
     return timm is not None or models is not None, [*names, *_torchvision_classifiers(models)]
 
 
+def unknown_among(kind: str, name: str, known: Sequence[str]) -> str:
+    """The message for a name that is not among ``known``, with the nearest names that are.
+
+    Args:
+        kind: What was looked for.
+        name: What was asked for.
+        known: The names there are.
+    """
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    return f"no {kind} {name!r}; {'close' if close else 'there are'}: {', '.join(close or known)}"
+
+
 def _unknown(library: str, name: str, known: list[str]) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     hint = f"close: {', '.join(close)}" if close else f"see {library}'s list_models()"
     return ConfigError(f"{library} knows no classifier {name!r}; {hint}")
 
 
-def from_timm(name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool) -> nn.Module:
+def from_timm(
+    name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool, options: dict[str, Any]
+) -> nn.Module:
     """Build a timm model.
 
     Args:
@@ -65,28 +80,30 @@ def from_timm(name: str, *, num_classes: int, in_channels: int, image_size: int 
         in_channels: Channels of the images.
         image_size: Side of the images, handed on to models that are built for one size.
         pretrained: Whether timm loads its weights.
+        options: Keyword arguments for the network's constructor.
 
     Raises:
-        ConfigError: If timm is missing, or does not know the name.
+        ConfigError: If timm is missing, does not know the name, or cannot build the network so.
     """
     timm = _load("timm")
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
-    options: dict[str, int] = {}
+    sized: dict[str, Any] = {}
     cfg = timm.get_pretrained_cfg(name)
     if image_size is not None and cfg is not None and cfg.fixed_input_size:
-        options["img_size"] = image_size
+        sized["img_size"] = image_size
+    given = {"num_classes": num_classes, "in_chans": in_channels, **sized, **options}
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options)
+        model = timm.create_model(name, pretrained=pretrained, **given)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         # timm passes options through to hundreds of constructors, so the kinds of failure are as many.
-        wish = f"{in_channels} channels, image_size {image_size}, pretrained {pretrained}"
+        wish = f"{in_channels} channels, image_size {image_size}, pretrained {pretrained}, model_options {options}"
         raise ConfigError(f"timm cannot build {name!r} with {wish}: {error}") from error
     return cast("nn.Module", model)
 
 
 def from_torchvision(
-    name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool
+    name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool, options: dict[str, Any]
 ) -> nn.Module:
     """Build a torchvision classifier.
 
@@ -96,9 +113,10 @@ def from_torchvision(
         in_channels: Must be 3.
         image_size: Side of the images, handed on to the vision transformers.
         pretrained: Whether torchvision loads its default weights.
+        options: Keyword arguments for the network's constructor.
 
     Raises:
-        ConfigError: If torchvision is missing, does not know the name, or cannot take the channels or classes.
+        ConfigError: If torchvision is missing, does not know the name, or cannot take the channels, classes or options.
     """
     models = _load("torchvision.models")
     known = _torchvision_classifiers(models)
@@ -113,8 +131,11 @@ def from_torchvision(
             f"torchvision's weights for {name!r} have 1000 classes, the data has {num_classes}; take the timm model"
         )
     weights = "DEFAULT" if pretrained else None
-    options = {} if image_size is None else _size_option(name, image_size)
-    return cast("nn.Module", models.get_model(name, weights=weights, num_classes=num_classes, **options))
+    given = {**({} if image_size is None else _size_option(name, image_size)), **options}
+    try:
+        return cast("nn.Module", models.get_model(name, weights=weights, num_classes=num_classes, **given))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"torchvision cannot build {name!r} with model_options {options}: {error}") from error
 
 
 def _size_option(name: str, image_size: int) -> dict[str, int | tuple[int, int]]:

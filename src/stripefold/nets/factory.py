@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,7 @@ def create_model(
     in_channels: int = 3,
     image_size: int | None = None,
     pretrained: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a classifier by name.
 
@@ -40,6 +42,7 @@ def create_model(
         in_channels: Channels of the images.
         image_size: Side of the images; None leaves the model's own. Only models of a fixed size are built differently.
         pretrained: Whether timm or torchvision load (and download) their weights.
+        options: Keyword arguments that timm or torchvision hand to the network's constructor.
 
     Returns:
         The model, in training mode; logits are (N, num_classes).
@@ -50,27 +53,32 @@ def create_model(
     >>> create_model("resnet20", num_classes=100).fc.out_features
     100
     """
-    options: Any = {
+    common: Any = {
         "num_classes": num_classes,
         "in_channels": in_channels,
         "image_size": image_size,
         "pretrained": pretrained,
+        "options": dict(options or {}),
     }
     if name in OWN:
-        return _own(name, **options)
+        return _own(name, **common)
     library, _, rest = name.partition("/")
     if library == "timm" and rest:
-        return from_timm(rest, **options)
+        return from_timm(rest, **common)
     if library == "torchvision" and rest:
-        return from_torchvision(rest, **options)
+        return from_torchvision(rest, **common)
     if timm_has(name):
-        return from_timm(name, **options)
+        return from_timm(name, **common)
     if torchvision_has(name):
-        return from_torchvision(name, **options)
+        return from_torchvision(name, **common)
     raise ConfigError(unknown_model(name))
 
 
-def _own(name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool) -> ResNet:
+def _own(
+    name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool, options: dict[str, Any]
+) -> ResNet:
+    if options:
+        raise ConfigError(f"model_options are {options}, but {name!r} takes none; set {{}} or take a timm model")
     if pretrained:
         raise ConfigError(f"pretrained is True, but {name!r} has no published weights; take a timm model, or False")
     depth, block = OWN[name]

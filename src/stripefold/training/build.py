@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from stripefold.errors import ConfigError, TraceError
-from stripefold.nets import create_model
+from stripefold.nets import create_detector, create_model, create_segmenter
 from stripefold.training.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -21,21 +21,22 @@ def build_backbone(config: TrainConfig, spec: ImageSpec) -> nn.Module:
     """The network without attention.
 
     Args:
-        config: ``model``, ``pretrained`` and ``seed`` are read.
+        config: ``task``, ``model``, ``model_options``, ``pretrained`` and ``seed`` are read.
         spec: What the data looks like.
 
     Raises:
         ConfigError: If no such model is known, or it does not take such images.
     """
+    common: dict[str, Any] = {
+        "num_classes": len(spec.classes), "pretrained": config.pretrained, "options": config.model_options
+    }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config.seed, "backbone"))
-        return create_model(
-            config.model,
-            num_classes=len(spec.classes),
-            in_channels=spec.channels,
-            image_size=spec.size,
-            pretrained=config.pretrained,
-        )
+        if config.task == "segmentation":
+            return create_segmenter(config.model, **common)
+        if config.task == "detection":
+            return create_detector(config.model, image_size=spec.size, **common)
+        return create_model(config.model, in_channels=spec.channels, image_size=spec.size, **common)
 
 
 def build_model(config: TrainConfig, spec: ImageSpec, *, images: Tensor | None = None) -> nn.Module:

@@ -12,7 +12,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from stripefold.errors import ConfigError, DataError
 from stripefold.training import transforms
-from stripefold.training.images import ArrayImages, Images
+from stripefold.training.images import Images, choose
+from stripefold.training.scene_data import (
+    Fitting,
+    PlainScenes,
+    TrainingScenes,
+    choose_scenes,
+    collate,
+    open_scenes,
+)
 from stripefold.training.seeding import EpochSampler, Key, derive_seed
 from stripefold.training.sources import Source, open_source
 
@@ -25,7 +33,7 @@ class ImageSpec:
     """What a network must know about the data.
 
     Attributes:
-        classes: Names of the classes.
+        classes: Names of the classes; of segmentation and detection the background first.
         channels: Colour channels.
         size: Side of the images.
     """
@@ -95,8 +103,8 @@ class Data:
         spec: What the network must know.
     """
 
-    train: TrainingImages
-    test: PlainImages
+    train: TrainingImages | TrainingScenes
+    test: PlainImages | PlainScenes
     spec: ImageSpec
 
 
@@ -110,6 +118,8 @@ def load_data(config: TrainConfig) -> Data:
         ConfigError: If there is no such data set, or the images' size must be given.
         DataError: If it is missing, empty or of the wrong form.
     """
+    if config.task != "classification":
+        return _load_scenes(config)
     source = open_source(config)
     size = config.image_size or source.image_size
     if size is None:
@@ -122,9 +132,23 @@ def load_data(config: TrainConfig) -> Data:
     train_steps = [*before, *_augmentation(config.augmentation, size), after]
     test_steps = [*before, middle, after]
     return Data(
-        train=TrainingImages(_part(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
-        test=PlainImages(_part(source.test, config.limit_test), transforms.compose(test_steps)),
+        train=TrainingImages(choose(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
+        test=PlainImages(choose(source.test, config.limit_test), transforms.compose(test_steps)),
         spec=spec,
+    )
+
+
+def _load_scenes(config: TrainConfig) -> Data:
+    train, test, size = open_scenes(config)
+    size = config.image_size or size
+    if size is None:
+        raise ConfigError(f"image_size is None, and the images of {config.data!r} differ in size; set image_size")
+    fitting = Fitting(task=config.task, size=size, masks=config.model.startswith("maskrcnn"))
+    flips = config.augmentation == "flip"
+    return Data(
+        train=TrainingScenes(choose_scenes(train, config.limit_train), fitting, flips=flips, seed=config.seed),
+        test=PlainScenes(choose_scenes(test, config.limit_test), fitting),
+        spec=ImageSpec(classes=("background", *train.classes), channels=3, size=size),
     )
 
 
@@ -148,38 +172,9 @@ def _augmentation(name: str, size: int) -> list[transforms.Transform]:
     if name in ("shift", "crop-flip"):
         # 4 pixels of 32, as in the CIFAR recipe.
         steps.append(functools.partial(transforms.random_crop, max(1, size // 8)))
-    if name == "crop-flip":
+    if name in ("flip", "crop-flip"):
         steps.append(transforms.random_flip)
     return steps
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of the images.
-
-    Attributes:
-        images: All of them.
-        indices: Which ones.
-    """
-
-    images: Images
-    indices: list[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[self.indices[index]]
-
-
-def _part(images: Images, limit: int | None) -> Images:
-    """The same random choice in every run, whatever its seed: runs stay comparable."""
-    if limit is None or limit >= len(images):
-        return images
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit]
-    if isinstance(images, ArrayImages):
-        return ArrayImages(images.images[chosen], images.labels[chosen])
-    return Part(images, chosen.tolist())
 
 
 def training_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
@@ -223,4 +218,5 @@ def evaluation_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
 
 def _loader_options(config: TrainConfig) -> dict[str, Any]:
     on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return {"num_workers": config.workers, "persistent_workers": config.workers > 0, "pin_memory": on_gpu}
+    form = {} if config.task == "classification" else {"collate_fn": collate}
+    return {"num_workers": config.workers, "persistent_workers": config.workers > 0, "pin_memory": on_gpu, **form}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
-    """Accuracy and loss on the test images of the run that ``source`` comes from.
+    """The task's measures on the test images of the run that ``source`` comes from.
 
     Args:
         source: A run's folder (its last checkpoint), a checkpoint, or a ``folded.safetensors``.
@@ -46,7 +46,7 @@ def evaluate_model(model: nn.Module, data: Data, config: TrainConfig, *, kind: s
     """One pass over the test images, in eval mode and full precision; the model ends where and how it was.
 
     Args:
-        model: Gives logits (N, classes).
+        model: The network of the run's task.
         data: The data set.
         config: Batch size, workers, device.
         kind: What the model is, for the result.
@@ -58,13 +58,11 @@ def evaluate_model(model: nn.Module, data: Data, config: TrainConfig, *, kind: s
     was_training = model.training
     started = time.perf_counter()
     try:
-        hits, loss, images = _count(model.to(device).eval(), evaluation_loader(data, config), device)
+        measures, images = _measure(model.to(device).eval(), data, config, device)
     finally:
         model.to(home).train(was_training)
     seconds = time.perf_counter() - started
-    return EvalResult(
-        accuracy=hits / images, loss=loss / images, images=images, seconds=seconds, kind=kind, source=source
-    )
+    return EvalResult(measures=measures, task=config.task, images=images, seconds=seconds, kind=kind, source=source)
 
 
 def _device(config: TrainConfig) -> torch.device:
@@ -75,7 +73,20 @@ def _device(config: TrainConfig) -> torch.device:
     return torch.device("cpu")
 
 
-def _count(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> tuple[int, float, int]:
+def _measure(model: nn.Module, data: Data, config: TrainConfig, device: torch.device) -> tuple[dict[str, float], int]:
+    loader = evaluation_loader(data, config)
+    if config.task == "segmentation":
+        from stripefold.training.segmentation import measure_pixels
+
+        return measure_pixels(model, loader, device, len(data.spec.classes))
+    if config.task == "detection":
+        from stripefold.training.detection import measure_boxes
+
+        return measure_boxes(model, loader, device)
+    return _count(model, loader, device)
+
+
+def _count(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> tuple[dict[str, float], int]:
     hits, loss, images = 0, 0.0, 0
     with torch.inference_mode():
         for batch, labels in loader:
@@ -84,4 +95,4 @@ def _count(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> t
             hits += int((logits.argmax(1) == target).sum())
             loss += float(F.cross_entropy(logits, target, reduction="sum"))
             images += len(labels)
-    return hits, loss, images
+    return {"loss": loss / images, "accuracy": hits / images}, images

@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from stripefold.folding.files import Kind, save_model
 from stripefold.folding.fold import fold
 from stripefold.folding.verify import EquivalenceReport, verify
+from stripefold.training.agreement import DetectorReport, verify_detector
 from stripefold.training.data import Data
 from stripefold.training.evaluation import evaluate_model
 from stripefold.training.record import EpochRecord, best_row
 from stripefold.training.results import TrainResult
 from stripefold.training.summary import write_summary
+from stripefold.training.tasks import TASKS
 
 if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
 
 EXAMPLE_IMAGES = 64
+EXAMPLE_SCENES = 16
+"""Of segmentation and detection, whose networks compute much more for an image."""
 
 
 def finish(
@@ -43,8 +47,9 @@ def finish(
         VerifyError: If the folded model computes something else.
     """
     paths = record.paths
-    example = example_batch(data)
-    folded, verification = _folded(model, example) if config.folds else (model, None)
+    example = example_batch(data, EXAMPLE_IMAGES if config.task == "classification" else EXAMPLE_SCENES)
+    best = best_row(record.rows, config.task)
+    folded, verification = _folded(model, example, config.task) if config.folds else (model, None)
     kind = "attached" if config.folds or config.keeps_attention else "backbone"
     result = TrainResult(
         run_dir=paths.root,
@@ -53,8 +58,8 @@ def finish(
         folded=folded,
         attached=evaluate_model(model, data, config, kind=kind, source=str(paths.last)),
         deployed=evaluate_model(folded, data, config, kind="folded", source=str(paths.folded)),
-        best_accuracy=best_row(record.rows)["val_accuracy"],
-        best_epoch=int(best_row(record.rows)["epoch"]),
+        best_score=best[f"val_{TASKS[config.task].score}"],
+        best_epoch=int(best["epoch"]),
         verification=verification,
         example=example,
         seconds=seconds,
@@ -69,17 +74,17 @@ def finish(
     return result
 
 
-def example_batch(data: Data) -> Tensor:
-    """The first test images, (N, C, H, W), at most 64."""
-    return torch.stack([data.test[index][0] for index in range(min(EXAMPLE_IMAGES, len(data.test)))])
+def example_batch(data: Data, most: int) -> Tensor:
+    """The first test images, (N, C, H, W), at most ``most``."""
+    return torch.stack([data.test[index][0] for index in range(min(most, len(data.test)))])
 
 
-def _folded(model: nn.Module, example: Tensor) -> tuple[nn.Module, EquivalenceReport]:
+def _folded(model: nn.Module, example: Tensor, task: str) -> tuple[nn.Module, EquivalenceReport | DetectorReport]:
     with warnings.catch_warnings():
         # Gates that never moved are named in the summary.
         warnings.filterwarnings("ignore", message=".*never moved.*")
         plain = fold(model, check=False, example=example)
-    return plain, verify(model, plain, example)
+    return plain, verify_detector(model, plain, example) if task == "detection" else verify(model, plain, example)
 
 
 def _save(result_of: nn.Module, path: Path, record: EpochRecord, config: TrainConfig) -> Path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from stripefold.errors import DataError
+from stripefold.scenes.files import read_image
 
 
 class Images(Protocol):
@@ -56,17 +56,42 @@ class FileImages:
         return read_image(path), label
 
 
-def read_image(path: str | Path) -> Tensor:
-    """An image file as bytes (3, H, W).
+@dataclass(frozen=True)
+class Part:
+    """Some of the images.
 
-    Raises:
-        DataError: If it is no readable image.
+    Attributes:
+        images: All of them.
+        indices: Which ones.
     """
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
 
-    try:
-        with Image.open(path) as image:
-            return pil_to_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no readable image ({error}); replace it or take it out") from error
+    images: Images
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[self.indices[index]]
+
+
+def choose(images: Images, limit: int | None) -> Images:
+    """At most ``limit`` of the images: the same random choice in every run, so that runs stay comparable.
+
+    Args:
+        images: All of them.
+        limit: How many; None is all.
+    """
+    chosen = choice(len(images), limit)
+    if chosen is None:
+        return images
+    if isinstance(images, ArrayImages):
+        return ArrayImages(images.images[chosen], images.labels[chosen])
+    return Part(images, chosen.tolist())
+
+
+def choice(count: int, limit: int | None) -> Tensor | None:
+    """Which of ``count`` are used, (limit,) int64, whatever the run's seed; None for all."""
+    if limit is None or limit >= count:
+        return None
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit]

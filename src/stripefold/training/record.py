@@ -16,11 +16,11 @@ from pytorch_lightning.callbacks import Checkpoint
 from stripefold.atomic import write_text
 from stripefold.errors import TrainingError
 from stripefold.training.checkpoint import KEY, write_failure
+from stripefold.training.tasks import TASKS, WORDS, shown
 
 if TYPE_CHECKING:
     from stripefold.training.paths import RunPaths
 
-COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "val_loss", "val_accuracy", "seconds")
 Row = dict[str, float]
 
 
@@ -33,16 +33,26 @@ class EpochRecord(Checkpoint):
     Args:
         paths: Where things go.
         about: What the checkpoint says about itself; plain values.
+        task: What is trained, which decides about the columns.
         epochs: How many epochs the run has, for the lines.
         lines: Whether to print a line per epoch.
         tensorboard: Whether to write TensorBoard logs.
     """
 
     def __init__(
-        self, paths: RunPaths, about: dict[str, Any], *, epochs: int, lines: bool = False, tensorboard: bool = False
+        self,
+        paths: RunPaths,
+        about: dict[str, Any],
+        *,
+        epochs: int,
+        task: str = "classification",
+        lines: bool = False,
+        tensorboard: bool = False,
     ) -> None:
         self.paths = paths
         self.about = about
+        self.task = task
+        self.measured = TASKS[task].measures
         self.epochs = epochs
         self.lines = lines
         self.tensorboard = tensorboard
@@ -75,16 +85,17 @@ class EpochRecord(Checkpoint):
         """Add the row; save the best and the last checkpoint; write table, log and line.
 
         Raises:
-            TrainingError: If the test loss is not finite (nothing is saved then), or a file cannot be written.
+            TrainingError: If a measure is not finite (nothing is saved then), or a file cannot be written.
         """
         row = self._row(trainer)
-        if not math.isfinite(row["val_loss"]):
+        wrong = [name for name in self.measured if not math.isfinite(row[f"val_{name}"])]
+        if wrong:
             raise TrainingError(
-                f"the test loss is not finite after epoch {row['epoch']:.0f}, step {row['step']:.0f}: the last good "
-                "checkpoint is kept; lower learning_rate, or set warmup_epochs or gradient_clip"
+                f"the test {WORDS[wrong[0]]} is not finite after epoch {row['epoch']:.0f}, step {row['step']:.0f}: the "
+                "last good checkpoint is kept; lower learning_rate, or set warmup_epochs or gradient_clip"
             )
         self.rows.append(row)
-        if best_row(self.rows) is row:
+        if best_row(self.rows, self.task) is row:
             trainer.save_checkpoint(self.paths.best)
         trainer.save_checkpoint(self.paths.last)
         if trainer.is_global_zero:
@@ -98,10 +109,14 @@ class EpochRecord(Checkpoint):
             "step": trainer.global_step,
             "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
             "train_loss": metrics["train_loss"],
-            "val_loss": metrics["val_loss"],
-            "val_accuracy": metrics["val_accuracy"],
+            **{f"val_{name}": metrics[f"val_{name}"] for name in self.measured},
             "seconds": time.perf_counter() - self._started,
         }
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns."""
+        return ("epoch", "step", "learning_rate", "train_loss", *(f"val_{name}" for name in self.measured), "seconds")
 
     def write_table(self) -> None:
         """Write the whole table anew.
@@ -110,7 +125,7 @@ class EpochRecord(Checkpoint):
             TrainingError: If it cannot be written.
         """
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
         try:
@@ -120,14 +135,15 @@ class EpochRecord(Checkpoint):
 
     def _log(self, row: Row) -> None:
         if self._writer is not None:
-            for name in COLUMNS[2:]:
+            for name in self.columns[2:]:
                 self._writer.add_scalar(name, row[name], int(row["epoch"]))
         if self.lines:
             width = len(str(self.epochs))
+            told = [f"{WORDS[name]} {shown(name, row[f'val_{name}'])}" for name in self.measured]
+            told = [f"test {words}" if words.startswith("loss") else words for words in told]
             sys.stdout.write(
-                f"epoch {row['epoch']:{width}.0f}/{self.epochs}  train loss {row['train_loss']:.4f}  test loss "
-                f"{row['val_loss']:.4f}  accuracy {row['val_accuracy']:.2%}  rate {row['learning_rate']:.4g}  "
-                f"{row['seconds']:.1f} s\n"
+                f"epoch {row['epoch']:{width}.0f}/{self.epochs}  train loss {row['train_loss']:.4f}  "
+                f"{'  '.join(told)}  rate {row['learning_rate']:.4g}  {row['seconds']:.1f} s\n"
             )
             sys.stdout.flush()
 
@@ -138,13 +154,15 @@ class EpochRecord(Checkpoint):
             self._writer = None
 
 
-def best_row(rows: list[Row]) -> Row:
-    """The first epoch of the highest test accuracy.
+def best_row(rows: list[Row], task: str = "classification") -> Row:
+    """The first epoch of the highest score on the test images.
 
     Args:
         rows: At least one.
+        task: Decides what the score is.
     """
-    return max(rows, key=lambda row: row["val_accuracy"])
+    score = f"val_{TASKS[task].score}"
+    return max(rows, key=lambda row: row[score])
 
 
 def _open_tensorboard(folder: Path, *, first_step: int) -> Any:

@@ -16,16 +16,17 @@ import pytorch_lightning as lightning
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import TQDMProgressBar
-from torch import nn
+from torch import Tensor, nn
 
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.training.build import build_model
 from stripefold.training.checkpoint import SafeCheckpointIO, read_checkpoint, write_failure
 from stripefold.training.data import Data, evaluation_loader, load_data, training_loader
 from stripefold.training.finish import finish
+from stripefold.training.observing import StripeCallback, check_observable, run_observer
 from stripefold.training.paths import RunPaths, open_run
 from stripefold.training.record import EpochRecord
-from stripefold.training.task import Classification
+from stripefold.training.tasks import make_task
 
 if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
@@ -39,6 +40,9 @@ QUIET = (
     r".*Checkpoint directory .* exists and is not empty.*",  # it is the run's own
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's import of torch's pytree
 )
+
+CALIBRATION_IMAGES = 512
+"""Enough to know the means and variances of a BatchNorm to a few per cent."""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -56,27 +60,39 @@ def train(config: TrainConfig) -> TrainResult:
         ConfigError: If an option does not fit, or ``run_dir`` holds another run.
         DataError: If the data is missing or of the wrong form.
         AttachError: If the attention does not suit the network.
+        BranchError: If the branch blocks do not.
         CheckpointError: If the checkpoint to resume from is damaged.
         TrainingError: If the loss is not finite, or the disk is full; the last good checkpoint is kept.
         KeyboardInterrupt: If Ctrl-C was pressed; the last checkpoint is kept.
     """
     data = load_data(config)
     with _threads(config.threads), torch.random.fork_rng(devices=[]):
-        model = build_model(config, data.spec)
+        model = build_model(config, data.spec, images=_calibration_images(data, config))
+        check_observable(model, data, config)
         paths = open_run(config)
+        observer = run_observer(data, config, paths.stripes)
         record = EpochRecord(
             paths,
             {**_about(data), "config": config.with_overrides(resume=False).to_dict()},
             epochs=config.epochs,
+            task=config.task,
             lines=_progress(config) == "lines",
             tensorboard=config.tensorboard,
         )
         behind = _epochs_behind(paths)
         started = time.perf_counter()
-        _fit(model, data, config, record)
+        _fit(model, data, config, record, observer)
         seconds = time.perf_counter() - started
         epochs_run = len(record.rows) - behind
         return finish(model.cpu().eval(), data, config, record, seconds=seconds, epochs_run=epochs_run)
+
+
+def _calibration_images(data: Data, config: TrainConfig) -> Tensor | None:
+    """Training images (N, C, H, W) for branch blocks that start as the convolutions they stand for."""
+    if config.branch is None or config.init == "paper":
+        return None
+    count = min(CALIBRATION_IMAGES, len(data.train))
+    return torch.stack([data.train[0, index][0] for index in range(count)])
 
 
 def _about(data: Data) -> dict[str, Any]:
@@ -96,20 +112,22 @@ def _progress(config: TrainConfig) -> str:
     return "bar" if sys.stdout.isatty() else "lines"
 
 
-def _fit(model: nn.Module, data: Data, config: TrainConfig, record: EpochRecord) -> None:
+def _fit(
+    model: nn.Module, data: Data, config: TrainConfig, record: EpochRecord, observer: StripeCallback | None
+) -> None:
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     loader = training_loader(data, config)
     steps = len(loader)
-    task = Classification(model, config, classes=len(data.spec.classes), steps_per_epoch=steps)
+    task = make_task(config, model, classes=len(data.spec.classes), steps_per_epoch=steps)
     last = record.paths.last
     with _quiet(), _plain_errors(record.paths):
-        trainer = _trainer(config, record)
+        trainer = _trainer(config, record, observer)
         trainer.fit(task, loader, evaluation_loader(data, config), ckpt_path=str(last) if last.exists() else None)
     record.write_table()
 
 
-def _trainer(config: TrainConfig, record: EpochRecord) -> lightning.Trainer:
+def _trainer(config: TrainConfig, record: EpochRecord, observer: StripeCallback | None) -> lightning.Trainer:
     bar = _progress(config) == "bar"
     try:
         return lightning.Trainer(
@@ -118,7 +136,7 @@ def _trainer(config: TrainConfig, record: EpochRecord) -> lightning.Trainer:
             devices=1,
             precision="32-true" if config.precision == "32" else config.precision,
             gradient_clip_val=config.gradient_clip or None,
-            callbacks=[record, *([TQDMProgressBar(refresh_rate=10)] if bar else [])],
+            callbacks=[record, *([observer] if observer else []), *([TQDMProgressBar(refresh_rate=10)] if bar else [])],
             plugins=[SafeCheckpointIO()],
             logger=False,
             enable_progress_bar=bar,

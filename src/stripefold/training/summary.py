@@ -8,6 +8,7 @@ from stripefold.asr.gate import StaticGate
 from stripefold.atomic import write_text
 from stripefold.errors import TrainingError
 from stripefold.training.checkpoint import write_failure
+from stripefold.training.tasks import TASKS, WORDS, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,15 +62,18 @@ def _title(result: TrainResult) -> str:
 
 def _accuracy(result: TrainResult) -> str:
     attached, deployed = result.attached, result.deployed
-    lines = ["| model | test accuracy | test loss | parameters |", "|---|---|---|---|"]
+    judged = TASKS[result.config.task]
+    heads = [f"test {WORDS[name]}" for name in reversed(judged.measures)]
+    lines = [f"| model | {' | '.join(heads)} | parameters |", "|---" * (len(heads) + 2) + "|"]
     for name, found, model in (("trained", attached, result.model), ("deployed", deployed, result.folded)):
         count = sum(parameter.numel() for parameter in model.parameters())
-        lines.append(f"| {name} | {found.accuracy:.2%} | {found.loss:.4f} | {count:,} |")
-    best = f"{result.best_accuracy:.2%} at epoch {result.best_epoch}"
+        told = " | ".join(shown(measure, found.measures[measure]) for measure in reversed(judged.measures))
+        lines.append(f"| {name} | {told} | {count:,} |")
+    best = f"{WORDS[judged.score]}, {result.best_score:.2%} at epoch {result.best_epoch}"
     lines += [
         "",
-        f"Both are of the last epoch, on {attached.images} test images. The best epoch's accuracy, {best}, was chosen",
-        "by the test images themselves and flatters.",
+        f"Both are of the last epoch, on {attached.images} test images. The best epoch's {best},",
+        "was chosen by the test images themselves and flatters.",
     ]
     return "\n".join([*lines, ""])
 

@@ -1,7 +1,8 @@
-"""The classification task as a LightningModule."""
+"""What every task does while it trains, and classification."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as lightning
@@ -22,13 +23,13 @@ CHECK_EVERY = 50
 """Steps between looks at the loss on an accelerator, where a look waits for the device; on a CPU it is every step."""
 
 
-class Classification(lightning.LightningModule):
-    """Cross-entropy training of ``model``; keys of its state are ``model.*`` whether compiled or not.
+class Task(lightning.LightningModule, ABC):
+    """Training of ``model``; keys of its state are ``model.*`` whether compiled or not. A task says what its loss is.
 
     Args:
-        model: Gives logits (N, classes).
+        model: The network.
         config: The run's configuration.
-        classes: How many classes there are.
+        classes: How many classes there are, the background of segmentation and detection among them.
         steps_per_epoch: Steps of one epoch.
     """
 
@@ -38,29 +39,31 @@ class Classification(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
+        self.classes = classes
         self.steps_per_epoch = steps_per_epoch
-        self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
         # In a tuple, so that the compiled model is no second submodule with keys of its own.
         self._network = (torch.compile(model) if config.compile else model,)
         self.register_buffer("_first_bad_step", torch.tensor(-1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, C, H, W)."""
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """The training loss of one batch, a scalar."""
+
+    def forward(self, images: Tensor, *targets: Any) -> Any:
+        """What the network gives for images (N, C, H, W)."""
         if self.config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self._network[0](images)
-        return logits
+        return self._network[0](images, *targets)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make the step's random numbers (dropout, stochastic depth) a function of seed and step."""
         torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         """The loss of one batch, a scalar."""
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.config.label_smoothing)
+        loss = self.loss(batch)
         self._watch(loss.detach())
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch[0]))
         return loss
 
     def _watch(self, loss: Tensor) -> None:
@@ -83,19 +86,6 @@ class Classification(lightning.LightningModule):
         """No epoch is evaluated or saved behind a loss that was not finite."""
         self._check_loss()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count hits and add up the loss of one batch."""
-        images, labels = batch
-        logits = self(images).float()
-        self.accuracy.update(logits, labels)
-        loss = F.cross_entropy(logits, labels)
-        self.log("val_loss", loss, on_epoch=True, batch_size=len(labels))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the accuracy of the epoch."""
-        self.log("val_accuracy", self.accuracy.compute(), prog_bar=True)
-        self.accuracy.reset()
-
     def configure_optimizers(self) -> Any:
         """The optimiser, the gates' weight decay set apart where asked for, and the rate as a function of the step."""
         config = self.config
@@ -112,3 +102,53 @@ class Classification(lightning.LightningModule):
             optimizer, lambda step: rate_factor(config, self.steps_per_epoch, step)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Classification(Task):
+    """Cross-entropy; the network gives logits (N, classes)."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int) -> None:
+        super().__init__(model, config, classes=classes, steps_per_epoch=steps_per_epoch)
+        self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy of images (N, C, H, W) and labels (N,); mixed images are judged by the classes of both."""
+        images, labels = batch
+        smoothing = self.config.label_smoothing
+        if not self.config.mixup:
+            return F.cross_entropy(self(images), labels, label_smoothing=smoothing)
+        mixed, others, share = mix(images, labels, self.config.mixup)
+        logits = self(mixed)
+        losses = [F.cross_entropy(logits, target, label_smoothing=smoothing) for target in (labels, others)]
+        return share * losses[0] + (1 - share) * losses[1]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count hits and add up the loss of one batch."""
+        images, labels = batch
+        logits = self(images).float()
+        self.accuracy.update(logits, labels)
+        loss = F.cross_entropy(logits, labels)
+        self.log("val_loss", loss, on_epoch=True, batch_size=len(labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy of the epoch."""
+        self.log("val_accuracy", self.accuracy.compute(), prog_bar=True)
+        self.accuracy.reset()
+
+
+def mix(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
+    """Every image mixed with another of its batch, in one proportion drawn from Beta(alpha, alpha).
+
+    Args:
+        images: (N, C, H, W).
+        labels: (N,).
+        alpha: Both parameters of the beta distribution.
+
+    Returns:
+        The mixed images, the other images' labels (N,), and the share of the images themselves.
+
+    Source: Zhang et al. 2018 (arXiv 1710.09412), Algorithm 1.
+    """
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    order = torch.randperm(len(images)).to(images.device)
+    return share * images + (1 - share) * images[order], labels[order], share

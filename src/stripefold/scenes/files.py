@@ -1,0 +1,87 @@
+"""What every reader does: open a file, and say in words what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stripefold.errors import DataError
+
+
+def read_image(path: str | Path) -> Tensor:
+    """An image file as bytes (3, H, W).
+
+    Raises:
+        DataError: If it is no readable image.
+    """
+    return _read(path, "RGB").permute(2, 0, 1).contiguous()
+
+
+def read_class_map(path: str | Path) -> Tensor:
+    """The class number of each pixel, (H, W) uint8, of a PNG with a palette or in grey.
+
+    Raises:
+        DataError: If it is no readable image, or one in colours, whose pixels are no class numbers.
+    """
+    return _read(path, None)
+
+
+def _read(path: str | Path, mode: str | None) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if mode is None and image.mode not in ("P", "L", "1"):
+                raise DataError(
+                    f"{path} is an image in colours (mode {image.mode}); a class map holds a byte per pixel, its class"
+                )
+            return torch.from_numpy(np.array(image if mode is None else image.convert(mode), dtype=np.uint8))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is no readable image ({error}); replace it or take it out") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: If it cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def need_folder(root: Path, *names: str, form: str) -> Path:
+    """The first of some folders that is there.
+
+    Args:
+        root: Where to look.
+        names: Their names.
+        form: What is being read, for the message.
+
+    Raises:
+        DataError: If none is; says what is there instead.
+    """
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) if root.is_dir() else "no such folder"
+    raise DataError(f"{form} in {root} needs the folder {' or '.join(names)}; found: {found or 'nothing'}")

@@ -1,0 +1,102 @@
+"""Object detection: the task and its measures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.errors import ConfigError
+from stripefold.training.task import Task
+
+if TYPE_CHECKING:
+    from stripefold.training.config import TrainConfig
+
+MOST_DETECTIONS = 100
+"""Per image, as COCO counts."""
+Objects = dict[str, Tensor]
+
+
+class Detection(Task):
+    """The sum of the losses that torchvision's detectors give in training."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int) -> None:
+        super().__init__(model, config, classes=classes, steps_per_epoch=steps_per_epoch)
+        self.measures = BoxMeasures()
+
+    def loss(self, batch: tuple[Tensor, list[Objects]]) -> Tensor:
+        """Of images (N, 3, H, W) in 0..1 and the objects on each."""
+        images, targets = batch
+        losses: dict[str, Tensor] = self(images, targets)
+        return torch.stack(list(losses.values())).sum()
+
+    def validation_step(self, batch: tuple[Tensor, list[Objects]], batch_idx: int) -> None:
+        """Measure one batch."""
+        images, targets = batch
+        self.measures.update(self(images), targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the measures of the epoch."""
+        found = self.measures.compute()
+        self.log_dict({f"val_{name}": value for name, value in found.items()}, prog_bar=True)
+        self.measures.reset()
+
+
+class BoxMeasures:
+    """COCO's mean average precision, over boxes, by pycocotools.
+
+    Raises:
+        ConfigError: If pycocotools is not installed.
+
+    Source: Lin et al. 2014; cocodataset.org, "Detection Evaluation".
+    """
+
+    def __init__(self) -> None:
+        from torchmetrics.detection import MeanAveragePrecision
+
+        try:
+            self._precision = MeanAveragePrecision(max_detection_thresholds=[1, 10, MOST_DETECTIONS])
+        except ModuleNotFoundError as error:
+            raise ConfigError('mAP is computed by pycocotools; run: pip install "stripefold[train]"') from error
+        # A detector may give more, of low scores; COCO's rule leaves them out too.
+        self._precision.warn_on_many_detections = False
+
+    def update(self, found: list[Objects], targets: list[Objects]) -> None:
+        """Add one batch.
+
+        Args:
+            found: ``boxes``, ``scores`` and ``labels`` of each image.
+            targets: ``boxes``, ``labels`` and ``iscrowd`` of each image.
+        """
+        keys = ("boxes", "scores", "labels")
+        told = [{key: each[key].detach().float().cpu() for key in keys[:2]} for each in found]
+        right = [{key: each[key].cpu() for key in ("boxes", "labels", "iscrowd")} for each in targets]
+        labelled = [{**boxes, "labels": each["labels"].cpu()} for boxes, each in zip(told, found, strict=True)]
+        self._precision.update(labelled, right)
+
+    def compute(self) -> dict[str, float]:
+        """``map50`` (at an overlap of 0.5) and ``map`` (0.5 to 0.95) so far; no object anywhere gives zeros."""
+        found = self._precision.compute()
+        # COCO says -1 for "nothing to find".
+        return {"map50": max(0.0, float(found["map_50"])), "map": max(0.0, float(found["map"]))}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._precision.reset()
+
+
+def measure_boxes(model: nn.Module, loader: Any, device: torch.device) -> tuple[dict[str, float], int]:
+    """The measures of a detector in eval mode, and the number of images.
+
+    Args:
+        model: On ``device``.
+        loader: Batches of images and lists of objects.
+        device: Where to compute.
+    """
+    measures, images = BoxMeasures(), 0
+    with torch.inference_mode():
+        for batch, targets in loader:
+            measures.update(model(batch.to(device)), targets)
+            images += len(batch)
+    return measures.compute(), images
