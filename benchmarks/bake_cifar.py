@@ -103,8 +103,8 @@ class Trial:
         return [self.accuracy({name: constants[name] for name in order[:count]}) for count in range(len(order) + 1)]
 
 
-def measure(plan: Plan, folder: Path, data: Cifar) -> dict[str, Any]:
-    """Everything about one run."""
+def measure(plan: Plan, folder: Path, data: Cifar) -> Iterator[dict[str, Any]]:
+    """What is known about one run: first each gate and the curves, then the repairs as well, which take longer."""
     device = data.test.images.device
     trial = Trial(_load(plan, folder, device), data, plan.seed)
     seen = {kind: observe(trial.model, part) for kind, part in (("crops", trial.crops), ("whole", trial.whole))}
@@ -114,7 +114,7 @@ def measure(plan: Plan, folder: Path, data: Cifar) -> dict[str, Any]:
     sites = _sites(trial, seen["whole"], constants)
     alone = {site["name"]: site["alone_validation"] for site in sites}
     order = cheapest_first(trial.names, alone, {site["name"]: site["prior"] for site in sites})
-    return {
+    found = {
         "run": plan.name,
         "model": plan.model,
         "seed": plan.seed,
@@ -130,8 +130,10 @@ def measure(plan: Plan, folder: Path, data: Cifar) -> dict[str, Any]:
             "first to last": trial.curve(trial.names, constants),
             "last to first": trial.curve(trial.names[::-1], constants),
         },
-        "all": _all_baked(trial, means, plan, folder),
+        "all": {},
     }
+    yield found
+    yield {**found, "all": _all_baked(trial, means, plan, folder)}
 
 
 def _load(plan: Plan, folder: Path, device: torch.device) -> nn.Module:
@@ -224,17 +226,17 @@ def _trained_on(model: nn.Module, trial: Trial) -> float:
     return accuracy(model.eval(), trial.test)
 
 
-def run(job: tuple[argparse.Namespace, Plan]) -> str:
+def run(job: tuple[argparse.Namespace, Plan]) -> None:
     """Measure one run and write its file; in a process of its own."""
     options, plan = job
     start = time.perf_counter()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.deterministic = True
     data = load_cifar(options.data, limit=options.limit).to(torch.device(options.device))
-    result = measure(plan, options.runs, data)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{plan.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return f"{plan.name}: {time.perf_counter() - start:.0f} s, {result['all']}"
+    for result in measure(plan, options.runs, data):
+        (options.out / f"{plan.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"{plan.name}: {time.perf_counter() - start:.0f} s, {result['all']}", flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -255,8 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     plans = [Plan(model, "se", int(seed)) for model in options.models.split(",") for seed in options.seeds.split(",")]
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for line in pool.imap_unordered(run, [(options, plan) for plan in plans]):
-            print(line, flush=True)
+        pool.map(run, [(options, plan) for plan in plans], chunksize=1)
 
 
 if __name__ == "__main__":
