@@ -141,23 +141,34 @@ def test_the_descriptor_is_what_excite_is_given() -> None:
         chain.squeeze(x)
 
 
-@pytest.mark.parametrize("attention", ["se", "eca", "ese", "srm"])
+@pytest.mark.parametrize("attention", ["se", "ie", "eca", "ese", "cbam", "gct", "spa", "fca"])
 def test_dynamic_attention_of_our_own_becomes_static(attention: str) -> None:
     bare, x = net(lambda net, x: net.conv(x) + x, {})
     model = sf.attach(bare, attention, where=["conv"], form="dynamic")
     prepare(model, images())
     discovery, report = observed(model, x)
-    if not descriptors(report):
-        pytest.skip(f"the squeeze of {attention} is no single observed value")
     warm, (site,) = warm_(copy.deepcopy(model), discovery, descriptors(report))
+    assert site.how == "backward", site.why
     constants, reasons = constants_of(model, discovery, report.layers, "descriptor")
-    if site.how == "keep":
-        assert reasons == {site.name: f"{site.why}: the mean of v was taken"}
-        return
+    assert not reasons
     assert verify_baked(model, discovery.gates, warm, constants, x).error <= EXACT
-    assert list(sf.scales(warm)) == ["conv"]
+    assert [gate.attention.name for gate in attached_sites(warm)["conv"].static_gates] == [attention]
     plain = sf.fold(warm, example=x)
     assert list(plain.state_dict()) == list(bare.state_dict())
+    with torch.no_grad():
+        assert error(plain(x), sf.detach(warm)(x)) > 1e4 * EXACT  # the random gate of cbam is nearly open
+
+
+def test_an_attention_whose_static_form_is_another_stays() -> None:
+    bare, x = net(lambda net, x: net.conv(x) + x, {})
+    model = sf.attach(bare, "srm", where=["conv"], form="dynamic")
+    prepare(model, images())
+    discovery, report = observed(model, x)
+    _, (site,) = warm_(copy.deepcopy(model), discovery, descriptors(report))
+    assert site.how == "keep"
+    assert "the static form of 'srm' leaves out its normalisation" in site.why
+    _, reasons = constants_of(model, discovery, report.layers, "descriptor")
+    assert reasons == {site.name: f"{site.why}: the mean of v was taken"}
 
 
 def test_our_own_attention_is_kept_whole_and_makes_an_adapter(tmp_path: Path) -> None:

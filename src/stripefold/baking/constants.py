@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stripefold.baking.excite import excite_chain
+from stripefold.baking.excite import excite_of
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import Discovery
 from stripefold.stripe.layer import LayerStripes
@@ -56,11 +56,12 @@ def _from_descriptor(model: nn.Module, discovery: Discovery, layer: LayerStripes
     gate = next(gate for gate in discovery.gates if gate.name == layer.name)
     if layer.descriptor_mean is None:
         return "its descriptor was not observed, because no module is called with it"
-    chain = excite_chain(model, discovery.trace.graph, gate)
-    if isinstance(chain, str):
-        return chain
-    if chain.descriptor_shape != (layer.descriptor_mean.numel(),):
-        return f"its descriptor has {layer.descriptor_mean.numel()} entries, {chain.descriptor_shape[0]} expected"
+    excite = excite_of(model, discovery.trace.graph, gate)
+    if isinstance(excite, str):
+        return excite
+    shape, given = excite.descriptor_shape, layer.descriptor_mean
+    if given.numel() != torch.Size(shape).numel():
+        return f"its descriptor has {given.numel()} entries, {torch.Size(shape).numel()} expected"
     with torch.no_grad():
-        v: Tensor = chain.to("cpu", torch.float64).excite_static(layer.descriptor_mean.double().cpu().flatten())
+        v: Tensor = excite.to("cpu", torch.float64).excite_static(given.double().cpu().reshape(shape))
     return v

@@ -106,6 +106,27 @@ class ExciteChain(ChannelAttention):
         return self.excite(psi.unsqueeze(0)).squeeze(0)
 
 
+def excite_of(model: nn.Module, graph: Graph, gate: ChannelGate) -> ChannelAttention | str:
+    """A copy of what computes a gate from its descriptor: an attention of ours as it is, else the chain.
+
+    Args:
+        model: the model that was discovered; only read.
+        graph: of the discovery's trace.
+        gate: one of its gates.
+
+    Returns:
+        In evaluation mode; or why there is none, in words.
+    """
+    own = model.get_submodule(gate.where)
+    if not isinstance(own, ChannelAttention):
+        return excite_chain(model, graph, gate)
+    if any(isinstance(module, _BatchNorm) for module in own.modules()):
+        return f"the static form of {own.name!r} leaves out its normalisation over the batch"
+    copied = copy.deepcopy(own)
+    copied.eval()
+    return copied
+
+
 def excite_chain(model: nn.Module, graph: Graph, gate: ChannelGate) -> ExciteChain | str:
     """Copy the modules between a gate's descriptor and the gate out of a model.
 

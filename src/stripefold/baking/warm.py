@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.site import Site
-from stripefold.attention.base import ChannelAttention
 from stripefold.baking.apply import check_root
-from stripefold.baking.excite import excite_chain
+from stripefold.baking.excite import excite_of
 from stripefold.baking.modules import ConstantScale, like_parameter
 from stripefold.baking.scale_site import ScaleSite
 from stripefold.baking.sites import BakeSite, decided, plan
@@ -112,7 +110,7 @@ def _gate(model: nn.Module, discovery: Discovery, site: BakeSite, descriptor: Te
     """The trainable gate of a site; or why its attention stays dynamic."""
     if descriptor is None:
         return "its descriptor was not observed, so that psi would not know where to start"
-    attention = _attention(model, discovery, site)
+    attention = excite_of(model, discovery.trace.graph, site.gate)
     if isinstance(attention, str):
         return attention
     shape = attention.descriptor_shape
@@ -125,14 +123,6 @@ def _gate(model: nn.Module, discovery: Discovery, site: BakeSite, descriptor: Te
     gate = StaticGate(attention.to(like.device), like, options=options)
     gate.remember_birth_()
     return gate
-
-
-def _attention(model: nn.Module, discovery: Discovery, site: BakeSite) -> ChannelAttention | str:
-    """A copy of what computes v: an attention of ours as it is, anything else cut out along the trace."""
-    own = _own_dynamic(model, site)
-    if own is not None and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in own.modules()):
-        return copy.deepcopy(own.attention)
-    return excite_chain(model, discovery.trace.graph, site.gate)
 
 
 def _own_dynamic(model: nn.Module, site: BakeSite) -> DynamicGate | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stripefold.attention.base import ChannelAttention
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.product_mode import watching_products
 from stripefold.stripe.values import Signature, compact_shape, signature, traced_signature, vectors
@@ -56,6 +57,10 @@ class Recording:
             for entry in dict.fromkeys(gate.entry for gate in self.gates if gate.entry is not None):
                 handle = modules[entry].register_forward_pre_hook(self._entry_hook(entry), with_kwargs=True)
                 stack.callback(handle.remove)
+            for i, gate in enumerate(self.gates):
+                if gate.entry is None and isinstance(modules[gate.where], ChannelAttention):
+                    handle = modules[gate.where].register_forward_pre_hook(self._squeeze_hook(i))
+                    stack.callback(handle.remove)
             for where in dict.fromkeys(self.gates[i].where for i in self._expected):
                 stack.enter_context(self._product_watch(where, modules[where]))
             yield
@@ -85,6 +90,17 @@ class Recording:
                 if gate.entry_call == call and value is not None:
                     width = self.graph.nodes[gate.descriptor].spread // self.graph.nodes[gate.descriptor].shape[0]
                     self.descriptors[i] = vectors(value, width, gate.name)
+
+        return hook
+
+    def _squeeze_hook(self, index: int) -> Callable[..., None]:
+        """An attention of ours says itself what its descriptor is, though no module of its own is called with it."""
+        gate = self.gates[index]
+
+        def hook(module: nn.Module, args: Any) -> None:
+            if self._next_call(f"squeeze {index}") == gate.where_call and isinstance(module, ChannelAttention):
+                descriptor = module.squeeze(args[0]).flatten(1)
+                self.descriptors[index] = vectors(descriptor, descriptor.shape[1], gate.name)
 
         return hook
 
