@@ -261,7 +261,7 @@ def library(name: str) -> tuple[nn.Module, Tensor]:
         ("beit_base_patch16_224", "gamma_1"),
         ("cait_xxs24_224", "gamma_1"),
         ("vit_tiny_patch16_dinov3_qkvb", "gamma_1"),
-        ("xcit_nano_12_p16_224", "gamma1"),
+        ("xcit_nano_12_p16_224", "gamma3"),
     ],
 )
 def test_parameters_of_library_blocks(name: str, key: str) -> None:

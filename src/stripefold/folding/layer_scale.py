@@ -24,18 +24,18 @@ from stripefold.surgery.modules import move_call_hooks, replace_modules
 from stripefold.surgery.scale_paths import Target, backward, forward, unused
 from stripefold.surgery.trace import trace
 
-# Blocks that test their scale for None: groups of parameters that one test decides about.
-_OPTIONAL: dict[str, tuple[tuple[str, ...], ...]] = {
-    "timm.models.beit.Block": (("gamma_1", "gamma_2"),),
-    "timm.models.convnext.ConvNeXtBlock": (("gamma",),),
-    "timm.models.edgenext.ConvBlock": (("gamma",),),
-    "timm.models.edgenext.SplitTransposeBlock": (("gamma",),),
-    "timm.models.eva.EvaBlock": (("gamma_1",), ("gamma_2",)),
-    "timm.models.fasternet.MLPBlock": (("layer_scale",),),
-    "timm.models.iformer.Residual": (("gamma",),),
-    "timm.models.inception_next.MetaNeXtBlock": (("gamma",),),
-    "timm.models.rdnet.DenseBlock": (("gamma",),),
-    "transformers.models.convnext.modeling_convnext.ConvNextLayer": (("layer_scale_parameter",),),
+# Blocks that test their scales for None: taken away together, because one test may decide about all of them.
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "timm.models.beit.Block": ("gamma_1", "gamma_2"),
+    "timm.models.convnext.ConvNeXtBlock": ("gamma",),
+    "timm.models.edgenext.ConvBlock": ("gamma",),
+    "timm.models.edgenext.SplitTransposeBlock": ("gamma",),
+    "timm.models.eva.EvaBlock": ("gamma_1", "gamma_2"),  # older versions ask the first about both
+    "timm.models.fasternet.MLPBlock": ("layer_scale",),
+    "timm.models.iformer.Residual": ("gamma",),
+    "timm.models.inception_next.MetaNeXtBlock": ("gamma",),
+    "timm.models.rdnet.DenseBlock": ("gamma",),
+    "transformers.models.convnext.modeling_convnext.ConvNextLayer": ("layer_scale_parameter",),
 }
 
 
@@ -163,7 +163,7 @@ class _Folding:
                 gone.setdefault(path, set()).add(key)
         for path, keys in gone.items():
             holder = self._modules[path]
-            for together in _OPTIONAL.get(type_key(type(holder)), ()):
-                if keys.issuperset(together):
-                    holder._parameters.update(dict.fromkeys(together))
+            together = _OPTIONAL.get(type_key(type(holder)), ())
+            if together and all(key in keys or getattr(holder, key, None) is None for key in together):
+                holder._parameters.update(dict.fromkeys(together))
         replace_modules(self._model, replacements)
