@@ -87,8 +87,8 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     assert len(list((tmp_path / "pictures").glob("gate-*.png"))) == 1
 
 
-def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
-    text = sf.write_report(make_report(), tmp_path).read_text(encoding="utf-8")
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    text = render_page(make_report())
     own = re.sub(r'<script type="text/plain".*?</script>', "", text, flags=re.DOTALL)
     assert not re.findall(r"https?://|src=|@import|url\(", own)
     assert "default-src 'none'" in own
@@ -105,7 +105,7 @@ def test_a_model_without_attention_has_a_page_that_says_so(tmp_path: Path) -> No
 
 
 def test_an_earlier_report_is_replaced_and_other_files_stay(tmp_path: Path) -> None:
-    sf.write_report(make_report((8, 8, 8, 8)), tmp_path, trajectory=make_trajectory())
+    sf.write_report(make_report((8, 8)), tmp_path)
     (tmp_path / "pictures" / "mine.png").write_bytes(b"x")
     sf.write_report(make_report((8,)), tmp_path)
     left = {path.name for path in (tmp_path / "pictures").iterdir()}
@@ -125,11 +125,11 @@ def test_what_draws_is_missed_before_anything_is_written(tmp_path: Path, monkeyp
     assert not (tmp_path / "new").exists()
 
 
-def test_gates_with_flags_are_told(tmp_path: Path) -> None:
+def test_gates_with_flags_are_told() -> None:
     constant = make_layer("one.se", torch.full((5, 4), 0.5))
     single = make_layer("two.se", torch.rand(1, 4), depth=1.0)
     report = replace(make_report(), layers=(constant, single))
-    page = sf.write_report(report, tmp_path).read_text(encoding="utf-8")
+    page = render_page(report)
     assert "* constant</dt>" in page
     assert "* one image</dt>" in page
 

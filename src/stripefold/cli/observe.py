@@ -71,7 +71,8 @@ def observe(
 
 def _is_path(word: str) -> bool:
     path = Path(word).expanduser()
-    return path.exists() or path.suffix in (".ckpt", ".safetensors") or word.startswith((".", "/", "~"))
+    named = word.partition("/")[0] in ("timm", "torchvision") or len(path.parts) == 1
+    return path.exists() or path.suffix in (".ckpt", ".safetensors") or not named
 
 
 def _of_run(path: Path, changes: dict[str, Any], images: int) -> tuple[nn.Module, Iterable[Any]]:
