@@ -73,7 +73,7 @@ class ScaleSite(Site):
     def _factor(self) -> Tensor | None:
         """What multiplies here, (C,), float64; None without gates."""
         v = self.scale(torch.float64)
-        return None if v is None else v * self.base.weight.double()
+        return None if v is None else v * self.base.get_parameter("weight").double()
 
     def _writer(self, v: Tensor) -> ScaleWriter:
         writer = ScaleWriter(dict(self._layers))
