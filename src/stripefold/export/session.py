@@ -34,6 +34,8 @@ class OnnxModel:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = _ERRORS_ONLY
+        # Its threads spin on after a call by default, and take the processor from whatever runs next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime raises classes of its own, bound from C++
