@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from examples import ablation, own_model, timm_model
+from examples import ablation, observe_stripes, own_model, timm_model
 
 
 def test_timm_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,3 +23,11 @@ def test_ablation(capsys: pytest.CaptureFixture[str]) -> None:
     ablation.main(epochs=1, limit=128)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["se", "scale", "no gates"]
+
+
+def test_observe_stripes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    observe_stripes.main(str(tmp_path / "stripes"), epochs=1, limit=320)
+    printed = capsys.readouterr().out
+    assert "3 channel gates over 256 images" in printed
+    assert f"open {tmp_path / 'stripes' / 'index.html'}" in printed
+    assert (tmp_path / "stripes" / "pictures" / "trajectory.png").is_file()
