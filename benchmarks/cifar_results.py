@@ -1,0 +1,188 @@
+"""From what `stripes_cifar` and `bake_cifar` measured to tables and figures, mean and spread over the seeds.
+
+    python -m benchmarks.cifar_results --runs runs/cifar --baked runs/baked
+
+writes `results/cifar/`: `stripes.json`, `bake.json`, `README.md` and the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cifar_figures
+from benchmarks.common import RESULTS
+
+FOLDER = RESULTS / "cifar"
+QUANTITIES = ("stripe_index", "within_over_mean", "first_difference", "share_of_class")
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def spread(values: Iterable[float | None]) -> list[float] | None:
+    """[mean, sample standard deviation] over the seeds, or None where nothing was measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return [round(statistics.fmean(known), 5), round(statistics.stdev(known) if len(known) > 1 else 0.0, 5)]
+
+
+def load_runs(folder: Path, pattern: str) -> Runs:
+    """Model -> its runs, by seed."""
+    found: Runs = defaultdict(list)
+    for path in sorted(folder.glob(pattern)):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        found[run["model"]].append(run)
+    return dict(found)
+
+
+def stripes(trained: Runs) -> dict[str, Any]:
+    """Per model: what was measured at every epoch at every gate, and the accuracies."""
+    return {model: _stripes_of(runs) for model, runs in trained.items()}
+
+
+def _stripes_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    with_gates = [run for run in runs if run["attention"] != "bare"]
+    bare = [run for run in runs if run["attention"] == "bare"]
+    epochs = list(zip(*(run["epochs"] for run in with_gates), strict=True))
+    sites = [row["site"] for row in epochs[0][0]["stripes"]]
+    series = {
+        name: [[spread(run["stripes"][k][name] for run in epoch) for epoch in epochs] for k in range(len(sites))]
+        for name in QUANTITIES
+    }
+    return {
+        "recipe": runs[0]["recipe"],
+        "environment": runs[0]["environment"],
+        "seeds": [run["seed"] for run in with_gates],
+        "epochs": [rows[0]["epoch"] for rows in epochs],
+        "sites": sites,
+        "series": series,
+        "test_accuracy": {
+            "SE": spread(run["epochs"][-1]["test"] for run in with_gates),
+            "bare": spread(run["epochs"][-1]["test"] for run in bare),
+        },
+    }
+
+
+def baked(results: Runs) -> dict[str, Any]:
+    """Per model: each gate alone, the curves, and everything that was done with all gates baked."""
+    return {model: _baked_of(runs) for model, runs in results.items()}
+
+
+def _baked_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    names = [site["name"] for site in runs[0]["sites"]]
+    complete = [run for run in runs if run["all"]]
+    return {
+        "device": runs[0]["device"],
+        "torch": runs[0]["torch"],
+        "stripefold": runs[0]["stripefold"],
+        "images": runs[0]["images"],
+        "seeds": [run["seed"] for run in runs],
+        "test_accuracy": spread(run["before"]["test"] for run in runs),
+        "sites": [_site(name, [run["sites"][k] for run in runs], runs) for k, name in enumerate(names)],
+        "rank_correlation": {
+            name: spread(_rank_correlation(run, name) for run in runs)
+            for name in ("prior", "within_over_mean", "stripe_index")
+        },
+        "curves": {
+            order: [spread(values) for values in zip(*(run["curves"][order] for run in runs), strict=True)]
+            for order in runs[0]["curves"]
+        },
+        "all": {key: spread(run["all"][key] for run in complete) for key in (complete[0]["all"] if complete else ())},
+        "all_change": {
+            key: spread(run["all"][key] - run["all"]["dynamic"] for run in complete)
+            for key in (complete[0]["all"] if complete else ())
+        },
+    }
+
+
+def _site(name: str, rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    changes = [row["alone_test"] - run["before"]["test"] for row, run in zip(rows, runs, strict=True)]
+    short = name.partition(".gates.")[0]
+    numbers = {key: spread(row[key] for row in rows) for key in ("stripe_index", "within_over_mean", "prior")}
+    return {"name": short, "channels": rows[0]["channels"], **numbers, "change_alone": spread(changes)}
+
+
+def _rank_correlation(run: dict[str, Any], name: str) -> float:
+    """Spearman's, between a number known beforehand and what the gate costs alone (on the test images)."""
+    known = [site[name] for site in run["sites"]]
+    cost = [run["before"]["test"] - site["alone_test"] for site in run["sites"]]
+    return statistics.correlation(_ranks(known), _ranks(cost))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [sum(other < value for other in values) + sum(other == value for other in values) / 2 for value in values]
+
+
+def page(observed: dict[str, Any], cost: dict[str, Any]) -> str:
+    """Everything as tables in Markdown."""
+    lines = ["# SE-ResNets on CIFAR-10: stripes, and what baking costs", ""]
+    lines += ["Generated by `python -m benchmarks.cifar_results`. Mean ± standard deviation over the seeds.", ""]
+    for model, found in observed.items():
+        lines += [f"## {model}", "", *_recipe(found, cost.get(model)), ""]
+        if model in cost:
+            lines += [*_all_table(cost[model]), "", *_site_table(cost[model]), ""]
+    pictures = ("stripes_over_epochs", "stripe_images", "bake_sites", "bake_curves")
+    lines += [f"![{name.replace('_', ' ')}]({name}.png)\n" for name in pictures if (FOLDER / f"{name}.png").exists()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _recipe(found: dict[str, Any], cost: dict[str, Any] | None) -> list[str]:
+    environment, accuracy = found["environment"], found["test_accuracy"]
+    text = (
+        f"{found['epochs'][-1]} epochs, seeds {', '.join(map(str, found['seeds']))}; trained on "
+        f"{environment['device']}, torch {environment['torch']}, {environment['precision']}. Test accuracy: with SE "
+        f"{_pm(accuracy['SE'])} %, the bare backbone {_pm(accuracy['bare'])} %."
+    )
+    if cost is not None:
+        ranks = ", ".join(f"{key.replace('_', ' ')} {_pm(value)}" for key, value in cost["rank_correlation"].items())
+        text += f" Rank correlation with the cost of a gate alone: {ranks}."
+    return [text]
+
+
+def _all_table(cost: dict[str, Any]) -> list[str]:
+    lines = ["| all gates | test accuracy, % | change |", "|---|---|---|"]
+    return lines + [
+        f"| {key} | {_pm(value)} | {_pm(cost['all_change'][key], sign=True)} |" for key, value in cost["all"].items()
+    ]
+
+
+def _site_table(cost: dict[str, Any]) -> list[str]:
+    lines = [
+        "| gate | C | stripe index | std / mean of v | prior | change when baked alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for site in cost["sites"]:
+        numbers = [_pm(site["stripe_index"], 3), _pm(site["within_over_mean"], 3), f"{site['prior'][0]:.1e}"]
+        lines.append(
+            f"| {site['name']} | {site['channels']} | {' | '.join(numbers)} | {_pm(site['change_alone'], sign=True)} |"
+        )
+    return lines
+
+
+def _pm(value: list[float] | None, digits: int = 2, *, sign: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{value[0]:{'+' if sign else ''}.{digits}f} ± {value[1]:.{digits}f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder that stripes_cifar wrote")
+    parser.add_argument("--baked", type=Path, required=True, help="folder that bake_cifar wrote")
+    options = parser.parse_args(arguments)
+    observed = stripes(load_runs(options.runs, "*/metrics.json"))
+    cost = baked(load_runs(options.baked, "*.json"))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, content in (("stripes", observed), ("bake", cost)):
+        (FOLDER / f"{name}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    cifar_figures.draw(observed, cost, options.runs, FOLDER)
+    (FOLDER / "README.md").write_text(page(observed, cost), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
