@@ -77,8 +77,8 @@ def before_conv(net: Net, x: Tensor) -> Tensor:
     return net.conv(net.se(F.silu(x)))
 
 
-def after_norm(net: Net, x: Tensor) -> Tensor:
-    return F.relu(net.se(x) + net.conv(x).detach() * 0 + x.detach() * 0)
+def before_norm(net: Net, x: Tensor) -> Tensor:
+    return net.conv(F.relu(net.norm(net.se(F.silu(x)))))
 
 
 def before_sum(net: Net, x: Tensor) -> Tensor:

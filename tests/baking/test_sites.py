@@ -28,6 +28,7 @@ CASES = {
     "behind a ReLU": (nets.behind_relu, {"se": SE}, "backward", r"backward into conv \(v >= 0\)"),
     "nowhere": (nets.nowhere, {"se": SE}, "multiply", "backward: 'silu' in the model itself.*forward: 'add'"),
     "in the block's own forward": (nets.own_product, {"gate": GateOnly}, "multiply", "stands in the forward of ''|own"),
+    "before a norm": (nets.before_norm, {"se": SE, "norm": lambda: nn.BatchNorm2d(C)}, "forward", "in evaluation mode"),
     "on tokens": (nets.tokens, TOKEN_PARTS, "backward", "backward into norm"),
     "concatenated": (nets.joined, {"se": SE, "wide": lambda: nn.Conv2d(2 * C, C, 1)}, "forward", "forward into wide"),
 }

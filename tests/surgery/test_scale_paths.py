@@ -389,6 +389,25 @@ def test_a_weight_used_without_its_layer_takes_nothing() -> None:
     assert_reason(paths(scaled(same, Borrowed()))[1], "without calling the layer")
 
 
+class Regularised(Borrowed):
+    """A layer that is called, and whose weight is read besides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (1 + self.layer.weight.square().mean())
+
+
+def test_a_weight_that_is_read_elsewhere_takes_nothing() -> None:
+    assert_reason(paths(scaled(Regularised(), same))[0], "a tensor of 'before.layer' is read outside its call")
+    assert_reason(paths(scaled(same, Regularised()))[1], "a tensor of 'after.layer' is read outside its call")
+
+
+def test_a_batch_norm_behind_takes_it_in_evaluation_mode_only() -> None:
+    back, ahead = paths(scaled(same, same, nn.BatchNorm2d(C)))
+    assert isinstance(back, Target)
+    assert isinstance(ahead, Target)
+    assert (back.eval_only, ahead.eval_only) == (False, True)
+
+
 def test_a_tied_layer_takes_nothing() -> None:
     model = scaled(Two(lambda a, b: b), same, nn.Conv2d(C, C, 1))
     model.before.a.weight = model.before.b.weight
@@ -416,7 +435,7 @@ def test_a_value_with_two_users() -> None:
     class Skips(Scaled):
         def forward(self, x: Tensor) -> Tensor:
             x = self.before(self.conv(x))
-            return self.head(x * self.v.reshape(1, C, 1, 1)) + self.head.weight.mean() * x.mean()
+            return self.head(x * self.v.reshape(1, C, 1, 1)) + x.mean()
 
     model = scaled(same, same)
     model.__class__ = Skips

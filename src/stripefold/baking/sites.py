@@ -152,7 +152,7 @@ def _places(
 def _targets(
     discovery: Discovery, gate: ChannelGate, place: Place, context: tuple[LayerSides, frozenset[int]]
 ) -> tuple[tuple[tuple[Literal["backward", "forward"], Target], ...], str]:
-    """Where the constant may go: without a sign condition first, then backward first; and why not elsewhere."""
+    """Where the constant may go: without conditions first, then backward first; and why not elsewhere."""
     sides, ignoring = context
     graph = discovery.trace.graph
     if not place.whole:
@@ -164,11 +164,11 @@ def _targets(
     both = (("backward", back), ("forward", ahead))
     reasons = [f"{way}: {result.why}" for way, result in both if isinstance(result, Reason)]
     found: list[tuple[Literal["backward", "forward"], Target]] = []
-    for conditional in (False, True):
-        if isinstance(back, Target) and back.nonnegative == conditional:
-            found.append(("backward", back))
-        if isinstance(ahead, Target) and ahead.nonnegative == conditional:
-            found.append(("forward", ahead))
+    if isinstance(back, Target):
+        found.append(("backward", back))
+    if isinstance(ahead, Target):
+        found.append(("forward", ahead))
+    found.sort(key=lambda entry: (entry[1].eval_only, entry[1].nonnegative))
     return tuple(found), "; ".join(reasons)
 
 
@@ -182,6 +182,7 @@ def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
         way, target = open_to[0]
         verb = "backward into" if way == "backward" else "forward into"
         words = f"{verb} {', '.join(layers_of(target.parts))}" + (" (v >= 0)" if target.nonnegative else "")
+        words += " (in evaluation mode: batch statistics would undo it)" if target.eval_only else ""
         return BakeSite(gate=site.gate, how=way, why=words, place=site.place, targets=open_to)
     reasons = [site.why] if site.why else []
     for way, _ in site.targets:

@@ -56,7 +56,8 @@ class LayerSides:
             return str(error)
         if side == "output":
             return Takes(axis=rule.axis, activated=not rule.commutes)
-        return Takes(axis=rule.axis if rule.input_axis is None else rule.input_axis)
+        axis = rule.axis if rule.input_axis is None else rule.input_axis
+        return Takes(axis=axis, eval_only=rule.input_eval_only)
 
     def _input_refusal(self, layer: nn.Module, rule: Rule) -> str | None:
         if rule.input is None:

@@ -24,10 +24,12 @@ class Takes:
     Attributes:
         axis: its channel axis, 1 or -1.
         activated: an activation follows inside the layer, so that what is scaled is not the output itself.
+        eval_only: exact in evaluation mode only (batch statistics undo a scale of a BatchNorm's input).
     """
 
     axis: int
     activated: bool = False
+    eval_only: bool = False
 
 
 Sides = Callable[[str, Side], Takes | str]
@@ -56,10 +58,12 @@ class Target:
     Attributes:
         parts: the layers.
         nonnegative: exact only where no entry of v is negative (a ReLU or a max pooling lies between).
+        eval_only: exact in evaluation mode only.
     """
 
     parts: tuple[Part, ...]
     nonnegative: bool
+    eval_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Search:
         ignoring: nodes that will not exist any more.
         parts: where the scale goes.
         nonnegative: whether something on the way asks for v >= 0.
+        eval_only: whether a layer takes it in evaluation mode only.
     """
 
     graph: Graph
@@ -86,10 +91,11 @@ class Search:
     ignoring: frozenset[int]
     parts: list[Part] = field(default_factory=list)
     nonnegative: bool = False
+    eval_only: bool = False
 
     def target(self) -> Target:
         """What was found."""
-        return Target(parts=tuple(self.parts), nonnegative=self.nonnegative)
+        return Target(parts=tuple(self.parts), nonnegative=self.nonnegative, eval_only=self.eval_only)
 
     def side(self, node: Node, side: Side) -> Takes:
         """How the layer of a node takes a scale.
@@ -102,9 +108,12 @@ class Search:
             raise DoesNotCommuteError(f"{node.name!r} is called {len(calls)} times")
         if calls[0].implicit:
             raise DoesNotCommuteError(f"the weight of {node.name!r} is used without calling the layer")
+        if any(node.name in other.owners for other in self.graph.nodes):
+            raise DoesNotCommuteError(f"a tensor of {node.name!r} is read outside its call")
         takes = self.sides(node.name, side)
         if isinstance(takes, str):
             raise DoesNotCommuteError(f"{node.name!r}: {takes}")
+        self.eval_only |= takes.eval_only
         return takes
 
     def end_at(self, node: Node, side: Side, channels: tuple[Shape, int], pattern: Tensor) -> None:
