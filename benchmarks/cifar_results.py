@@ -107,10 +107,12 @@ def _site(name: str, rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, An
     return {"name": short, "channels": rows[0]["channels"], **numbers, "change_alone": spread(changes)}
 
 
-def _rank_correlation(run: dict[str, Any], name: str) -> float:
-    """Spearman's, between a number known beforehand and what the gate costs alone (on the test images)."""
+def _rank_correlation(run: dict[str, Any], name: str) -> float | None:
+    """Spearman's, between a number known beforehand and what the gate costs alone; None where that never varies."""
     known = [site[name] for site in run["sites"]]
     cost = [run["before"]["test"] - site["alone_test"] for site in run["sites"]]
+    if len(set(known)) == 1 or len(set(cost)) == 1:
+        return None
     return statistics.correlation(_ranks(known), _ranks(cost))
 
 
