@@ -21,7 +21,8 @@ from stripefold.stripe.trajectory import Trajectory
 from stripefold.training import TrainConfig, train
 from stripefold.training.checkpoint import model_state, read_checkpoint
 from stripefold.training.data import load_data
-from stripefold.training.observing import StripeCallback, fixed_images, look
+from stripefold.training.fixed import fixed_images
+from stripefold.training.observing import StripeCallback, look
 from stripefold.training.task import Classification
 from tests.training.conftest import TinyNet
 

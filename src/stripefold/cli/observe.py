@@ -115,7 +115,7 @@ def _of_name(
 
 
 def _test_images(data: Any, images: int) -> Iterable[Any]:
-    from stripefold.training.observing import fixed_images
+    from stripefold.training.fixed import fixed_images
 
     return fixed_images(data, images, _BATCH)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
 
 from stripefold import __version__
 from stripefold.asr.sites import scales
@@ -22,6 +20,7 @@ from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
 from stripefold.stripe.trajectory import Trajectory
 from stripefold.training.checkpoint import write_failure
+from stripefold.training.fixed import fixed_images
 
 if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
@@ -135,46 +134,6 @@ class StripeCallback(lightning.Callback):
             self.trajectory.save(path)
         except OSError as error:
             raise TrainingError(write_failure(path, error)) from error
-
-
-@dataclass(frozen=True)
-class FixedImages:
-    """Images of a data set in batches, the same at every pass; no random number is drawn for it.
-
-    Attributes:
-        images: Pairs of an image and what belongs to it; where that is the number of a class, batches are pairs too.
-        batch_size: Images per batch.
-    """
-
-    images: Dataset[Any]
-    batch_size: int
-
-    def __len__(self) -> int:
-        return -(-self._count // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-        for start in range(0, self._count, self.batch_size):
-            pairs = [self.images[index] for index in range(start, min(start + self.batch_size, self._count))]
-            images = torch.stack([image for image, _ in pairs])
-            classes = [label for _, label in pairs if isinstance(label, int)]
-            yield (images, torch.tensor(classes)) if len(classes) == len(pairs) else images
-
-    @property
-    def _count(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
-
-
-def fixed_images(data: Data, count: int, batch_size: int) -> FixedImages:
-    """Test images at even distances: a folder's images are sorted by class, and the first ones would be of one class.
-
-    Args:
-        data: The data set.
-        count: How many; all where there are not that many.
-        batch_size: Images per batch.
-    """
-    total = len(data.test)
-    chosen = [place * total // min(count, total) for place in range(min(count, total))]
-    return FixedImages(Subset(data.test, chosen), batch_size)
 
 
 def check_observable(model: nn.Module, data: Data, config: TrainConfig) -> None:
