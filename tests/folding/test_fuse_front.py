@@ -11,6 +11,9 @@ from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
 
 import stripefold as sf
+from stripefold.folding import rule
+from stripefold.folding.rule import known_rules, type_key
+from stripefold.folding.rules_timm import gain_rule
 from tests.lifecycle import error, prepared
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, Affine)
@@ -153,6 +156,56 @@ def test_every_layer_behind_must_take_it(other: str, reason: str) -> None:
     plain, why = fused(Several(other), numbers(2, 6, 5, 5))
     assert norms_in(plain) == ["norm"]
     assert reason in why["norm"]
+
+
+class OwnAffine(nn.Module):
+    """An affine map of channels of the user's, channels second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.offset = nn.Parameter(torch.rand(6, 1, 1)), nn.Parameter(torch.rand(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain + self.offset
+
+
+def test_an_affine_map_that_a_rule_describes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rule, "_rules", dict(known_rules()))
+    mine = gain_rule(type_key(OwnAffine), "gain", axis=1, bias="offset")
+    sf.register_rule(OwnAffine, rule=mine)
+    plain, why = fused(nn.Sequential(OwnAffine(), nn.Conv2d(6, 4, 3)), numbers(2, 6, 5, 5))
+    assert why == {"0": "merged into 1 behind it"}
+    plain, why = fused(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), OwnAffine()), numbers(2, 6, 5, 5))
+    assert why == {"1": "merged into 0"}
+    assert not any(isinstance(module, OwnAffine) for module in plain.modules())
+
+
+@pytest.mark.parametrize("name", ["detr.DetrFrozenBatchNorm2d", "rt_detr.RTDetrFrozenBatchNorm2d"])
+def test_frozen_norms_of_transformers(name: str) -> None:
+    room, cls = name.split(".")
+    module = pytest.importorskip(f"transformers.models.{room}.modeling_{room}")
+    norm = getattr(module, cls)(6)
+    for key, buffer in norm.named_buffers():
+        buffer.uniform_(0.01, 0.02) if key == "running_var" else buffer.normal_()  # so small that eps matters
+    x = numbers(2, 6, 5, 5)
+    model = nn.Sequential(nn.Conv2d(6, 6, 3), norm, nn.ReLU()).double()
+    plain, report = sf.fold(model, fuse=True, example=x, report=True)
+    assert [note.why for note in report.notes] == ["merged into 0"]
+    assert error(plain(x), model(x)) <= 1e-10
+
+
+def test_a_frozen_norm_with_another_epsilon_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    detr = pytest.importorskip("transformers.models.detr.modeling_detr")
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1)
+        scale = self.weight.view(shape) * (self.running_var.view(shape) + 1e-2).rsqrt()
+        return x * scale + self.bias.view(shape) - self.running_mean.view(shape) * scale
+
+    monkeypatch.setattr(detr.DetrFrozenBatchNorm2d, "forward", forward)
+    model = nn.Sequential(nn.Conv2d(6, 6, 3), detr.DetrFrozenBatchNorm2d(6)).double()
+    _, report = sf.fold(model, fuse=True, example=numbers(2, 6, 5, 5), report=True)
+    assert "is wrong for" in report.left[0].why
 
 
 class ByWeight(nn.Module):

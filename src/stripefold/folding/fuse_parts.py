@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.merge import batchnorm_scale_shift
+from stripefold.errors import FoldError
 from stripefold.folding.ledger import Ledger
+from stripefold.folding.names_transformers import FROZEN
+from stripefold.folding.probe import probe
 from stripefold.folding.refusal import altered
-from stripefold.folding.rule import Rule, type_key
+from stripefold.folding.rule import Rule, rule_for, type_key
+from stripefold.folding.rules_transformers import keys
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.trace import Trace
 
@@ -22,17 +26,14 @@ _PLAIN_NORMS = frozenset(
         *(f"torch.nn.modules.batchnorm.BatchNorm{n}d" for n in (1, 2, 3)),
         "torch.nn.modules.batchnorm.SyncBatchNorm",
         "torchvision.ops.misc.FrozenBatchNorm2d",
+        *keys(FROZEN),
     }
 )
 # timm's BatchNorm with dropout and activation inside: these two stay where the norm was.
 _NORMS_WITH_ACTIVATION = frozenset(
     f"timm.layers.norm_act.{name}" for name in ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
 )
-# Affine maps of every channel by itself: the names of their scale and shift; the channels lie on the last axis.
-_AFFINE = {
-    "timm.models.mlp_mixer.Affine": ("alpha", "beta"),
-    "transformers.models.mobilebert.modeling_mobilebert.NoNorm": ("weight", "bias"),
-}
+_MOBILEBERT = "transformers.models.mobilebert.modeling_mobilebert.NoNorm"
 
 
 @dataclass(frozen=True)
@@ -69,27 +70,34 @@ def is_batchnorm(module: nn.Module) -> bool:
 
 def is_constant_affine(module: nn.Module) -> bool:
     """Whether this is a BatchNorm, or another affine map of every channel by itself with constant numbers."""
-    return is_batchnorm(module) or type_key(type(module)) in _AFFINE
+    return is_batchnorm(module) or _gain_and_offset(module) is not None
+
+
+def _gain_and_offset(module: nn.Module) -> tuple[str, str] | None:
+    """The two tensors of a module that is ``gain x + offset`` of every channel by its rule, or None."""
+    rule = rule_for(module)
+    if rule is None or rule.channels is not rule.input_channels or len(rule.output) != 2:
+        return None
+    if rule.norm and type_key(type(module)) != _MOBILEBERT:  # which is called a norm and is none
+        return None
+    return rule.required, next(name for name in rule.output if name != rule.required)
 
 
 def scale_shift(norm: nn.Module, ledger: Ledger) -> tuple[Tensor, Tensor]:
     """A BatchNorm in eval mode, or an affine map of channels, as ``scale x + shift``: two (C,) vectors, float64."""
-    names = _AFFINE.get(type_key(type(norm)), ("weight", "bias"))
-    gamma, beta = (None if t is None else ledger.read(t).flatten() for t in (getattr(norm, name) for name in names))
-    if gamma is not None and beta is not None and not is_batchnorm(norm):
+    names = _gain_and_offset(norm) if not is_batchnorm(norm) else None
+    held = (getattr(norm, name) for name in names or ("weight", "bias"))
+    gamma, beta = (None if tensor is None else ledger.read(tensor).flatten() for tensor in held)
+    if names is not None and gamma is not None and beta is not None:
         return gamma, beta
-    return batchnorm_scale_shift(
-        norm.running_mean,  # type: ignore[arg-type]
-        norm.running_var,  # type: ignore[arg-type]
-        norm.eps,  # type: ignore[arg-type]
-        gamma,
-        beta,
-    )
+    eps = float(getattr(norm, "eps", 1e-5))  # transformers' frozen copies have it in their code
+    return batchnorm_scale_shift(norm.running_mean, norm.running_var, eps, gamma, beta)  # type: ignore[arg-type]
 
 
 def input_axis(norm: nn.Module, rank: int) -> int:
     """The channel axis of what such a module takes, from 0."""
-    return 1 if is_batchnorm(norm) else rank - 1
+    rule = rule_for(norm)
+    return 1 if is_batchnorm(norm) or rule is None else rule.axis % rank
 
 
 def remainder(norm: nn.Module) -> nn.Module:
@@ -112,6 +120,12 @@ def no_constants(setting: Setting, norm_name: str) -> str | None:
     reason = altered(norm)
     if reason is not None:
         return f"{norm_name}: {reason}"
+    rule = rule_for(norm)
+    if is_batchnorm(norm) and not hasattr(norm, "eps") and rule is not None:
+        try:
+            probe(norm, rule, "input")  # where the number in its code is seen
+        except FoldError as error:
+            return str(error)
     if not all(bool(tensor.isfinite().all()) for tensor in scale_shift(norm, setting.ledger)):
         return "its statistics or its affine part are not finite"
     return None
