@@ -91,13 +91,21 @@ def load_package(path: Path) -> Callable[..., Any]:
         return torch._inductor.aoti_load_package(str(package))  # type: ignore[no-any-return, unused-ignore]
 
 
-def save_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any], *, opset: int | None = None) -> None:
+def save_onnx(
+    program: ExportedProgram,
+    path: Path,
+    about: Mapping[str, Any],
+    *,
+    shapes: Any = None,
+    opset: int | None = None,
+) -> None:
     """Write a program as one ONNX file.
 
     Args:
         program: a captured program.
         path: the file.
         about: goes into the file's metadata.
+        shapes: what `open_batch` gave, for the name of the open dimension; None: all are fixed.
         opset: version of ONNX's operators; None is torch's own choice.
 
     Raises:
@@ -109,7 +117,9 @@ def save_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any], *,
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks about its own converters
-            onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
+            onnx_program = torch.onnx.export(
+                program, dynamo=True, verbose=False, dynamic_shapes=shapes, opset_version=opset
+            )
     except ImportError as error:
         raise ExportError(f"ONNX needs more packages ({error}): pip install 'stripefold[export]'") from error
     except Exception as error:  # one class per version of torch
