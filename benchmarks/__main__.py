@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("import_time", "fold_time", "inference", "train_step")
+SCRIPTS = ("import_time", "fold_time", "inference", "train_step", "observe_time")
 
 if __name__ == "__main__":
     for script in SCRIPTS:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import fold_time, import_time, inference, render, train_step
+from benchmarks import fold_time, import_time, inference, observe_time, render, train_step
 from stripefold.bench import Candidate, Settings, compare
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [fold_time, import_time, inference, train_step], ids=lambda script: script.__name__)
+@pytest.mark.parametrize(
+    "script", [fold_time, import_time, inference, observe_time, train_step], ids=lambda script: script.__name__
+)
 def test_quick(script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script.main(["--quick", "--output", str(tmp_path), "--date", "2024-01-01"])
     assert "quartiles" in capsys.readouterr().out

@@ -213,6 +213,20 @@ class Stacked(nn.Module):
         return self.out(self.drop(self.gate2(self.conv2(x)).mean((2, 3))))
 
 
+class Overwriting(Stacked):
+    """Writes into its gates: into the first before it is used, into the second afterwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        first = self.gate1.gate(self.gate1.fc(x.mean((2, 3))))
+        x = F.relu(self.norm(x * first.add_(1)[:, :, None, None]))
+        x = self.conv2(x)
+        second = self.gate2.gate(self.gate2.fc(x.mean((2, 3))))
+        x = x * second[:, :, None, None]
+        second.zero_()
+        return self.out(x.mean((2, 3)))
+
+
 def seeded(build: Callable[..., nn.Module], *args: Any, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     """A model from a fixed seed."""
     torch.manual_seed(0)

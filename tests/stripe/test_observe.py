@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,7 +20,7 @@ import stripefold as sf
 from stripefold.stripe.report import StripeReport
 from tests.lifecycle import images as tiny_images
 from tests.lifecycle import scatter_, snapshot, tiny
-from tests.stripe.gated import WRITTEN_OUT, Gated, Stacked, Tokens, images, in_batches, seeded, split, two
+from tests.stripe.gated import WRITTEN_OUT, Gated, Overwriting, Stacked, Tokens, images, in_batches, seeded, split, two
 
 EXACT = 1e-12
 
@@ -90,6 +91,25 @@ def test_a_shared_gate_is_told_apart_by_its_calls() -> None:
     report = sf.observe(model, x)
     assert [layer.name for layer in report.layers] == ["gate1", "gate1#2"]
     assert_statistics(report, [both[0::2], both[1::2]])
+
+
+def test_gates_that_the_model_writes_into() -> None:
+    """What counts is the factor at the product: with the write before it, without the write after it."""
+    model, x = seeded(Overwriting), images()
+    report = sf.observe(model, in_batches(x, 5, 7))
+    with torch.no_grad():
+        mapped = model.eval().conv1(x)
+        first = 1 + torch.sigmoid(model.gate1.fc(mapped.mean((2, 3))))
+        mapped = model.conv2(F.relu(model.norm(mapped * first[:, :, None, None])))
+        second = torch.sigmoid(model.gate2.fc(mapped.mean((2, 3))))
+    assert_statistics(report, [first, second])
+
+
+def test_in_inference_mode_of_the_callers() -> None:
+    model, x = seeded(Stacked), images()
+    with torch.inference_mode():
+        report = sf.observe(model, x)
+    assert_statistics(report, stored(model, x))
 
 
 def by_hand(gate: Callable[..., Tensor], model: Gated, x: Tensor) -> Tensor:

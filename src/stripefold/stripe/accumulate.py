@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -41,28 +42,35 @@ class Accumulator:
         self._dtypes: dict[int, str] = {}
         self.unclear: set[int] = set()
 
-    def add(self, recording: Recording, batch: Batch) -> bool:
+    def add(self, recording: Recording, batch: Batch) -> Tensor:
         """Add one batch.
 
         Returns:
-            Whether all of its values are finite; if not, what has been added up is of no use any more.
+            Whether all values so far are finite, a boolean on the device, so that nobody has to wait for it here.
         """
         self.unclear.update(recording.differing())
-        self._dtypes.update(recording.dtypes)
-        groups: dict[int, list[int]] = {}
-        for index, scales in sorted(recording.scales.items()):
-            groups.setdefault(len(scales), []).append(index)
-        finite = True
-        for indices in groups.values():
-            matrix = torch.cat([recording.scales[i] for i in indices], dim=1)
-            finite = self._add_matrix(tuple(indices), matrix, batch) and finite
-        for index, descriptors in recording.descriptors.items():
-            total = descriptors.sum(0)
-            self._descriptors[index] = self._descriptors[index] + total if index in self._descriptors else total
-            self._described[index] = self._described.get(index, 0) + len(descriptors)
-        return finite
+        groups: dict[tuple[int, torch.device], dict[int, Tensor]] = {}
+        for index, scales in sorted(recording.scales().items()):
+            groups.setdefault((len(scales), scales.device), {})[index] = scales
+            self._dtypes[index] = str(scales.dtype).removeprefix("torch.")
+        finite = [self._add_matrix(tuple(group), _matrix(group.values()), batch) for group in groups.values()]
+        described: dict[tuple[int, torch.device], dict[int, Tensor]] = {}
+        for index, descriptors in sorted(recording.descriptors().items()):
+            described.setdefault((len(descriptors), descriptors.device), {})[index] = descriptors
+        for group in described.values():
+            self._add_descriptors(group)
+        return torch.stack([one.to(finite[0].device) for one in finite]).all() if finite else torch.tensor(True)
 
-    def _add_matrix(self, group: Group, matrix: Tensor, batch: Batch) -> bool:
+    def _add_descriptors(self, group: dict[int, Tensor]) -> None:
+        matrix = _matrix(group.values())
+        for total, (index, descriptors) in zip(
+            torch.split(matrix.sum(0), [part.shape[1] for part in group.values()]), group.items(), strict=True
+        ):
+            before = self._descriptors.get(index)
+            self._descriptors[index] = total if before is None else before + total
+            self._described[index] = self._described.get(index, 0) + len(descriptors)
+
+    def _add_matrix(self, group: Group, matrix: Tensor, batch: Batch) -> Tensor:
         moments = Moments.of(matrix)
         if group in self._moments:
             moments = self._moments[group].merge(moments)
@@ -70,7 +78,7 @@ class Accumulator:
         self._add_samples(group, matrix)
         if self._by_class and batch.labels is not None and len(matrix) % batch.size == 0:
             self._add_classes(group, matrix, batch.labels.repeat_interleave(len(matrix) // batch.size))
-        return bool(moments.mean.isfinite().all())
+        return moments.mean.isfinite().all()
 
     def _add_samples(self, group: Group, matrix: Tensor) -> None:
         wanted = max(self._keep - self._sampled.get(i, 0) for i in group)
@@ -144,3 +152,9 @@ class Accumulator:
         described = self._described.get(index, 0)
         mean = self._descriptors[index].cpu() / described if described == layer.images else None
         return replace(layer, sample=sample, descriptor_mean=mean)
+
+
+def _matrix(parts: Iterable[Tensor]) -> Tensor:
+    """(n, C1), (n, C2) ... side by side, in float64, on the CPU where the device has no float64."""
+    matrix = torch.cat(list(parts), dim=1)
+    return (matrix.cpu() if matrix.device.type == "mps" else matrix).to(torch.float64)

@@ -130,19 +130,33 @@ class _Job:
 
     def _pass(self, batches: Iterator[Batch], recording: Recording, sums: Accumulator) -> int:
         images = 0
+        last: tuple[Tensor, Example, Batch] | None = None
         with recording.watching(self.model):
             for batch in batches:
                 if self.by_class:
                     _check_labels(batch)
-                recording.start()
                 inputs = self._placed(batch.inputs)
-                self._forward(inputs, batch)
-                if not sums.add(recording, batch):
-                    raise ObserveError(first_not_finite(self.model, inputs, str(batch)))
+                self._record(recording, inputs, batch)
+                finite = sums.add(recording, batch)
+                self._check_finite(last)
+                last = finite, inputs, batch
                 images += batch.size
                 if self.progress is not None:
                     self.progress(images)
+            self._check_finite(last)
         return images
+
+    def _record(self, recording: Recording, inputs: Example, batch: Batch) -> None:
+        recording.start()
+        self._forward(inputs, batch)
+        if recording.overwritten():
+            recording.start()
+            self._forward(inputs, batch)
+
+    def _check_finite(self, last: tuple[Tensor, Example, Batch] | None) -> None:
+        """Look at a batch after the next one was started: an accelerator does not stand still for the answer."""
+        if last is not None and not bool(last[0]):
+            raise ObserveError(first_not_finite(self.model, last[1], str(last[2])))
 
     def _forward(self, inputs: Example, batch: Batch) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,34 +18,67 @@ from stripefold.surgery.graph import Graph
 from stripefold.surgery.values import tensors_in
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor of the batch that runs; ``version`` tells whether it was overwritten since, None for a copy."""
+
+    tensor: Tensor
+    version: int | None
+    width: int
+    batched: bool = True
+
+
 class Recording:
     """The scale vectors of the batch that runs.
 
-    Attributes:
-        scales: Gate (its position in the discovery) -> (rows, C) float64.
-        dtypes: Gate -> the dtype in which the model computed it.
-        descriptors: Gate -> (rows, D) float64, where a module is called with its descriptor.
-        products: Per product that is read by a dispatch mode: gate -> how many of its signature ran in its call.
+    Nothing is computed while the model runs: its own tensors are kept, by reference, until the batch is over. One that
+    the model overwrites meanwhile is copied from then on, see ``overwritten``.
+
+    Args:
+        discovery: The gates.
     """
 
     def __init__(self, discovery: Discovery) -> None:
         self.gates = discovery.gates
         self.graph: Graph = discovery.trace.graph
-        self.scales: dict[int, Tensor] = {}
-        self.dtypes: dict[int, str] = {}
-        self.descriptors: dict[int, Tensor] = {}
-        self.products: Counter[int] = Counter()
+        self._scales: dict[int, _Kept] = {}
+        self._descriptors: dict[int, _Kept] = {}
+        self._products: Counter[int] = Counter()
         self._calls: Counter[str] = Counter()
+        self._copied = False
         self._expected = {i: _Expected(self.graph, gate) for i, gate in enumerate(self.gates) if gate.source is None}
 
     def start(self) -> None:
         """A new batch: forget the last one."""
-        for kept in (self.scales, self.descriptors, self.products, self._calls):
+        for kept in (self._scales, self._descriptors, self._products, self._calls):
             kept.clear()
+
+    def overwritten(self) -> bool:
+        """Whether the model wrote into what was kept: then the batch has to run again, with copies from now on."""
+        kept = (*self._scales.values(), *self._descriptors.values())
+        found = any(one.version is not None and one.tensor._version != one.version for one in kept)
+        self._copied = self._copied or found
+        return found
+
+    def scales(self) -> dict[int, Tensor]:
+        """Gate (its position in the discovery) -> (rows, C), in the dtype in which the model computed it."""
+        return {i: self._rows(i, kept) for i, kept in self._scales.items()}
+
+    def descriptors(self) -> dict[int, Tensor]:
+        """Gate -> (rows, D), where a module is called with its descriptor or says what it is."""
+        return {i: self._rows(i, kept) for i, kept in self._descriptors.items()}
+
+    def _rows(self, index: int, kept: _Kept) -> Tensor:
+        return vectors(kept.tensor, kept.width, self.gates[index].name, batched=kept.batched)
 
     def differing(self) -> list[int]:
         """Gates whose product could not be told apart: another number of its kind ran than in the trace."""
-        return [i for i, e in self._expected.items() if i in self.scales and self.products[i] != e.of_its_kind]
+        return [i for i, e in self._expected.items() if i in self._scales and self._products[i] != e.of_its_kind]
+
+    def _keep(self, tensor: Tensor, width: int, *, batched: bool = True) -> _Kept:
+        if self._copied or tensor.is_inference():  # which counts no versions
+            return _Kept(tensor.clone(), None, width, batched)
+        return _Kept(tensor, tensor._version, width, batched)
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -76,7 +110,7 @@ class Recording:
             call = self._next_call(f"source {source}")
             for i, gate in numbered.items():
                 if gate.source_call == call:
-                    self._take(i, next(tensors_in(output)), batched=gate.rows_first)
+                    self._scales[i] = self._keep(next(tensors_in(output)), gate.channels, batched=gate.rows_first)
 
         return hook
 
@@ -88,8 +122,8 @@ class Recording:
             for i, gate in numbered.items():
                 value = next(tensors_in((args, kwargs)), None)
                 if gate.entry_call == call and value is not None:
-                    width = self.graph.nodes[gate.descriptor].spread // self.graph.nodes[gate.descriptor].shape[0]
-                    self.descriptors[i] = vectors(value, width, gate.name)
+                    node = self.graph.nodes[gate.descriptor]
+                    self._descriptors[i] = self._keep(value, node.spread // node.shape[0])
 
         return hook
 
@@ -100,7 +134,7 @@ class Recording:
         def hook(module: nn.Module, args: Any) -> None:
             if self._next_call(f"squeeze {index}") == gate.where_call and isinstance(module, ChannelAttention):
                 descriptor = module.squeeze(args[0]).flatten(1)
-                self.descriptors[index] = vectors(descriptor, descriptor.shape[1], gate.name)
+                self._descriptors[index] = self._keep(descriptor, descriptor.shape[1])
 
         return hook
 
@@ -118,16 +152,11 @@ class Recording:
             for i, gate in numbered.items():
                 expected = self._expected[i]
                 if gate.where_call == call and found == expected.signature:
-                    if self.products[i] == expected.position:
-                        self._take(i, (first, second)[expected.factor], batched=True)
-                    self.products[i] += 1
+                    if self._products[i] == expected.position:
+                        self._scales[i] = self._keep((first, second)[expected.factor], gate.channels)
+                    self._products[i] += 1
 
         return watching_products(module, enter, see)
-
-    def _take(self, index: int, tensor: Tensor, *, batched: bool) -> None:
-        gate = self.gates[index]
-        self.scales[index] = vectors(tensor, gate.channels, gate.name, batched=batched)
-        self.dtypes[index] = str(tensor.dtype).removeprefix("torch.")
 
 
 class _Expected:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from stripefold.errors import ObserveError
@@ -48,7 +47,7 @@ def compact_shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def vectors(tensor: Tensor, channels: int, name: str, *, batched: bool = True) -> Tensor:
-    """The scale vectors in a tensor, one row per sample, as a copy in float64.
+    """The scale vectors in a tensor, one row per sample; a view where that can be.
 
     Args:
         tensor: (N, C), (N, C, 1, 1), (N, 1, C), or expanded from such; where not ``batched``, the same numbers without
@@ -57,10 +56,12 @@ def vectors(tensor: Tensor, channels: int, name: str, *, batched: bool = True) -
         name: Of the gate, for the error.
         batched: Whether the first axis counts the samples.
 
+    Returns:
+        (N, C) in the tensor's own dtype.
+
     Raises:
         ObserveError: A sample has another number of values than in the trace.
     """
-    tensor = tensor.detach()
     for dim in range(1, tensor.dim()):
         if tensor.shape[dim] > 1 and tensor.stride(dim) == 0:
             tensor = tensor.narrow(dim, 0, 1)
@@ -70,9 +71,7 @@ def vectors(tensor: Tensor, channels: int, name: str, *, batched: bool = True) -
             f"the gate {name!r} changed its shape between batches: {channels} values per image when the model was "
             f"traced, now {tuple(tensor.shape)}. Observe inputs of one kind at a time"
         )
-    if tensor.device.type == "mps":  # it has no float64
-        tensor = tensor.cpu()
-    return tensor.reshape(rows, channels).to(torch.float64, copy=True)
+    return tensor.reshape(rows, channels)
 
 
 def _axes(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
