@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.cli import main
-from stripefold.folding.files import file_info
+from stripefold.errors import CheckpointError
+from stripefold.folding.files import file_info, load_model_, save_model
 from stripefold.nets import create_model
 from stripefold.training.loading import load_run
 
@@ -70,7 +72,34 @@ def test_to_asr_writes_a_file_that_folds(run: Path, tmp_path: Path) -> None:
     assert sum(isinstance(module, StaticGate) for module in warm.model.modules()) == 3
     assert main(["fold", str(output), "-o", str(folded)]) == 0
     assert main(["verify", str(output), str(folded)]) == 0
+
+
+def test_trainable_gates_fold_first(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "warm.safetensors"
+    assert baked(run, "-o", str(output), "--to", "asr") == 0
     assert baked(output) == 2
+    assert "has trainable gates: fold it first" in capsys.readouterr().err
+
+
+def test_to_asr_in_a_file_needs_a_run_with_all_its_gates(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-o", str(tmp_path / "warm.safetensors"), "--to", "asr"]
+    assert baked(run, *words, "--where", FIRST) == 2
+    assert "stays dynamic (left out by where): use bake in Python" in capsys.readouterr().err
+    weights = tmp_path / "trained.safetensors"
+    name = "timm/mobilenetv3_small_050"
+    save_model(create_model(name, num_classes=10, in_channels=1), weights)
+    assert main(["bake", name, "--data", "digits", "--size", "32", "--weights", str(weights), *words]) == 2
+    assert "--to asr writes a file for runs of `stripefold train --form dynamic` only" in capsys.readouterr().err
+    assert not (tmp_path / "warm.safetensors").exists()
+
+
+def test_a_model_by_name_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "trained.safetensors"
+    save_model(create_model("timm/mobilenetv3_small_050"), weights)
+    assert main(["bake", "timm/mobilenetv3_small_050", "--weights", str(weights)]) == 2
+    assert "baking looks at images: a model has none itself; name them with --data" in capsys.readouterr().err
 
 
 def test_budget_and_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,19 +111,17 @@ def test_budget_and_training(run: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_model_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import stripefold as sf
-
     name = "timm/mobilenetv3_small_050"
     words = [name, "--data", "digits", "--size", "32", "--images", "16", "--test-images", "8", "--recalibrate", "no"]
     assert main(["bake", *words]) == 2
     assert "would be random: give --weights FILE" in capsys.readouterr().err
     weights, output = tmp_path / "trained.safetensors", tmp_path / "baked.safetensors"
-    sf.save_model(create_model(name, num_classes=10, in_channels=1), weights)
+    save_model(create_model(name, num_classes=10, in_channels=1), weights)
     assert main(["bake", *words, "--weights", str(weights), "-o", str(output)]) == 0
     assert "9 of 9 gates" in capsys.readouterr().out
     assert main(["eval", str(output)]) == 0
-    with pytest.raises(sf.errors.CheckpointError, match="baked file is loaded into a model of the same structure"):
-        sf.load_model_(create_model(name, num_classes=10, in_channels=1), output)
+    with pytest.raises(CheckpointError, match="baked file is loaded into a model of the same structure"):
+        load_model_(create_model(name, num_classes=10, in_channels=1), output)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +154,16 @@ def test_a_network_without_attention(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*words, "--set", "accelerator=cpu"]) == 0
     assert baked(bare) == 2
     assert "no channel attention" in capsys.readouterr().err
+
+
+def test_other_tasks_have_no_accuracy(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stripefold.cli import deployable as module
+
+    given = module.deployable(str(run), data=None, classes=None, size=None)
+    assert given.config is not None
+    other = replace(given, config=given.config.with_overrides(task="segmentation", data="shapes", augmentation="none"))
+    monkeypatch.setattr(module, "deployable", lambda *words, **options: other)
+    assert baked(run) == 2
+    assert "of the task 'segmentation', which the command has no accuracy for" in capsys.readouterr().err
