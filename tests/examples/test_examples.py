@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import ablation, observe_stripes, own_model, timm_model
+from examples import ablation, bake_trained, branch_blocks, observe_stripes, own_model, timm_model
 
 
 def test_timm_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +31,15 @@ def test_observe_stripes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "3 channel gates over 256 images" in printed
     assert f"open {tmp_path / 'stripes' / 'index.html'}" in printed
     assert (tmp_path / "stripes" / "pictures" / "trajectory.png").is_file()
+
+
+def test_branch_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    branch_blocks.main(steps=1)
+    out = capsys.readouterr().out
+    assert "equivalent in float32" in out
+    assert "load into the stock network" in out
+
+
+def test_bake_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    bake_trained.main(epochs=1)
+    assert "parameters: 176552 -> 174970" in capsys.readouterr().out

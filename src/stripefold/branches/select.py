@@ -99,7 +99,7 @@ def _refusal(
 ) -> str | None:
     """Why this module cannot be replaced, or None."""
     if isinstance(module, BranchBlock):
-        return f"it is a {module.kind} block already"
+        return f"it is a block already, of kind {module.kind!r}"
     if isinstance(module, Foldable):
         return "it carries a gate: put the blocks in first, then attach"
     reason = altered(module) or _type_refusal(module) or refusal_in(name, module, owners)
