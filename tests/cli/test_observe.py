@@ -34,7 +34,9 @@ def test_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [layer.images for layer in report.layers] == [20] * 3
     # What the run recorded over its epochs is shown with it.
     assert (tmp_path / "out" / "trajectory.json").read_text() == (run / "stripes" / "trajectory.json").read_text()
-    assert "Over training" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "Over training" in page
+    assert "<title>Stripes of watched</title>" in page
 
 
 def test_json_is_all_there_is_on_standard_output(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,22 @@ def test_text_is_readable_on_both_grounds(browser: Any, page: Path) -> None:
     assert grounds[0] != grounds[1]
 
 
+def test_on_paper_it_is_light_and_narrow_and_afterwards_as_before(browser: Any, page: Path) -> None:
+    show(browser, page, scheme="dark")
+    look = (
+        "return [Array.from(document.querySelectorAll('.chart .main-svg:first-child'), "
+        "(picture) => picture.getBoundingClientRect().width), getComputedStyle(document.body).backgroundColor]"
+    )
+    before = browser.execute_script(look)
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    widths, ground = browser.execute_script(look)
+    assert max(widths) <= 720 < max(before[0])
+    assert (ground, before[1]) == ("rgb(255, 255, 255)", "rgb(18, 23, 28)")
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(look) == before
+    assert browser.get_log("browser") == []
+
+
 def contrast(first: str, second: str) -> float:
     """WCAG 2.2, relative luminance and contrast ratio."""
 

@@ -131,7 +131,9 @@ def _noise(shape: tuple[int, ...], images: int) -> Iterable[Any]:
 def _write(report: StripeReport, out: Path, source: str, progress: Callable[[str], None]) -> Path:
     from stripefold.figures.write import write_report
 
-    return write_report(report, out, trajectory=_trajectory(Path(source).expanduser()), progress=progress)
+    place = Path(source).expanduser()
+    title = f"Stripes of {place.resolve().name if place.is_dir() else source}"
+    return write_report(report, out, trajectory=_trajectory(place), title=title, progress=progress)
 
 
 def _trajectory(run: Path) -> Trajectory | None:
