@@ -29,7 +29,9 @@ from typing import Any
 FOLDER = Path(__file__).parent / "results"
 RESULTS, TABLE = FOLDER / "bake.jsonl", FOLDER / "BAKE.md"
 TIMEOUT = 1200.0
-"""Seconds one architecture may take."""
+"""Seconds one process may take."""
+_TOGETHER = 8
+"""Architectures that one process does, because loading the libraries takes as long as a small one of them."""
 _MARK = "result "
 _HOWS = ("backward", "forward", "multiply", "keep")
 
@@ -103,43 +105,46 @@ def read() -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())}
 
 
-def run_apart(name: str) -> dict[str, Any]:
-    """One architecture in a process of its own, which may crash or run out of memory."""
+def run_apart(names: list[str]) -> list[dict[str, Any]]:
+    """Some architectures in a process of their own, which may crash or run out of memory; then the rest in another."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.zoo.bake_sweep", "--one", name]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.zoo.bake_sweep", "--here", *names]
     try:
         done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-            env=environment,
-            cwd=FOLDER.parents[2],
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=TIMEOUT, check=False, text=True,
+            env=environment, cwd=FOLDER.parents[2],
+        )  # fmt: skip
+        output, failure = (
+            done.stdout,
+            f"exit status {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}",
         )
-    except subprocess.TimeoutExpired:
-        return {"name": name, "failure": f"no result after {TIMEOUT:.0f} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
-    if lines:
-        return dict(json.loads(lines[-1].removeprefix(_MARK)))
-    return {"name": name, "failure": f"exit status {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"}
+    except subprocess.TimeoutExpired as expired:
+        output, failure = (expired.stdout or b"").decode(), f"no result after {TIMEOUT:.0f} s"
+    lines = [json.loads(x.removeprefix(_MARK)) for x in output.splitlines() if x.startswith(_MARK)]
+    if len(lines) == len(names):
+        return lines
+    lines.append({"name": names[len(lines)], "failure": failure})
+    rest = names[len(lines) :]
+    return [*lines, *(run_apart(rest) if rest else [])]
 
 
 def sweep(names: list[str], jobs: int) -> None:
     """Run architectures side by side and keep every line as it comes."""
     lock, done = Lock(), 0
 
-    def one(name: str) -> None:
+    def some(chosen: list[str]) -> None:
         nonlocal done
-        line = run_apart(name)
+        lines = run_apart(chosen)
         with lock:
-            done += 1
             with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"[{done}/{len(names)}] {name} {line.get('failure') or line.get('how') or 'no gates'}", flush=True)
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            for line in lines:
+                done += 1
+                said = line.get("failure") or line.get("how") or "no gates"
+                print(f"[{done}/{len(names)}] {line['name']} {said}", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, names))
+        list(pool.map(some, [names[k : k + _TOGETHER] for k in range(0, len(names), _TOGETHER)]))
 
 
 def settle() -> None:
@@ -188,13 +193,14 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1", help="i/n: of the architectures, every n-th from the i-th")
     parser.add_argument("--fresh", action="store_true", help="run those that have a result, too")
     parser.add_argument("--summary", action="store_true", help="run nothing")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--here", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
+    if options.here:
         import torch
 
         torch.set_num_threads(1)
-        print(_MARK + json.dumps(check(options.one)))
+        for name in options.here:
+            print(_MARK + json.dumps(check(name)), flush=True)
         return
     known = {} if options.fresh else {name for name, line in read().items() if "failure" not in line}
     index, count = (int(part) for part in options.shard.split("/"))
