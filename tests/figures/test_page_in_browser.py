@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import stripefold as sf
+from stripefold.figures.page import render_page
 from stripefold.stripe.report import StripeReport
 from tests.figures.reports import make_layer, make_report, make_trajectory
 
@@ -173,6 +176,33 @@ def test_the_table_sorts_by_every_column(browser: Any, page: Path) -> None:
     assert int(browser.execute_script(first)) == by_index[-1]
     heads[0].find_element(By.TAG_NAME, "button").click()
     assert browser.execute_script(first) == "0"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make_report((6,), images=1),
+        replace(make_report((6, 6), images=1), images=0),  # the scales of static gates
+        replace(make_report(()), layers=(make_layer("se", torch.zeros(4, 3)),)),  # nothing varies, the mean is 0
+        replace(make_report(()), layers=(make_layer("se", torch.rand(2000, 1)),)),  # one channel
+        replace(make_report(()), layers=(replace(make_layer("se", torch.rand(9, 5)), sample=torch.zeros(0, 5)),)),
+    ],
+    ids=["one image", "static", "zero", "one channel", "nothing kept"],
+)
+def test_unusual_reports_are_drawn(browser: Any, tmp_path: Path, other: StripeReport) -> None:
+    (tmp_path / "index.html").write_text(render_page(other), encoding="utf-8")
+    show(browser, tmp_path / "index.html")
+    assert browser.get_log("browser") == []
+    assert len(drawn(browser)[0]) == other.layers[0].channels
+    assert all(math.isfinite(value) for row in drawn(browser) for value in row)
+
+
+def test_a_page_without_gates_has_nothing_to_draw(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(render_page(make_report(())), encoding="utf-8")
+    browser.get_log("browser")
+    browser.get((tmp_path / "index.html").as_uri())
+    assert "has no channel attention" in browser.execute_script("return document.querySelector('.lead').textContent")
+    assert browser.get_log("browser") == []
 
 
 def test_text_is_readable_on_both_grounds(browser: Any, page: Path) -> None:
