@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripefold.folding.rule import rule_for
+from stripefold.folding.rule import register_rule, rule_for
 from stripefold.folding.sides import LayerSides, ScaleWriter
 from stripefold.surgery.scale_paths import Reason, Target, backward, forward, unused
 from stripefold.surgery.trace import trace
@@ -355,6 +355,61 @@ def test_every_consumer_takes_the_scale_or_none_does() -> None:
     model = scaled(same, Two(torch.add))
     model.after.b = nn.GroupNorm(2, C).double()
     assert_reason(paths(model)[1], "'after.b': GroupNorm has no input side")
+
+
+class Twice(nn.Module):
+    """Two splits of one value, so that four pieces look alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(C // 2, 2, 1), nn.Conv2d(C // 2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)[0], x.chunk(2, 1)[1]
+        return self.a(first) + self.b(second)
+
+
+def test_pieces_that_cannot_be_told_apart() -> None:
+    assert_reason(paths(scaled(same, Twice(), nn.Conv2d(2, 3, 1)))[1], "which piece goes where is not known")
+
+
+def test_one_value_twice_in_a_concatenation() -> None:
+    halved = nn.Sequential(nn.Conv2d(C, 3, 1), Function(lambda x: torch.cat([x, x], 1)))
+    assert_reason(paths(scaled(halved, same))[0], "takes one value twice")
+
+
+class Optional(nn.Conv2d):
+    """A convolution that may take a second input and give a second output."""
+
+    def forward(self, x: Tensor, more: Tensor | None = None, both: bool = False) -> Tensor:
+        y = super().forward(x)
+        y = y if more is None else y + more
+        return (y, 2 * y) if both else y  # type: ignore[return-value]
+
+
+class Calls(nn.Module):
+    def __init__(self, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.call = Optional(C, C, 1), call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.layer, x)
+
+
+def test_layers_with_more_than_one_input_or_output() -> None:
+    register_rule(Optional, like=nn.Conv2d)
+    ahead = paths(scaled(same, Calls(lambda layer, x: layer(x, torch.ones_like(x).cumsum(1)))))[1]
+    assert_reason(ahead, "'after.layer' takes other inputs, too")
+    alone = scaled(Calls(lambda layer, x: layer(x, None, True)[0]), same)
+    assert_exact(alone, paths(alone)[0])  # nothing uses the second output
+
+    class Both(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            y, z = self.before.layer(self.conv(x), None, True)
+            return self.head(y * self.v.reshape(1, C, 1, 1)) + z.mean()
+
+    alone.__class__ = Both
+    assert_reason(paths(alone)[0], "'before.layer' returns several values")
 
 
 class Shared(nn.Module):

@@ -111,7 +111,7 @@ def run_apart(names: list[str]) -> list[dict[str, Any]]:
     command = [sys.executable, "-W", "ignore", "-m", "tests.zoo.bake_sweep", "--here", *names]
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=TIMEOUT, check=False, text=True,
+            command, capture_output=True, timeout=TIMEOUT, check=False, text=True,
             env=environment, cwd=FOLDER.parents[2],
         )  # fmt: skip
         output, failure = (

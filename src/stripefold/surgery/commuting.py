@@ -127,9 +127,7 @@ def hindrance_inside(inner: Sequence[str]) -> tuple[str | None, bool]:
 def _permutation(node: Node, rank: int) -> list[int]:
     order = list(range(rank))
     if node.name == "permute":
-        dims = next((a for a in node.arguments if isinstance(a, (list, tuple))), None)
-        if dims is None:
-            raise DoesNotCommuteError(f"{node.name!r} in {place(node)} does not tell its axes")
+        dims = next(a for a in node.arguments if isinstance(a, (list, tuple)))
         return [int(dim) % rank for dim in dims]
     first, second = [int(a) % rank for a in node.arguments if isinstance(a, int)][:2] if node.name != "t" else (0, 1)
     if rank > 1:
