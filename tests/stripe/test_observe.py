@@ -20,7 +20,19 @@ import stripefold as sf
 from stripefold.stripe.report import StripeReport
 from tests.lifecycle import images as tiny_images
 from tests.lifecycle import scatter_, snapshot, tiny
-from tests.stripe.gated import WRITTEN_OUT, Gated, Overwriting, Stacked, Tokens, images, in_batches, seeded, split, two
+from tests.stripe.gated import (
+    WRITTEN_OUT,
+    Gated,
+    Overwriting,
+    Squeeze,
+    Stacked,
+    Tokens,
+    images,
+    in_batches,
+    seeded,
+    split,
+    two,
+)
 
 EXACT = 1e-12
 
@@ -127,6 +139,29 @@ def test_products_that_stand_in_the_forward(gate: Callable[..., Tensor]) -> None
     assert_statistics(report, [by_hand(gate, model, x)])
     with torch.no_grad():
         close(report.layers[0].descriptor_mean, model.conv(x).mean((0, 2, 3)))
+
+
+class AroundAnother(Gated):
+    """A product of its own, and before it a module inside with a product of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Identity(), Squeeze())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.conv(x))
+        return self.out(F.relu(x * self.scale(x)[:, :, None, None]).mean((2, 3)))
+
+
+def test_a_product_inside_a_module_inside_is_not_taken_for_its_own() -> None:
+    model, x = seeded(AroundAnother), images()
+    with torch.no_grad():
+        mapped = model.conv(x)
+        first = torch.sigmoid(3 * model.block[1].fc(mapped.mean((2, 3))))
+        second = model.scale(mapped * first[:, :, None, None])
+    report = sf.observe(model, in_batches(x, 5, 7))
+    assert [layer.name for layer in report.layers] == ["block.1", ""]
+    assert_statistics(report, [first, second])
 
 
 def test_two_products_in_one_forward() -> None:
@@ -368,6 +403,28 @@ def test_several_arguments_by_an_example() -> None:
     report = sf.observe(model, [(x, x.flip(0), torch.arange(12))], example=(x[:2], x[:2]), by_class=True)
     close(report.layers[1].mean, expected)
     close(sf.observe(model, [{"left": x, "right": x.flip(0)}]).layers[1].mean, expected)
+
+
+class Detector(nn.Module):
+    """Takes a list of images of several sizes, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Stacked()
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        side = min(min(image.shape[1:]) for image in images)
+        return self.net(torch.stack([image[:, :side, :side] for image in images]))
+
+
+def test_lists_of_images() -> None:
+    model, x = seeded(Detector), images()
+    batch = [image[:, : 8 - number % 2] for number, image in enumerate(x)]
+    report = sf.observe(model, [(batch[:1], [{}]), (batch[1:], [{}] * 11)])
+    expected = sf.observe(model.net, [x[:1], x[1:, :, :7, :7]])
+    close(report.layers[1].mean, expected.layers[1].mean)
+    assert report.images == 12
+    assert sf.observe(model, [(batch, [{}])], max_images=5).images == 5
 
 
 def test_max_images_cuts_a_batch() -> None:

@@ -27,7 +27,7 @@ class Batch:
     """One batch.
 
     Attributes:
-        inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        inputs: A tensor, a tuple of positional or a dict of keyword arguments; a list of images is one argument.
         labels: (N,) class numbers, or None.
         size: N, the number of samples.
         number: Counted from 0.
@@ -69,7 +69,7 @@ def batches(data: Any, model: nn.Module, *, arguments: int = 1, max_images: int 
         if left is not None and left <= 0:
             return
         inputs, labels = _split(item, model, arguments, number)
-        size = next((len(t) for t in tensors_in(inputs) if t.dim()), 0)
+        size = len(inputs) if isinstance(inputs, list) else next((len(t) for t in tensors_in(inputs) if t.dim()), 0)
         if size == 0:
             continue
         batch = Batch(inputs, _checked_labels(labels, size, number), size, number)
@@ -96,6 +96,8 @@ def _split(item: Any, model: nn.Module, arguments: int, number: int) -> tuple[Ex
         return item, None
     if isinstance(item, Mapping):
         return _from_mapping(item, model, number)
+    if isinstance(item, (tuple, list)) and item and _is_list_of_images(item[0]) and arguments == 1:
+        return list(item[0]), item[1] if len(item) > 1 else None
     if isinstance(item, (tuple, list)) and item and all(isinstance(value, Tensor) for value in item[:arguments]):
         if len(item) < arguments:
             raise ObserveError(f"batch {number} has {len(item)} entries, the example {arguments}: give one like it")
@@ -103,6 +105,10 @@ def _split(item: Any, model: nn.Module, arguments: int, number: int) -> tuple[Ex
         return inputs, item[arguments] if len(item) > arguments else None
     inside = f", holding {_a(item[0])}" if isinstance(item, (tuple, list)) and item else ""
     raise ObserveError(f"batch {number} is {_a(item)}{inside}: expected {_FORMS}")
+
+
+def _is_list_of_images(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(image, Tensor) for image in value)
 
 
 def _from_mapping(item: Mapping[str, Any], model: nn.Module, number: int) -> tuple[Example, Any]:
@@ -139,8 +145,10 @@ def _rows(inputs: Any, size: int, pick: slice | Tensor) -> Any:
         return inputs[pick.to(inputs.device) if isinstance(pick, Tensor) else pick]
     if isinstance(inputs, Mapping):
         return {key: _rows(value, size, pick) for key, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return type(inputs)(_rows(value, size, pick) for value in inputs)
+    if isinstance(inputs, list):  # of images
+        return inputs[pick] if isinstance(pick, slice) else [inputs[i] for i in pick.tolist()]
+    if isinstance(inputs, tuple):
+        return tuple(_rows(value, size, pick) for value in inputs)
     return inputs
 
 

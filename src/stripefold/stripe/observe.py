@@ -45,8 +45,9 @@ def observe(
 
     Args:
         model: any model; DDP, DataParallel and ``torch.compile`` wrappers are looked through.
-        data: batches as a DataLoader gives them: tensors, (images, labels) pairs, or mappings of keyword arguments; a
-            single tensor is one batch. Floating-point inputs are cast to the model's dtype.
+        data: batches as a DataLoader gives them: tensors, (images, labels) pairs, or mappings of keyword arguments; for
+            detectors, (list of images, targets) pairs. A single tensor is one batch. Floating-point inputs are cast to
+            the model's dtype.
         example: input for the trace that finds the gates; None takes it from the first batch. A tuple says that the
             model takes that many arguments from each batch.
         device: where to run; None is where the model is. The model itself stays where it is.
@@ -122,8 +123,11 @@ class _Job:
             return discover(self.model, self._placed(example))
         try:
             return discover(self.model, self._placed(first.pair()))
-        except TraceError:  # perhaps of a fixed batch size
-            return discover(self.model, self._placed(first.inputs))
+        except TraceError as error:
+            failure = error
+        if first.size == 2:
+            raise failure
+        return discover(self.model, self._placed(first.inputs))  # perhaps of a fixed batch size
 
     def _placed(self, inputs: Example) -> Example:
         return example_to(inputs, self._device, self._dtype)
