@@ -38,7 +38,6 @@ PARTICULAR = {
     "rexnet_100": {"backward": 13},  # between a norm and ReLU6
     "nf_seresnet26": {"backward": 8},  # gains of standardised convolutions, a factor behind the gate
     "shvit_s1": {"forward": 2},
-    "repvit_m1": {"multiply": 10},  # a sum of branches in front, a shortcut behind
     "resnest50d_1s4x24d": {"multiply": 16},  # the product in the block's own forward
     "skresnet18": {"keep": 8},  # weighs branches
     "convnextv2_atto": {"keep": 12},  # no module returns the gate
@@ -103,6 +102,16 @@ def test_particular(name: str) -> None:
     assert all(site.why for site in outcome.sites)
     if set(outcome.how()) != {"keep"}:
         assert_exact(outcome)
+
+
+@pytest.mark.slow
+def test_branches_that_are_fused_first_let_the_constants_through() -> None:
+    """A sum of branches cannot take a scale in one layer; the convolution that they fuse to can."""
+    model, x = prepared(lambda: timm.create_model("repvit_m0_9"))
+    assert set(bake_exactly(model, x).how()) == {"multiply"}
+    outcome = bake_exactly(sf.fold(model, fuse=True, example=x, check=False), x)
+    assert set(outcome.how()) == {"backward"}
+    assert_exact(outcome)
 
 
 @pytest.mark.slow
