@@ -107,7 +107,7 @@ def test_particular(name: str) -> None:
 @pytest.mark.slow
 def test_branches_that_are_fused_first_let_the_constants_through() -> None:
     """A sum of branches cannot take a scale in one layer; the convolution that they fuse to can."""
-    model, x = prepared(lambda: timm.create_model("repvit_m0_9"))
+    model, x = prepared(lambda: timm.create_model("repvit_m1"))
     assert set(bake_exactly(model, x).how()) == {"multiply"}
     outcome = bake_exactly(sf.fold(model, fuse=True, example=x, check=False), x)
     assert set(outcome.how()) == {"backward"}
