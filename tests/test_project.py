@@ -41,8 +41,9 @@ ROOM_LEVEL = {
     "__main__": 8,
 }
 CORE = {room for room, level in ROOM_LEVEL.items() if level < 5}
-# baking builds on the observation of stripe and on the gates of asr; everything else on its row stands alone.
-ALLOWED_ASIDE = {("baking", "stripe"), ("baking", "asr")}
+# baking builds on the observation of stripe and on the gates of asr, bench times what export runs; everything else
+# on its row stands alone.
+ALLOWED_ASIDE = {("baking", "stripe"), ("baking", "asr"), ("bench", "export")}
 
 
 def run_python(code: str) -> str:

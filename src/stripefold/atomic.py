@@ -19,10 +19,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     temporary.touch(exist_ok=False)  # with the usual mode, which mkstemp does not give
+    mode = _mode(target if target.exists() else temporary)
     try:
         yield temporary
         _make_durable(temporary)
-        _keep_mode(temporary, target)
+        # A finished file has the mode of what it replaces; a writer may have put a file of another mode in its place.
+        os.chmod(temporary, mode)
         os.replace(temporary, target)
     finally:
         with suppress(FileNotFoundError):
@@ -46,7 +48,5 @@ def _make_durable(path: Path) -> None:
             os.close(descriptor)
 
 
-def _keep_mode(temporary: Path, target: Path) -> None:
-    """A finished file has the mode of what it replaces."""
-    if target.exists():
-        os.chmod(temporary, target.stat().st_mode & 0o777)
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
