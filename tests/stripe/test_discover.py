@@ -184,10 +184,8 @@ def test_maps_of_one_position() -> None:
     assert len(found(timm.create_model("legacy_seresnet18"), (3, 32, 32)).gates) == 8
 
 
-@pytest.mark.parametrize("attention", sf.attention_names())
+@pytest.mark.parametrize("attention", [name for name in sf.attention_names() if name != "scale"])
 def test_own_dynamic_attention(attention: str) -> None:
-    if attention == "scale":
-        pytest.skip("has no dynamic form")
     model = sf.attach(tiny(), attention, form="dynamic")
     gates = discover(model, tiny_images()).gates
     assert [gate.where.partition(".gates")[0] for gate in gates] == ["blocks.0.bn2", "blocks.1.bn2"]
