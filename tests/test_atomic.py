@@ -44,8 +44,13 @@ def test_a_replaced_file_keeps_its_mode(tmp_path: Path, usual: int) -> None:
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "text"
     write_text(path, "one")
-    with pytest.raises(ValueError, match="half way"), atomic_path(path) as temporary:
-        temporary.write_text("tw", encoding="utf-8")
-        raise ValueError("half way")
+
+    def fail() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("tw", encoding="utf-8")
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        fail()
     assert path.read_text(encoding="utf-8") == "one"
     assert os.listdir(tmp_path) == ["text"]
