@@ -187,6 +187,28 @@ def test_scales_that_are_not_finite_or_do_not_fit_stay() -> None:
     assert report.left[0].why == "the merged weights would overflow float16"
 
 
+class OwnNorm(nn.Module):
+    """A normalisation that has no rule, or a fixed standardisation of images; linear layers behind it."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        gain = 0.5 + torch.rand(C)
+        self.gain, self.head = nn.Parameter(gain) if learned else nn.Buffer(gain), nn.Linear(C, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * x.square().mean(-1, keepdim=True).rsqrt() if isinstance(self.gain, nn.Parameter) else x
+        return self.head(x * self.gain)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_gain_that_would_stay_as_ones_is_not_moved_into_the_layers_behind(learned: bool) -> None:
+    model = OwnNorm(learned).double()
+    plain, report = sf.fold(model, fuse=True, example=ROWS, report=True)
+    assert torch.equal(plain.gain, model.gain)
+    assert torch.equal(plain.head.weight, model.head.weight)
+    assert [note.name for note in report.left] == (["gain"] if learned else [])
+
+
 def test_a_tied_layer_and_a_parametrized_one_take_no_scale() -> None:
     model = nn.Sequential(nn.Linear(C, C), Scale(C), nn.Tanh(), nn.Linear(C, C))
     model[3].weight = model[0].weight

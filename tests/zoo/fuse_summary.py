@@ -13,7 +13,7 @@ _HEAD = """# Fused: what `fold(fuse=True)` merges in timm's models
 
 Written by `python -m tests.zoo.fuse_sweep` from `fuse.jsonl` beside it. Every architecture of timm that contains blocks
 which re-parameterize themselves (up to 60 million parameters), and every one that contains LayerScale as a module (any
-size; transformers beyond 300 million parameters with four of their blocks). All weights, BatchNorm parameters and
+size; transformers beyond 150 million parameters with four of their blocks). All weights, BatchNorm parameters and
 LayerScales random, statistics calibrated and jittered. Errors: largest difference over the largest value of the output,
 float64, allowed 1e-10. *timm*: BatchNorms that `timm.utils.reparameterize_model` leaves.
 """

@@ -4,12 +4,14 @@ PYTHONPATH=src python -m tests.zoo.fuse_sweep --jobs 8              # all of the
 PYTHONPATH=src python -m tests.zoo.fuse_sweep --only 'repvit*'      # by glob
 PYTHONPATH=src python -m tests.zoo.fuse_sweep --shard 0/4           # every fourth, for several machines
 PYTHONPATH=src python -m tests.zoo.fuse_sweep --summary             # only write results/FUSE.md
+
+Each process needs about 50 bytes of memory per parameter, so that few of the largest fit side by side: say
+--largest 100 --jobs 16 first, then the rest with --jobs 4.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -28,7 +30,10 @@ _MARK = "result "
 
 def versions() -> dict[str, str]:
     """Of what the results depend on."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "timm")}
+    import timm
+    import torch
+
+    return {"torch": torch.__version__.partition("+")[0], "timm": timm.__version__}
 
 
 def read() -> dict[str, dict[str, Any]]:

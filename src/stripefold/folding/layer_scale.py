@@ -118,11 +118,16 @@ class _Folding:
         return reasons[0]
 
     def _targets(self, scale: StaticScale, axis: int) -> list[Target | str]:
-        """Where the scale may go: against the flow, and where that fails with it."""
-        options = {"sides": self._sides, "ignoring": self._dead}
-        found = backward(self._graph, scale.scaled, axis, product=scale.product, **options)  # type: ignore[arg-type]
-        ahead = forward(self._graph, scale.product, axis, **options)  # type: ignore[arg-type]
-        return [each if isinstance(each, Target) else each.why for each in (found, ahead)]
+        """Where the scale may go: against the flow; and with it, where a module disappears by that.
+
+        A parameter that would stay as ones is not worth the surprise of other layers changing behind it: the gain of
+        a normalisation that has no rule is such a one.
+        """
+        graph, sides, dead = self._graph, self._sides, self._dead
+        found = [backward(graph, scale.scaled, axis, product=scale.product, sides=sides, ignoring=dead)]
+        if scale.whole:
+            found.append(forward(graph, scale.product, axis, sides=sides, ignoring=dead))
+        return [each if isinstance(each, Target) else each.why for each in found]
 
     def _written(self, target: Target, v: Tensor) -> dict[str, dict[str, Tensor]] | str:
         """Layer -> its tensors with the parts of the target in them, float64; or why not."""

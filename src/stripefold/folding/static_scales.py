@@ -1,4 +1,4 @@
-"""Find the static per-channel scales of a model: products by one of its own tensors, along one axis, seen in a trace.
+"""Find the static per-channel scales of a model: products by one of its parameters, along one axis, seen in a trace.
 
 By what is computed, not by the names of classes: LayerScale as a module, as a parameter of a block (ConvNeXt's
 ``gamma``), a learned gain for all channels (NFNet's ``skipinit_gain``).
@@ -26,7 +26,7 @@ class StaticScale:
     """One product by a constant.
 
     Attributes:
-        path: dotted path of the tensor that holds the constant.
+        path: dotted path of the parameter.
         module: dotted path of the module in which the product runs.
         product: its node.
         scaled: the node that is multiplied.
@@ -59,9 +59,11 @@ def static_scales(graph: Graph, model: nn.Module) -> Iterator[StaticScale]:
         graph: of a trace with ``is_step``.
         model: the traced model.
     """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     names: dict[int, list[str]] = {}
     for name, index in graph.tensors.items():
-        names.setdefault(index, []).append(name)
+        if name in parameters:  # a buffer is not learned: others may read it, as they do the mean and std of images
+            names.setdefault(index, []).append(name)
     modules = dict(model.named_modules())
     for product, node in enumerate(graph.nodes):
         if node.kind != "operation" or node.name != "mul" or len(node.inputs) != 2 or node.role != "activation":
