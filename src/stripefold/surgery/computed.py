@@ -24,9 +24,8 @@ class ComputedTensor(torch.Tensor):
         kwargs = kwargs or {}
         if _writes_to_computed(func, args, kwargs):
             raise AttachError(
-                f"{func.__name__} on the weight or bias of a site: that tensor is computed (gate x parameter), "
-                f"the write "
-                "would be lost. Write to the layer itself: site.base.weight, site.base.bias"
+                f"{func.__name__} on the weight or bias of a site or branch block: that tensor is computed, and the "
+                "write would be lost. Write to the parameters inside: site.base.weight, block.branches.main.conv.weight"
             )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
