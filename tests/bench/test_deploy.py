@@ -135,6 +135,12 @@ def test_figures_of_a_report() -> None:
     assert by_name["backbone"][3] == ""
 
 
+def test_what_was_skipped_is_told_in_words() -> None:
+    report = measured(1, **STEPS)
+    told = replace(report, settings={"batch": 1, "skipped": {"one": "no such device", "two": "no compiler"}}).markdown()
+    assert "batch 1, skipped one (no such device); two (no compiler)." in told
+
+
 def test_the_picture(tmp_path: Path) -> None:
     draw_deploy([measured(1, **STEPS), measured(32, **STEPS)], tmp_path / "picture.png")
     draw_deploy([measured(1, **STEPS)], tmp_path / "picture.svg")

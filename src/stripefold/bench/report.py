@@ -120,7 +120,7 @@ class Report:
     def markdown(self) -> str:
         """Return the title, the circumstances and the table as Markdown."""
         where = ", ".join(f"{name} {value}" for name, value in self.environment.items())
-        how = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        how = ", ".join(f"{name} {_told(value)}" for name, value in self.settings.items())
         lines = [f"### {self.title}", "", f"{self.date}: {where}. {how}.".removeprefix(": "), ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         lines += ["| " + " | ".join(cells) + " |" for cells in self.table()]
@@ -132,6 +132,13 @@ class Report:
         widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([self.title, *lines])
+
+
+def _told(value: Any) -> str:
+    """A setting as text; what was skipped is a mapping from names to reasons."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} ({reason})" for name, reason in value.items())
+    return str(value)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ def save_pt2(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> 
 
 def load_pt2(path: Path) -> Callable[..., Any]:
     """What a ``.pt2`` file computes."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
         return torch.export.load(file).module()  # type: ignore[no-any-return, unused-ignore]
 
 
