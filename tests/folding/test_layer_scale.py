@@ -233,6 +233,17 @@ def test_hooks_flags_and_the_training_model_stay() -> None:
     assert isinstance(model[1], Scale)
 
 
+@pytest.mark.parametrize(("dtype", "folds"), [(torch.float16, False), (torch.bfloat16, True), (torch.float32, True)])
+def test_a_scale_too_small_for_the_dtype_stays(dtype: torch.dtype, folds: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(C, C), timm.layers.LayerScale(C, 1e-5)).to(dtype)
+    plain, report = sf.fold(model, fuse=True, example=ROWS.to(dtype), check=False, report=True)
+    assert report.notes[0].folded is folds
+    if not folds:
+        assert report.notes[0].why == "the merged weights would underflow float16"
+        assert torch.equal(plain[0].weight, model[0].weight)
+
+
 def test_bfloat16_is_rounded_once() -> None:
     model = nn.Sequential(nn.Conv2d(C, C, 1), Scale(C, 1, 1), nn.BatchNorm2d(C), Scale(C, 1, 1)).double().eval()
     randomise_(model, Randomness(0))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.merge import shift_bias
-from stripefold.folding.fuse_parts import Setting, input_axis, no_constants, overflows, remainder, scale_shift, unfit
+from stripefold.folding.fuse_parts import Setting, input_axis, misfit, no_constants, remainder, scale_shift, unfit
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.foldable import FoldNote
 
@@ -84,4 +84,4 @@ def _merged(setting: Setting, layer_name: str, norm_name: str) -> dict[str, Tens
     merged = {k: rule.output[k](layer, read(t), scale) for k, t in tensors.items() if t is not None}
     bias = layer._parameters.get("bias")
     merged["bias"] = shift_bias(None if bias is None else read(bias), scale, shift)
-    return overflows(layer, rule, merged) or merged
+    return misfit(layer, rule, merged) or merged

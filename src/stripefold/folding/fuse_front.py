@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stripefold.folding.fuse_parts import Setting, input_axis, no_constants, overflows, remainder, scale_shift, unfit
+from stripefold.folding.fuse_parts import Setting, input_axis, misfit, no_constants, remainder, scale_shift, unfit
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import Along, Rule, rule_for, type_key
 from stripefold.surgery.channels import axis_after
@@ -168,7 +168,7 @@ def _with_norm(layer: nn.Module, norm: nn.Module, ledger: Ledger) -> dict[str, T
         "weight": rule.input["weight"](layer, weight, scale),
         "bias": constant if bias is None else ledger.read(bias) + constant,
     }
-    return overflows(layer, rule, merged) or merged
+    return misfit(layer, rule, merged) or merged
 
 
 def _output_axis(rule: Rule) -> int:

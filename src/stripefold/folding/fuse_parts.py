@@ -5,6 +5,7 @@ A *norm* here is every affine map of single channels with constant numbers: ResM
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -145,10 +146,16 @@ def unfit(setting: Setting, layer_name: str) -> str | None:
     return None
 
 
-def overflows(layer: nn.Module, rule: Rule, tensors: dict[str, Tensor]) -> str | None:
-    """Why merged numbers (attribute -> float64 tensor) would not be finite in the layer's dtype, or None."""
+def misfit(layer: nn.Module, rule: Rule, tensors: Mapping[str, Tensor]) -> str | None:
+    """Why merged numbers (attribute -> float64 tensor) do not fit the layer's dtype, or None.
+
+    Too large, or so small that rounding them loses more than digits: a LayerScale of 1e-5 in float16 does.
+    """
     dtype = getattr(layer, rule.required).dtype
-    largest = torch.finfo(dtype).max
-    if any(tensor.numel() and not float(tensor.abs().max()) <= largest for tensor in tensors.values()):
-        return f"the merged weights would overflow {str(dtype).removeprefix('torch.')}"
+    limits, name = torch.finfo(dtype), str(dtype).removeprefix("torch.")
+    for key, tensor in tensors.items():
+        if tensor.numel() and not float(tensor.abs().max()) <= limits.max:
+            return f"the merged weights would overflow {name}"
+        if key != "bias" and float((tensor.to(dtype).double() - tensor).norm()) > limits.eps * float(tensor.norm()):
+            return f"the merged weights would underflow {name}"
     return None

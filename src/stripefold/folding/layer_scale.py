@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stripefold.folding.fuse_parts import overflows
+from stripefold.folding.fuse_parts import misfit
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import rule_for, type_key
 from stripefold.folding.sides import LayerSides, scale_of
@@ -149,7 +149,7 @@ class _Folding:
                 for key, tensor in held.items()
                 if tensor is not None
             }
-            reason = overflows(layer, rule, merged[part.layer])
+            reason = misfit(layer, rule, merged[part.layer])
             if reason is not None:
                 return reason
         return merged
