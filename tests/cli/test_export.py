@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,9 @@ def test_a_run_whose_images_are_gone(run: Path, tmp_path: Path, capsys: pytest.C
     assert lost.images() is None
     with pytest.raises(DataError, match="int8 needs images to calibrate on, and they are gone; name them with --data"):
         next(lost.calibration(8))
+    scenes = replace(given.data, train=object(), test=object())
+    with pytest.raises(DataError, match="int8 is for classifiers"):
+        replace(given, data=scenes).calibration_images()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +121,15 @@ def test_refused(
     monkeypatch.chdir(tmp_path)
     assert main(["export", *words]) == 2
     assert match in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_does_not_say_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stripefold.surgery.example.infer_example", lambda _: None)
+    assert main(["export", "resnet8", "-o", str(tmp_path / "net.onnx")]) == 2
+    assert "'resnet8' does not say which images it takes, give --size" in capsys.readouterr().err
 
 
 def test_options_that_a_run_decides(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

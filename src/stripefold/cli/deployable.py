@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stripefold.training import TrainConfig
-    from stripefold.training.data import Data
+    from stripefold.training.data import Data, PlainImages
 
 REAL_IMAGES = 4
 
@@ -46,19 +46,29 @@ class Deployable:
             return None
         return torch.stack([self.data.test[index][0] for index in range(min(REAL_IMAGES, len(self.data.test)))])
 
+    def calibration_images(self) -> PlainImages:
+        """All training images as the test images are prepared.
+
+        Raises:
+            DataError: There are none, or they are scenes: int8 is judged by the accuracy of a classifier.
+        """
+        from stripefold.training.data import PlainImages, TrainingImages
+
+        if self.data is None:
+            raise DataError(f"int8 needs images to calibrate on, and {self.without}; name them with --data")
+        if not isinstance(self.data.train, TrainingImages) or not isinstance(self.data.test, PlainImages):
+            raise DataError("int8 is for classifiers: its accuracy is measured. Export without --quantize")
+        return PlainImages(self.data.train.images, self.data.test.transform)
+
     def calibration(self, count: int, batch: int = 32) -> Iterator[Tensor]:
         """Training images as the test images are prepared, (N, C, H, W): the same random choice every time.
 
         Raises:
-            DataError: There are no images.
+            DataError: There are no images with a class each.
         """
         import torch
 
-        from stripefold.training.data import PlainImages
-
-        if self.data is None:
-            raise DataError(f"int8 needs images to calibrate on, and {self.without}; name them with --data")
-        images = PlainImages(self.data.train.images, self.data.test.transform)
+        images = self.calibration_images()
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
         for start in range(0, len(chosen), batch):
             yield torch.stack([images[index][0] for index in chosen[start : start + batch]])

@@ -48,6 +48,8 @@ def export(
     from stripefold.export.batch import resized
 
     given = deployable(source, data=data, classes=classes, size=size, pretrained=pretrained)
+    if int8 is not None:
+        given.calibration_images()  # what is missing is told before anything is written
     output.parent.mkdir(parents=True, exist_ok=True)
     report = export_model(
         given.model,
@@ -95,8 +97,8 @@ def _quantize(given: Deployable, output: Path, int8: Path, count: int) -> None:
     from stripefold.export import quantize_int8
     from stripefold.training.data import evaluation_loader
 
-    if given.data is None or given.config is None:
-        raise ExportError(f"int8 needs images to calibrate on: {given.without}; name them with --data")
+    assert given.data is not None
+    assert given.config is not None
     test = evaluation_loader(given.data, given.config)
     print_line(f"written: {quantize_int8(output, int8, given.calibration(count), test=test)}")
     _print_ranges(given.model, given.example)

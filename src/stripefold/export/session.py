@@ -39,8 +39,9 @@ class OnnxModel:
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # onnxruntime raises classes of its own, bound from C++
+            reason = str(error).strip().splitlines()[0].replace(str(path), "it")
             raise ExportError(
-                f"onnxruntime cannot run {Path(path).name}: {str(error).strip().splitlines()[0]}. "
+                f"onnxruntime cannot run {_shown(Path(path))}: {reason}. "
                 "It computes float32 networks; call model.float() first if this is another"
             ) from error
         self.names = [each.name for each in self.session.get_inputs()]
@@ -66,6 +67,11 @@ class OnnxModel:
         if len(leaves) != len(self.names):
             raise ExportError(f"the file takes {self.names}, and the example holds {len(leaves)} tensors")
         return {name: leaf.numpy(force=True) for name, leaf in zip(self.names, leaves, strict=True)}
+
+
+def _shown(path: Path) -> str:
+    """The name of a file, for one that is still being written the name it will have."""
+    return path.name[1:].rsplit(".", 2)[0] if path.suffix == ".part" else path.name
 
 
 def _runtime() -> Any:
