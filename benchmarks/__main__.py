@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("import_time", "fold_time", "inference", "train_step", "observe_time")
+SCRIPTS = ("import_time", "fold_time", "inference", "deploy", "train_step", "observe_time", "bake_speed")
 
 if __name__ == "__main__":
     for script in SCRIPTS:
