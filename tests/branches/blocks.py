@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from stripefold.branches.grid import Grid
 from stripefold.branches.registry import build_block, kind_named
 

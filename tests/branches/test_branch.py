@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from stripefold.branches.calibrate import _Moments
 from stripefold.branches.registry import describe
 from stripefold.errors import BranchError

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.asr.site import Site
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from stripefold.errors import AttachError, FoldError, TraceError
 from tests.branches.blocks import KINDS, SMALL
 from tests.lifecycle import EXACT, TinyNet, assert_refused, error, images, prepared, scatter_, snapshot, step_, tiny

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import stripefold as sf
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from tests.branches.blocks import KINDS
 from tests.lifecycle import prepared, scatter_
 

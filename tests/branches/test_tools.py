@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import stripefold as sf
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from tests.branches.blocks import KINDS, SMALL
 from tests.lifecycle import EXACT, TinyNet, error, images, prepared, step_, tiny
 

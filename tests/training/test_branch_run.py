@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import stripefold as sf
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from stripefold.cli.app import run
 from stripefold.errors import BranchError, ConfigError
 from stripefold.folding.files import file_info

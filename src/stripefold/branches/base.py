@@ -1,29 +1,20 @@
-"""The block: a sum of branches in a convolution's place, and what a branch has to be."""
+"""What a branch has to be, and what its layers say about themselves."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stripefold.algebra.kernels import Merged, add_branches
+from stripefold.algebra.kernels import Merged
 from stripefold.algebra.merge import batchnorm_scale_shift
-from stripefold.branches.grid import Grid
 from stripefold.errors import FoldError
-from stripefold.folding.refusal import altered
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.computed import computed
-from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import move_call_hooks
+from stripefold.surgery.foldable import Foldable
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_SETTINGS = (
-    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
-    "transposed", "output_padding",
-)  # fmt: skip
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""The normalisations of branches, by exact type."""
 
 
 class Branch(nn.Module):
@@ -58,156 +49,6 @@ class LeadBranch(Branch):
         """``requires_grad`` of the folded weight and bias."""
 
 
-@final
-class BranchBlock(Foldable):
-    """A sum of branches that folds to one convolution.
-
-    The convolution's settings (``in_channels``, ``stride``, ``groups`` ...) read as before; ``weight`` and ``bias`` are
-    those of the folded convolution, computed and read-only.
-
-    Args:
-        convolution: what the block stands for; a plain layer with a rule.
-        kind: the block's name.
-        branches: by name, the first one a ``LeadBranch``.
-    """
-
-    def __init__(self, convolution: nn.Module, kind: str, branches: Mapping[str, Branch]) -> None:
-        super().__init__()
-        self.kind = kind
-        self.grid = Grid.of(convolution)
-        self.rule = rule_for(convolution)
-        self._had_bias = convolution._parameters.get("bias") is not None
-        for name in _SETTINGS:
-            setattr(self, name, getattr(convolution, name))
-        self.branches = nn.ModuleDict(branches)
-        # The layer to come: the very object's attributes without its tensors. In a tuple, so that it is no submodule.
-        self._shell = (_without_tensors(convolution),)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the convolution's own name for it
-        """The sum of the branches; shapes are the convolution's, (N, C_in, *map) -> (N, C_out, *map)."""
-        total: Tensor | None = None
-        for branch in self._modules["branches"].values():  # type: ignore[union-attr, operator]
-            output = branch(input)
-            total = output if total is None else total + output
-        assert total is not None
-        return total
-
-    @property
-    def lead(self) -> LeadBranch:
-        """The branch that carries the convolution's own numbers."""
-        first = next(iter(self.branches.values()))
-        assert isinstance(first, LeadBranch)
-        return first
-
-    def merged(self) -> Merged:
-        """All branches in eval mode as one kernel and bias, float64, differentiable.
-
-        Raises:
-            FoldError: a branch holds something that does not merge.
-        """
-        return add_branches([branch.merged() for branch in self._parts()])
-
-    @property
-    def weight(self) -> Tensor:
-        """The folded convolution's weight, in the block's dtype; differentiable, read-only."""
-        kernel = self.merged()[0]
-        return computed(kernel.to(next(self.parameters()).dtype))  # type: ignore[no-any-return]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The folded convolution's bias, likewise; None where it has none."""
-        bias = self.merged()[1]
-        return None if bias is None else computed(bias.to(next(self.parameters()).dtype))
-
-    @property
-    def gains_bias(self) -> bool:
-        """See ``Foldable``: the branches' normalisations shift, and the convolution had no bias to take that."""
-        return not self._had_bias and self.has_norms
-
-    @property
-    def has_norms(self) -> bool:
-        """Whether a BatchNorm is in it: its training and its eval form then differ."""
-        return any(isinstance(module, _NORMS) for module in self.modules())
-
-    @property
-    def rounds_to(self) -> torch.dtype:
-        """See ``Foldable``."""
-        return next(self.parameters()).dtype
-
-    def extra_repr(self) -> str:
-        """The kind and the convolution."""
-        return f"{self.kind}: {self._shell[0].extra_repr()}"
-
-    def check_fold(self, name: str, owners: Mapping[int, list[str]]) -> list[FoldNote]:
-        """See ``Foldable``."""
-        try:
-            self._check_inside(name, owners)
-            with torch.no_grad():
-                kernel, bias = self.merged()
-            self._check_result(kernel, bias)
-        except FoldError as error:
-            raise FoldError(f"cannot fold the {self.kind} block on {name!r}: {error}") from error
-        except (ValueError, RuntimeError) as error:
-            raise FoldError(
-                f"cannot fold the {self.kind} block on {name!r}: its branches do not fit together any more ({error}). "
-                "Undo what was changed inside it"
-            ) from error
-        count = len(self.branches)
-        why = f"{count} {'branches' if count > 1 else 'branch'} into {type(self._shell[0]).__name__}"
-        return [FoldNote(name=name, kind=self.kind, folded=True, why=why)]
-
-    def folded_(self) -> nn.Module:
-        """The convolution, with the branches' sum as its weight and bias."""
-        with torch.no_grad():
-            kernel, bias = self.merged()
-            layer, like = self._shell[0], next(self.parameters())
-            weight_trains, bias_trains = self.lead.flags()
-            kernel = kernel.to(like.dtype).contiguous(memory_format=memory_format(like))
-            layer._parameters["weight"] = nn.Parameter(kernel, weight_trains)
-            if bias is not None:
-                trains = bias_trains if self._had_bias else weight_trains
-                layer._parameters["bias"] = nn.Parameter(bias.to(like.dtype), trains)
-        layer.training = self.training
-        move_call_hooks(self, layer)
-        self.branches.clear()  # spent: a large model is folded block by block
-        return layer
-
-    def _parts(self) -> Iterator[Branch]:
-        for branch in self.branches.values():
-            if not isinstance(branch, Branch):
-                raise FoldError(f"{type(branch).__name__} in it is no branch")
-            yield branch
-
-    def _check_inside(self, name: str, owners: Mapping[int, list[str]]) -> None:
-        """Gates inside must fold first, and the layers must compute what their types say."""
-        for path, module in self.named_modules(prefix=name):
-            if module is self:
-                continue
-            if isinstance(module, Foldable):
-                stays = [note for note in module.check_fold(path, owners) if not note.folded]
-                if stays:
-                    raise FoldError(
-                        f"{stays[0].kind} on {path!r} inside it {stays[0].why}, so that the branches do not merge. "
-                        "Put dynamic attention on the block itself"
-                    )
-            reason = altered(module)
-            if reason is not None:
-                raise FoldError(f"{path!r}: {reason}")
-
-    def _check_result(self, kernel: Tensor, bias: Tensor | None) -> None:
-        if tuple(kernel.shape) != self.grid.kernel_shape:
-            raise FoldError(f"its branches give a kernel of shape {tuple(kernel.shape)}, not {self.grid.kernel_shape}")
-        if kernel.is_meta:
-            raise FoldError("it is on the meta device and has no numbers: to_empty(...) and load_state_dict first")
-        dtype = next(self.parameters()).dtype
-        for tensor in (kernel, bias):
-            if tensor is None or bool(tensor.to(dtype).isfinite().all()):
-                continue
-            if bool(tensor.isfinite().all()):
-                raise FoldError(f"its kernel overflows {str(dtype).removeprefix('torch.')}: fold in a wider dtype")
-            raise FoldError("its kernel is not finite. Training diverged; go back to a good checkpoint")
-
-
 def bare(layer: nn.Module) -> nn.Module:
     """The layer itself, where gates are attached to it."""
     base = layer._modules.get("base") if isinstance(layer, Foldable) else None
@@ -230,7 +71,7 @@ def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
         FoldError: it is no BatchNorm any more, or keeps no running statistics.
     """
     layer = bare(norm)
-    if type(layer) not in _NORMS:
+    if type(layer) not in NORMS:
         raise FoldError(f"{type(layer).__name__} stands where a BatchNorm was, and does not merge into a kernel")
     mean, variance = layer._buffers.get("running_mean"), layer._buffers.get("running_var")
     if mean is None or variance is None:
@@ -239,14 +80,3 @@ def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     weight: Any = norm.weight
     bias: Any = norm.bias
     return batchnorm_scale_shift(mean, variance, eps, weight, bias)
-
-
-def _without_tensors(layer: nn.Module) -> nn.Module:
-    """A layer of the same type and attributes whose parameters are None.
-
-    It shares the dictionaries of hooks; they move to the block with the layer's own, and back to it at fold.
-    """
-    shell: nn.Module = object.__new__(type(layer))
-    shell.__dict__.update(layer.__dict__)
-    shell.__dict__["_parameters"] = dict.fromkeys(layer._parameters)
-    return shell

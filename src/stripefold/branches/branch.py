@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from stripefold.branches.calibrate import calibrate_
 from stripefold.branches.registry import build_block, check_options, kind_named
 from stripefold.branches.select import Where, select

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.merge import batchnorm_scale_shift
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from stripefold.errors import BranchError
 from stripefold.surgery.example import example_to, run_example
 from stripefold.surgery.modules import first_parameter

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from stripefold.branches import acnet, dbb, dilated, doconv, large_kernel, mobileone, repvgg
-from stripefold.branches.base import Branch, BranchBlock, memory_format
+from stripefold.branches.base import Branch, memory_format
+from stripefold.branches.block import BranchBlock
 from stripefold.branches.grid import Grid
 from stripefold.errors import BranchError
 from stripefold.surgery.globs import close_names

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from stripefold.branches.grid import Grid
 from stripefold.branches.registry import Kind
 from stripefold.errors import BranchError

@@ -11,7 +11,7 @@ from torch import nn
 
 from stripefold.baking.rebuild import KEY as KEY_OF_BAKING
 from stripefold.baking.rebuild import rebuild_
-from stripefold.branches.base import BranchBlock
+from stripefold.branches.block import BranchBlock
 from stripefold.errors import CheckpointError
 from stripefold.folding.files import FileInfo, file_info, load_model_, load_tensors
 from stripefold.folding.fold import fold
