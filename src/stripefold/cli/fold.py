@@ -23,6 +23,7 @@ def fold(
 ) -> None:
     """Fold the gates of a trained model into its layers and write the plain backbone."""
     import stripefold as sf
+    from stripefold.training.agreement import verify_task
     from stripefold.training.loading import load_run
 
     if output.exists() and not overwrite:
@@ -33,9 +34,15 @@ def fold(
     dynamic = run.config.keeps_attention
     if dynamic and fuse:
         raise FoldError(f"{run.path} keeps its dynamic attention, whose file cannot be fused; leave out --fuse")
-    plain, report = sf.fold(run.model, fuse=fuse, example=run.spec.example(), report=True)
+    example = run.spec.example()
+    # A detector finds nothing on noise, and two empty lists agree whatever the weights are: its heads are compared.
+    detects = run.config.task == "detection"
+    plain, report = sf.fold(run.model, fuse=fuse, example=example, check=False if detects else "auto", report=True)
+    check = verify_task("detection", run.model, plain, example) if detects else None
     kind: Kind = "fused" if fuse else "attached" if dynamic else "folded"
     output.parent.mkdir(parents=True, exist_ok=True)
     sf.save_model(plain, output, kind=kind, extra=run.about)
     print_line(report)
+    if check is not None:
+        print_line(check)
     print_line(f"written: {output} ({kind})")

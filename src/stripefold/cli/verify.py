@@ -17,10 +17,10 @@ def verify(
     images: Annotated[int, typer.Option(min=1, help="How many random images to compare on.")] = 8,
 ) -> None:
     """Compare two models, judged against the first one's own rounding noise; non-zero exit on a mismatch."""
-    import stripefold as sf
+    from stripefold.training.agreement import verify_task
     from stripefold.training.loading import load_run
 
     first = load_run(reference)
     second = load_run(other, like=first)
     print_line(f"{first.path} ({first.kind}) and {second.path} ({second.kind})")
-    print_line(sf.verify(first.model, second.model, first.spec.example(images)))
+    print_line(verify_task(first.config.task, first.model, second.model, first.spec.example(images)))

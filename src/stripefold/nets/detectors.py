@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -107,11 +109,22 @@ def _on_pyramid(
         sizes=_anchor_sizes(head, strides, anchor), aspect_ratios=(RATIOS,) * len(strides)
     )
     sizes = {"num_classes": num_classes, "min_size": image_size, "max_size": image_size}
+    classes = {"fasterrcnn": detection.FasterRCNN, "maskrcnn": detection.MaskRCNN, "retinanet": detection.RetinaNet}
+    _check_known(options, classes[head])
     if head == "retinanet":
         return cast("nn.Module", detection.RetinaNet(body, anchor_generator=anchors, **sizes, **options))
-    build = {"fasterrcnn": detection.FasterRCNN, "maskrcnn": detection.MaskRCNN}[head]
     pool = _load("torchvision.ops").MultiScaleRoIAlign([str(stage) for stage in range(stages)], 7, 2)
-    return cast("nn.Module", build(body, rpn_anchor_generator=anchors, box_roi_pool=pool, **sizes, **options))
+    return cast("nn.Module", classes[head](body, rpn_anchor_generator=anchors, box_roi_pool=pool, **sizes, **options))
+
+
+def _check_known(options: Mapping[str, Any], detector: type) -> None:
+    """Refuse what no constructor names: torchvision's detectors take, and drop, any keyword."""
+    known = {name for each in detector.__mro__ for name in inspect.signature(each).parameters}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], sorted(known), n=3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise ConfigError(f"model_options: {detector.__name__} takes no {unknown[0]!r}{hint}")
 
 
 def _anchor_sizes(head: str, strides: list[int], anchor: float) -> tuple[tuple[int, ...], ...]:
@@ -124,7 +137,8 @@ def _ssdlite(
     backbone: str, *, num_classes: int, image_size: int, pretrained: bool, norm: str = "batch", **options: Any
 ) -> nn.Module:
     """SSDlite for any size, put together as torchvision does for 320 pixels."""
-    ssdlite = _load("torchvision.models.detection.ssdlite")
+    ssdlite, ssd = (_load(f"torchvision.models.detection.{name}") for name in ("ssdlite", "ssd"))
+    _check_known(options, ssd.SSD)
     utilities = _load("torchvision.models.detection._utils")
     layer = norm_layer(norm, eps=0.001, momentum=0.03)
     features = build_mobilenet(backbone, norm=norm, pretrained=pretrained, reduced_tail=not pretrained).features
@@ -142,7 +156,5 @@ def _ssdlite(
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }
-    model = _load("torchvision.models.detection.ssd").SSD(
-        body, boxes, (image_size, image_size), num_classes, head=head, **{**defaults, **options}
-    )
+    model = ssd.SSD(body, boxes, (image_size, image_size), num_classes, head=head, **{**defaults, **options})
     return cast("nn.Module", model)

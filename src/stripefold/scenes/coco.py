@@ -5,6 +5,7 @@ Source: Lin et al. 2014; the format is described at cocodataset.org under "Data 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,4 +152,7 @@ def object_mask(segmentation: Any, height: int, width: int) -> Tensor:
         encoded = runs.frPyObjects(segmentation, height, width)
     else:
         encoded = segmentation
-    return torch.from_numpy(np.asarray(runs.decode(encoded), dtype=bool))
+    with warnings.catch_warnings():
+        # pycocotools up to 2.0.11 hands numpy arrays over in the way of numpy 1.
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        return torch.from_numpy(np.asarray(runs.decode(encoded), dtype=bool))

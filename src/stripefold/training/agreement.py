@@ -22,7 +22,7 @@ class DetectorReport:
     Attributes:
         heads: Of the outputs before non-maximum suppression, judged by the numeric policy.
         detections: Final detections of both models.
-        agreeing: Share of them that have a partner in the other model: same image and class, every side of the box
+        agreeing: Share of them (1 where there are none) that have a partner in the other model: same image and class, every side of the box
             within 0.01 pixel, the score within 0.001. A detection whose score lies within rounding of a threshold may
             have none.
         box_difference: Largest difference of a side among partners, in pixels.
@@ -41,10 +41,12 @@ class DetectorReport:
         return self.heads.passed
 
     def __str__(self) -> str:
+        heads = f"heads before non-maximum suppression: {self.heads}"
+        if not self.detections:
+            return f"{heads}\n\nfinal detections: none on these images, in either model"
         return (
-            f"heads before non-maximum suppression: {self.heads}\n\nfinal detections: {self.agreeing:.2%} of "
-            f"{self.detections} agree; boxes within {self.box_difference:.1e} pixels, scores within "
-            f"{self.score_difference:.1e}"
+            f"{heads}\n\nfinal detections: {self.agreeing:.2%} of {self.detections} agree; boxes within "
+            f"{self.box_difference:.1e} pixels, scores within {self.score_difference:.1e}"
         )
 
 
@@ -70,6 +72,21 @@ def verify_detector(model: nn.Module, other: nn.Module, images: Tensor) -> Detec
         box_difference=max((box for _, box, _ in found), default=0.0),
         score_difference=max((score for _, _, score in found), default=0.0),
     )
+
+
+def verify_task(task: str, model: nn.Module, other: nn.Module, images: Tensor) -> EquivalenceReport | DetectorReport:
+    """``verify``, or ``verify_detector`` for a detector, whose own outputs may be empty lists.
+
+    Args:
+        task: ``classification``, ``segmentation`` or ``detection``.
+        model: The reference.
+        other: What should compute the same.
+        images: (N, C, H, W).
+
+    Raises:
+        VerifyError: They differ by more than the numeric policy allows.
+    """
+    return verify_detector(model, other, images) if task == "detection" else verify(model, other, images)
 
 
 def _detect(model: nn.Module, images: Tensor) -> list[Objects]:

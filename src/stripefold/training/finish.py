@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from stripefold.folding.files import Kind, save_model
 from stripefold.folding.fold import fold
-from stripefold.folding.verify import EquivalenceReport, verify
-from stripefold.training.agreement import DetectorReport, verify_detector
+from stripefold.folding.verify import EquivalenceReport
+from stripefold.training.agreement import DetectorReport, verify_task
 from stripefold.training.data import Data
 from stripefold.training.evaluation import evaluate_model
 from stripefold.training.record import EpochRecord, best_row
@@ -84,7 +84,7 @@ def _folded(model: nn.Module, example: Tensor, task: str) -> tuple[nn.Module, Eq
         # Gates that never moved are named in the summary.
         warnings.filterwarnings("ignore", message=".*never moved.*")
         plain = fold(model, check=False, example=example)
-    return plain, verify_detector(model, plain, example) if task == "detection" else verify(model, plain, example)
+    return plain, verify_task(task, model, plain, example)
 
 
 def _save(result_of: nn.Module, path: Path, record: EpochRecord, config: TrainConfig) -> Path:

@@ -1,0 +1,153 @@
+"""Scenes as the loop takes them: letterboxed, mirrored with everything that belongs to them, the same every time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stripefold.errors import ConfigError, DataError
+from stripefold.scenes import IGNORED, Scene, Shapes
+from stripefold.scenes.write import write_ade20k, write_coco, write_voc
+from stripefold.training import TrainConfig
+from stripefold.training.data import evaluation_loader, load_data, training_loader
+from stripefold.training.scene_data import Fitting
+
+SEGMENT = TrainConfig(task="segmentation", data="shapes", model="fcn_resnet18", image_size=32, batch_size=4)
+DETECT = TrainConfig(task="detection", data="shapes", model="maskrcnn_resnet18_fpn", image_size=32, batch_size=4)
+
+
+def wide_scene() -> Scene:
+    """20 x 40, one object in columns 10 to 20 and rows 4 to 8."""
+    mask = torch.zeros(1, 20, 40, dtype=torch.bool)
+    mask[0, 4:8, 10:20] = True
+    return Scene(
+        image=(mask[0] * 200).to(torch.uint8).expand(3, 20, 40),
+        boxes=torch.tensor([[10.0, 4.0, 20.0, 8.0]]),
+        labels=torch.tensor([2]),
+        masks=mask,
+        crowd=torch.tensor([False]),
+        classes=(mask[0] * 2).to(torch.uint8),
+    )
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_scene_is_letterboxed_with_its_boxes_and_masks(flip: bool) -> None:
+    image, target = Fitting(task="detection", size=20, masks=True)(wide_scene(), flip=flip, train=True)
+    assert image.shape == (3, 20, 20)
+    left, right = (10, 15) if flip else (5, 10)
+    assert target["boxes"].tolist() == [[left, 2, right, 4]]
+    assert target["masks"].shape == (1, 20, 20)
+    assert target["masks"][0, 2:4, left:right].all()
+    assert target["masks"].sum() == 10
+    assert image[:, 2:4, left + 1 : right - 1].min() > 0.5
+    assert image[:, 10:].abs().max() == 0  # padding
+    assert "iscrowd" not in target
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_class_maps_go_along_and_padding_does_not_count(flip: bool) -> None:
+    image, classes = Fitting(task="segmentation", size=20)(wide_scene(), flip=flip, train=True)
+    assert classes.dtype == torch.int64
+    assert (classes[10:] == IGNORED).all()
+    left, right = (10, 15) if flip else (5, 10)
+    assert (classes[2:4, left:right] == 2).all()
+    assert (classes[:10] == 2).sum() == 10
+    assert image[0, 2, left + 1] > image[0, 9, 0]
+
+
+def test_crowds_are_left_out_of_training_and_marked_in_tests() -> None:
+    scene = replace(wide_scene(), crowd=torch.tensor([True]))
+    fitting = Fitting(task="detection", size=20, masks=True)
+    _, training = fitting(scene, flip=False, train=True)
+    assert training["boxes"].shape == (0, 4)
+    assert training["masks"].shape == (0, 20, 20)
+    assert fitting(scene, flip=False, train=False)[1]["iscrowd"].tolist() == [1]
+
+
+def test_what_a_task_needs_must_be_there() -> None:
+    scene = replace(wide_scene(), classes=None, masks=None)
+    with pytest.raises(DataError, match="a scene has no class map"):
+        Fitting(task="segmentation", size=20)(scene, flip=False, train=True)
+    with pytest.raises(DataError, match="boxes without masks; Mask R-CNN needs"):
+        Fitting(task="detection", size=20, masks=True)(scene, flip=False, train=True)
+
+
+def test_batches_of_both_tasks() -> None:
+    images, classes = next(iter(evaluation_loader(load_data(SEGMENT), SEGMENT)))
+    assert images.shape == (4, 3, 32, 32)
+    assert classes.shape == (4, 32, 32)
+    images, targets = next(iter(training_loader(load_data(DETECT), DETECT)))
+    assert images.shape == (4, 3, 32, 32)
+    assert 0 <= images.min() < images.max() <= 1
+    assert [set(target) for target in targets] == [{"boxes", "labels", "masks"}] * 4
+    assert load_data(SEGMENT).spec.classes == ("background", "disc", "square", "triangle")
+
+
+def test_training_and_test_scenes_differ_and_limits_choose() -> None:
+    data = load_data(SEGMENT.with_overrides(limit_train=5, limit_test=3))
+    assert (len(data.train), len(data.test)) == (5, 3)
+    again = load_data(SEGMENT.with_overrides(limit_train=5, limit_test=3, seed=9))
+    assert torch.equal(data.test[0][0], again.test[0][0])
+    assert not torch.equal(data.train[0, 0][0], data.test[0][0])
+
+
+def test_mirroring_follows_from_seed_epoch_and_index() -> None:
+    data = load_data(SEGMENT.with_overrides(augmentation="flip", limit_train=16))
+    plain = load_data(SEGMENT.with_overrides(limit_train=16))
+    mirrored = set()
+    for epoch in range(2):
+        for index in range(16):
+            image, classes = data.train[epoch, index]
+            bare, bare_classes = plain.train[epoch, index]
+            flips = not torch.equal(image, bare)
+            assert torch.equal(image, bare.flip(2) if flips else bare)
+            assert torch.equal(classes, bare_classes.flip(1) if flips else bare_classes)
+            mirrored |= {(epoch, index)} if flips else set()
+    assert 6 < len(mirrored) < 26
+    assert {index for epoch, index in mirrored if epoch == 0} != {index for epoch, index in mirrored if epoch == 1}
+    assert torch.equal(data.train[1, 3][0], data.train[1, 3][0])
+
+
+def test_real_formats_give_the_same_batches_as_the_drawing(tmp_path: Path) -> None:
+    train, val = Shapes(count=4, size=40, seed=0), Shapes(count=3, size=40, seed=1)
+    write_coco(tmp_path / "coco", train, val)
+    write_voc(tmp_path / "voc", train, val)
+    write_ade20k(tmp_path / "ade", train, val)
+    config = DETECT.with_overrides(data=f"coco:{tmp_path}/coco", image_size=40)
+    image, target = load_data(config).test[1]
+    assert torch.equal(image, val[1].image.float() / 255)
+    assert torch.equal(target["boxes"], val[1].boxes)
+    config = config.with_overrides(data=f"voc:{tmp_path}/voc", model="fasterrcnn_resnet18_fpn")
+    assert torch.equal(load_data(config).test[1][1]["boxes"], val[1].boxes)
+    config = SEGMENT.with_overrides(data=f"voc:{tmp_path}/voc", image_size=40)
+    assert torch.equal(load_data(config).test[1][1], val[1].classes.long())
+    config = config.with_overrides(data=f"ade20k:{tmp_path}/ade")
+    expected = val[1].classes.long()
+    assert torch.equal(load_data(config).test[1][1], expected.masked_fill(expected == 0, IGNORED))
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "error", "match"),
+    [
+        (SEGMENT, {"data": "digits"}, ConfigError, "data is 'digits'; for segmentation choose one of shapes, voc:PATH"),
+        (DETECT, {"data": "ade20k:x"}, ConfigError, "for detection choose one of shapes, coco:PATH, voc:PATH"),
+        (DETECT, {"data": "coco:/no/such"}, DataError, "no folder /no/such; data=coco:PATH needs"),
+        (DETECT, {"augmentation": "shift"}, ConfigError, "augmentation is 'shift'; detection knows none and flip"),
+        (SEGMENT, {"mixup": 0.2}, ConfigError, "mixup is 0.2; it mixes classes of whole images"),
+        (DETECT, {"label_smoothing": 0.1}, ConfigError, "a detector has its own losses"),
+        (SEGMENT, {"channels": 1}, ConfigError, "channels is 1; networks for segmentation take 3"),
+        (SEGMENT, {"task": "matting"}, ConfigError, "task is 'matting'; choose one of classification, segmentation"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config: TrainConfig, changes: dict, error: type, match: str) -> None:
+    with pytest.raises(error, match=match):
+        load_data(config.with_overrides(**changes))
+
+
+def test_images_of_many_sizes_need_a_size(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", Shapes(count=2, size=40), Shapes(count=2, size=40))
+    with pytest.raises(ConfigError, match="differ in size; set image_size"):
+        load_data(SEGMENT.with_overrides(data=f"voc:{tmp_path}/voc", image_size=None))

@@ -1,0 +1,235 @@
+"""Segmentation and detection through train, eval, fold and resume: they learn, they fold, they are measured rightly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import stripefold as sf
+from stripefold.errors import ConfigError, VerifyError
+from stripefold.training import TrainConfig, evaluate, load_config, recipe_names, train
+from stripefold.training.agreement import DetectorReport, verify_detector, verify_task
+from stripefold.training.build import build_model
+from stripefold.training.data import ImageSpec, load_data
+from stripefold.training.detection import BoxMeasures
+from stripefold.training.results import EvalResult
+from stripefold.training.segmentation import PixelMeasures, Segmentation, pixel_loss
+from stripefold.training.task import Classification, mix
+from stripefold.training.tasks import TASKS, make_task, shown
+
+SOURCE = Path(__file__).parents[2] / "src"
+BOXES = {
+    "stages": 2, "width": 16, "rpn_post_nms_top_n_train": 40, "rpn_post_nms_top_n_test": 20,
+    "box_batch_size_per_image": 16, "box_detections_per_img": 10,
+}  # fmt: skip
+COMMON = {
+    "data": "shapes", "image_size": 32, "augmentation": "flip", "batch_size": 8, "accelerator": "cpu",
+    "progress": "none", "tensorboard": False, "threads": 1,
+}  # fmt: skip
+RUNS = {
+    "segmentation": {
+        "task": "segmentation", "model": "fcn_resnet18", "where": ["backbone.layer*.bn2"], "optimizer": "adamw",
+        "learning_rate": 0.003, "epochs": 3, "limit_train": 48, "limit_test": 16, **COMMON,
+    },
+    "detection": {
+        "task": "detection", "model": "fasterrcnn_resnet18_fpn", "model_options": BOXES, "learning_rate": 0.01,
+        "where": ["backbone.body.layer*.bn2"], "epochs": 3, "limit_train": 32, "limit_test": 12, **COMMON,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=list(RUNS))
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("tasks") / "run"
+    return train(TrainConfig(run_dir=str(folder), **RUNS[request.param]))
+
+
+@pytest.mark.slow
+def test_a_run_learns_folds_and_says_so(finished) -> None:
+    rows = [line.split(",") for line in finished.metrics_file.read_text().splitlines()]
+    task = TASKS[finished.config.task]
+    assert rows[0] == ["epoch", "step", "learning_rate", "train_loss", *(f"val_{m}" for m in task.measures), "seconds"]
+    losses = [float(row[3]) for row in rows[1:]]
+    assert losses[-1] < 0.8 * losses[0]
+    assert finished.verification.passed
+    assert finished.deployed.score == pytest.approx(finished.attached.score, abs=1e-3)
+    start = sf.scales(build_model(finished.config, load_data(finished.config).spec))
+    assert all((v - start[name]).abs().max() > 1e-6 for name, v in sf.scales(finished.model).items())
+    text = finished.summary_file.read_text()
+    for part in (f"| model | test {'mIoU' if 'miou' in task.measures else 'mAP50'} |", "equivalent in float32"):
+        assert part in text
+
+
+@pytest.mark.slow
+def test_evaluate_and_the_commands_agree_with_the_run(finished, tmp_path: Path, capsys) -> None:
+    from stripefold.cli.app import run
+
+    for source in (finished.run_dir, finished.folded_file):
+        assert evaluate(source).score == pytest.approx(finished.attached.score, abs=1e-3)
+    assert run(["eval", str(finished.run_dir)]) == 0
+    assert str(evaluate(finished.run_dir)).rpartition(" in ")[0] in capsys.readouterr().out
+    assert run(["fold", str(finished.run_dir), "-o", str(tmp_path / "x.safetensors"), "--fuse"]) == 0
+    told = capsys.readouterr().out
+    assert "equivalent in float32" in told
+    assert ("heads before non-maximum suppression" in told) == (finished.config.task == "detection")
+    assert run(["verify", str(finished.run_dir), str(tmp_path / "x.safetensors"), "--images", "2"]) == 0
+    assert evaluate(tmp_path / "x.safetensors").score == pytest.approx(finished.attached.score, abs=5e-3)
+
+
+@pytest.mark.slow
+def test_a_detectors_heads_tell_other_weights_apart(finished) -> None:
+    if finished.config.task != "detection":
+        return
+    report = verify_detector(finished.model, finished.folded, finished.example)
+    assert report.agreeing == 1
+    assert report.detections > 0
+    assert f"100.00% of {report.detections} agree" in str(report)
+    with pytest.raises(VerifyError, match="NOT equivalent"):
+        verify_task("detection", finished.model, sf.detach(finished.model), finished.example)
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_either_task_ends_with_the_same_bits(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killed_tasks.py")), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for ends in json.loads(done.stdout).values():
+        assert ends["killed"] == ends["left alone"]
+        assert len(ends["killed"]["rows"]) == 1 + 2
+        assert ends["another seed"]["weights"] != ends["left alone"]["weights"]
+
+
+def test_every_recipe_builds_and_its_sites_are_there() -> None:
+    for name in recipe_names():
+        if not name.startswith("shapes"):
+            continue
+        config = load_config(name)
+        spec = ImageSpec(classes=("background", "a", "b", "c"), channels=3, size=config.image_size)
+        names = list(sf.scales(build_model(config, spec)))
+        assert len(names) in (4, 6)
+        assert all(site.startswith("backbone.") for site in names)
+
+
+def test_pixel_measures_by_hand() -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 0, 0, 0] = logits[0, 1, 0, 1] = logits[0, 1, 1, 0] = logits[0, 2, 1, 1] = 9.0
+    classes = torch.tensor([[[0, 1], [0, 255]]])
+    measures = PixelMeasures(3)
+    measures.update({"out": logits}, classes)
+    found = measures.compute()
+    # Right: pixels 0 and 1 of three that count. IoU of class 0: 1 of 2; of class 1: 1 of 2; class 2 never occurs.
+    assert found["miou"] == pytest.approx(0.5)
+    assert found["pixel_accuracy"] == pytest.approx(2 / 3)
+    right, wrong = torch.log_softmax(torch.tensor([9.0, 0.0, 0.0]), 0)[:2].tolist()
+    assert found["loss"] == pytest.approx(-(2 * right + wrong) / 3, rel=1e-5)
+    assert float(pixel_loss(logits, classes)) == pytest.approx(found["loss"], rel=1e-5)
+    measures.reset()
+    measures.update({"out": logits}, torch.full((1, 2, 2), 255))
+    assert measures.compute() == {"loss": 0.0, "miou": 0.0, "pixel_accuracy": 0.0}
+    assert float(pixel_loss(logits, torch.full((1, 2, 2), 255))) == 0
+
+
+def test_box_measures_by_hand() -> None:
+    box, other = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[20.0, 20.0, 30.0, 30.0]])
+    right = {"boxes": torch.cat([box, other]), "labels": torch.tensor([1, 1]), "iscrowd": torch.tensor([0, 0])}
+    found = {"boxes": box, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    measures = BoxMeasures()
+    measures.update([found], [right])
+    # One of two found: precision 1 up to a recall of 0.5, which is 51 of COCO's 101 points.
+    assert measures.compute()["map50"] == pytest.approx(51 / 101, abs=1e-3)
+    measures.reset()
+    measures.update([found], [{**right, "iscrowd": torch.tensor([0, 1])}])
+    assert measures.compute()["map50"] == pytest.approx(1.0)
+    measures.reset()
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    measures.update([{**nothing, "scores": torch.zeros(0)}], [{**nothing, "iscrowd": torch.zeros(0).long()}])
+    assert measures.compute() == {"map50": 0.0, "map": 0.0}
+
+
+def test_measures_need_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchmetrics.detection
+
+    def missing(**options: object) -> None:
+        raise ModuleNotFoundError("pycocotools")
+
+    monkeypatch.setattr(torchmetrics.detection, "MeanAveragePrecision", missing)
+    with pytest.raises(ConfigError, match=r"mAP is computed by pycocotools; run: pip install .stripefold\[train\]"):
+        BoxMeasures()
+
+
+def test_detections_are_paired_by_class_box_and_score() -> None:
+    class Fixed(nn.Module):
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+            boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]]) + self.shift
+            return [{"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.8])}]
+
+    from stripefold.training.agreement import _detect, _partners
+
+    def pair(shift: float) -> tuple[int, float, float]:
+        ours, theirs = (_detect(Fixed(by), torch.zeros(1))[0] for by in (0.0, shift))
+        return _partners(ours, theirs)
+
+    assert pair(0.0) == (2, 0.0, 0.0)
+    assert pair(0.005)[0] == 2
+    assert pair(0.005)[1] == pytest.approx(0.005, rel=1e-3)
+    assert pair(0.5)[0] == 0
+    report = DetectorReport(heads=None, detections=0, agreeing=1.0, box_difference=0.0, score_difference=0.0)
+    assert "final detections: none on these images" in str(report)
+
+
+def test_an_auxiliary_head_counts_half() -> None:
+    class Two(nn.Module):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": images, "aux": 2 * images}
+
+    config = TrainConfig(**RUNS["segmentation"])
+    task = Segmentation(Two(), config, classes=3, steps_per_epoch=1)
+    images, classes = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    expected = pixel_loss(images, classes) + 0.5 * pixel_loss(2 * images, classes)
+    assert torch.equal(task.loss((images, classes)), expected)
+
+
+def test_mixed_images_are_judged_by_both_classes(config: TrainConfig) -> None:
+    class Pass(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)
+
+    images, labels = torch.randn(6, 4, 1, 1), torch.arange(6) % 4
+    torch.manual_seed(3)
+    mixed, others, share = mix(images, labels, 0.4)
+    assert 0 < share < 1
+    assert sorted(others.tolist()) == sorted(labels.tolist())
+    task = make_task(config.with_overrides(mixup=0.4), Pass(), classes=4, steps_per_epoch=1)
+    assert isinstance(task, Classification)
+    torch.manual_seed(3)
+    entropy = torch.nn.functional.cross_entropy
+    expected = share * entropy(mixed.flatten(1), labels) + (1 - share) * entropy(mixed.flatten(1), others)
+    assert task.loss((images, labels)).item() == pytest.approx(expected.item())
+    plain = make_task(config, Pass(), classes=4, steps_per_epoch=1)
+    assert plain.loss((images, labels)).item() == pytest.approx(entropy(images.flatten(1), labels).item())
+
+
+def test_results_are_shown_by_their_task() -> None:
+    common = {"images": 10, "seconds": 1.0, "kind": "folded", "source": "x"}
+    pixels = EvalResult(measures={"loss": 0.5, "miou": 0.25, "pixel_accuracy": 0.75}, task="segmentation", **common)
+    assert str(pixels) == "mIoU 25.00%, pixel accuracy 75.00%, loss 0.5000, 10 images in 1.0 s"
+    assert (pixels.score, pixels.accuracy, pixels.loss) == (0.25, 0.75, 0.5)
+    boxes = EvalResult(measures={"map": 0.1, "map50": 0.2}, task="detection", **common)
+    assert (boxes.score, str(boxes)) == (0.2, "mAP50 20.00%, mAP 10.00%, 10 images in 1.0 s")
+    with pytest.raises(KeyError):
+        _ = boxes.accuracy
+    assert shown("accuracy", 1.0) == "100.00%"
