@@ -37,6 +37,9 @@ check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commi
 
 zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)
 	$(BIN)/python -m tests.zoo.run
+	$(BIN)/python -m tests.zoo.gates_sweep --jobs $(WORKERS)
+	$(BIN)/python -m tests.zoo.bake_sweep --jobs $(WORKERS)
+	$(BIN)/python -m tests.zoo.fuse_sweep --jobs $(WORKERS)
 
 bench: $(STAMP)  ## measure every claim and write benchmarks/RESULTS.md (run it on a quiet machine)
 	$(BIN)/python -m benchmarks
