@@ -18,6 +18,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Trial:
 
     def __init__(self, model: nn.Module, data: Cifar, seed: int) -> None:
         self.model, self.data, self.seed = model, data, seed
-        device = data.test.images.device
+        self.device = device = data.test.images.device
         chosen = data.train.part(
             torch.randperm(len(data.train), generator=torch.Generator().manual_seed(5))[:CALIBRATION]
         )
@@ -87,8 +88,9 @@ class Trial:
         self.whole = [
             (normalise(x), y) for x, y in zip(chosen.images.split(512), chosen.labels.split(512), strict=True)
         ]
-        self.test = list(data.test.batches(2500))
-        self.validation = list(data.validation.batches(2500))
+        size = 2500 if device.type == "cuda" else 100
+        self.test = list(data.test.batches(size))
+        self.validation = list(data.validation.batches(size))
         self.discovery: Discovery = discover(model, self.whole[0][0][:2])
         self.names = [gate.name for gate in self.discovery.gates]
 
@@ -133,13 +135,15 @@ def measure(plan: Plan, folder: Path, data: Cifar) -> Iterator[dict[str, Any]]:
         "all": {},
     }
     yield found
-    yield {**found, "all": _all_baked(trial, means, plan, folder)}
+    for name, value in _all_baked(trial, means, plan, folder):
+        found["all"][name] = value
+        yield found
 
 
 def _load(plan: Plan, folder: Path, device: torch.device) -> nn.Module:
     model = plan.build()
     model.load_state_dict(load_file(folder / plan.name / "weights.safetensors"))
-    return model.to(device).eval()
+    return model.to(device, memory_format=torch.channels_last).eval()
 
 
 def _sites(trial: Trial, report: sf.StripeReport, constants: Mapping[str, Tensor]) -> list[dict[str, Any]]:
@@ -158,29 +162,27 @@ def _sites(trial: Trial, report: sf.StripeReport, constants: Mapping[str, Tensor
     ]
 
 
-def _all_baked(trial: Trial, means: Mapping[str, dict[str, Tensor]], plan: Plan, folder: Path) -> dict[str, float]:
-    """Test accuracies: all gates constant, the repairs, and what each has to be compared with."""
-    device = trial.data.test.images.device
-    bare = _load(Plan(plan.model, "bare", plan.seed), folder, device)
+def _all_baked(
+    trial: Trial, means: Mapping[str, dict[str, Tensor]], plan: Plan, folder: Path
+) -> Iterator[tuple[str, float]]:
+    """Test accuracies: all gates constant, the repairs, and what each has to be compared with; the longest last."""
+    bare = _load(Plan(plan.model, "bare", plan.seed), folder, trial.device)
     constants = means["whole"]
-    found = {
-        "dynamic": trial.accuracy({}),
-        "constants": trial.accuracy(constants),
-        "constants of cropped images": trial.accuracy(means["crops"]),
-        "constants of the mean descriptor": trial.accuracy(means["descriptor"]),
-        "gates removed (v = 1)": accuracy(sf.detach(trial.model), trial.test),
-        "bare backbone, trained as long": accuracy(bare, trial.test),
-        "dynamic, BatchNorm re-estimated": _recalibrated(trial, {}, trial.crops),
-        "constants, BatchNorm re-estimated": _recalibrated(trial, constants, trial.crops),
-        "constants, BatchNorm re-estimated on uncropped images": _recalibrated(trial, constants, trial.whole),
-    }
-    tuned = _tuned_constants(trial, constants)
-    found["constants trained for one epoch"] = trial.accuracy(tuned)
+    yield "dynamic", trial.accuracy({})
+    yield "constants", trial.accuracy(constants)
+    yield "constants of cropped images", trial.accuracy(means["crops"])
+    yield "constants of the mean descriptor", trial.accuracy(means["descriptor"])
+    yield "gates removed (v = 1)", accuracy(sf.detach(trial.model), trial.test)
+    yield "bare backbone, trained as long", accuracy(bare, trial.test)
+    yield "dynamic, BatchNorm re-estimated", _recalibrated(trial, {}, trial.crops)
+    yield "dynamic, BatchNorm re-estimated on uncropped images", _recalibrated(trial, {}, trial.whole)
+    yield "constants, BatchNorm re-estimated", _recalibrated(trial, constants, trial.crops)
+    yield "constants, BatchNorm re-estimated on uncropped images", _recalibrated(trial, constants, trial.whole)
     plain, _ = sf.bake(trial.model, trial.whole, recalibrate=False)
-    found["baked and folded"] = accuracy(plain.eval(), trial.test)
+    yield "baked and folded", accuracy(plain.eval(), trial.test)
+    yield "constants trained for one epoch", trial.accuracy(_tuned_constants(trial, constants))
     for name, model in (("baked", plain), ("dynamic", trial.model), ("bare backbone", bare)):
-        found[f"{name}, all weights trained for one more epoch"] = _trained_on(model, trial)
-    return found
+        yield f"{name}, all weights trained for one more epoch", _trained_on(model, trial)
 
 
 def _recalibrated(trial: Trial, constants: Mapping[str, Tensor], images: list[tuple[Tensor, Tensor]]) -> float:
@@ -233,10 +235,15 @@ def run(job: tuple[argparse.Namespace, Plan]) -> None:
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.deterministic = True
     data = load_cifar(options.data, limit=options.limit).to(torch.device(options.device))
+    if options.judged is not None:
+        first = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(7))[: options.judged]
+        half = data.validation.part(torch.arange(min(options.judged // 2, len(data.validation))))
+        data = replace(data, test=data.test.part(first), validation=half)
     options.out.mkdir(parents=True, exist_ok=True)
     for result in measure(plan, options.runs, data):
         (options.out / f"{plan.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"{plan.name}: {time.perf_counter() - start:.0f} s, {result['all']}", flush=True)
+        done = next(reversed(result["all"].items()), "gates and curves")
+        print(f"{plan.name}: {time.perf_counter() - start:.0f} s, {done}", flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -249,6 +256,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs measured at the same time")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--limit", type=int, help="use so many images only: does it run?")
+    parser.add_argument(
+        "--judged", type=int, help="test images in use, the same random choice everywhere; default: all"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
