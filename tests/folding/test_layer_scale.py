@@ -89,6 +89,24 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 }  # fmt: skip
 
 
+class Cropped(nn.Module):
+    """Windows: padded, computed on, cut back, as in Hiera's detector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(C, C), Scale(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(self.linear(F.pad(x, (0, 0, 0, 3)))[:, : x.shape[1]])
+
+
+MODULES["cut off"] = (Cropped, ROWS)
+MODULES["norm without its activation"] = (
+    lambda: nn.Sequential(timm.layers.LayerNormAct2d(C, apply_act=False), Scale(C, 1, 1)),
+    MAPS,
+)
+
+
 @pytest.mark.parametrize("case", MODULES)
 def test_a_module_that_only_scales_is_gone(case: str) -> None:
     build, x = MODULES[case]

@@ -55,7 +55,7 @@ class LayerSides:
         except FoldError as error:
             return str(error)
         if side == "output":
-            return Takes(axis=rule.axis, activated=not rule.commutes)
+            return Takes(axis=rule.axis, activated=not rule.commutes and not _lets_pass(layer))
         axis = rule.axis if rule.input_axis is None else rule.input_axis
         return Takes(axis=axis, eval_only=rule.input_eval_only)
 
@@ -65,6 +65,12 @@ class LayerSides:
         if rule.input_eval_only and self._training:
             return "in training its batch statistics undo a scale of its input"
         return altered(layer) or rule.input_refuse(layer) or (refusal(layer) if rule.norm else None)
+
+
+def _lets_pass(layer: nn.Module) -> bool:
+    """Whether a layer that may carry an activation carries none: all of its parts are identities."""
+    parts = list(layer.children())
+    return bool(parts) and all(isinstance(part, nn.Identity) for part in parts)
 
 
 def unwritable(layer: nn.Module, rule: Rule, side: Side) -> str | None:
