@@ -70,12 +70,17 @@ def test_values_are_brought_to_their_type() -> None:
 def test_an_unknown_option_gets_its_nearest_name() -> None:
     with pytest.raises(ConfigError, match="unknown option 'epoch' in the overrides; did you mean 'epochs'?"):
         load_config("digits", epoch=3)
-    with pytest.raises(ConfigError, match="unknown option 'zzz' in the overrides; options: data, "):
+    with pytest.raises(ConfigError, match="unknown option 'zzz' in the overrides; options: task, data, "):
         TrainConfig().with_overrides(zzz=3)
 
 
 def test_every_recipe_is_valid() -> None:
-    assert recipe_names() == ("cifar", "digits", "imagenet", "small")
+    backbones = ("convnext", "mobilenetv3", "repvgg", "vit-small", "vit-tiny")
+    assert recipe_names() == (
+        "cifar", "digits", "imagenet", *(f"imagenet-{name}" for name in backbones),
+        "shapes-detection", "shapes-lraspp", "shapes-segmentation", "shapes-ssdlite",
+        "small", "small-convnext", "small-vit",
+    )  # fmt: skip
     for name in recipe_names():
         assert load_config(name, seed=4).seed == 4
 
@@ -108,7 +113,7 @@ def test_refuses_bad_files(tmp_path: Path, text: str, match: str) -> None:
 def test_a_missing_file_gets_the_nearest_recipe() -> None:
     with pytest.raises(ConfigError, match="no recipe and no readable file 'digit' .*; did you mean 'digits'?"):
         read_yaml("digit")
-    with pytest.raises(ConfigError, match="recipes: cifar, digits, imagenet, small"):
+    with pytest.raises(ConfigError, match="recipes: cifar, digits, imagenet, "):
         read_yaml("no/such/file.yaml")
 
 

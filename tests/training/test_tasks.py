@@ -120,6 +120,27 @@ def test_every_recipe_builds_and_its_sites_are_there() -> None:
         assert all(site.startswith("backbone.") for site in names)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "ends", "count"),
+    [
+        ("small-vit", (".attn.proj", ".mlp.fc2"), 24),
+        ("small-convnext", (".mlp.fc2",), 12),
+        ("imagenet-vit-tiny", (".attn.proj", ".mlp.fc2"), 24),
+        ("imagenet-convnext", (".mlp.fc2",), 18),
+        ("imagenet-repvgg", ("_1x1.bn", "_kxk.bn"), 34),
+        ("imagenet-mobilenetv3", (".bn2", ".bn3"), 10),
+    ],
+)
+def test_backbones_have_the_sites_their_recipe_says(name: str, ends: tuple[str, ...], count: int) -> None:
+    config = load_config(name)
+    model = build_model(config, ImageSpec(classes=tuple("abcd"), channels=3, size=config.image_size))
+    names = list(sf.scales(model))
+    assert len(names) == count
+    assert {end for end in ends if any(site.endswith(end) for site in names)} == set(ends)
+    assert all(site.endswith(ends) for site in names)
+
+
 def test_pixel_measures_by_hand() -> None:
     logits = torch.zeros(1, 3, 2, 2)
     logits[0, 0, 0, 0] = logits[0, 1, 0, 1] = logits[0, 1, 1, 0] = logits[0, 2, 1, 1] = 9.0

@@ -18,14 +18,17 @@ def train(
         typer.Option(
             "-c",
             "--config",
-            help="A recipe (digits, small, cifar, imagenet), a YAML file, or a run; digits, or the run to resume, "
+            help="A recipe (digits, small, cifar, imagenet, shapes-segmentation, shapes-detection ...), a YAML file, or a "
+            "run; digits, or the run to resume, "
             "if not given.",
         ),
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any option; may be given again.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="digits, folder:PATH, cifar10, cifar100, stl10 ...")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, folder:PATH, cifar10 ...; shapes, voc:PATH, ade20k:PATH, coco:PATH.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A model's name.")] = None,
     attention: Annotated[str | None, typer.Option(help="Which channel attention.")] = None,
     form: Annotated[str | None, typer.Option(help="static (ASR), dynamic, both or none.")] = None,
