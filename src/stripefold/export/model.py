@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stripefold.errors import ExportError
-from stripefold.export.batch import batch_size, open_batch
+from stripefold.export.batch import batch_size
 from stripefold.export.program import capture
 from stripefold.export.report import ExportReport
 from stripefold.export.write import Form, samples_for, write_program, write_weights
@@ -88,10 +88,7 @@ def export_model(
             plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         program = capture(plain, example, dynamic_batch=dynamic_batch)
         samples = samples_for(example, inputs, dynamic_batch=dynamic_batch) if check else {}
-        shapes = open_batch(example) if dynamic_batch else None
-        outcome = write_program(
-            program, path, form, about=about, model=plain, samples=samples, shapes=shapes, opset=opset
-        )
+        outcome = write_program(program, path, form, about=about, model=plain, samples=samples, opset=opset)
     size = path.stat().st_size
     return ExportReport(path=path, form=form, about=about, bytes=size, folding=folding, outcome=outcome)
 

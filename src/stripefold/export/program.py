@@ -97,7 +97,6 @@ def save_onnx(
     path: Path,
     about: Mapping[str, Any],
     *,
-    shapes: Any = None,
     opset: int | None = None,
 ) -> None:
     """Write a program as one ONNX file.
@@ -106,7 +105,6 @@ def save_onnx(
         program: a captured program.
         path: the file.
         about: goes into the file's metadata.
-        shapes: what `open_batch` gave, for the name of the open dimension; None: all are fixed.
         opset: version of ONNX's operators; None is torch's own choice.
 
     Raises:
@@ -118,19 +116,29 @@ def save_onnx(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks about its own converters
-            onnx_program = torch.onnx.export(
-                program, dynamo=True, verbose=False, dynamic_shapes=shapes, opset_version=opset
-            )
+            onnx_program = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
     except ImportError as error:
         raise ExportError(f"ONNX needs more packages ({error}): pip install 'stripefold[export]'") from error
     except Exception as error:  # one class per version of torch
         raise ExportError(f"torch.onnx cannot write this model: {_first_line(error)}. Write .pt2 instead") from error
     assert onnx_program is not None
     graph = onnx_program.model.graph
+    _name_batch(graph)
     for node in graph:
         node.metadata_props.clear()  # stack traces: lines of the exporting machine's own files
     onnx_program.model.metadata_props[KEY] = json.dumps(dict(about))
     onnx_program.save(str(path), external_data=False)
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the open dimension ``batch``: torch leaves a symbol of its own there."""
+    sizes = [size for each in graph.inputs if each.shape is not None for size in each.shape]
+    symbols = {size.value for size in sizes if isinstance(getattr(size, "value", None), str)}  # the batch alone is open
+    values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
+    for shape in (value.shape for value in values if value.shape is not None):
+        for index, size in enumerate(shape):
+            if getattr(size, "value", None) in symbols:
+                shape[index] = "batch"
 
 
 def _first_line(error: BaseException) -> str:

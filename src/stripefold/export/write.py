@@ -54,7 +54,6 @@ def write_program(
     about: Mapping[str, Any],
     model: nn.Module,
     samples: Mapping[str, Example],
-    shapes: Any = None,
     opset: int | None = None,
 ) -> Outcome:
     """Write a captured program, read it back, and compare it with the eager model.
@@ -66,7 +65,6 @@ def write_program(
         about: kept in the file, except by ``aot``, which has no place for it.
         model: the eager model that was captured.
         samples: in words -> input to compare on; none: no check.
-        shapes: what `open_batch` gave; None: all are fixed.
         opset: version of the ONNX operators.
 
     Raises:
@@ -75,7 +73,7 @@ def write_program(
     """
     with atomic_path(path) as temporary:
         if form == "onnx":
-            save_onnx(program, temporary, about, shapes=shapes, opset=opset)
+            save_onnx(program, temporary, about, opset=opset)
         elif form == "aot":
             compile_package(program, temporary)
         else:
