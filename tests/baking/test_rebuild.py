@@ -28,7 +28,7 @@ class SE(nn.Module):
 
 
 class Mixed(TinyNet):
-    """Three gates: behind a convolution; between two nonlinearities, where nothing takes a constant; before the head."""
+    """Three gates: behind a convolution; between two nonlinearities, where nothing takes one; before the head."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -110,7 +110,8 @@ def _check_fingerprint(path: str, expected: Mapping[str, str], found: Mapping[st
 
 def _check_buildable(name: str, site: Site) -> None:
     """An adapter's gates are built by ``attach`` again, so they must be such that it can."""
-    kinds = {gate.attention.name for gate in site.gates} - set(attention_names())
+    gates: list[StaticGate | DynamicGate] = [*site.static_gates, *site.dynamic_gates]
+    kinds = {str(gate.attention.name) for gate in gates} - set(attention_names())
     if kinds or type(site) is not Site:
         what = f"of kind {sorted(kinds)[0]!r}" if kinds else "in the place of an attention module"
         raise AdapterError(
