@@ -28,6 +28,12 @@ def test_other_libraries_models(name: str, channels: int, size: int) -> None:
         assert model(torch.randn(2, channels, size, size)).shape == (2, 5)
 
 
+def test_options_reach_the_networks_constructor() -> None:
+    model = create_model("timm/vit_tiny_patch16_224", image_size=32, options={"patch_size": 4, "depth": 2})
+    assert (model.patch_embed.num_patches, len(model.blocks)) == (64, 2)
+    assert create_model("torchvision/resnet18", options={"width_per_group": 64}).layer1[0].conv1.out_channels == 64
+
+
 def test_torchvision_transformer_is_built_for_the_size() -> None:
     model = create_model("torchvision/vit_b_32", num_classes=3, image_size=64)
     assert model.image_size == 64
@@ -50,6 +56,9 @@ def test_each_near_name_is_told_once() -> None:
         ("torchvision/resnet18", {"in_channels": 1}, "takes 3 channels, the data has 1; set channels: 3"),
         ("torchvision/resnet18", {"pretrained": True}, "have 1000 classes, the data has 10"),
         ("resnet20", {"pretrained": True}, "'resnet20' has no published weights"),
+        ("resnet20", {"options": {"width": 8}}, "model_options are .'width': 8., but 'resnet20' takes none"),
+        ("timm/resnet10t", {"options": {"depth": 8}}, "timm cannot build 'resnet10t' with .*model_options .'depth': 8"),
+        ("torchvision/resnet18", {"options": {"depth": 8}}, "torchvision cannot build 'resnet18' with model_options"),
         ("timm/mixer_s32_224", {"image_size": -8}, "timm cannot build 'mixer_s32_224' with .*image_size -8"),
     ],
 )

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import stripefold as sf
 from stripefold.errors import ConfigError, VerifyError
+from stripefold.scenes import Shapes
 from stripefold.training import TrainConfig, evaluate, load_config, recipe_names, train
 from stripefold.training.agreement import DetectorReport, verify_detector, verify_task
 from stripefold.training.build import build_model
 from stripefold.training.data import ImageSpec, load_data
 from stripefold.training.detection import BoxMeasures
+from stripefold.training.loading import load_run
 from stripefold.training.results import EvalResult
 from stripefold.training.segmentation import PixelMeasures, Segmentation, pixel_loss
 from stripefold.training.task import Classification, mix
@@ -139,6 +142,35 @@ def test_backbones_have_the_sites_their_recipe_says(name: str, ends: tuple[str, 
     assert len(names) == count
     assert {end for end in ends if any(site.endswith(end) for site in names)} == set(ends)
     assert all(site.endswith(ends) for site in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["small-vit", "small-convnext"])
+def test_transformers_and_convnexts_train_by_command_and_fold_exactly(recipe: str, tmp_path: Path, capsys) -> None:
+    from stripefold.cli.app import run
+
+    draw_folder(tmp_path / "data")
+    words = ["train", "-c", recipe, "--data", f"folder:{tmp_path / 'data'}", "--epochs", "1", "--batch-size", "8"]
+    options = ("threads=1", "accelerator=cpu", "progress=none", "tensorboard=false")
+    assert (
+        run([*words, *(word for option in options for word in ("--set", option)), "--run-dir", str(tmp_path / "r")])
+        == 0
+    )
+    assert "Gates that never moved: none" in capsys.readouterr().out
+    trained = load_run(tmp_path / "r")
+    exact, images = trained.model.double().eval(), trained.spec.example().double()
+    folded = sf.fold(exact, example=images)
+    assert sf.verify(exact, folded, images).error <= 1e-10
+    assert sf.verify(exact, sf.detach(exact), images, raise_on_mismatch=False).error > 1e-3
+
+
+def draw_folder(root: Path) -> None:
+    """Two classes, eight training images and two test images each."""
+    scenes = Shapes(count=20, size=32, seed=0)
+    for index in range(20):
+        folder = root / ("train" if index < 16 else "test") / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scenes[index].image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
 
 
 def test_pixel_measures_by_hand() -> None:

@@ -1,7 +1,8 @@
 """Training runs: data, recipes, the loop, and what a run leaves behind.
 
-What: ``train(TrainConfig(...))`` trains a network with attention of the chosen form and leaves one folder: the resolved
-configuration, metrics, checkpoints, ``folded.safetensors`` and a summary; ``evaluate`` measures what such a run left.
+What: ``train(TrainConfig(...))`` trains a classifier, a segmentation network or a detector with attention of the chosen
+form and leaves one folder: the resolved configuration, metrics, checkpoints, ``folded.safetensors`` and a summary;
+``evaluate`` measures what such a run left; ``verify_detector`` compares two detectors.
 Paper: the CIFAR recipe is the one of its reference code; see ``recipes/cifar.yaml``.
 Why here: the loop itself is pytorch-lightning's. What this room adds is that a run which was killed and resumed ends
 with the same bits as one left alone: every random number is derived from (seed, epoch, step, index), so no random
@@ -16,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stripefold.training.agreement import verify_detector
     from stripefold.training.config import TrainConfig
     from stripefold.training.evaluation import evaluate
     from stripefold.training.recipe import load_config, recipe_names
@@ -30,9 +32,19 @@ _HOMES = {
     "EvalResult": "results",
     "train": "runner",
     "evaluate": "evaluation",
+    "verify_detector": "agreement",
 }
 
-__all__ = ["EvalResult", "TrainConfig", "TrainResult", "evaluate", "load_config", "recipe_names", "train"]
+__all__ = [
+    "EvalResult",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "load_config",
+    "recipe_names",
+    "train",
+    "verify_detector",
+]
 
 
 def __getattr__(name: str) -> Any:

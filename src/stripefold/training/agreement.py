@@ -22,9 +22,9 @@ class DetectorReport:
     Attributes:
         heads: Of the outputs before non-maximum suppression, judged by the numeric policy.
         detections: Final detections of both models.
-        agreeing: Share of them (1 where there are none) that have a partner in the other model: same image and class, every side of the box
-            within 0.01 pixel, the score within 0.001. A detection whose score lies within rounding of a threshold may
-            have none.
+        agreeing: Share of them (1 where there are none) that have a partner in the other model: same image and class,
+            every side of the box within 0.01 pixel, the score within 0.001. A detection whose score lies within
+            rounding of a threshold may have none.
         box_difference: Largest difference of a side among partners, in pixels.
         score_difference: Largest difference of a score among partners.
     """
