@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
+import stripefold
+
 
 def describe_environment(device: torch.device) -> dict[str, str | int]:
     """Return device, versions and threads as plain values for a result file."""
     return {
         "device": _device_name(device),
         "torch": torch.__version__,
-        "stripefold": _version("stripefold"),
+        "stripefold": stripefold.__version__,  # also where it runs from its source folder
         "timm": _version("timm"),
         "python": ".".join(map(str, sys.version_info[:3])),
         "threads": torch.get_num_threads(),
