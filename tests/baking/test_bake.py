@@ -333,7 +333,7 @@ def test_labels_where_they_are_needed() -> None:
         model, lambda: sf.bake_(model, unlabelled, max_drop=1), BakeError, "batch 0 of data has no class numb"
     )
     wrong = [(x, torch.full((8,), 9)) for x in unlabelled]
-    assert_refused(model, lambda: sf.bake_(model, wrong), BakeError, "labels up to 9 for logits")
+    assert_refused(model, lambda: sf.bake_(model, wrong), BakeError, "to 9 for logits")
     tune = sf.FineTune(steps=1)
     assert_refused(model, lambda: sf.bake_(model, unlabelled, finetune=tune), BakeError, "no class numbers to train on")
 

@@ -21,12 +21,13 @@ class Batches:
         data: see ``bake``.
         name: what the user calls it, for messages.
         model: what it is for.
+        arguments: how many entries of a tuple are arguments of the model; the labels come behind them.
 
     Raises:
         BakeError: data that can be read only once.
     """
 
-    def __init__(self, data: Any, name: str, model: nn.Module) -> None:
+    def __init__(self, data: Any, name: str, model: nn.Module, *, arguments: int = 1) -> None:
         if isinstance(data, Iterator):
             raise BakeError(
                 f"{name} is a {type(data).__name__}, which can be read only once, and baking reads it several times: "
@@ -35,6 +36,7 @@ class Batches:
         self.name = name
         self.data = data
         self._model = model
+        self._arguments = arguments
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches on the model's device, floating-point inputs in its dtype; labels stay on the CPU.
@@ -46,7 +48,7 @@ class Batches:
         device = torch.device("cpu") if like is None else like.device
         found = 0
         try:
-            for batch in batches(self.data, self._model):
+            for batch in batches(self.data, self._model, arguments=self._arguments):
                 found += 1
                 inputs = example_to(batch.inputs, device, None if like is None else like.dtype)
                 yield Batch(inputs, batch.labels, batch.size, batch.number)

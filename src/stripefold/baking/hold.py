@@ -69,7 +69,8 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) 
     """A hook on the module that returns the gate; without one, the whole attention's output is computed anew."""
     if gate.source is not None:
         key = f"source {gate.name}"
-        hook = _counted(calls, key, gate.source_call, lambda args, output: _replaced(gate, output, v))
+        which = gate.source_call, gate.source_calls
+        hook = _counted(calls, key, which, lambda args, output: _replaced(gate, output, v))
         return [model.get_submodule(gate.source).register_forward_hook(hook)]
     module = model.get_submodule(gate.where)
     kept: list[Tensor] = []
@@ -79,7 +80,8 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) 
         x = next(tensors_in((args, kwargs))).clone()
         kept[:] = [x * _along(v, x, gate.axis)]
 
-    after = _counted(calls, f"where {gate.name}", gate.where_call, lambda args, output: kept[0].to(output.dtype))
+    which = gate.where_call, gate.where_calls
+    after = _counted(calls, f"where {gate.name}", which, lambda args, output: kept[0].to(output.dtype))
     return [
         module.register_forward_pre_hook(before, with_kwargs=True),
         module.register_forward_hook(after),
@@ -87,13 +89,17 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) 
 
 
 def _counted(
-    calls: Counter[str], key: str, call: int, value: Callable[[Any, Tensor], Tensor]
+    calls: Counter[str], key: str, which: tuple[int, int], value: Callable[[Any, Tensor], Tensor]
 ) -> Callable[[nn.Module, Any, Any], Any]:
-    """A forward hook that acts on one of a module's calls within a run of the model."""
+    """A forward hook that acts on one of so many calls of a module within a run of the model.
+
+    The count goes round, because not every run starts with a call of the model: ``model.forward_features(x)`` does not.
+    """
+    call, of = which
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         calls[key] += 1
-        return value(args, output) if calls[key] == call + 1 else None
+        return value(args, output) if (calls[key] - 1) % of == call else None
 
     return hook
 

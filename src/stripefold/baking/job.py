@@ -29,7 +29,7 @@ from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.surgery.undisturbed import copy_buffers, undisturbed
 
 
 @dataclass
@@ -71,13 +71,14 @@ class Job:
         self, model: nn.Module, data: Any, example: Example | None, options: Options, *, in_place: bool = False
     ) -> None:
         self._model, self._options, self._in_place = model, options, in_place
-        self._data = Batches(data, "data", model)
+        arguments = len(example) if isinstance(example, tuple) and example else 1
+        self._data = Batches(data, "data", model, arguments=arguments)
         self._validation = self._data
         if options.validation is not None:
-            self._validation = Batches(options.validation, "validation", model)
+            self._validation = Batches(options.validation, "validation", model, arguments=arguments)
         self._training = self._data
         if options.finetune is not None and options.finetune.data is not None:
-            self._training = Batches(options.finetune.data, "the data of finetune", model)
+            self._training = Batches(options.finetune.data, "the data of finetune", model, arguments=arguments)
         self._given = example
         like = first_parameter(model)
         self._home = None if like is None or options.device is None else like.device
@@ -86,11 +87,15 @@ class Job:
     def __enter__(self) -> Job:
         if self._home is not None:
             self._model.to(self._options.device)
-        self._statistics = Statistics.of(m for m in self._model.modules() if isinstance(m, _BatchNorm))
+        modules = list(self._model.modules())
+        self._statistics = Statistics.of(m for m in modules if isinstance(m, _BatchNorm))
+        # A forward may write into buffers of its own, a counter say; new statistics are wanted, that is not.
+        self._buffers = Statistics.of(m for m in modules if not isinstance(m, _BatchNorm))
         return self
 
     def __exit__(self, *error: object) -> None:
         self._statistics.restore_()
+        self._buffers.restore_()
         self.at_home(self._model)
 
     def at_home(self, model: nn.Module) -> nn.Module:
@@ -104,6 +109,7 @@ class Job:
         with undisturbed(self._model):
             look = self._look(example)
             verdict = self._judge(look, metric)
+        self._buffers.restore_()
         descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
         self._recipe = Recipe(
             discovery=look.discovery, to=self._options.to, constants=verdict.constants, descriptors=descriptors
@@ -116,7 +122,7 @@ class Job:
         """Bake the model itself, as its copy was; nothing that could fail is left."""
         assert self._recipe is not None  # baked() comes first
         self._recipe.apply_(self._model)
-        self._statistics = Statistics(())
+        self._statistics = self._buffers = Statistics(())
 
     def _metric(self) -> Metric | None:
         options = self._options
@@ -209,6 +215,8 @@ class Job:
     def _measured(self, made: nn.Module, report: BakeReport, metric: Metric | None) -> BakeReport:
         """The report with what only the baked model can tell."""
         with undisturbed(made), undisturbed(self._model):
+            copy_buffers(made)
+            copy_buffers(self._model)
             after = None if metric is None else measured(metric, made, "of the baked model")
             speed = side_by_side(self._model, made, self._data.first()) if self._options.speed else None
         return replace(report, after=after, speed=speed)

@@ -72,17 +72,17 @@ def class_numbers(labels: Tensor | None, logits: Tensor, where: str) -> Tensor:
         where: the batch, for the message.
 
     Raises:
-        BakeError: there are none, or not one per row, or one beyond the classes.
+        BakeError: there are none, or not one per row, or one that is no class.
     """
     if labels is None:
         raise BakeError(
             f"{where} has no class numbers: give (images, labels) batches with labels (N,) of an integer type, or "
             "metric=, a function of the model, higher is better"
         )
-    if len(labels) != len(logits) or int(labels.max()) >= logits.shape[1]:
+    if len(labels) != len(logits) or int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
         raise BakeError(
-            f"{where} has {len(labels)} labels up to {int(labels.max())} for logits {tuple(logits.shape)}: are these "
-            "the data and the classes of this model?"
+            f"{where} has {len(labels)} labels from {int(labels.min())} to {int(labels.max())} for logits "
+            f"{tuple(logits.shape)}: are these the data and the classes of this model?"
         )
     return labels.to(logits.device)
 

@@ -19,7 +19,7 @@ from stripefold.surgery.graph import Graph
 
 @dataclass(frozen=True)
 class Statistics:
-    """The running statistics of some norms, to go back to.
+    """The buffers of some modules, running statistics first of all, to go back to.
 
     Attributes:
         saved: (buffer, its content) pairs.
@@ -28,9 +28,9 @@ class Statistics:
     saved: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, norms: Iterable[_BatchNorm]) -> Statistics:
+    def of(cls, modules: Iterable[nn.Module]) -> Statistics:
         """Remember them."""
-        buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        buffers = [buffer for module in modules for buffer in module.buffers(recurse=False)]
         return cls(tuple((buffer, buffer.clone()) for buffer in buffers))
 
     def restore_(self) -> None:

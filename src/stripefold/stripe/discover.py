@@ -32,7 +32,9 @@ class ChannelGate:
         axis: The channel axis of the scaled value, from 0.
         source: Dotted path of the module whose output is the gate, through views only; None where no module returns it.
         source_call: Which call of that module within one run of the model, from 0.
+        source_calls: How many calls of that module there are in one run of the model.
         where_call: Which call of ``where``, from 0.
+        where_calls: How many calls of ``where`` there are.
         whole: ``where`` is nothing but x -> x * v(x): its one input is the scaled value, its one output the product.
         split: Above 1: the gate weighs that many branches, which are summed up (SK, ResNeSt).
         product: The product's node in the trace's graph.
@@ -61,6 +63,8 @@ class ChannelGate:
     entry: str | None = None
     entry_call: int = 0
     rows_first: bool = True
+    source_calls: int = 1
+    where_calls: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +153,8 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
         source=source.name if source is not None else None,
         source_call=source.call if source is not None else 0,
         where_call=call.call if call is not None else 0,
+        source_calls=1 if source is None else _times(graph, source.name),
+        where_calls=_times(graph, where),
         whole=call is not None and _is_whole(graph, product, call),
         split=product.split,
         product=product.node,
@@ -165,6 +171,10 @@ def _call_of(graph: Graph, node: int, name: str) -> Visit | None:
     """The innermost call of a module during which a value was made."""
     calls = [visit for visit in graph.visits if visit.name == name and visit.first <= node < visit.last]
     return min(calls, key=lambda visit: visit.last - visit.first, default=None)
+
+
+def _times(graph: Graph, name: str) -> int:
+    return sum(visit.name == name for visit in graph.visits)
 
 
 def _source(graph: Graph, product: Product) -> Visit | None:

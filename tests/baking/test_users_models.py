@@ -1,0 +1,113 @@
+"""Figures must not depend on how a user's model, metric or data are written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stripefold as sf
+from stripefold.errors import BakeError
+from stripefold.folding.fuse import is_batchnorm
+from tests.baking.nets import SE, Net, before_conv
+from tests.lifecycle import images, prepared, snapshot
+
+
+class Counting(Net):
+    """Writes into buffers of its own whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(before_conv, se=SE())
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return super().forward(x)
+
+
+class WithMask(Net):
+    """Takes a second input, which it can do without."""
+
+    def __init__(self) -> None:
+        super().__init__(before_conv, se=SE(), norm=nn.BatchNorm2d(3))
+        self.body = lambda net, x: net.norm(net.conv(net.se(x))[:, :3])
+        self.out = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x if mask is None else x * mask)
+
+
+def made(model: nn.Module) -> nn.Module:
+    torch.manual_seed(3)
+    return prepared(model.double(), images(8, seed=30)).eval()
+
+
+def labelled() -> list[tuple[Tensor, Tensor]]:
+    return [(images(6, seed=k), torch.arange(6) % 4) for k in range(3)]
+
+
+def spread(run: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[nn.Module], float]:
+    """A metric over several batches, whichever entry of the model it calls."""
+
+    def metric(model: nn.Module) -> float:
+        with torch.no_grad():
+            return sum(float(run(model, x).abs().sum()) for x, _ in labelled())
+
+    return metric
+
+
+def test_a_metric_may_call_any_part_of_the_model() -> None:
+    model = made(Net(before_conv, se=SE()))
+    entries = {
+        "call": lambda m, x: m(x),
+        "forward": lambda m, x: m.forward(x),
+        "parts": lambda m, x: m.out(nn.functional.silu(m.body(m, m.bn(m.stem(x)))).mean((2, 3))),
+    }
+    reports = [
+        sf.bake(model, labelled(), metric=spread(run), max_drop=1e9, recalibrate=False)[1] for run in entries.values()
+    ]
+    for report in reports:
+        assert report.constant == pytest.approx(reports[0].constant, rel=1e-12)
+        assert report.sites[0].alone == pytest.approx(reports[0].sites[0].alone, rel=1e-12)
+        assert report.after == pytest.approx(report.constant, rel=1e-10)
+        assert abs(report.constant - report.before) > 1e-6
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_buffers_that_a_model_writes_to_stay(in_place: bool) -> None:
+    model = made(Counting())
+    model.runs.fill_(7)
+    before = snapshot(model)
+    if in_place:
+        sf.bake_(model, labelled(), max_drop=100)
+        baked = model
+    else:
+        baked, _ = sf.bake(model, labelled(), max_drop=100)
+        assert snapshot(model) == before
+    assert float(baked.runs) == 7
+
+
+def test_all_arguments_of_the_example_are_given_in_every_pass() -> None:
+    model = made(WithMask())
+    masks = [(images(6, seed=20 + k)[:, :1] > 0).double() for k in range(3)]
+    data = [(x, mask, labels) for (x, labels), mask in zip(labelled(), masks, strict=True)]
+    baked, report = sf.bake(model, data, example=(data[0][0], masks[0]), validation=data, recalibrate=True)
+    with torch.no_grad():
+        outputs = torch.cat([copy.deepcopy(model).eval()(x, mask) for x, mask, _ in data])
+        seen: list[Tensor] = []
+        norm = next(m for n, m in baked.named_modules() if is_batchnorm(m) and n == "norm")
+        norm.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        for x, mask, _ in data:
+            baked.eval()(x, mask)
+    right = outputs.argmax(1) == torch.cat([labels for *_, labels in data])
+    assert report.before == pytest.approx(100 * float(right.double().mean()))
+    assert torch.allclose(norm.running_mean, torch.cat(seen).mean((0, 2, 3)), rtol=1e-9)
+
+
+def test_a_label_that_is_no_class() -> None:
+    data = [(images(4), torch.tensor([0, 1, -100, 2]))]
+    with pytest.raises(BakeError, match="4 labels from -100 to 2 for logits"):
+        sf.bake(made(Net(before_conv, se=SE())), data, max_drop=100)
