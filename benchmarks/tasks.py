@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import platform
+import re
 import tempfile
 import time
 from datetime import date
@@ -30,6 +31,8 @@ from stripefold.training.evaluation import evaluate_model
 
 CLAIMS = {"shapes-segmentation": 0.6, "shapes-lraspp": 0.6, "shapes-detection": 0.5, "shapes-ssdlite": 0.5}
 """Recipe -> least score on held-out images: mIoU or mAP50."""
+PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
+MARKS = re.compile(r"(<!-- results: [^>]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 SECONDS = 600.0
 FLOAT64 = 1e-10
 
@@ -89,6 +92,29 @@ def missed(found: dict[str, Any], least: float) -> list[str]:
     return [claim for claim, held in holds.items() if not held]
 
 
+def render(results: list[dict[str, Any]]) -> str:
+    """The kept results as a Markdown table."""
+    lines = [
+        "| recipe | held-out images | without its gates | folded | error in float64 | agreeing detections | CPU time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in results:
+        word = "mAP50" if "map50" in found["measures"] else "mIoU"
+        agreeing = f"{found['agreeing']:.2%} of {found['detections']}" if "agreeing" in found else ""
+        lines.append(
+            f"| `{found['recipe']}` | {word} {found['score']:.4f} | {found['score_detached']:.4f} | "
+            f"{found['score_folded']:.4f} | {found['float64_error']:.0e} | {agreeing} | {found['cpu_seconds']:.0f} s |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_page(page: Path = PAGE, results: Path = RESULTS / "tasks") -> None:
+    """Put the table between its marks."""
+    found = [json.loads((results / f"{recipe}.json").read_text(encoding="utf-8")) for recipe in CLAIMS]
+    text = page.read_text(encoding="utf-8")
+    page.write_text(MARKS.sub(lambda marks: marks[1] + render(found) + marks[2], text), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=list(CLAIMS), help="which ones; all if none is named")
@@ -108,6 +134,8 @@ def main() -> None:
         if not options.quick:
             options.output.mkdir(parents=True, exist_ok=True)
             (options.output / f"{recipe}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if not options.quick and options.output == RESULTS / "tasks":
+        write_page()
 
 
 if __name__ == "__main__":

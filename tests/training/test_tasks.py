@@ -151,11 +151,9 @@ def test_transformers_and_convnexts_train_by_command_and_fold_exactly(recipe: st
 
     draw_folder(tmp_path / "data")
     words = ["train", "-c", recipe, "--data", f"folder:{tmp_path / 'data'}", "--epochs", "1", "--batch-size", "8"]
-    options = ("threads=1", "accelerator=cpu", "progress=none", "tensorboard=false")
-    assert (
-        run([*words, *(word for option in options for word in ("--set", option)), "--run-dir", str(tmp_path / "r")])
-        == 0
-    )
+    for option in ("threads=1", "accelerator=cpu", "progress=none", "tensorboard=false"):
+        words += ["--set", option]
+    assert run([*words, "--run-dir", str(tmp_path / "r")]) == 0
     assert "Gates that never moved: none" in capsys.readouterr().out
     trained = load_run(tmp_path / "r")
     exact, images = trained.model.double().eval(), trained.spec.example().double()

@@ -18,9 +18,8 @@ def train(
         typer.Option(
             "-c",
             "--config",
-            help="A recipe (digits, small, cifar, imagenet, shapes-segmentation, shapes-detection ...), a YAML file, or "
-            "a run; digits, or the run to resume, "
-            "if not given.",
+            help="A recipe (digits, small, cifar, imagenet, shapes-segmentation ...), a YAML file, or a run; digits, "
+            "or the run to resume, if not given.",
         ),
     ] = None,
     change: Annotated[
