@@ -79,23 +79,24 @@ def test_segmenters_fold(name: str, norm: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "frozen"])
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    ("name", "norm"), [*((name, "batch") for name in DETECTORS), ("fasterrcnn_resnet18_fpn", "frozen")]
+)
 def test_detectors_fold(name: str, norm: str) -> None:
     size, options, where = DETECTORS[name]
     images = scenes(size)
     model = create_detector(name, num_classes=4, image_size=size, options={"norm": norm, **options}).double()
     model = randomised(sf.attach(model, "se", where=where, example=images), images)
     folded = sf.fold(model, example=images)
-    heads = sf.verify(HeadOutputs(model), HeadOutputs(folded), images)
-    assert heads.error <= 1e-10
+    one = images[:1]  # the mask head computes much for each of its 21 boxes
+    assert sf.verify(HeadOutputs(model), HeadOutputs(folded), one).error <= 1e-10
     # Boxes, labels and scores as well, and there are some.
     assert sf.verify(model, folded, images).error <= 1e-10
     found = folded(images)
     assert all(len(each["boxes"]) for each in found)
     assert not torch.equal(found[0]["scores"][:5], found[1]["scores"][:5])
     with pytest.raises(VerifyError, match="NOT equivalent"):
-        sf.verify(HeadOutputs(model), HeadOutputs(sf.detach(model)), images)
+        sf.verify(HeadOutputs(model), HeadOutputs(sf.detach(model)), one)
 
 
 def test_the_residual_branches_of_a_detector_are_found() -> None:
