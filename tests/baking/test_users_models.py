@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.errors import BakeError
 from stripefold.folding.fuse import is_batchnorm
-from tests.baking.nets import SE, Net, before_conv
+from tests.baking.nets import SE, C, Net, before_conv, before_norm
 from tests.lifecycle import images, prepared, snapshot
 
 
@@ -74,6 +74,39 @@ def test_a_metric_may_call_any_part_of_the_model() -> None:
         assert report.sites[0].alone == pytest.approx(reports[0].sites[0].alone, rel=1e-12)
         assert report.after == pytest.approx(report.constant, rel=1e-10)
         assert abs(report.constant - report.before) > 1e-6
+
+
+def test_a_metric_may_leave_the_model_in_training_mode() -> None:
+    def score(model: nn.Module, after: bool) -> float:
+        model.eval()
+        with torch.no_grad():
+            value = sum(float(model(x).softmax(1)[range(6), labels].sum()) for x, labels in labelled())
+        model.train(after)
+        return value
+
+    baked = []
+    for after in (False, True):
+        torch.manual_seed(0)
+        net = Net(before_norm, se=SE(), norm=nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(C)))
+        options = {"recalibrate": True, "finetune": sf.FineTune(steps=3)}
+        baked.append(sf.bake(made(net), labelled(), metric=lambda m, after=after: score(m, after), **options))
+    (model, report), (other, other_report) = baked
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert report.after == other_report.after
+    assert report.recalibrated != report.constant
+
+
+def test_each_gate_is_measured_on_the_same_random_numbers() -> None:
+    drawn: list[float] = []
+
+    def metric(model: nn.Module) -> float:
+        drawn.append(float(torch.rand(())))
+        return 0.0
+
+    sf.bake(made(Net(before_conv, se=SE())), labelled(), metric=metric, max_drop=1)
+    assert len(drawn) > 3
+    assert len(set(drawn[:-1])) == 1  # the last one is of the baked model
 
 
 @pytest.mark.parametrize("in_place", [False, True])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stripefold.baking.batches import Batches
 from stripefold.errors import BakeError
 from stripefold.surgery.example import run_example
+from stripefold.surgery.undisturbed import undisturbed
 
 Metric = Callable[[nn.Module], float]
 """Takes a model in evaluation mode; higher is better."""
@@ -90,6 +91,9 @@ def class_numbers(labels: Tensor | None, logits: Tensor, where: str) -> Tensor:
 def measured(metric: Metric, model: nn.Module, when: str) -> float:
     """What the metric says, as a number.
 
+    A metric that ends with ``model.train()``, as validation in a training loop does, leaves no trace on what follows;
+    nor do the random numbers that a shuffling loader draws, so that each gate is measured on the same draws.
+
     Args:
         metric: the user's, or ``Accuracy``.
         model: in evaluation mode.
@@ -98,7 +102,8 @@ def measured(metric: Metric, model: nn.Module, when: str) -> float:
     Raises:
         BakeError: no finite number.
     """
-    value = metric(model)
+    with undisturbed(model):
+        value = metric(model)
     try:
         number = float(value)
     except (TypeError, ValueError):
