@@ -210,3 +210,24 @@ def test_a_product_that_cannot_be_told_from_another_is_left_out() -> None:
     both = [sf.observe(model, in_batches(x + shift, 12)) for shift in (20, -20)]
     lines = [line for report in both for line in report.unrecorded]
     assert lines == [": its product could not be told from others that ran, and was left out"]
+
+
+class OneByOne(nn.Module):
+    """Runs a network, or a part of one, on one sample at a time; the trace sees two of them."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.net, self.part = Stacked() if part == "source" else Gated(), part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.net(sample) for sample in x.split(1)])
+
+
+@pytest.mark.parametrize("part", ["source", "where"])
+def test_gates_that_run_more_often_than_in_the_trace_are_left_out(part: str) -> None:
+    model = seeded(OneByOne, part)
+    report = sf.observe(model, images().split(3))
+    assert report.layers == ()
+    assert len(report.unrecorded) == (4 if part == "source" else 2)
+    assert all("could not be told from others that ran" in line for line in report.unrecorded)
+    assert len(sf.observe(model, images().split(2)).layers) == len(report.unrecorded)

@@ -72,8 +72,18 @@ class Recording:
         return vectors(kept.tensor, kept.width, self.gates[index].name, batched=kept.batched)
 
     def differing(self) -> list[int]:
-        """Gates whose product could not be told apart: another number of its kind ran than in the trace."""
-        return [i for i, e in self._expected.items() if i in self._scales and self._products[i] != e.of_its_kind]
+        """Gates whose product could not be told apart: another number of its kind ran than in the trace.
+
+        So it is with a model that loops over the samples of a batch: the trace saw two of them.
+        """
+        products = [i for i, e in self._expected.items() if i in self._scales and self._products[i] != e.of_its_kind]
+        return products + [i for i in self._scales if not self._ran_as_often(self.gates[i])]
+
+    def _ran_as_often(self, gate: ChannelGate) -> bool:
+        """Whether the module that is watched for a gate was called as often as in the trace."""
+        if gate.source is not None:
+            return self._calls[f"source {gate.source}"] == gate.source_calls
+        return self._calls[f"where {gate.where}"] == gate.where_calls
 
     def _keep(self, tensor: Tensor, width: int, *, batched: bool = True) -> _Kept:
         if self._copied or tensor.is_inference():  # which counts no versions
