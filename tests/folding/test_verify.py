@@ -205,3 +205,22 @@ def test_a_model_that_cannot_be_copied() -> None:
     with pytest.raises(VerifyError, match="cannot be copied .*, so there is no float64 reference"):
         sf.verify(model, tiny(torch.float32), images())
     assert sf.verify(model.double(), tiny(torch.float32).double(), images()).passed
+
+
+class Finder(nn.Module):
+    """Returns what is above a threshold, as a detector does."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scores": x[x > 1] * self.gain}
+
+
+def test_nothing_found_is_nothing_compared() -> None:
+    with pytest.raises(VerifyError, match="return empty tensors only.*nothing was compared"):
+        sf.verify(Finder(1.0), Finder(2.0), torch.zeros(4))
+    assert sf.verify(Finder(1.0), Finder(1.0), torch.full((4,), 2.0)).passed
+    with pytest.raises(VerifyError, match="scores"):
+        sf.verify(Finder(1.0), Finder(2.0), torch.full((4,), 2.0))

@@ -82,7 +82,8 @@ def verify(
         raise_on_mismatch: raise, or only report.
 
     Raises:
-        VerifyError: the models differ, return different structures or values that are not finite, or differ in dtype.
+        VerifyError: the models differ, return different structures, values that are not finite or nothing but empty
+            tensors, or differ in dtype.
 
     Below float64 the truth is a float64 copy of ``model`` (with its own, rounded weights): an error is only an error
     if it is larger than what rounding does to the reference itself.
@@ -90,6 +91,7 @@ def verify(
     dtype = _common_dtype(model, other)
     with undisturbed(model), undisturbed(other):
         expected, found, layers = run_both(model, other, inputs, dtype)
+    _check_not_empty(expected, found)
     truth = expected if dtype == torch.float64 else _truth(model, place(model, inputs, dtype))
     noise = worst_error(expected, truth)[1]
     _check_finite(truth, noise, dtype)
@@ -139,6 +141,14 @@ def _truth(model: nn.Module, inputs: Example) -> dict[str, Tensor]:
         ) from error
     with undisturbed(exact):
         return compared(call(exact, place(exact, inputs, torch.float64)))
+
+
+def _check_not_empty(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    if not any(tensor.numel() for tensor in (*expected.values(), *found.values())):
+        raise VerifyError(
+            "both models return empty tensors only on this example (a detector that finds nothing in it, say): nothing "
+            "was compared. Give an example in which they find something; fold takes it as example="
+        )
 
 
 def _check_finite(outputs: Mapping[str, Tensor], noise: float, dtype: torch.dtype) -> None:
