@@ -46,6 +46,12 @@ def test_what_it_prints() -> None:
     assert "top-1: as given 90.00, with constants 89.50, BatchNorm re-estimated 89.75, returned 89.75" in flat
     assert "speed: 20.00 -> 15.00 ms for 32 images on cpu (0.750 x)" in lines
     assert lines[-1] == "a note"
+    assert any(line.startswith("index: ") and "std/|v|: " in line for line in lines)
+
+
+def test_our_own_gates_are_shown_whole() -> None:
+    made = report(sites=(site("layer1.0.bn2.gates.0.attention", kind="SqueezeExcitation"),))
+    assert "layer1.0.bn2.gates.0.attention     SqueezeExcitation" in str(made)
 
 
 def test_it_is_narrow() -> None:

@@ -141,6 +141,18 @@ def test_what_is_refused(run: Path, words: list[str], said: str, capsys: pytest.
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--report", "--output"])
+def test_a_place_that_cannot_be_is_told_before_the_work(
+    run: Path, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert baked(run, option, str(tmp_path / "file" / "deep" / "x.safetensors")) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "cannot write into" in printed.err
+    assert "choose another folder" in printed.err
+
+
 def test_a_file_that_is_there_stays(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "there.safetensors"
     output.write_text("mine", encoding="utf-8")

@@ -78,6 +78,7 @@ def test_a_dynamic_attention_stays(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["fold", str(both), "-o", str(output), "--fuse"]) == 2
     assert "keeps its dynamic attention" in capsys.readouterr().err
     assert main(["fold", str(both), "-o", str(output)]) == 0
+    assert "`stripefold bake` replaces it by constants" in capsys.readouterr().out
     assert main(["verify", str(both), str(output)]) == 0
     assert "equivalent in float32" in capsys.readouterr().out
 
@@ -102,6 +103,12 @@ def test_missing_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith("stripefold: ")
 
 
+def test_an_exported_program_is_no_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.onnx").write_bytes(b"onnx")
+    assert main(["verify", str(run), str(tmp_path / "net.onnx")]) == 2
+    assert "is an exported program" in capsys.readouterr().err
+
+
 def test_a_file_of_unknown_origin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from safetensors.torch import save_file
 
@@ -113,6 +120,12 @@ def test_a_file_of_unknown_origin(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "--run-dir", str(run)]) == 2
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_a_file_in_the_way_of_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["fold", str(run), "-o", str(tmp_path / "file" / "x.safetensors")]) == 2
+    assert "a file is in the way; choose another folder" in capsys.readouterr().err
 
 
 def test_free_folder(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def test_every_form_trains_and_evaluates(config: TrainConfig, form: str) -> None
     deployed = evaluate(result.folded_file)
     assert deployed.accuracy == result.deployed.accuracy == result.attached.accuracy
     assert (result.verification is not None) == (form == "both")
+    plain = "stripefold is not needed" in result.summary_file.read_text(encoding="utf-8")
+    assert plain == (form == "none")
     assert evaluate(result.run_dir).kind == ("backbone" if form == "none" else "attached")
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from stripefold.baking.report import BakeReport, SiteResult
 
 WIDTH = 100
-_NAME, _KIND = 38, 16
+_NAME, _KIND = 34, 20
 SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "dynamic": "dynamic"}
 
 
@@ -64,6 +64,7 @@ def _figures(report: BakeReport) -> list[str]:
         lines += _wrapped(f"{report.metric}: {', '.join(shown)}")
     if any(site.alone is not None for site in report.sites):
         lines.append("alone: change of the metric when this gate alone is constant")
+    lines.append("index: 1 where every image gets the same vector; std/|v|: deviation over images / mean of |v|")
     if report.max_drop is not None:
         lines.append(f"budget: the metric may fall by {report.max_drop:g} before any repair")
     if report.speed is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.cli.arguments import Device, Size, check_device
-from stripefold.cli.output import print_line
+from stripefold.cli.output import make_folder, print_line
 from stripefold.errors import BakeError, ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def bake(
 
     given = _given(source, data, weights, size, pretrained=pretrained)
     _check_to(given, to, output)
+    for folder in (report, None if output is None else output.parent):
+        if folder is not None:
+            make_folder(folder)
     calibration, test = _images(given, images, test_images)
     options: dict[str, Any] = {
         "constants": constants,
@@ -81,7 +84,6 @@ def bake(
     if max_drop is not None:
         print_line("The gates were chosen by the same test images that the figures are of.")
     if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
         print_line(f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
     if output is not None:
         print_line(f"written: {output} ({_save(given, model, made, output)})")
@@ -149,7 +151,6 @@ def _save(given: Deployable, model: nn.Module, made: BakeReport, output: Path) -
     import stripefold as sf
     from stripefold.baking.rebuild import KEY, structure
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     if made.to == "asr":
         if made.kept:
             raise BakeError(f"{made.kept[0].name!r} stays dynamic ({made.kept[0].why}): use bake in Python")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stripefold.cli.output import print_line, print_table
+from stripefold.cli.output import make_folder, print_line, print_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ def _write(reports: Sequence[Report], output: Path) -> None:
     from stripefold.atomic import write_text
     from stripefold.bench.chart import draw_deploy
 
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     write_text(output, json.dumps({"reports": [report.to_dict() for report in reports]}, indent=2) + "\n")
     print_line(f"written: {output}")
     picture = output.with_suffix(".png")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold.cli.output import print_line, print_table
+from stripefold.cli.output import make_folder, print_line, print_table
 from stripefold.errors import ConfigError, ExportError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def export(
     given = deployable(source, data=data, classes=classes, size=size, pretrained=pretrained)
     if int8 is not None:
         given.calibration_images()  # what is missing is told before anything is written
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     report = export_model(
         given.model,
         output,

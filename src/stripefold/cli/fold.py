@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stripefold.cli.output import print_line
+from stripefold.cli.output import make_folder, print_line
 from stripefold.errors import FoldError
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ def fold(
     plain, report = sf.fold(run.model, fuse=fuse, example=example, check=False if detects else "auto", report=True)
     check = verify_task("detection", run.model, plain, example) if detects else None
     kind: Kind = "fused" if fuse else "attached" if dynamic else "folded"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     sf.save_model(plain, output, kind=kind, extra=run.about)
     print_line(report)
+    if dynamic:
+        print_line("dynamic attention stays; `stripefold bake` replaces it by constants and says what that costs")
     if check is not None:
         print_line(check)
     print_line(f"written: {output} ({kind})")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from stripefold.errors import ConfigError
 
 PIPE_WIDTH = 160
 
@@ -30,6 +33,19 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         table.add_row(*row)
     # A pipe has no width of its own: never squeeze a table there.
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of what is to be written; commands that take minutes call it before the work.
+
+    Raises:
+        ConfigError: It cannot be made, or is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError) else error.strerror or error
+        raise ConfigError(f"cannot write into {folder}: {reason}; choose another folder") from error
 
 
 def print_line(text: object = "") -> None:

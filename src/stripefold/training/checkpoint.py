@@ -72,6 +72,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: If it is missing, damaged, holds anything but data, or is no training checkpoint.
     """
     path = Path(path)
+    if path.suffix in (".onnx", ".pt2"):
+        raise CheckpointError(
+            f"{path} is an exported program, which `stripefold export` compared before it wrote it; give a run's "
+            "folder, a .ckpt or a .safetensors file"
+        )
     if path.suffix == ".safetensors":
         raise CheckpointError(
             f"{path} is a weights file, not a training checkpoint; give checkpoints/last.ckpt of the run"

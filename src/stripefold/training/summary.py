@@ -44,7 +44,7 @@ def summary_text(result: TrainResult, rows: list[Row]) -> str:
         rows: One per epoch.
     """
     sections = [_title(result), _accuracy(result), _deployed(result), _gates(result.model), _time(result, rows)]
-    return "\n".join([*sections, _files(result)])
+    return "\n".join([*(section for section in sections if section), _files(result)])
 
 
 def _title(result: TrainResult) -> str:
@@ -113,8 +113,10 @@ def _time(result: TrainResult, rows: list[Row]) -> str:
 
 
 def _files(result: TrainResult) -> str:
+    stays = "the deployed weights; their dynamic attention needs stripefold, `stripefold bake` takes it out"
+    plain = "the deployed weights; load into the plain model, stripefold is not needed"
     rows = {
-        result.folded_file.name: "the deployed weights; load into the plain model, stripefold is not needed",
+        result.folded_file.name: stays if result.config.keeps_attention else plain,
         "checkpoints/last.ckpt": "the training model of the last epoch",
         "checkpoints/best.ckpt": f"the training model of epoch {result.best_epoch}",
         result.metrics_file.name: "one row per epoch",
