@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.errors import BakeError
 from stripefold.folding.fuse import is_batchnorm
-from tests.baking.nets import SE, C, Net, before_conv, before_norm
+from tests.baking.nets import SE, C, Net, before_conv, before_norm, in_a_row
 from tests.lifecycle import images, prepared, snapshot
 
 
@@ -138,6 +138,46 @@ def test_all_arguments_of_the_example_are_given_in_every_pass() -> None:
     right = outputs.argmax(1) == torch.cat([labels for *_, labels in data])
     assert report.before == pytest.approx(100 * float(right.double().mean()))
     assert torch.allclose(norm.running_mean, torch.cat(seen).mean((0, 2, 3)), rtol=1e-9)
+
+
+class BatchSE(SE):
+    """With a BatchNorm over one value per image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.norm(x.mean((2, 3))))[:, :, None, None]
+
+
+def test_a_last_batch_of_one_image_does_not_stop_auto() -> None:
+    model = made(Net(in_a_row, se=SE(), second=BatchSE()))
+    data = [*labelled(), (images(1), torch.zeros(1, dtype=torch.long))]
+    _, report = sf.bake(model, data)
+    assert report.norms == ()
+    assert any("BatchNorm statistics were not re-estimated: data has batches of a single" in n for n in report.notes)
+    with pytest.raises(BakeError, match="give larger batches"):
+        sf.bake(model, data, recalibrate=True)
+
+
+class Auxiliary(Net):
+    """A second classifier that training reads."""
+
+    def __init__(self) -> None:
+        super().__init__(before_conv, se=SE(), aux=nn.Linear(C, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return super().forward(x) + self.aux(self.se(self.bn(self.stem(x))).mean((2, 3)))
+
+
+def test_layers_that_only_training_runs_are_named() -> None:
+    _, report = sf.bake(made(Auxiliary()), labelled())
+    assert any(note.startswith("aux did not run in evaluation mode") for note in report.notes)
+    _, other = sf.bake(made(Net(before_conv, se=SE())), labelled())
+    assert not any("did not run" in note for note in other.notes)
 
 
 def test_a_label_that_is_no_class() -> None:

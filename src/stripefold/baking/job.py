@@ -153,6 +153,7 @@ class Job:
             raise BakeError(f"none of the {len(discovery.gates)} gates can be baked. {listed}")
         energy = energies(model, discovery.gates, self._data.first().inputs)
         notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
+        notes += _unseen(stripes.uncalled)
         may = {name: constants[name] for name in names}
         return Look(discovery, stripes, may, left, _priors(stripes, energy), notes)
 
@@ -224,6 +225,17 @@ class Job:
 
 def _priors(stripes: StripeReport, energy: Mapping[str, Tensor]) -> dict[str, float]:
     return {s.name: prior(s.mean, s.within_variance, energy.get(s.name)) for s in stripes.layers}
+
+
+def _unseen(layers: tuple[str, ...]) -> list[str]:
+    """What is to be said about layers that the traced run did not use."""
+    if not layers:
+        return []
+    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+    return [
+        f"{', '.join(layers[:3])}{more} did not run in evaluation mode: if training feeds such a layer with what a "
+        "gate scaled, a folded constant does not reach it"
+    ]
 
 
 def _name_of(metric: Metric) -> str:

@@ -18,6 +18,7 @@ from stripefold.baking.metric import Metric, measured
 from stripefold.baking.options import Options
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
+from stripefold.errors import BakeError
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.surgery.example import run_example
 
@@ -128,8 +129,14 @@ class Judge:
             return
         self._options.tell("BatchNorm statistics")
         before = Statistics.of(norms.values())
-        with self._holding(verdict.constants):
-            recalibrate_(self._model, norms, calibration)
+        try:
+            with self._holding(verdict.constants):
+                recalibrate_(self._model, norms, calibration)
+        except BakeError as error:
+            if wanted != "auto":
+                raise
+            verdict.notes.append(f"BatchNorm statistics were not re-estimated: {error}")
+            return
         value = self._measure(verdict.constants, "after BatchNorm was re-estimated")
         if wanted == "auto" and value is not None and verdict.constant is not None and value <= verdict.constant:
             before.restore_()

@@ -54,7 +54,7 @@ def observe(
         max_images: stop after that many.
         keep: how many images' scale vectors are kept for pictures, the first ones.
         by_class: also the mean of every class, and the share of the variance that the class explains; needs labels
-            (integers from 0).
+            (integers from 0). Of several vectors per image, those of one image must stand together, as frames do.
         progress: called after every batch with the number of images seen.
         process_group: merge over the processes of this group, each of which calls ``observe`` on its own share of the
             images; ``torch.distributed.group.WORLD`` for all. None stays in this process, also in a distributed run:
