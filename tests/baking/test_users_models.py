@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import MethodType
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import stripefold as sf
 from stripefold.errors import BakeError
 from stripefold.folding.fuse import is_batchnorm
 from tests.baking.nets import SE, C, Net, before_conv, before_norm, in_a_row
-from tests.lifecycle import images, prepared, snapshot
+from tests.lifecycle import assert_refused, images, prepared, snapshot
 
 
 class Counting(Net):
@@ -178,6 +179,23 @@ def test_layers_that_only_training_runs_are_named() -> None:
     assert any(note.startswith("aux did not run in evaluation mode") for note in report.notes)
     _, other = sf.bake(made(Net(before_conv, se=SE())), labelled())
     assert not any("did not run" in note for note in other.notes)
+
+
+def test_a_copy_that_would_run_the_modules_of_the_model_is_refused() -> None:
+    model = made(Net(before_conv, se=SE()))
+    se, fc = model.se, model.se.fc2
+    se.forward = MethodType(lambda self, x: SE.forward(self, x), se)  # goes with the copy
+    assert len(sf.bake(model, labelled())[1].baked) == 1
+    model.forward = lambda x: Net.forward(model, x)
+    for call in (sf.bake, sf.bake_):
+        assert_refused(
+            model, lambda call=call: call(model, labelled()), BakeError, "still runs 'stem' of the model itself"
+        )
+    del model.forward
+    model.conv.register_forward_hook(
+        lambda module, args, output: output + fc(output[:, :4].mean((2, 3)))[..., None, None]
+    )
+    assert_refused(model, lambda: sf.bake(model, labelled()), BakeError, "still runs 'se.fc2' of the model itself")
 
 
 def test_a_label_that_is_no_class() -> None:
