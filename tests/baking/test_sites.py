@@ -27,7 +27,7 @@ CASES = {
     "in place": (nets.before_sum, {"se": InPlace}, "backward", "backward into conv"),
     "behind a ReLU": (nets.behind_relu, {"se": SE}, "backward", r"backward into conv \(v >= 0\)"),
     "nowhere": (nets.nowhere, {"se": SE}, "multiply", "backward: 'silu' in the model itself.*forward: 'add'"),
-    "in the block's own forward": (nets.own_product, {"gate": GateOnly}, "multiply", "stands in the forward of ''|own"),
+    "in the block's own forward": (nets.own_product, {"gate": GateOnly}, "multiply", "the forward of 'the model'"),
     "before a norm": (nets.before_norm, {"se": SE, "norm": lambda: nn.BatchNorm2d(C)}, "forward", "in evaluation mode"),
     "on tokens": (nets.tokens, TOKEN_PARTS, "backward", "backward into norm"),
     "concatenated": (nets.joined, {"se": SE, "wide": lambda: nn.Conv2d(2 * C, C, 1)}, "forward", "forward into wide"),
@@ -125,6 +125,7 @@ def test_a_gate_that_nothing_returns_stays() -> None:
     (site,) = plan(model, discovery)
     assert site.how == "keep"
     assert "no module returns the gate" in site.why
+    assert "move that computation into a module of its own" in site.why
     assert not can_hold(site.gate)
     with (
         pytest.raises(BakeError, match="no module returns the gate"),

@@ -60,6 +60,11 @@ def test_wrong_use_is_one_line_and_status_two(words: list[str], line: str, capsy
     assert printed.count("\n") == 1
 
 
+def test_wrong_words_name_the_help_of_their_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["observe"]) == 2
+    assert "(stripefold observe --help)" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback() -> None:
     from stripefold.errors import ConfigError
 

@@ -65,7 +65,10 @@ def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
     visits = [v for v in graph.visits if v.name and len(v.outputs) == 1 and v.outputs[0] in chain]
     visits = [v for v in visits if not v.first <= gate.product < v.last]
     if not visits:
-        return f"no module returns the gate: {gate.where or 'the model'!r} computes it in its own forward"
+        return (
+            f"no module returns the gate: {gate.where or 'the model'!r} computes it in its own forward; move that "
+            "computation into a module of its own, an nn.Sequential say"
+        )
     visit = min(visits, key=lambda v: (v.first, -v.last))
     if _calls(graph, visit.name) > 1:
         return f"{visit.name!r}, which returns the gate, is called {_calls(graph, visit.name)} times"

@@ -156,7 +156,7 @@ def _targets(
     sides, ignoring = context
     graph = discovery.trace.graph
     if not place.whole:
-        return (), f"the product stands in the forward of {gate.where!r} itself and stays there"
+        return (), f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there"
     if not graph.outputs:
         return (), "what the model returns holds no tensor that the trace knows"
     back = backward(graph, gate.scaled, gate.axis, product=gate.product, sides=sides, ignoring=ignoring)

@@ -73,7 +73,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError):
         return WRONG_USE, _missing(error)
     if hasattr(error, "format_message"):  # the parser's own errors; their class moves between versions of typer
-        return WRONG_USE, f"{one_line(error.format_message())} (stripefold --help)"
+        where = getattr(getattr(error, "ctx", None), "command_path", None) or "stripefold"
+        return WRONG_USE, f"{one_line(error.format_message())} ({where} --help)"
     if isinstance(error, OSError):
         return FAILED, one_line(str(error))
     return FAILED, f"unexpected {type(error).__name__}: {one_line(str(error))} (--debug shows where)"
