@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 mpl.use("Agg")
-from matplotlib import colormaps
+from matplotlib import colormaps, ticker
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -42,7 +42,7 @@ def draw(observed: dict[str, Any], cost: dict[str, Any], runs: Path, folder: Pat
             _stripe_images(runs / f"{model}-se-seed0" / "stripes.safetensors", sites, folder)
         if cost:
             _sites(cost, folder)
-            _curves(cost, observed, folder)
+            _curves(cost, folder)
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -113,19 +113,21 @@ def _sites(cost: dict[str, Any], folder: Path) -> None:
             axes.set_title(f"SE-{model}")
             if name == "prior":
                 axes.set_xscale("log")
+                axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     grid[0][0].set_ylabel("change of test accuracy, %\nwhen baked alone")
     _depth_bar(figure, grid)
     _save(figure, folder / "bake_sites.png")
 
 
-def _curves(cost: dict[str, Any], observed: dict[str, Any], folder: Path) -> None:
+def _curves(cost: dict[str, Any], folder: Path) -> None:
     figure, grid = plt.subplots(1, len(cost), figsize=(5.5 * len(cost), 3.4), squeeze=False)
     for axes, (model, found) in zip(grid[0], cost.items(), strict=True):
         for order, color in ORDERS.items():
             _band(axes, found["curves"][order], color, order)
-        bare = observed.get(model, {}).get("test_accuracy", {}).get("bare")
+        bare = found["all_change"].get("bare backbone, trained as long")
         if bare is not None:
             axes.axhline(bare[0], color="0.4", linestyle=":", label="bare backbone")
+        axes.axhline(0, color="0.8", linewidth=0.8)
         end = len(found["sites"])
         marks = (
             ("constants, BatchNorm re-estimated", "^", "C4"),
@@ -134,12 +136,12 @@ def _curves(cost: dict[str, Any], observed: dict[str, Any], folder: Path) -> Non
             ("dynamic, all weights trained for one more epoch", "*", "0.6"),
         )
         for name, mark, color in marks:
-            if found["all"].get(name):
+            if found["all_change"].get(name):
                 at = 0 if name.startswith("dynamic") else end
-                axes.plot(at, found["all"][name][0], mark, color=color, label=name, markersize=6, linestyle="none")
+                axes.plot(at, found["all_change"][name][0], mark, color=color, label=name, markersize=6, linestyle="none")
         axes.set_title(f"SE-{model}")
         axes.set_xlabel("gates baked")
-    grid[0][0].set_ylabel("test accuracy, %")
+    grid[0][0].set_ylabel("change of test accuracy, %")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.tight_layout()
     figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -89,15 +89,27 @@ def _baked_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
             for name in ("prior", "within_over_mean", "stripe_index")
         },
         "curves": {
-            order: [spread(values) for values in zip(*(run["curves"][order] for run in runs), strict=True)]
+            order: [spread(changes) for changes in zip(*(_changes(run["curves"][order]) for run in runs), strict=True)]
             for order in runs[0]["curves"]
         },
-        "all": {key: spread(run["all"][key] for run in complete) for key in (complete[0]["all"] if complete else ())},
-        "all_change": {
-            key: spread(run["all"][key] - run["all"]["dynamic"] for run in complete)
-            for key in (complete[0]["all"] if complete else ())
-        },
+        **_all_of([run["all"] for run in runs if run["all"]]),
     }
+
+
+def _all_of(found: list[dict[str, float]]) -> dict[str, Any]:
+    """What was done with all gates baked: accuracy, its change run by run, and in how many runs it was measured."""
+    keys = list(dict.fromkeys(key for values in found for key in values))
+    have = {key: [values for values in found if key in values] for key in keys}
+    return {
+        "all": {key: spread(values[key] for values in have[key]) for key in keys},
+        "all_change": {key: spread(values[key] - values["dynamic"] for values in have[key]) for key in keys},
+        "all_runs": {key: len(have[key]) for key in keys},
+    }
+
+
+def _changes(values: Sequence[float]) -> list[float]:
+    """Against the network as it was given, run by run: what the seeds differ in from the start cancels."""
+    return [value - values[0] for value in values]
 
 
 def _site(name: str, rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -142,15 +154,22 @@ def _recipe(found: dict[str, Any], cost: dict[str, Any] | None) -> list[str]:
     )
     if cost is not None:
         ranks = ", ".join(f"{key.replace('_', ' ')} {_pm(value)}" for key, value in cost["rank_correlation"].items())
+        images = cost["images"]
+        text += (
+            f" Baked on {cost['device']}, torch {cost['torch']}: constants from {images['calibration']} training images, "
+            f"gates ordered by {images['validation']} held-out images, figures of {images['test']} test images, seeds "
+            f"{', '.join(map(str, cost['seeds']))}."
+        )
         text += f" Rank correlation with the cost of a gate alone: {ranks}."
     return [text]
 
 
 def _all_table(cost: dict[str, Any]) -> list[str]:
-    lines = ["| all gates | test accuracy, % | change |", "|---|---|---|"]
-    return lines + [
-        f"| {key} | {_pm(value)} | {_pm(cost['all_change'][key], sign=True)} |" for key, value in cost["all"].items()
-    ]
+    lines = ["| all gates | test accuracy, % | change | networks |", "|---|---|---|---|"]
+    for key, value in cost["all"].items():
+        runs, change = cost["all_runs"][key], cost["all_change"][key]
+        lines.append(f"| {key} | {_pm(value, runs=runs)} | {_pm(change, sign=True, runs=runs)} | {runs} |")
+    return lines
 
 
 def _site_table(cost: dict[str, Any]) -> list[str]:
@@ -166,9 +185,11 @@ def _site_table(cost: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _pm(value: list[float] | None, digits: int = 2, *, sign: bool = False) -> str:
+def _pm(value: list[float] | None, digits: int = 2, *, sign: bool = False, runs: int = 2) -> str:
     if value is None:
         return "-"
+    if runs == 1:
+        return f"{value[0]:{'+' if sign else ''}.{digits}f}"
     return f"{value[0]:{'+' if sign else ''}.{digits}f} ± {value[1]:.{digits}f}"
 
 
