@@ -141,6 +141,18 @@ def test_what_is_refused(run: Path, words: list[str], said: str, capsys: pytest.
     assert said in capsys.readouterr().err
 
 
+def test_other_classes_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for part, name in ((part, name) for part in ("train", "test") for name in "abcdefghij"):
+        (tmp_path / part / name).mkdir(parents=True)
+        Image.new("L", (16, 16), 90).save(tmp_path / part / name / "0.png")
+    assert baked(run, "--data", f"folder:{tmp_path}") == 0
+    assert "(a, b, c ...) are not those that" in capsys.readouterr().err
+    assert baked(run, "--data", "digits") == 0
+    assert "are not those" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--report", "--output"])
 def test_a_place_that_cannot_be_is_told_before_the_work(
     run: Path, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

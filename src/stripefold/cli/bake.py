@@ -13,6 +13,8 @@ from stripefold.cli.output import make_folder, print_line
 from stripefold.errors import BakeError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from stripefold.baking.finetune import FineTune
@@ -112,7 +114,23 @@ def _given(source: str, data: str | None, weights: Path | None, size: int | None
         )
     if any(isinstance(module, StaticGate) for module in given.model.modules()):
         raise BakeError(f"{source} has trainable gates: fold it first (stripefold fold), then bake what is left")
+    _warn_of_other_classes(given, source, data)
     return given
+
+
+def _warn_of_other_classes(given: Deployable, source: str, data: str | None) -> None:
+    """An accuracy on classes that the network never learned says nothing, and chooses gates all the same."""
+    trained, found = given.about.get("classes"), given.data.spec.classes if given.data is not None else ()
+    if data is not None and trained is not None and list(trained) != list(found):
+        print(
+            f"stripefold: the classes of {data} ({_some(found)}) are not those that {source} was trained on "
+            f"({_some(trained)}): the accuracy means little",
+            file=sys.stderr,
+        )
+
+
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:3]) + (" ..." if len(classes) > 3 else "")
 
 
 def _check_to(given: Deployable, to: str, output: Path | None) -> None:
