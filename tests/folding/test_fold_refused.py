@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import types
 import warnings
 
 import pytest
@@ -110,3 +111,14 @@ def test_layers_called_from_plain_containers() -> None:
     assert error(plain(images()), model(images())) <= 1e-10
     assert error(plain(images()), backbone(images())) > 1e-2
     assert error(sf.detach(model)(images()), backbone(images())) == 0
+
+
+def test_a_forward_that_holds_on_to_the_training_model() -> None:
+    """A closure survives the copy, so the folded model would go on with the gates of the other one."""
+    model = attached()
+    kind = type(model)
+    model.forward = lambda x: kind.forward(model, x)  # type: ignore[method-assign]
+    with pytest.raises(FoldError, match="still runs '.*' of the training model.*types.MethodType"):
+        sf.fold(model, example=images())
+    model.forward = types.MethodType(kind.forward, model)  # type: ignore[method-assign]
+    assert not isinstance(sf.fold(model, example=images()), tuple)

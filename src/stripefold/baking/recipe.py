@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.options import To
@@ -15,9 +14,8 @@ from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.warm import warm_
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import Discovery
-from stripefold.surgery.example import Example, example_to, run_example
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import copy_buffers, undisturbed
+from stripefold.surgery.borrowed import REMEDY, borrowed_module
+from stripefold.surgery.example import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,31 +80,9 @@ class Recipe:
 
 
 def _check_own(model: nn.Module, copied: nn.Module, example: Example) -> None:
-    """See that a copy runs its own modules: a ``forward`` that is a closure goes on with those of the model.
-
-    Raises:
-        BakeError: it does not; comparing the two would show nothing then.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    found: list[str] = []
-
-    def look(module: nn.Module, args: object) -> None:
-        if module in names:
-            found.append(names[module])
-
-    like = first_parameter(copied)
-    placed = example if like is None else example_to(example, like.device, like.dtype)
-    handle = register_module_forward_pre_hook(look)
-    try:
-        with undisturbed(model), undisturbed(copied):
-            copy_buffers(model)
-            copy_buffers(copied)
-            run_example(copied, placed)
-    finally:
-        handle.remove()
-    if found:
+    name = borrowed_module(copied, model, example)
+    if name is not None:
         raise BakeError(
-            f"a copy of {type(model).__name__} still runs {found[0]!r} of the model itself, so that nothing baked in "
-            "it would take effect: a forward or a hook that was put on a module holds on to it. Use types.MethodType "
-            "for a forward, and the hook's own argument for the module"
+            f"a copy of {type(model).__name__} still runs {name!r} of the model itself, so that nothing baked in it "
+            f"would take effect: {REMEDY}"
         )

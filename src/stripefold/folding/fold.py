@@ -15,6 +15,7 @@ from stripefold.folding.fuse import fuse_, trace_for_fuse
 from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldReport
 from stripefold.folding.verify import verify
+from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import forget_compiled, is_sharded, tensor_owners, unwrap_name
@@ -73,6 +74,7 @@ def fold(
     plain, made = _fold_in_place(_copied(model), fuse, example)
     if check is not False and example is not None:
         made = replace(made, verification=str(verify(model, plain, example)))
+        _check_own(model, plain, example)
     _announce(made)
     return (plain, made) if report else plain
 
@@ -116,6 +118,15 @@ def fold_(
     made = replace(made, verification=verification)
     _announce(made)
     return (plain, made) if report else plain
+
+
+def _check_own(model: nn.Module, plain: nn.Module, example: Example) -> None:
+    name = borrowed_module(plain, model, example)
+    if name is not None:
+        raise FoldError(
+            f"the folded copy of {type(model).__name__} still runs {name!r} of the training model, gates and all: "
+            f"{REMEDY}. Or fold in place: fold_(model, check=False)"
+        )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

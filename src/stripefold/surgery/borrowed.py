@@ -1,0 +1,53 @@
+"""See that a copy of a model runs its own modules.
+
+A ``forward`` or a hook that was put on a module and is a closure holds on to the model it was written for. A deep copy
+keeps the closure as it is, so the copy goes on with the original's modules, and what is done to its own has no effect.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.undisturbed import copy_buffers, undisturbed
+
+REMEDY = (
+    "a forward or a hook that was put on a module holds on to it. Use types.MethodType for a forward, and the hook's "
+    "own argument for the module"
+)
+
+
+def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> str | None:
+    """The dotted path of the first module of ``model`` that a run of its copy calls, or None; both stay as they are.
+
+    Args:
+        copied: a deep copy of ``model``, perhaps changed since.
+        model: what it was copied from.
+        example: input for the run, which is made only where something could hold on to a module.
+    """
+    if not any(_could_hold_on(module) for module in copied.modules()):
+        return None
+    names = {module: name for name, module in model.named_modules()}
+    found: list[str] = []
+
+    def look(module: nn.Module, args: object) -> None:
+        if module in names:
+            found.append(names[module])
+
+    like = first_parameter(copied)
+    placed = example if like is None else example_to(example, like.device, like.dtype)
+    handle = register_module_forward_pre_hook(look)
+    try:
+        with undisturbed(model), undisturbed(copied):
+            copy_buffers(model)
+            copy_buffers(copied)
+            run_example(copied, placed)
+    finally:
+        handle.remove()
+    return found[0] if found else None
+
+
+def _could_hold_on(module: nn.Module) -> bool:
+    return "forward" in module.__dict__ or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
