@@ -44,6 +44,8 @@ CALIBRATION = 5120
 TUNE_RATE = 0.01
 """the rate at which all weights train for one more epoch, falling to 0 along a cosine"""
 CONSTANT_RATE = 0.01
+REPAIRED = 9
+"""points of the curve, beside its start, at which the repairs are made"""
 
 
 class Augmented:
@@ -133,11 +135,31 @@ def measure(plan: Plan, folder: Path, data: Cifar) -> Iterator[dict[str, Any]]:
             "last to first": trial.curve(trial.names[::-1], constants),
         },
         "all": {},
+        "repaired": {},
     }
     yield found
     for name, value in _all_baked(trial, means, plan, folder):
         found["all"][name] = value
         yield found
+    for name, values in repaired(trial, order, constants):
+        found["repaired"][name] = values
+        yield found
+
+
+def repaired(
+    trial: Trial, order: Sequence[str], constants: Mapping[str, Tensor]
+) -> Iterator[tuple[str, list[tuple[int, float]]]]:
+    """The curve of an order again, as (gates baked, test accuracy), with each repair made at every point of it."""
+    counts = sorted({round(len(order) * step / REPAIRED) for step in range(REPAIRED + 1)})
+    held = {count: {name: constants[name] for name in order[:count]} for count in counts}
+    yield (
+        "BatchNorm re-estimated",
+        [(count, _recalibrated(trial, values, trial.crops)) for count, values in held.items()],
+    )
+    yield (
+        "constants trained for one epoch",
+        [(count, trial.accuracy(_tuned_constants(trial, values) if values else {})) for count, values in held.items()],
+    )
 
 
 def _load(plan: Plan, folder: Path, device: torch.device) -> nn.Module:

@@ -124,6 +124,9 @@ def _curves(cost: dict[str, Any], folder: Path) -> None:
     for axes, (model, found) in zip(grid[0], cost.items(), strict=True):
         for order, color in ORDERS.items():
             _band(axes, found["curves"][order], color, order)
+        for (name, points), color in zip(found["repaired"].items(), ("C4", "C3"), strict=False):
+            counts, changes = [point[0] for point in points], [point[1] for point in points]
+            axes.plot(counts, changes, ".--", color=color, label=f"cheapest first, {name}")
         bare = found["all_change"].get("bare backbone, trained as long")
         if bare is not None:
             axes.axhline(bare[0], color="0.4", linestyle=":", label="bare backbone")
@@ -138,7 +141,9 @@ def _curves(cost: dict[str, Any], folder: Path) -> None:
         for name, mark, color in marks:
             if found["all_change"].get(name):
                 at = 0 if name.startswith("dynamic") else end
-                axes.plot(at, found["all_change"][name][0], mark, color=color, label=name, markersize=6, linestyle="none")
+                axes.plot(
+                    at, found["all_change"][name][0], mark, color=color, label=name, markersize=6, linestyle="none"
+                )
         axes.set_title(f"SE-{model}")
         axes.set_xlabel("gates baked")
     grid[0][0].set_ylabel("change of test accuracy, %")

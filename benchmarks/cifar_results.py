@@ -75,7 +75,6 @@ def baked(results: Runs) -> dict[str, Any]:
 
 def _baked_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     names = [site["name"] for site in runs[0]["sites"]]
-    complete = [run for run in runs if run["all"]]
     return {
         "device": runs[0]["device"],
         "torch": runs[0]["torch"],
@@ -92,8 +91,23 @@ def _baked_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
             order: [spread(changes) for changes in zip(*(_changes(run["curves"][order]) for run in runs), strict=True)]
             for order in runs[0]["curves"]
         },
+        "repaired": _repaired_of([run for run in runs if run.get("repaired")]),
         **_all_of([run["all"] for run in runs if run["all"]]),
     }
+
+
+def _repaired_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per repair: (gates baked, change of the accuracy and its spread, number of runs), cheapest gates first."""
+    made: dict[str, Any] = {}
+    for name in dict.fromkeys(name for run in runs for name in run["repaired"]):
+        have = [run for run in runs if name in run["repaired"]]
+        points = zip(*(run["repaired"][name] for run in have), strict=True)
+        befores = [run["before"]["test"] for run in have]
+        made[name] = [
+            [point[0][0], *spread(value - before for (_, value), before in zip(point, befores, strict=True)), len(have)]
+            for point in points
+        ]
+    return made
 
 
 def _all_of(found: list[dict[str, float]]) -> dict[str, Any]:
@@ -139,7 +153,7 @@ def page(observed: dict[str, Any], cost: dict[str, Any]) -> str:
     for model, found in observed.items():
         lines += [f"## {model}", "", *_recipe(found, cost.get(model)), ""]
         if model in cost:
-            lines += [*_all_table(cost[model]), "", *_site_table(cost[model]), ""]
+            lines += [*_all_table(cost[model]), "", *_site_table(cost[model]), "", *_repaired_table(cost[model]), ""]
     pictures = ("stripes_over_epochs", "stripe_images", "bake_sites", "bake_curves")
     lines += [f"![{name.replace('_', ' ')}]({name}.png)\n" for name in pictures if (FOLDER / f"{name}.png").exists()]
     return "\n".join(lines).rstrip() + "\n"
@@ -156,9 +170,9 @@ def _recipe(found: dict[str, Any], cost: dict[str, Any] | None) -> list[str]:
         ranks = ", ".join(f"{key.replace('_', ' ')} {_pm(value)}" for key, value in cost["rank_correlation"].items())
         images = cost["images"]
         text += (
-            f" Baked on {cost['device']}, torch {cost['torch']}: constants from {images['calibration']} training images, "
-            f"gates ordered by {images['validation']} held-out images, figures of {images['test']} test images, seeds "
-            f"{', '.join(map(str, cost['seeds']))}."
+            f" Baked on {cost['device']}, torch {cost['torch']}: constants from {images['calibration']} training "
+            f"images, gates ordered by {images['validation']} held-out ones, figures of {images['test']} test images, "
+            f"seeds {', '.join(map(str, cost['seeds']))}."
         )
         text += f" Rank correlation with the cost of a gate alone: {ranks}."
     return [text]
@@ -169,6 +183,21 @@ def _all_table(cost: dict[str, Any]) -> list[str]:
     for key, value in cost["all"].items():
         runs, change = cost["all_runs"][key], cost["all_change"][key]
         lines.append(f"| {key} | {_pm(value, runs=runs)} | {_pm(change, sign=True, runs=runs)} | {runs} |")
+    return lines
+
+
+def _repaired_table(cost: dict[str, Any]) -> list[str]:
+    """Change of test accuracy by number of gates baked, the cheapest first; a repair is made anew at every point."""
+    curve = cost["curves"]["cheapest first"]
+    repairs = {name: {point[0]: point[1:] for point in points} for name, points in cost["repaired"].items()}
+    if not repairs:
+        return []
+    runs = {name: next(iter(points.values()))[2] for name, points in repairs.items()}
+    titles = [f"{name} ({runs[name]} networks)" for name in repairs]
+    lines = ["| gates baked, cheapest first | change | " + " | ".join(titles) + " |", "|---" * (2 + len(repairs)) + "|"]
+    for count in next(iter(repairs.values())):
+        cells = [_pm(points[count][:2], sign=True, runs=points[count][2]) for points in repairs.values()]
+        lines.append(f"| {count} | {_pm(curve[count], sign=True)} | {' | '.join(cells)} |")
     return lines
 
 

@@ -102,11 +102,16 @@ def test_baked_and_drawn(images: Path, runs: Path, tmp_path: Path, monkeypatch: 
     assert found["all"]["baked and folded"] == found["all"]["constants"]
     assert all(curve[-1] == found["all"]["constants"] for curve in found["curves"].values())
     assert {len(curve) for curve in found["curves"].values()} == {4}
+    assert [count for count, _ in found["repaired"]["BatchNorm re-estimated"]] == [0, 1, 2, 3]
+    assert found["repaired"]["BatchNorm re-estimated"][-1][1] == found["all"]["constants, BatchNorm re-estimated"]
+    trained = "constants trained for one epoch"
+    assert found["repaired"][trained][-1][1] == found["all"][trained]
     (tmp_path / "resnet8-se-seed0.json").write_text(json.dumps(found), encoding="utf-8")
     monkeypatch.setattr(cifar_results, "FOLDER", tmp_path / "results")
     cifar_results.main(["--runs", str(runs), "--baked", str(tmp_path)])
     page = (tmp_path / "results" / "README.md").read_text(encoding="utf-8")
     assert "| layer3.0.bn2 | 64 |" in page
+    assert "| gates baked, cheapest first | change | BatchNorm re-estimated (1 networks) |" in page
     for name in ("stripes_over_epochs", "bake_sites", "bake_curves"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 5000
 

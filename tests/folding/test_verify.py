@@ -224,3 +224,13 @@ def test_nothing_found_is_nothing_compared() -> None:
     assert sf.verify(Finder(1.0), Finder(1.0), torch.full((4,), 2.0)).passed
     with pytest.raises(VerifyError, match="scores"):
         sf.verify(Finder(1.0), Finder(2.0), torch.full((4,), 2.0))
+
+
+def test_fold_says_that_nothing_was_compared() -> None:
+    with pytest.warns(UserWarning, match="folding without a check: both models return empty tensors"):
+        _, report = sf.fold(Finder(1.0), example=torch.zeros(4), report=True)
+    assert report.verification == "not checked"
+    with pytest.raises(VerifyError, match="nothing was compared"):
+        sf.fold(Finder(1.0), example=torch.zeros(4), check=True)
+    with pytest.warns(UserWarning, match="folding without a check"):
+        sf.fold_(Finder(1.0), example=torch.zeros(4))

@@ -14,7 +14,7 @@ from stripefold.folding.biases import plan_biases
 from stripefold.folding.fuse import fuse_, trace_for_fuse
 from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldReport
-from stripefold.folding.verify import verify
+from stripefold.folding.verify import NothingComparedError, verify
 from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
@@ -73,7 +73,7 @@ def fold(
     example = _example(model, example, check, fuse)
     plain, made = _fold_in_place(_copied(model), fuse, example)
     if check is not False and example is not None:
-        made = replace(made, verification=str(verify(model, plain, example)))
+        made = replace(made, verification=_verified(model, plain, example, check))
         _check_own(model, plain, example)
     _announce(made)
     return (plain, made) if report else plain
@@ -111,13 +111,23 @@ def fold_(
     example = _example(model, example, check, fuse)
     verification = _NOT_CHECKED
     if check is not False and example is not None:
-        verification = str(verify(model, _fold_in_place(_copied(model), fuse, example)[0], example))
+        verification = _verified(model, _fold_in_place(_copied(model), fuse, example)[0], example, check)
     elif fuse:
         trace_for_fuse(model, example)  # what can fail comes before the first change
     plain, made = _fold_in_place(model, fuse, example)
     made = replace(made, verification=verification)
     _announce(made)
     return (plain, made) if report else plain
+
+
+def _verified(model: nn.Module, plain: nn.Module, example: Example, check: Check) -> str:
+    try:
+        return str(verify(model, plain, example))
+    except NothingComparedError as error:
+        if check is True:
+            raise
+        warnings.warn(f"folding without a check: {error}", stacklevel=3)
+        return _NOT_CHECKED
 
 
 def _check_own(model: nn.Module, plain: nn.Module, example: Example) -> None:

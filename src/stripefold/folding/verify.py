@@ -23,6 +23,10 @@ FLOORS = {torch.float32: 1e-6, torch.float16: 8 * 2**-10, torch.bfloat16: 8 * 2*
 """Smallest tolerance per dtype: about eight roundings, for outputs that happen to be hit by hardly any."""
 
 
+class NothingComparedError(VerifyError):
+    """Both outputs are empty: neither a match nor a mismatch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EquivalenceReport:
     """What ``verify`` measured; errors are the largest difference over the largest value of the truth.
@@ -145,7 +149,7 @@ def _truth(model: nn.Module, inputs: Example) -> dict[str, Tensor]:
 
 def _check_not_empty(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     if not any(tensor.numel() for tensor in (*expected.values(), *found.values())):
-        raise VerifyError(
+        raise NothingComparedError(
             "both models return empty tensors only on this example (a detector that finds nothing in it, say): nothing "
             "was compared. Give an example in which they find something; fold takes it as example="
         )
