@@ -18,7 +18,7 @@ from stripefold.folding.verify import NothingComparedError, verify
 from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import forget_compiled, is_sharded, tensor_owners, unwrap_name
+from stripefold.surgery.modules import forget_compiled, is_sharded, tensor_owners, unwrap_name, unwrapped
 
 Check = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"
@@ -142,11 +142,8 @@ def _check_own(model: nn.Module, plain: nn.Module, example: Example) -> None:
 def _unwrapped(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise FoldError(f"fold needs an nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
     wrapper = unwrap_name(model)
-    if wrapper == "OptimizedModule":
-        return _unwrapped(model._orig_mod)  # type: ignore[arg-type]
-    if wrapper in ("DistributedDataParallel", "DataParallel"):
-        return _unwrapped(model.module)  # type: ignore[arg-type]
     if wrapper is not None or is_sharded(model):
         raise FoldError(
             f"cannot fold a sharded model ({wrapper or 'FSDP2'}): gather it first. Take the full state dict "

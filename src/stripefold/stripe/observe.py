@@ -19,7 +19,7 @@ from stripefold.stripe.recording import Recording
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example, example_to, run_example
 from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.modules import first_parameter, is_sharded, unwrap_name, wrapped_inside
+from stripefold.surgery.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
 from stripefold.surgery.undisturbed import copy_buffers, to_device, undisturbed
 
 Progress = Callable[[int], None]
@@ -224,11 +224,8 @@ def _check_labels(batch: Batch) -> None:
 def _unwrapped(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ObserveError(f"observe needs an nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
     wrapper = unwrap_name(model)
-    if wrapper == "OptimizedModule":
-        return _unwrapped(model._orig_mod)  # type: ignore[arg-type]
-    if wrapper in ("DistributedDataParallel", "DataParallel"):
-        return _unwrapped(model.module)  # type: ignore[arg-type]
     if wrapper is not None or is_sharded(model):
         raise ObserveError(
             f"cannot observe a model wrapped in {wrapper or 'FSDP2 (fully_shard)'}: its modules cannot be looked into. "

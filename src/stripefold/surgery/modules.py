@@ -140,3 +140,13 @@ def first_parameter(model: nn.Module) -> torch.Tensor | None:
         if tensor.is_floating_point():
             return tensor
     return None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, DDP and DataParallel, which hold it whole; other wrappers are left on."""
+    wrapper = unwrap_name(model)
+    if wrapper == "OptimizedModule":
+        return unwrapped(model._orig_mod)  # type: ignore[arg-type]
+    if wrapper in ("DistributedDataParallel", "DataParallel"):
+        return unwrapped(model.module)  # type: ignore[arg-type]
+    return model
