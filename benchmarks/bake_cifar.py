@@ -45,7 +45,7 @@ TUNE_RATE = 0.01
 """the rate at which all weights train for one more epoch, falling to 0 along a cosine"""
 CONSTANT_RATE = 0.01
 REPAIRED = 9
-"""points of the curve, beside its start, at which the repairs are made"""
+"""points of the curve, beside its start, at which the repairs are made; `--points` takes fewer"""
 
 
 class Augmented:
@@ -107,7 +107,7 @@ class Trial:
         return [self.accuracy({name: constants[name] for name in order[:count]}) for count in range(len(order) + 1)]
 
 
-def measure(plan: Plan, folder: Path, data: Cifar) -> Iterator[dict[str, Any]]:
+def measure(plan: Plan, folder: Path, data: Cifar, points: int = REPAIRED) -> Iterator[dict[str, Any]]:
     """What is known about one run: first each gate and the curves, then the repairs as well, which take longer."""
     device = data.test.images.device
     trial = Trial(_load(plan, folder, device), data, plan.seed)
@@ -122,6 +122,7 @@ def measure(plan: Plan, folder: Path, data: Cifar) -> Iterator[dict[str, Any]]:
         "run": plan.name,
         "model": plan.model,
         "seed": plan.seed,
+        "trained": _training_of(folder / plan.name),
         "device": describe_device(device),
         "torch": torch.__version__,
         "stripefold": sf.__version__,
@@ -141,16 +142,22 @@ def measure(plan: Plan, folder: Path, data: Cifar) -> Iterator[dict[str, Any]]:
     for name, value in _all_baked(trial, means, plan, folder):
         found["all"][name] = value
         yield found
-    for name, values in repaired(trial, order, constants):
+    for name, values in repaired(trial, order, constants, points):
         found["repaired"][name] = values
         yield found
 
 
+def _training_of(folder: Path) -> dict[str, Any]:
+    """How the network was trained, for the page: epochs, device, precision."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return {"epochs": metrics["epochs"][-1]["epoch"], **metrics["environment"]}
+
+
 def repaired(
-    trial: Trial, order: Sequence[str], constants: Mapping[str, Tensor]
+    trial: Trial, order: Sequence[str], constants: Mapping[str, Tensor], points: int = REPAIRED
 ) -> Iterator[tuple[str, list[tuple[int, float]]]]:
     """The curve of an order again, as (gates baked, test accuracy), with each repair made at every point of it."""
-    counts = sorted({round(len(order) * step / REPAIRED) for step in range(REPAIRED + 1)})
+    counts = sorted({round(len(order) * step / points) for step in range(points + 1)})
     held = {count: {name: constants[name] for name in order[:count]} for count in counts}
     yield (
         "BatchNorm re-estimated",
@@ -262,7 +269,7 @@ def run(job: tuple[argparse.Namespace, Plan]) -> None:
         half = data.validation.part(torch.arange(min(options.judged // 2, len(data.validation))))
         data = replace(data, test=data.test.part(first), validation=half)
     options.out.mkdir(parents=True, exist_ok=True)
-    for result in measure(plan, options.runs, data):
+    for result in measure(plan, options.runs, data, options.points):
         (options.out / f"{plan.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         done = next(reversed(result["all"].items()), "gates and curves")
         print(f"{plan.name}: {time.perf_counter() - start:.0f} s, {done}", flush=True)
@@ -281,6 +288,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--judged", type=int, help="test images in use, the same random choice everywhere; default: all"
     )
+    parser.add_argument("--points", type=int, default=REPAIRED, help="of the curve at which the repairs are made")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import tarfile
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ import stripefold as sf
 from benchmarks.cifar_data import Cifar, Normalise, augment, load_cifar
 from benchmarks.stripes_record import StripeRecord
 from benchmarks.train_graph import Step
+from stripefold.bench.environment import describe_environment
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.1, 0.9, 1e-4
 OBSERVED = 512
@@ -62,17 +62,19 @@ class Plan:
 class Run:
     """One network in training: its step, what was measured, and where it is written."""
 
-    def __init__(self, plan: Plan, data: Cifar, out: Path, *, graph: bool) -> None:
+    def __init__(self, plan: Plan, data: Cifar, out: Path, *, graph: bool, half: bool = False) -> None:
         device = data.train.images.device
         self.plan, self.data, self.out = plan, data, out / plan.name
         self.model = plan.build().to(device)
+        if device.type == "cpu":
+            self.model.to(memory_format=torch.channels_last)  # a sixth faster there
         self.epochs: list[dict[str, Any]] = []
         self.stripes = StripeRecord(self.model) if plan.attention != "bare" else None
         optimizer = torch.optim.SGD(
             self.model.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=device.type == "cuda" or None
         )
         shape = (min(BATCH, len(data.train)), *data.train.images.shape[1:])
-        self.step = Step(self.model, optimizer, shape, prepare=Normalise(device), device=device, graph=graph)
+        self.step = Step(self.model, optimizer, shape, prepare=Normalise(device), device=device, graph=graph, half=half)
         self._pool = (data.train.images, data.train.labels)
 
     @property
@@ -185,9 +187,13 @@ def synchronise() -> None:
 
 def describe_device(device: torch.device) -> str:
     """The accelerator's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    return str(describe_environment(device)["device"])
+
+
+def _precision(on_gpu: bool, half: bool) -> str:
+    if half:
+        return "trained under autocast to bfloat16"
+    return "float32, convolutions in TF32" if on_gpu else "float32"
 
 
 def pack(out: Path, plans: Sequence[Plan]) -> None:
@@ -213,6 +219,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="from the start of the script")
     parser.add_argument("--limit", type=int, help="use so many images only: does it run?")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bfloat16", action="store_true", help="train under autocast to bfloat16")
     parser.add_argument("--no-graph", action="store_true", help="launch every kernel from Python")
     parser.add_argument("--pack", action="store_true", help="also write one tar file for each model and seed")
     return parser.parse_args(arguments)
@@ -228,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "device": describe_device(device),
         "torch": torch.__version__,
         "stripefold": sf.__version__,
-        "precision": "float32, convolutions in TF32" if on_gpu else "float32",
+        "precision": _precision(on_gpu, options.bfloat16),
     }
     data = load_cifar(options.data, limit=options.limit).to(device)
     print(
@@ -241,7 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         group = plans[first : first + abreast]
         left = options.budget_seconds - (time.perf_counter() - begin)
         deadline = time.perf_counter() + left * len(group) / (len(plans) - first)
-        runs = [Run(plan, data, options.out, graph=on_gpu and not options.no_graph) for plan in group]
+        graph = on_gpu and not options.no_graph
+        runs = [Run(plan, data, options.out, graph=graph, half=options.bfloat16) for plan in group]
         print(f"{len(group)} runs stand after {time.perf_counter() - begin:.0f} s", flush=True)
         train(runs, options.epochs, deadline, environment)
     if options.pack:

@@ -26,6 +26,7 @@ class Step:
         prepare: bytes to the network's input.
         device: where everything lies.
         graph: capture (needs CUDA); else every step is launched as it is.
+        half: compute under autocast to bfloat16; parameters and loss stay float32.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Step:
         prepare: Callable[[Tensor], Tensor],
         device: torch.device,
         graph: bool,
+        half: bool = False,
     ) -> None:
         self.batch = shape[0]
         self._model, self._optimizer, self._prepare = model, optimizer, prepare
@@ -44,6 +46,7 @@ class Step:
         self._labels = torch.zeros(shape[0], dtype=torch.long, device=device)
         self._loss = torch.zeros((), device=device)
         self._steps = 0
+        self._half = half
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream(device) if graph else None
         if graph:
@@ -79,7 +82,9 @@ class Step:
         return mean
 
     def _backward(self) -> None:
-        loss = F.cross_entropy(self._model(self._prepare(self._images)), self._labels)
+        with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False):
+            logits = self._model(self._prepare(self._images))
+        loss = F.cross_entropy(logits.float(), self._labels)
         loss.backward()
         self._loss += loss.detach()
 
