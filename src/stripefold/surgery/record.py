@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripefold.surgery.graph import Call, Graph, Node, Role
 from stripefold.surgery.operations import FACTORIES, LOOKUPS, OVERWRITES, RECURRENT, WEIGHTED
+from stripefold.surgery.shapes import run
 from stripefold.surgery.values import Values, key_of, spread_of, storage_of, tensors_in
 from stripefold.surgery.visits import Visits
 
@@ -143,7 +144,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then note it."""
-        result = func(*args, **(kwargs := kwargs or {}))
+        result = run(func, args, kwargs := kwargs or {})
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         written = _written(func, args, kwargs)
         if self._frame is not None:
@@ -218,16 +219,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             inputs = (index,) if complete else (old, index)
             roles = [self.graph.nodes[i].role for i in inputs]
             role: Role = "activation" if "activation" in roles else roles[-1]
-            before = self.graph.nodes[old]
-            node = Node(
-                kind="operation",
-                name="write",
-                inputs=inputs,
-                role=role,
-                shape=key[2],
-                spread=before.spread,
-                where=self.path,
-            )
+            node = Node(kind="operation", name="write", inputs=inputs, role=role, where=self.path)
+            node = replace(node, shape=key[2], spread=self.graph.nodes[old].spread)
             self.values.replace(key, self.graph.add(node))
 
 
