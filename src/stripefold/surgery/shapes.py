@@ -15,14 +15,15 @@ def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     On the meta device torch decomposes a BatchNorm in Python, half a millisecond each: a third of the time that the
     trace of a network of many BatchNorms takes.
     """
-    if function is _BATCHNORM and not kwargs and _is_plain(*args[:6]):
+    if function is _BATCHNORM and not kwargs and _is_plain(args):
         return torch.empty_like(args[0]), torch.empty_like(args[3]), torch.empty_like(args[3])
     return function(*args, **kwargs)
 
 
-def _is_plain(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool) -> bool:
+def _is_plain(args: tuple[Any, ...]) -> bool:
     """Whether a BatchNorm in evaluation mode has meta tensors that fit; any other is left to torch and its errors."""
-    if training or mean is None or variance is None or x.dim() < 2:
+    x, *given, training = args[:6]
+    if training or given[2] is None or given[3] is None or x.dim() < 2:
         return False
-    vectors = [tensor for tensor in (weight, bias, mean, variance) if tensor is not None]
+    vectors = [tensor for tensor in given if tensor is not None]
     return all(tensor.is_meta and tensor.shape == x.shape[1:2] for tensor in vectors) and bool(x.is_meta)
