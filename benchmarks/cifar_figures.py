@@ -34,12 +34,13 @@ ORDERS = {"cheapest first": "C0", "first to last": "C1", "last to first": "C2"}
 SHOWN = {"resnet20": ("layer1.1.bn2", "layer2.2.bn2", "layer3.2.bn2")}
 
 
-def draw(observed: dict[str, Any], cost: dict[str, Any], runs: Path, folder: Path) -> None:
-    """Write all pictures that there are numbers for."""
+def draw(observed: dict[str, Any], cost: dict[str, Any], runs: Path | None, folder: Path) -> None:
+    """Write all pictures that there are numbers for; without the runs, those of the stripes stay."""
     with plt.rc_context(STYLE):
-        _over_epochs(observed, folder)
-        for model, sites in SHOWN.items():
-            _stripe_images(runs / f"{model}-se-seed0" / "stripes.safetensors", sites, folder)
+        if runs is not None:
+            _over_epochs(observed, folder)
+            for model, sites in SHOWN.items():
+                _stripe_images(runs / f"{model}-se-seed0" / "stripes.safetensors", sites, folder)
         if cost:
             _sites(cost, folder)
             _curves(cost, folder)

@@ -114,6 +114,11 @@ def test_baked_and_drawn(images: Path, runs: Path, tmp_path: Path, monkeypatch: 
     assert "| gates baked, cheapest first | change | BatchNorm re-estimated (1 networks) |" in page
     for name in ("stripes_over_epochs", "bake_sites", "bake_curves"):
         assert (tmp_path / "results" / f"{name}.png").stat().st_size > 5000
+    assert "Baking: 2 epochs, seeds 0" in page
+    observed = (tmp_path / "results" / "stripes.json").read_bytes()
+    cifar_results.main(["--baked", str(tmp_path)])  # other networks baked: what was observed stays
+    assert (tmp_path / "results" / "stripes.json").read_bytes() == observed
+    assert (tmp_path / "results" / "README.md").read_text(encoding="utf-8") == page
 
 
 @pytest.mark.slow
