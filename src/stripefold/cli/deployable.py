@@ -58,7 +58,7 @@ class Deployable:
             raise DataError(f"int8 needs images to calibrate on, and {self.without}; name them with --data")
         if not isinstance(self.data.train, TrainingImages) or not isinstance(self.data.test, PlainImages):
             raise DataError("int8 is for classifiers: its accuracy is measured. Export without --quantize")
-        return PlainImages(self.data.train.images, self.data.test.transform)
+        return PlainImages(self.data.train.images, self.data.test.pixels, self.data.test.normalise)
 
     def calibration(self, count: int, batch: int = 32) -> Iterator[Tensor]:
         """Training images as the test images are prepared, (N, C, H, W): the same random choice every time.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from stripefold.errors import ConfigError
+from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.values import LOWER, check_range, coerce
 
 Task = Literal["classification", "segmentation", "detection"]
@@ -31,7 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # What may differ between a run and its continuation: none of it changes the numbers.
 FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
-MAPPINGS = ("attention_options", "branch_options", "model_options")
+MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class TrainConfig:
         warmup_epochs: Epochs over which the rate rises linearly from near 0; at most half of the run.
         label_smoothing: Share of the target spread over all classes, 0 up to below 1; not for detection.
         mixup: Both parameters of the beta distribution by which two images are mixed; 0 mixes none.
+        batch_noise: Noise in every BatchNorm while training, such as ``{"kind": "random", "scale": 0.3}``; empty is none.
         gradient_clip: Largest norm of the whole gradient; 0 leaves it alone.
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
         channels_last: Whether images and weights lie channel last in memory.
@@ -136,6 +138,7 @@ class TrainConfig:
     warmup_epochs: int = 0
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    batch_noise: Mapping[str, Any] = field(default_factory=dict)
     gradient_clip: float = 0.0
     precision: Precision = "32"
     channels_last: bool = False
@@ -171,6 +174,8 @@ class TrainConfig:
             raise ConfigError(f"nesterov is True; it needs sgd with momentum (optimizer {self.optimizer!r})")
         if self.resume and self.run_dir is None:
             raise ConfigError("resume is True, but run_dir is None; name the folder of the run to go on with")
+        if BatchNoise.read(self.batch_noise) is not None and self.compile:
+            raise ConfigError("batch_noise is put in by hooks, which compile would leave out; set compile to false")
         if self.task != "classification":
             self._check_scenes()
 

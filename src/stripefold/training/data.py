@@ -78,19 +78,35 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
 
     Args:
         images: Where the images come from.
-        transform: From an image as it lies there to the network's input (C, size, size).
+        pixels: From an image as it lies there to one of the network's size (C, size, size), in 0..1.
+        normalise: From there to the network's input.
+        change: What happens to an image in between; None is nothing.
     """
 
-    def __init__(self, images: Images, transform: transforms.Transform) -> None:
+    def __init__(
+        self,
+        images: Images,
+        pixels: transforms.Transform,
+        normalise: transforms.Transform,
+        *,
+        change: transforms.Change | None = None,
+    ) -> None:
         self.images = images
-        self.transform = transform
+        self.pixels = pixels
+        self.normalise = normalise
+        self.change = change
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
-        return self.transform(image), label
+        image = self.pixels(image)
+        return self.normalise(image if self.change is None else self.change(image, index)), label
+
+    def changed(self, change: transforms.Change | None) -> PlainImages:
+        """The same images with something done to each before it is normalised."""
+        return PlainImages(self.images, self.pixels, self.normalise, change=change)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +146,9 @@ def load_data(config: TrainConfig) -> Data:
     after: transforms.Transform = functools.partial(transforms.normalise, *_statistics(source, channels))
     middle: transforms.Transform = functools.partial(transforms.fit, size, share=source.middle)
     train_steps = [*before, *_augmentation(config.augmentation, size), after]
-    test_steps = [*before, middle, after]
     return Data(
         train=TrainingImages(choose(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
-        test=PlainImages(choose(source.test, config.limit_test), transforms.compose(test_steps)),
+        test=PlainImages(choose(source.test, config.limit_test), transforms.compose([*before, middle]), after),
         spec=spec,
     )
 

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as lightning
@@ -19,10 +20,12 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
 from stripefold.errors import ConfigError, TrainingError
+from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.build import build_model
 from stripefold.training.checkpoint import SafeCheckpointIO, read_checkpoint, write_failure
 from stripefold.training.data import Data, evaluation_loader, load_data, training_loader
 from stripefold.training.finish import finish
+from stripefold.training.noisy import batch_norms, training_noise
 from stripefold.training.observing import StripeCallback, check_observable, run_observer
 from stripefold.training.paths import RunPaths, open_run
 from stripefold.training.record import EpochRecord
@@ -69,6 +72,8 @@ def train(config: TrainConfig) -> TrainResult:
     with _threads(config.threads), torch.random.fork_rng(devices=[]):
         model = build_model(config, data.spec, images=_calibration_images(data, config))
         check_observable(model, data, config)
+        if config.batch_noise:
+            batch_norms(model)  # refuses a network that cannot take it, before anything is written
         paths = open_run(config)
         observer = run_observer(data, config, paths.stripes)
         record = EpochRecord(
@@ -121,13 +126,14 @@ def _fit(
     steps = len(loader)
     task = make_task(config, model, classes=len(data.spec.classes), steps_per_epoch=steps)
     last = record.paths.last
-    with _quiet(), _plain_errors(record.paths):
-        trainer = _trainer(config, record, observer)
+    noise = training_noise(model, BatchNoise.read(config.batch_noise), config.seed)
+    with _quiet(), _plain_errors(record.paths), noise as extra:
+        trainer = _trainer(config, [record, *([observer] if observer else []), *extra], record.paths.root)
         trainer.fit(task, loader, evaluation_loader(data, config), ckpt_path=str(last) if last.exists() else None)
     record.write_table()
 
 
-def _trainer(config: TrainConfig, record: EpochRecord, observer: StripeCallback | None) -> lightning.Trainer:
+def _trainer(config: TrainConfig, callbacks: list[lightning.Callback], root: Path) -> lightning.Trainer:
     bar = _progress(config) == "bar"
     try:
         return lightning.Trainer(
@@ -136,14 +142,14 @@ def _trainer(config: TrainConfig, record: EpochRecord, observer: StripeCallback 
             devices=1,
             precision="32-true" if config.precision == "32" else config.precision,
             gradient_clip_val=config.gradient_clip or None,
-            callbacks=[record, *([observer] if observer else []), *([TQDMProgressBar(refresh_rate=10)] if bar else [])],
+            callbacks=[*callbacks, *([TQDMProgressBar(refresh_rate=10)] if bar else [])],
             plugins=[SafeCheckpointIO()],
             logger=False,
             enable_progress_bar=bar,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            default_root_dir=record.paths.root,
+            default_root_dir=root,
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(

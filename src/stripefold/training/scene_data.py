@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from stripefold.errors import ConfigError, DataError
 from stripefold.scenes import IGNORED, Scene, Scenes, Shapes
 from stripefold.training.images import choice
 from stripefold.training.seeding import Key, derive_seed
-from stripefold.training.transforms import normalise, resize, scale_to_unit
+from stripefold.training.transforms import Change, Transform, normalise, resize, scale_to_unit
 
 if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
@@ -75,13 +76,16 @@ class Fitting:
     size: int
     masks: bool = False
 
-    def __call__(self, scene: Scene, *, flip: bool, train: bool) -> tuple[Tensor, Target]:
+    def __call__(
+        self, scene: Scene, *, flip: bool, train: bool, change: Transform | None = None
+    ) -> tuple[Tensor, Target]:
         """Image (3, size, size) and its target.
 
         Args:
             scene: What a reader gave.
             flip: Whether to mirror it left and right.
             train: Whether groups of objects are left out, as training does; a test marks them.
+            change: What happens to the image (3, h, w) in 0..1 before it is normalised and padded.
 
         Raises:
             DataError: If the scene lacks what the task needs.
@@ -91,6 +95,7 @@ class Fitting:
         inner = (max(1, round(height * scale)), max(1, round(width * scale)))
         image = scale_to_unit(scene.image)
         image = image if inner == (height, width) else resize(inner, image).clamp(0, 1)
+        image = image if change is None else change(image)
         if self.task == "segmentation":
             return self._with_classes(scene, normalise(*STATISTICS, image), flip)
         ratio = torch.tensor([inner[1] / width, inner[0] / height] * 2)
@@ -169,17 +174,24 @@ class PlainScenes(Dataset[tuple[Tensor, Target]]):
     Args:
         scenes: Where they come from.
         fitting: How they become the network's input.
+        change: What happens to an image before it is normalised; None is nothing.
     """
 
-    def __init__(self, scenes: Scenes, fitting: Fitting) -> None:
+    def __init__(self, scenes: Scenes, fitting: Fitting, *, change: Change | None = None) -> None:
         self.scenes = scenes
         self.fitting = fitting
+        self.change = change
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        return self.fitting(self.scenes[index], flip=False, train=False)
+        change = None if self.change is None else functools.partial(self.change, index=index)
+        return self.fitting(self.scenes[index], flip=False, train=False, change=change)
+
+    def changed(self, change: Change | None) -> PlainScenes:
+        """The same scenes with something done to each image before it is normalised."""
+        return PlainScenes(self.scenes, self.fitting, change=change)
 
 
 @dataclass(frozen=True)
