@@ -37,13 +37,14 @@ ROOM_LEVEL = {
     "training": 6,
     "bench": 6,
     "export": 6,
+    "robustness": 6,
     "cli": 7,
     "__main__": 8,
 }
 CORE = {room for room, level in ROOM_LEVEL.items() if level < 5}
-# baking builds on the observation of stripe and on the gates of asr, bench times what export runs; everything else
-# on its row stands alone.
-ALLOWED_ASIDE = {("baking", "stripe"), ("baking", "asr"), ("bench", "export")}
+# baking builds on the observation of stripe and on the gates of asr, bench times what export runs, robustness compares
+# training's runs; everything else on its row stands alone.
+ALLOWED_ASIDE = {("baking", "stripe"), ("baking", "asr"), ("bench", "export"), ("robustness", "training")}
 
 
 def run_python(code: str) -> str:

@@ -8,7 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from stripefold.cli import attention, bake, bench, branches, demo, evaluate, export, fold, observe, sites, train, verify
+from stripefold.cli import (
+    attention,
+    bake,
+    bench,
+    branches,
+    demo,
+    evaluate,
+    export,
+    fold,
+    observe,
+    robustness,
+    sites,
+    train,
+    verify,
+)
 from stripefold.cli.entry import CommandInterruptedError
 
 
@@ -41,6 +55,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify.verify,
     "observe": observe.observe,
     "bake": bake.bake,
+    "robustness": robustness.robustness,
     "export": export.export,
     "bench": bench.bench,
     "attention": attention.attention,

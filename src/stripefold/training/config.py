@@ -79,7 +79,7 @@ class TrainConfig:
         warmup_epochs: Epochs over which the rate rises linearly from near 0; at most half of the run.
         label_smoothing: Share of the target spread over all classes, 0 up to below 1; not for detection.
         mixup: Both parameters of the beta distribution by which two images are mixed; 0 mixes none.
-        batch_noise: Noise in every BatchNorm while training, such as ``{"kind": "random", "scale": 0.3}``; empty is none.
+        batch_noise: Noise in BatchNorm while training, such as ``{"kind": "random", "scale": 0.3}``; empty is none.
         gradient_clip: Largest norm of the whole gradient; 0 leaves it alone.
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
         channels_last: Whether images and weights lie channel last in memory.

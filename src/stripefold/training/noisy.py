@@ -70,7 +70,7 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
         ConfigError: If there is none, or one of a type that does not show what it normalised.
     """
     found = {name: layer.module for name, layer in backbone_layers(model).items()}
-    norms = {name: module for name, module in found.items() if isinstance(module, _BatchNorm)}
+    norms: dict[str, nn.Module] = {name: module for name, module in found.items() if isinstance(module, _BatchNorm)}
     for name, module in norms.items():
         if type(module) not in EXACT:
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,8 +185,9 @@ class PlainScenes(Dataset[tuple[Tensor, Target]]):
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        change = None if self.change is None else functools.partial(self.change, index=index)
-        return self.fitting(self.scenes[index], flip=False, train=False, change=change)
+        change = self.change
+        told = None if change is None else lambda image: change(image, index)
+        return self.fitting(self.scenes[index], flip=False, train=False, change=told)
 
     def changed(self, change: Change | None) -> PlainScenes:
         """The same scenes with something done to each image before it is normalised."""
