@@ -1,35 +1,40 @@
 """Backbone, + SE and ASR(SE), trained with and without noise in BatchNorm, under every disturbance.
 
 Small networks trained briefly on a part of the CIFAR-10 images, on one thread of a CPU: it shows what the command gives
-and which differences are larger than the spread over seeds at this size; it is no statement about networks of the
-paper's size. Everything is a function of the seeds, so a rerun on the same machine gives the same figures.
+and which differences are larger than the spread over the seeds at this size. It says nothing about networks of the
+paper's size. Runs that are there already are taken as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
 from stripefold.robustness import RobustnessReport, measure_robustness, write_robustness
-from stripefold.robustness.report import in_percent
+from stripefold.robustness.report import CLEAN, in_percent
 from stripefold.training import TrainConfig, train
 
 FOLDER = RESULTS / "robustness"
 PAGE = Path(__file__).parents[1] / "docs" / "robustness.md"
-FORMS = ("none", "dynamic", "static")
+MARKS = re.compile(r"(<!-- results: [^>]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 NOISES: dict[str, dict[str, Any]] = {
     "quiet": {},
-    # The very noise of severity 3 of batch-random and batch-constant.
+    # The very noise of severity 3 of batch-random and of batch-constant.
     "random": {"kind": "random", "scale": 0.3, "shift": 0.3},
     "constant": {"kind": "constant", "scale": 0.3, "shift": 0.3},
 }
-KINDS = {"quiet": None, "random": ["batch-constant", "batch-random"], "constant": ["batch-constant", "batch-random"]}
-IMAGES = 500
+FORMS = {"quiet": ("none", "dynamic", "static"), "random": ("none", "static"), "constant": ("none", "static")}
+SEEDS = {"quiet": (0, 1, 2), "random": (0, 1), "constant": (0, 1)}
+BATCH = ["batch-constant", "batch-random"]
+KINDS = {"quiet": None, "random": BATCH, "constant": BATCH}
+SEVERITIES = (1, 3, 5)
 
 
 def configure(data: Path, form: str, noise: str, seed: int, **changes: Any) -> TrainConfig:
@@ -38,7 +43,7 @@ def configure(data: Path, form: str, noise: str, seed: int, **changes: Any) -> T
         "data": f"folder:{data}",
         "image_size": 32,
         "limit_train": 2500,
-        "limit_test": IMAGES,
+        "limit_test": 500,
         "augmentation": "crop-flip",
         "model": "resnet8",
         "form": form,
@@ -57,11 +62,11 @@ def configure(data: Path, form: str, noise: str, seed: int, **changes: Any) -> T
     return TrainConfig(**{**values, **changes})
 
 
-def train_all(data: Path, runs: Path, noise: str, seeds: Sequence[int], **changes: Any) -> list[Path]:
+def train_all(data: Path, runs: Path, noise: str, **changes: Any) -> list[Path]:
     """Train what is not there yet; returns the runs' folders."""
     folders = []
-    for form in FORMS:
-        for seed in seeds:
+    for form in FORMS[noise]:
+        for seed in SEEDS[noise]:
             folder = runs / noise / f"{form}-{seed}"
             if not (folder / "summary.md").is_file():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -71,21 +76,69 @@ def train_all(data: Path, runs: Path, noise: str, seeds: Sequence[int], **change
     return folders
 
 
-def measure(folders: Sequence[Path], noise: str, **changes: Any) -> RobustnessReport:
-    """The report of one noise's runs, without paths of this machine."""
-    report = measure_robustness(folders, kinds=KINDS[noise], **changes)
-    kept = {label: tuple(str(Path(source).relative_to(source_root(folders))) for source in sources)
-            for label, sources in report.sources.items()}  # fmt: skip
-    equivalences = tuple(_without_path(each, folders) for each in report.equivalences)
-    from dataclasses import replace
+def measure(folders: Sequence[Path], noise: str, severities: Sequence[int] = SEVERITIES) -> RobustnessReport:
+    """The report of one noise's runs, which names no path of this machine."""
+    found = measure_robustness(folders, kinds=KINDS[noise], severities=severities)
+    root = folders[0].parents[1]
+    return replace(
+        found,
+        data="CIFAR-10 images",
+        sources={label: tuple(_below(root, each) for each in sources) for label, sources in found.sources.items()},
+        equivalences=tuple(replace(each, source=_below(root, each.source)) for each in found.equivalences),
+    )
 
-    return replace(report, data="CIFAR-10 images", sources=kept, equivalences=equivalences)
+
+def _below(root: Path, source: str) -> str:
+    return Path(source).relative_to(root).as_posix()
 
 
-def main() -> None:
+def read(folder: Path = FOLDER) -> dict[str, RobustnessReport]:
+    """The kept reports, by the noise their networks were trained under."""
+    paths = {noise: folder / noise / "robustness.json" for noise in NOISES}
+    return {
+        noise: RobustnessReport.from_dict(json.loads(path.read_text(encoding="utf-8"))) for noise, path in paths.items()
+    }
+
+
+def render(reports: dict[str, RobustnessReport]) -> str:
+    """The kept reports as Markdown: every disturbance, then what training under noise changes."""
+    quiet = reports["quiet"]
+    lines = [_row(quiet.columns()), _row(["---"] * len(quiet.columns())), *map(_row, quiet.rows())]
+    head = ["trained under", "network", "clean", *BATCH]
+    lines += ["", _row(head), _row(["---"] * len(head))]
+    for noise, report in reports.items():
+        for network in report.networks:
+            cells = [in_percent(report.average(network, kind)) for kind in (CLEAN, *BATCH)]
+            lines.append(_row([f"{noise} noise" if NOISES[noise] else "no noise", network.partition(" (")[0], *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def write_page(reports: dict[str, RobustnessReport], page: Path = PAGE) -> None:
+    """Put the tables between their marks."""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(MARKS.sub(lambda marks: marks[1] + render(reports) + marks[2], text), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder: train/CLASS/*, test/CLASS/*")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; those that are there are kept")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("--quick", action="store_true", help="one epoch of 128 images, nothing kept: does it run?")
+    options = parser.parse_args(arguments)
+    changes = {"limit_train": 128, "limit_test": 16, "epochs": 1} if options.quick else {}
+    for noise in NOISES:
+        folders = train_all(options.data, options.runs, noise, **changes)
+        report = measure(folders, noise, (5,) if options.quick else SEVERITIES)
+        print(report, end="\n\n", flush=True)
+        if not options.quick:
+            write_robustness(report, options.output / noise)
+    if not options.quick and options.output == FOLDER:
+        write_page(read())
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_wrong_use_is_refused() -> None:
         batch_norms(nn.Sequential(nn.Conv2d(3, 2, 1), OwnNorm(2)))
     tokens = Tokens()
     before = snapshot(tokens)
-    with pytest.raises(ConfigError, match=r"behind 'layer': 3 images went in, \(6, 4\) came out"):
-        with noise_inside(tokens, "layer-random", 1, images=3):
-            tokens(torch.zeros(3, 8))
+    refused = pytest.raises(ConfigError, match=r"behind 'layer': 3 images went in, \(6, 4\) came out")
+    with refused, noise_inside(tokens, "layer-random", 1, images=3):
+        tokens(torch.zeros(3, 8))
     assert snapshot(tokens) == before

@@ -192,6 +192,7 @@ def test_what_is_written(report: RobustnessReport, tmp_path: Path) -> None:
     place = write_robustness(report, tmp_path / "out")
     written = json.loads((place / "robustness.json").read_text(encoding="utf-8"))
     assert written["scores"][0]["mean"] == report.scores[0].mean
+    assert RobustnessReport.from_dict(written) == report
     assert written["seeds"] == {label: [0, 1] for label in report.networks}
     lines = (place / "robustness.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "network,kind,severity,strength,mean,spread,seeds,scores"

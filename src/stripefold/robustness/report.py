@@ -122,6 +122,23 @@ class RobustnessReport:
         values["scores"] = [{**asdict(score), "mean": score.mean, "spread": score.spread} for score in self.scores]
         return values
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RobustnessReport:
+        """The report that ``to_dict`` gave, also after a way through JSON.
+
+        Args:
+            values: What it gave.
+        """
+        scores = [{key: each[key] for key in ("network", "kind", "severity", "strength")} for each in values["scores"]]
+        lists = [tuple(each["scores"]) for each in values["scores"]]
+        made: dict[str, Any] = {
+            "seeds": {label: tuple(seeds) for label, seeds in values["seeds"].items()},
+            "sources": {label: tuple(sources) for label, sources in values["sources"].items()},
+            "scores": tuple(Score(**each, scores=kept) for each, kept in zip(scores, lists, strict=True)),
+            "equivalences": tuple(Equivalence(**each) for each in values["equivalences"]),
+        }
+        return cls(**{**values, **made})
+
     def columns(self) -> list[str]:
         """The head of ``rows``."""
         return ["disturbance", *self.networks]
