@@ -104,9 +104,11 @@ def test_forms_and_files(folder: Path, sources: list[Path]) -> None:
     merged = sf.fold(model, fuse=True, example=example, check=False)
     fused = sf.save_model(merged, folder / "fused.safetensors", kind="fused", extra=about)
     both = write_run(folder, "both", 0)
-    found, _ = load_networks([folded, fused, both])
+    rest = sf.fold(load_run(both).model, check=False)
+    rest_file = sf.save_model(rest, folder / "rest.safetensors", extra=load_run(both).about)
+    found, _ = load_networks([folded, fused, both, rest_file])
     labels = ["ASR(SE), folded file", "ASR(SE), fused file", "ASR(SE) + SE, attached", "ASR(SE) + SE, folded"]
-    assert [network.label for network in found] == labels
+    assert [network.label for network in found] == [*labels, "ASR(SE) + SE, folded file"]
     report = measure_robustness([folded, both], kinds=["layer-random"], severities=[2], images=10)
     assert report.images == 10
     assert report.equivalences[0].error <= 1e-10

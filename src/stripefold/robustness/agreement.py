@@ -40,7 +40,7 @@ class Agreement:
 
     def __init__(self, networks: Sequence[Network], data: Data, task: str) -> None:
         self.found: list[Equivalence] = []
-        example = _batch(data)
+        example = data.spec.example().double()
         self._trios = [_trio(network, example) for network in networks if network.gated is not None]
         self._heads = task == "detection"
 

@@ -146,7 +146,7 @@ class _Work:
 
     def _scores(self, conditions: Sequence[tuple[str, int]]) -> Iterator[Score]:
         done, total = 0, len(conditions) * len(self.networks)
-        last = dict(conditions)
+        last = dict(conditions)  # kind -> its highest severity, which comes last
         for kind, severity in conditions:
             data = self._disturbed(kind, severity)
             found: dict[str, list[float]] = {label: [] for label in self.labels}

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from stripefold.asr.gate import StaticGate
+from stripefold.branches.block import BranchBlock
 from stripefold.errors import ConfigError
 from stripefold.folding.fold import fold
 from stripefold.training.config import FREE_ON_RESUME, TrainConfig
@@ -153,7 +154,10 @@ def _name(run: LoadedRun) -> str:
         "both": f"ASR({attention}) + {attention}",
     }
     name = forms[config.form] + (f", {config.branch} blocks" if config.branch is not None else "")
-    return name if run.kind in ("attached", "backbone", "plain") else f"{name}, {run.kind} file"
+    # What is left of ASR beside a dynamic attention after folding is attached, too.
+    left = any(isinstance(module, (StaticGate, BranchBlock)) for module in run.model.modules())
+    kind = "folded" if run.kind == "attached" and config.folds and not left else run.kind
+    return name if kind in ("attached", "backbone", "plain") else f"{name}, {kind} file"
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -32,9 +32,10 @@ def draw_curves(report: RobustnessReport) -> Figure:
     from matplotlib.figure import Figure
 
     kinds = report.kinds
-    down = math.ceil(len(kinds) / _ACROSS)
-    figure = Figure(figsize=(2.6 * min(_ACROSS, len(kinds)) + 0.6, 2.1 * down + 0.9), layout="constrained")
-    panels = figure.subplots(down, min(_ACROSS, len(kinds)), sharex=True, sharey=True, squeeze=False).flatten()
+    across = min(_ACROSS, len(kinds))
+    down = math.ceil(len(kinds) / across)
+    figure = Figure(figsize=(2.6 * across + 0.6, 2.1 * down + 0.9), layout="constrained")
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, kind in zip(panels, kinds, strict=False):
         _panel(axes, report, kind)
     for axes in panels[len(kinds) :]:
@@ -42,7 +43,9 @@ def draw_curves(report: RobustnessReport) -> Figure:
     figure.supxlabel("severity (0: clean)", fontsize="medium")
     figure.supylabel(f"{WORDS[report.measure]}, percent", fontsize="medium")
     lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=min(4, len(labels)), fontsize="small", frameon=False)
+    figure.legend(
+        lines, labels, loc="outside upper center", ncols=min(across, len(labels)), fontsize="small", frameon=False
+    )
     return figure
 
 
