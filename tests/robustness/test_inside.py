@@ -148,6 +148,26 @@ class OwnNorm(nn.BatchNorm2d):
     """Might do anything."""
 
 
+class Functional(nn.Module):
+    """Takes the weight of a layer instead of calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.passed_over = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.called(x) @ self.passed_over.weight
+
+
+def test_layers_that_no_noise_reached_are_named() -> None:
+    network = Functional()
+    told = pytest.warns(UserWarning, match="no noise reached 'passed_over': the network did not call them")
+    with told, noise_inside(network, "layer-random", 1, images=2):
+        network(torch.randn(2, 4))
+    with noise_inside(network, "layer-random", 1, images=2):
+        pass  # the network did not run: nothing to say
+
+
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(ConfigError, match="no noise inside a network is called 'jpeg'"):
         noise_inside(tiny(), "jpeg", 1, images=1).__enter__()

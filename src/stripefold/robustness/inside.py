@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +38,9 @@ def noise_inside(model: nn.Module, kind: str, severity: int, *, images: int, see
         images: How many images one pass over the data has; the next pass meets the same noise.
         seed: Of the noise.
 
+    Layers that the network never called (it may use their weights itself, as ``nn.MultiheadAttention`` does) are named
+    in a warning: no noise reached them.
+
     Raises:
         ConfigError: If the kind is none of these, the network has no such layer, or a layer does not keep N in front
             (raised when the network runs).
@@ -47,12 +51,14 @@ def noise_inside(model: nn.Module, kind: str, severity: int, *, images: int, see
         yield
         return
     noise = _Noise(kind, KINDS[kind].strength(severity), images=images, seed=seed)
+    layers = noisy_layers(model, kind)
     handle = model.register_forward_pre_hook(noise.count)
     try:
-        with hooked(noisy_layers(model, kind), noise.on_batch_norm if kind.startswith("batch") else noise.on_layer):
+        with hooked(layers, noise.on_batch_norm if kind.startswith("batch") else noise.on_layer):
             yield
     finally:
         handle.remove()
+    noise.tell_missed(layers)
 
 
 def noisy_layers(model: nn.Module, kind: str) -> dict[str, nn.Module]:
@@ -83,6 +89,7 @@ class _Noise:
         self._images = images
         self._seed = seed
         self._first = self._next = self._size = 0
+        self._reached: set[str] = set()
 
     def count(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Before the network runs: which images these are."""
@@ -114,7 +121,18 @@ class _Noise:
         seeds = (derive_seed(self._seed, purpose, self._first + place) for place in range(self._size))
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
+    def tell_missed(self, layers: Iterable[str]) -> None:
+        """Warn of layers that were never called, where the network was."""
+        missed = [name for name in layers if name not in self._reached] if self._size else []
+        if missed:
+            warnings.warn(
+                f"no noise reached {', '.join(map(repr, missed[:3]))}{' ...' if len(missed) > 3 else ''}: the network "
+                "did not call them as modules",
+                stacklevel=4,
+            )
+
     def _check(self, name: str, output: Any) -> None:
+        self._reached.add(name)
         if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != self._size:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ConfigError(
