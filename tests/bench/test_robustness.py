@@ -10,11 +10,12 @@ import torch
 from torchvision.io import write_png
 
 from benchmarks import robustness
-from benchmarks.robustness import NOISES, PAGE, SEEDS, read, render, write_page
+from benchmarks.robustness import PAGE, SEEDS, read, render, write_page
 
 
 def test_the_page_shows_the_kept_reports(tmp_path: Path) -> None:
     reports = read()
+    assert "quiet" in reports
     assert render(reports) in PAGE.read_text(encoding="utf-8")
     page = tmp_path / "robustness.md"
     page.write_text("<!-- results: by a script -->\nold\n<!-- end of results -->\n")
@@ -40,10 +41,9 @@ def test_the_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
             for number in range(count):
                 image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
                 write_png(image, str(tmp_path / "data" / part / kind / f"{number}.png"))
-    monkeypatch.setattr(robustness, "NOISES", {"random": NOISES["random"]})
     monkeypatch.setattr(robustness, "SEEDS", {"random": (0,)})
     words = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
-    robustness.main([*words, "--quick"])
+    robustness.main([*words, "--quick", "--noises", "random"])
     assert "batch-constant" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     found = robustness.measure([tmp_path / "runs" / "random" / "static-0"], "random", (1,))

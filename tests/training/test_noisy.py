@@ -81,6 +81,7 @@ def test_a_run_under_noise(config: TrainConfig, tmp_path) -> None:
     first = train(noisy)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in first.model.modules())
     assert load_config(first.run_dir).batch_noise == RANDOM
+    assert "ASR(se), random noise in BatchNorm, on digits" in first.summary_file.read_text(encoding="utf-8")
     again = train(noisy.with_overrides(run_dir=str(tmp_path / "again")))
     quiet = train(config.with_overrides(run_dir=str(tmp_path / "quiet")))
     weights = [result.model.state_dict()["norm2.base.weight"] for result in (first, again, quiet)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 from collections.abc import Sequence
@@ -124,7 +123,7 @@ def fold_quietly(model: nn.Module, example: Any) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*never moved.*")
         warnings.filterwarnings("ignore", message=".*have a bias that the stock ones do not have")
-        return fold(copy.deepcopy(model), check=False, example=example).eval()
+        return fold(model, check=False, example=example).eval()
 
 
 def _has_static_gates(model: nn.Module) -> bool:
