@@ -25,7 +25,7 @@ def test_the_page_shows_the_kept_reports(tmp_path: Path) -> None:
 
 def test_the_kept_reports_are_what_the_page_says() -> None:
     for noise, report in read().items():
-        assert report.images == 500
+        assert report.images == 200
         assert set(report.seeds.values()) == {SEEDS[noise]}
         assert max(each.error for each in report.equivalences) <= 1e-10
         assert min(each.control for each in report.equivalences) > 1e-3
@@ -46,6 +46,6 @@ def test_the_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     robustness.main([*words, "--quick", "--noises", "random"])
     assert "batch-constant" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    found = robustness.measure([tmp_path / "runs" / "random" / "static-0"], "random", (1,))
+    found = robustness.measure([tmp_path / "runs" / "random" / "static-0"], "random", (1,), 6)
     assert found.sources["ASR(SE), folded"] == ("random/static-0/checkpoints/last.ckpt",)
     assert replace(found, data="").images == 6
