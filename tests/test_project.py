@@ -38,8 +38,9 @@ ROOM_LEVEL = {
     "bench": 6,
     "export": 6,
     "robustness": 6,
-    "cli": 7,
-    "__main__": 8,
+    "sweep": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 CORE = {room for room, level in ROOM_LEVEL.items() if level < 5}
 # baking builds on the observation of stripe and on the gates of asr, bench times what export runs, robustness compares

@@ -20,6 +20,7 @@ from stripefold.cli import (
     observe,
     robustness,
     sites,
+    sweep,
     train,
     verify,
 )
@@ -49,6 +50,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "train": train.train,
+    "sweep": sweep.sweep,
     "eval": evaluate.evaluate,
     "sites": sites.sites,
     "fold": fold.fold,

@@ -25,6 +25,8 @@ EXTRA_OF = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "ray": "sweep",
+    "pyarrow": "sweep",
 }
 
 

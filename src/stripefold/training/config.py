@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 # What may differ between a run and its continuation: none of it changes the numbers.
 FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
+FREEZABLE = ("psi", "theta")
 MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise")
 
 
@@ -59,8 +60,10 @@ class TrainConfig:
         form: ``static`` (ASR, folds away), ``dynamic`` (the ordinary attention), ``both``, or ``none`` (the backbone).
         where: Which layers get a gate: ``residual``, ``norm``, ``affine``, a glob, or several globs.
         repeats: Gates per site (the paper's delta).
-        psi: Starting value of the learnable descriptor; None is the attention's own (0.1; 1 for ``scale``).
+        psi: Starting value of the learnable descriptor, or ``random`` (standard normal, from the seed); None is the
+            attention's own (0.1; 1 for ``scale``).
         init: ``paper`` or ``identity`` (leaves a pretrained model's function as it was); of gates and branch blocks.
+        freeze: Which of ``psi`` and ``theta`` (the attention's own parameters) of the static gates do not train.
         attention_options: Options of the attention, such as ``{"reduction": 16}``.
         branch: The kind of branch block that stands for convolutions while training; None leaves them as they are.
         branch_where: Which convolutions: ``spatial`` (each that the kind can stand for), a glob, or several globs.
@@ -118,8 +121,9 @@ class TrainConfig:
     form: Form = "static"
     where: str | tuple[str, ...] = "residual"
     repeats: int = 1
-    psi: float | None = None
+    psi: float | Literal["random"] | None = None
     init: Literal["paper", "identity"] = "paper"
+    freeze: tuple[str, ...] = ()
     attention_options: Mapping[str, Any] = field(default_factory=dict)
     branch: str | None = None
     branch_where: str | tuple[str, ...] = "spatial"
@@ -170,6 +174,8 @@ class TrainConfig:
             raise ConfigError(f"channels is {self.channels}; images have 1 or 3")
         if list(self.milestones) != sorted(set(self.milestones)) or any(epoch < 1 for epoch in self.milestones):
             raise ConfigError(f"milestones is {list(self.milestones)}; give rising epochs from 1 on")
+        if unknown := [part for part in self.freeze if part not in FREEZABLE]:
+            raise ConfigError(f"freeze names {unknown[0]!r}; give any of {', '.join(FREEZABLE)}")
         if self.nesterov and (self.momentum == 0 or self.optimizer != "sgd"):
             raise ConfigError(f"nesterov is True; it needs sgd with momentum (optimizer {self.optimizer!r})")
         if self.resume and self.run_dir is None:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+LEFTOVER = ".*.part"
+"""What a process that was killed had not finished writing; one that died early leaves nothing else."""
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Where a run keeps its files.
@@ -79,7 +83,7 @@ def open_run(config: TrainConfig) -> RunPaths:
     paths = RunPaths(_new_folder(config) if config.run_dir is None else Path(config.run_dir).expanduser())
     if paths.config.exists():
         _check_same(config, paths)
-    elif paths.root.exists() and any(paths.root.iterdir()):
+    elif any(path.is_file() and not path.match(LEFTOVER) for path in paths.root.rglob("*")):
         raise ConfigError(f"run_dir {paths.root} is not empty and holds no run; choose another")
     try:
         paths.last.parent.mkdir(parents=True, exist_ok=True)
@@ -124,5 +128,5 @@ def _check_same(config: TrainConfig, paths: RunPaths) -> None:
 def _remove_leftovers(folders: Iterable[Path]) -> None:
     """Take away what a killed process had not finished writing."""
     for folder in folders:
-        for leftover in folder.glob(".*.part"):
+        for leftover in folder.glob(LEFTOVER):
             leftover.unlink(missing_ok=True)

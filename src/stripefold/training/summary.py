@@ -56,6 +56,7 @@ def _title(result: TrainResult) -> str:
         "none": "no attention",
     }[config.form]
     more = f", {config.repeats} gates per site" if config.repeats > 1 else ""
+    more += f", {' and '.join(config.freeze)} frozen" if config.freeze and config.form in ("static", "both") else ""
     more += f", {config.branch} blocks" if config.branch is not None else ""
     more += f", {config.batch_noise['kind']} noise in BatchNorm" if config.batch_noise else ""
     return f"# {config.model}, {gates}{more}, on {config.data}, seed {config.seed}\n"

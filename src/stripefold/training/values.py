@@ -33,8 +33,10 @@ def coerce(name: str, kind: str, value: Any) -> Any:
     base = kind.removesuffix("| None").strip()
     if value is None and optional:
         return None
+    if name == "freeze" and isinstance(value, str):
+        return (value,)
     if base.startswith("tuple") or (name in ("where", "branch_where") and not isinstance(value, str)):
-        return _cast_tuple(name, int if base.startswith("tuple") else str, value)
+        return _cast_tuple(name, int if base.startswith("tuple[int") else str, value)
     if base.startswith("Mapping"):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name} is {value!r}; give a mapping of names to values")
@@ -43,8 +45,8 @@ def coerce(name: str, kind: str, value: Any) -> Any:
         return _require(isinstance(value, bool), name, value, "give true or false")
     if base == "int":
         return _require(isinstance(value, int) and not isinstance(value, bool), name, value, "give a whole number")
-    if base == "float":
-        return _cast_float(name, value)
+    if base.startswith("float"):  # psi is a number, or drawn
+        return value if name == "psi" and value == "random" else _cast_float(name, value)
     # `precision: 32` reads as a number in YAML, and `form: none` may come as null.
     text = {"precision": str(value), "form": "none" if value is None else value}.get(name, value)
     _require(isinstance(text, str), name, value, "give a text")

@@ -1,0 +1,98 @@
+"""`stripefold sweep`: many runs side by side, one table, one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stripefold.cli.output import print_line, print_table
+from stripefold.cli.train import parse_changes
+from stripefold.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from stripefold.sweep import SweepResult
+
+
+def sweep(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP",
+            help="attention, delta, psi0, place, control, frozen, beside, digits, or a YAML file.",
+        ),
+    ],
+    *,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change any option of the base; may be given again."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="A recipe, a YAML file or a run instead of the sweep's own base.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many seeds, or a list such as [3, 4].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The sweep's folder; sweeps/SWEEP if not given.")
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(help="Runs side by side; as many as there is room for if not given.")
+    ] = None,
+    cpus: Annotated[float | None, typer.Option(help="CPUs of one run; its threads if not given.")] = None,
+    gpus: Annotated[
+        float | None, typer.Option(help="GPUs of one run, such as 0.5; 1 where there are any if not given.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join the Ray cluster at auto or HOST:PORT; its machines share the folder.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and train nothing.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Show what is finished so far and train nothing.")] = False,
+) -> None:
+    """Train every setting of a sweep under every seed, compare each with the backbone; go on where it was stopped."""
+    from stripefold.sweep import Machines, load_sweep, plan_sweep, run_sweep
+
+    asked = load_sweep(source, base=base, seeds=_yaml("--seeds", seeds), **parse_changes(change or []))
+    folder = out or Path("sweeps") / asked.name
+    if dry_run or table:
+        result = plan_sweep(asked, folder)
+        print_runs(result) if dry_run else print_result(result)
+        return
+    machines = Machines(address=address, parallel=parallel, cpus=cpus, gpus=gpus)
+    result = run_sweep(asked, folder, machines=machines, progress=print_line)
+    print_result(result)
+    for name, error in result.failed.items():
+        print_line(f"failed: {name}: {error}")
+    if result.failed:
+        raise TrainingError(
+            f"{len(result.failed)} of {len(result.trials)} runs failed, see {result.folder / 'errors'}; the same "
+            "command tries them again"
+        )
+
+
+def _yaml(option: str, text: str | None) -> Any:
+    import yaml
+
+    try:
+        return None if text is None else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{option} {text!r} is no YAML; give a number, or a list such as [3, 4]") from error
+
+
+def print_result(result: SweepResult) -> None:
+    """Print the table of a sweep, and where its files are."""
+    from stripefold.sweep.table import caption, columns, shown_rows
+
+    print_table(result.sweep.title, columns(result), shown_rows(result))
+    print_line(caption(result))
+    print_line()
+    for file in result.files:
+        print_line(file)
+
+
+def print_runs(result: SweepResult) -> None:
+    """Print the runs of a sweep, and which of them are finished."""
+    rows = []
+    for trial in result.trials:
+        state = "failed" if trial.name in result.failed else "to do"
+        rows.append((trial.name, trial.setting, trial.config.seed, "done" if trial.name in result.outcomes else state))
+    print_table(f"{result.sweep.title}: {len(rows)} runs in {result.folder}", ("run", "setting", "seed", "state"), rows)

@@ -1,0 +1,209 @@
+"""The folder of a sweep: what lies where, which sweep it holds, and which of its runs are finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stripefold.atomic import write_text
+from stripefold.errors import ConfigError, TrainingError
+from stripefold.sweep.draw import draw
+from stripefold.training.config import FREE_ON_RESUME
+from stripefold.training.paths import RunPaths
+from stripefold.training.recipe import load_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stripefold.sweep.spec import Sweep
+    from stripefold.sweep.trials import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run is judged by.
+
+    Attributes:
+        score: Its task's measure on the test images after the last epoch, of the deployed network, 0 to 1.
+        measure: Name of that measure: ``accuracy``, ``miou`` or ``map50``.
+        images: How many test images there were.
+        parameters: Parameters of the deployed network.
+        seconds: Wall-clock time of the training part of the process that finished the run.
+    """
+
+    score: float
+    measure: str
+    images: int
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """Where a sweep keeps its files.
+
+    Attributes:
+        root: The sweep's folder.
+    """
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """What the sweep compares, with everything resolved and drawn."""
+        return self.root / "sweep.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that works on the sweep."""
+        return self.root / "ray" / "sweep.lock"
+
+    @property
+    def ray(self) -> Path:
+        """Ray Tune's own state; nothing is read back from it."""
+        return self.root / "ray"
+
+    def run(self, trial: str) -> Path:
+        """The folder of a run."""
+        return self.root / "runs" / trial
+
+    def run_lock(self, trial: str) -> Path:
+        """Held by the process that trains the run."""
+        return self.root / "ray" / "locks" / f"{trial}.lock"
+
+    def outcome(self, trial: str) -> Path:
+        """What a finished run is judged by."""
+        return self.root / "outcomes" / f"{trial}.json"
+
+    def log(self, trial: str) -> Path:
+        """What a run printed."""
+        return self.root / "logs" / f"{trial}.log"
+
+    def error(self, trial: str) -> Path:
+        """Why a run failed."""
+        return self.root / "errors" / f"{trial}.txt"
+
+
+def open_sweep(sweep: Sweep, folder: Path) -> tuple[SweepPaths, list[dict[str, Any]]]:
+    """Make or reopen the folder of a sweep.
+
+    Args:
+        sweep: The sweep.
+        folder: Its folder.
+
+    Returns:
+        The paths, and the samples of the random search: those drawn when the folder was made.
+
+    Raises:
+        ConfigError: If the folder holds another sweep, or something else.
+        TrainingError: If it cannot be written.
+    """
+    paths = SweepPaths(folder.expanduser().resolve())
+    if paths.root.is_file() or (not paths.spec.exists() and any(paths.root.glob("[!.]*"))):
+        raise ConfigError(f"{paths.root} is not empty and holds no sweep; choose another folder")
+    held = paths.spec.exists()
+    drawn = read_samples(sweep, paths) if held else draw(sweep.random, sweep.samples, sweep.draw_seed)
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        if not held:
+            write_text(paths.spec, _to_yaml(sweep, drawn))
+        paths.run_lock("").parent.mkdir(parents=True, exist_ok=True)  # later: what lies without it is no sweep
+    except OSError as error:
+        raise TrainingError(f"cannot write into {paths.root}: {error.strerror or error}") from error
+    return paths, drawn
+
+
+def read_samples(sweep: Sweep, paths: SweepPaths) -> list[dict[str, Any]]:
+    """The samples that a folder's sweep has drawn.
+
+    Args:
+        sweep: The sweep that the folder must hold.
+        paths: The folder.
+
+    Raises:
+        ConfigError: If it holds another sweep, or its ``sweep.yaml`` cannot be read.
+    """
+    import yaml
+
+    try:
+        before = yaml.safe_load(paths.spec.read_text(encoding="utf-8"))
+        drawn = list(before.pop("drawn"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{paths.spec} cannot be read ({type(error).__name__}); choose another folder") from error
+    for name, was, now in _differences(before, sweep.to_dict()):
+        raise ConfigError(
+            f"{paths.root} holds another sweep: {name} was {was!r} and is now {now!r}; go on with the same command and "
+            "file, or choose another folder"
+        )
+    return drawn
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    was, new = ({**each, **each.get("base", {})} for each in (before, now))
+    names = [name for name in dict.fromkeys([*was, *new]) if name not in ("base", "sweep")]
+    return [(name, was.get(name), new.get(name)) for name in names if was.get(name) != new.get(name)]
+
+
+def _to_yaml(sweep: Sweep, drawn: list[dict[str, Any]]) -> str:
+    import yaml
+
+    values = {"sweep": sweep.name, **sweep.to_dict(), "drawn": drawn}
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def read_outcome(paths: SweepPaths, trial: Trial) -> Outcome | None:
+    """What a run is judged by, or None where it is not finished: not trained to its end, or with other options.
+
+    Args:
+        paths: The sweep's folder.
+        trial: The run.
+    """
+    run = RunPaths(paths.run(trial.name))
+    if not (run.summary.is_file() and paths.outcome(trial.name).is_file()):
+        return None
+    try:
+        before, now = load_config(run.config).to_dict(), trial.config.to_dict()
+        outcome = Outcome(**json.loads(paths.outcome(trial.name).read_text(encoding="utf-8")))
+    except (ConfigError, OSError, ValueError, TypeError):
+        return None
+    return outcome if all(now[name] == before[name] for name in now if name not in FREE_ON_RESUME) else None
+
+
+def write_outcome(paths: SweepPaths, trial: str, outcome: Outcome) -> None:
+    """Write down what a run is judged by, and forget why it failed before.
+
+    Args:
+        paths: The sweep's folder.
+        trial: Name of the run.
+        outcome: What to write.
+    """
+    paths.outcome(trial).parent.mkdir(exist_ok=True)
+    write_text(paths.outcome(trial), json.dumps(asdict(outcome)))
+    paths.error(trial).unlink(missing_ok=True)
+
+
+def write_error(paths: SweepPaths, trial: str, text: str) -> None:
+    """Write down why a run failed.
+
+    Args:
+        paths: The sweep's folder.
+        trial: Name of the run.
+        text: The error, its one line last.
+    """
+    paths.error(trial).parent.mkdir(exist_ok=True)
+    write_text(paths.error(trial), text)
+
+
+def read_error(paths: SweepPaths, trial: str) -> str | None:
+    """The last line of why a run failed; None where it did not.
+
+    Args:
+        paths: The sweep's folder.
+        trial: Name of the run.
+    """
+    if not paths.error(trial).is_file():
+        return None
+    lines = paths.error(trial).read_text(encoding="utf-8").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no reason was given")

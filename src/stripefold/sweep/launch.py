@@ -1,0 +1,100 @@
+"""The runs that are still to do, handed to Ray Tune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stripefold.errors import ConfigError, TrainingError
+from stripefold.sweep.folder import SweepPaths, write_error
+from stripefold.sweep.session import Machines, ray_session
+from stripefold.sweep.trial import Job, run_trial, versions
+
+if TYPE_CHECKING:
+    from stripefold.sweep.trials import Trial
+
+LOST_PROCESSES = 2
+"""So often is a run taken up again whose process or machine was lost; an error of its own is final."""
+Told = Callable[[str, "float | None", str], None]
+
+
+def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, told: Told) -> None:
+    """Train what is not finished.
+
+    Args:
+        trials: The runs to do, at least one.
+        paths: The sweep's folder.
+        machines: Where.
+        told: Called with name, score (None if it failed) and error whenever a run ends.
+
+    Raises:
+        ConfigError: If Ray cannot be had, or no machine has room for a run.
+        TrainingError: If Ray gives up on the whole sweep.
+    """
+    with ray_session(machines.address) as ray:
+        resources = _resources(trials[0], machines, [node for node in ray.nodes() if node["Alive"]])
+        job = Job(
+            root=str(paths.root),
+            spec=paths.spec.read_text(encoding="utf-8"),
+            directory=str(Path.cwd()),
+            versions=versions(),
+            configs={trial.name: trial.config.to_dict() for trial in trials},
+            gpus=resources["GPU"],
+        )
+        try:
+            _tuner(ray.tune, job, resources, machines.parallel, told).fit()
+        except ray.exceptions.RayError as error:
+            raise TrainingError(f"Ray gave up: {' '.join(str(error).split())}; the same command goes on") from error
+
+
+def _resources(trial: Trial, machines: Machines, nodes: Sequence[Any]) -> dict[str, float]:
+    """What one run is given; refused where no machine of the cluster has as much, for Ray would wait for ever."""
+    offered = [node["Resources"] for node in nodes]
+    gpus = machines.gpus
+    if gpus is None:
+        gpus = float(trial.config.accelerator != "cpu" and any(each.get("GPU", 0) >= 1 for each in offered))
+    wanted = {"CPU": machines.cpus or float(trial.config.threads or 1), "GPU": gpus}
+    if not any(all(each.get(name, 0) >= amount for name, amount in wanted.items()) for each in offered):
+        largest = "; ".join(f"{each.get('CPU', 0):g} CPUs, {each.get('GPU', 0):g} GPUs" for each in offered)
+        raise ConfigError(
+            f"no machine has room for a run of {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs (there are: "
+            f"{largest}); ask for less with cpus and gpus"
+        )
+    return wanted
+
+
+def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | None, told: Told) -> Any:
+    paths = SweepPaths(Path(job.root))
+
+    class Ends(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            result = trial.last_result
+            told(trial.config["trial"], None if result["error"] else result["score"], result["error"])
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            cause = trial.get_pickled_error()
+            text = str(cause).strip() or type(cause).__name__
+            write_error(paths, trial.config["trial"], text)
+            told(trial.config["trial"], None, text.splitlines()[-1].strip())
+
+    def called(trial: Any) -> str:
+        return str(trial.config["trial"])
+
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, job=job), resources),
+        param_space={"trial": tune.grid_search(list(job.configs))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=parallel,
+            reuse_actors=False,  # a process of its own each: nothing of one run is left for the next
+            trial_name_creator=called,
+            trial_dirname_creator=called,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(paths.ray),
+            verbose=0,
+            callbacks=[Ends()],
+            failure_config=tune.FailureConfig(max_failures=LOST_PROCESSES),
+        ),
+    )

@@ -1,0 +1,127 @@
+"""``run_sweep``: from a sweep to its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stripefold.errors import ConfigError
+from stripefold.sweep.draw import draw
+from stripefold.sweep.folder import SweepPaths, open_sweep, read_outcome, read_samples
+from stripefold.sweep.result import SweepResult, collect
+from stripefold.sweep.session import Machines, import_ray
+from stripefold.sweep.trials import Setting, Trial, list_settings, list_trials
+
+if TYPE_CHECKING:
+    from stripefold.sweep.spec import Sweep
+
+Progress = Callable[[str], None]
+
+
+def plan_sweep(sweep: Sweep, folder: str | Path) -> SweepResult:
+    """What there is to do and what is done, with the table of what is finished; nothing is trained or written.
+
+    Args:
+        sweep: The sweep.
+        folder: Its folder, which need not exist.
+
+    Raises:
+        ConfigError: If a setting is refused, or the folder holds another sweep.
+    """
+    paths = SweepPaths(Path(folder).expanduser().resolve())
+    held = paths.spec.exists()
+    drawn = read_samples(sweep, paths) if held else draw(sweep.random, sweep.samples, sweep.draw_seed)
+    settings = list_settings(sweep, drawn)
+    return collect(sweep, settings, list_trials(sweep, settings), paths)
+
+
+def run_sweep(
+    sweep: Sweep, folder: str | Path, *, machines: Machines | None = None, progress: Progress | None = None
+) -> SweepResult:
+    """Train every run that is not finished, then write the tables and the picture.
+
+    Whatever killed it, the same call goes on: a finished run is never repeated, one that was under way goes on from its
+    last checkpoint, one that failed is tried again.
+
+    Args:
+        sweep: The sweep.
+        folder: Its folder; with a cluster, one that all its machines share.
+        machines: Where the runs are trained, and how many at once; None is this machine, as many as it has CPUs.
+        progress: Called with a line whenever a run ends.
+
+    Returns:
+        What was found; runs that failed are listed in it.
+
+    Raises:
+        ConfigError: If a setting is refused, the folder holds another sweep or is being worked on, Ray is not installed
+            or cannot be had, or no machine has room for a run.
+        TrainingError: If the folder cannot be written, or Ray gives up.
+        KeyboardInterrupt: If Ctrl-C was pressed; what is finished is kept.
+    """
+    machines, tell = machines or Machines(), progress or (lambda line: None)
+    import_ray()  # said before anything is written
+    list_settings(sweep, draw(sweep.random, sweep.samples, sweep.draw_seed))
+    paths, drawn = open_sweep(sweep, Path(folder))
+    settings = list_settings(sweep, drawn)
+    trials = list_trials(sweep, settings)
+    with _alone(paths):
+        _train(trials, paths, machines, tell)
+        result = collect(sweep, settings, trials, paths)
+        return write_result(result)
+
+
+def write_result(result: SweepResult) -> SweepResult:
+    """Write the tables and the picture.
+
+    Args:
+        result: What the sweep found.
+
+    Returns:
+        The same with the files' names.
+    """
+    from stripefold.sweep.picture import write_picture
+    from stripefold.sweep.table import write_tables
+
+    return dataclasses.replace(result, files=(*write_tables(result), write_picture(result)))
+
+
+def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell: Progress) -> None:
+    waiting = [trial for trial in trials if read_outcome(paths, trial) is None]
+    done = len(trials) - len(waiting)
+    if done:
+        tell(f"{done} of {len(trials)} runs are finished")
+    if not waiting:
+        return
+    ended = [done]
+    width = len(str(len(trials)))
+
+    def told(name: str, score: float | None, error: str) -> None:
+        ended[0] += 1
+        tell(f"[{ended[0]:{width}}/{len(trials)}] {name}: " + (f"failed, {error}" if score is None else f"{score:.2%}"))
+
+    from stripefold.sweep.launch import launch
+
+    try:
+        launch(waiting, paths, machines, told)
+    except KeyboardInterrupt as error:
+        finished = sum(read_outcome(paths, trial) is not None for trial in trials)
+        raise KeyboardInterrupt(
+            f"stopped by Ctrl-C; {finished} of {len(trials)} runs are finished, the same command goes on"
+        ) from error
+
+
+@contextmanager
+def _alone(paths: SweepPaths) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(paths.lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(f"another process works on the sweep in {paths.root}; wait for it, or stop it") from error
+
+
+__all__ = ["Setting", "plan_sweep", "run_sweep", "write_result"]

@@ -1,0 +1,142 @@
+"""Ray, started here or joined, and left as it was found."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from stripefold.errors import ConfigError
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Runs pass nothing but their options through Ray's store; its own choice is a third of the memory."""
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # its tables are printed at verbosity 0 too
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths to data may be relative
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run keeps its own record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the handler lets runs go on
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """Where runs are trained, and how many at once.
+
+    Attributes:
+        address: ``auto`` or ``host:port`` of a Ray cluster to join; None starts Ray on this machine and stops it again.
+        parallel: At most so many runs side by side; None is as many as there is room for.
+        cpus: CPUs of one run; None is its number of threads.
+        gpus: GPUs of one run, such as 0.5; None is 1 where there are any and the runs may use them, else 0.
+
+    Raises:
+        ConfigError: If a number is out of its range, or the address is one of Ray's client.
+    """
+
+    address: str | None = None
+    parallel: int | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel is not None and self.parallel < 1:
+            raise ConfigError(f"parallel is {self.parallel}; at least 1 run must be trained at a time")
+        if self.cpus is not None and self.cpus <= 0:
+            raise ConfigError(f"cpus is {self.cpus}; a run needs more than 0")
+        if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus % 1)):
+            raise ConfigError(f"gpus is {self.gpus}; give a part of one GPU, or a whole number")
+        if self.address is not None and self.address.startswith("ray://"):
+            raise ConfigError(
+                f"address is {self.address!r}: a sweep does not run through Ray's client; start it on a machine of the "
+                "cluster with address auto"
+            )
+
+
+def import_ray() -> Any:
+    """Ray with Tune.
+
+    Raises:
+        ConfigError: If it is not installed, or without what Tune needs.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.tune
+    except ImportError as error:
+        raise ConfigError(
+            f"a sweep needs Ray Tune, which is not installed ({error}): pip install 'stripefold[sweep]'"
+        ) from error
+    return ray
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[Any]:
+    """Ray, started here (and stopped again, whatever happens) or joined (and only left).
+
+    Args:
+        address: As in ``Machines``.
+
+    Raises:
+        ConfigError: If Ray is not installed, or cannot be started or joined.
+    """
+    ray = import_ray()
+    if ray.is_initialized():  # the caller's own, and nothing of it is ours to stop
+        with _environment(ENVIRONMENT):
+            yield ray
+        return
+    with _environment(ENVIRONMENT), _handlers():
+        try:
+            try:
+                _start(ray, address)
+            except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+                raise ConfigError(_unreachable(address, error)) from error
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _start(ray: Any, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is not None:
+        ray.init(address=address, **quiet)
+    else:  # never a cluster that happens to run here
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+
+
+def _unreachable(address: str | None, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if address is None:
+        return f"Ray cannot be started on this machine: {reason}"
+    return f"no Ray cluster at {address!r}: {reason}; start one with `ray start --head`, or leave the address out"
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _handlers() -> Iterator[None]:
+    """Ray takes SIGTERM over (it ends the process in order); afterwards it is the caller's again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,151 @@
+"""The folder of a sweep: whose it is, and what in it is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from stripefold.errors import ConfigError, TrainingError
+from stripefold.sweep import Sweep, plan_sweep, run_sweep
+from stripefold.sweep.folder import Outcome, open_sweep, read_error, read_outcome, write_error, write_outcome
+from stripefold.training.paths import RunPaths, open_run
+from tests.sweep.conftest import Room
+
+OUTCOME = Outcome(score=0.5, measure="accuracy", images=64, parameters=10, seconds=1.0)
+
+
+def finish(room: Room, place: int, score: float = 0.5) -> None:
+    """What a finished run leaves, as far as a sweep looks at it."""
+    trial = room.trials[place]
+    run = RunPaths(room.paths.run(trial.name))
+    open_run(trial.config.with_overrides(run_dir=str(run.root), resume=True))
+    run.summary.write_text("done", encoding="utf-8")
+    write_outcome(room.paths, trial.name, dataclasses.replace(OUTCOME, score=score))
+
+
+def test_the_same_sweep_is_taken_up(room: Room, tmp_path: Path) -> None:
+    same = dataclasses.replace(room.sweep, title="another title", base=room.sweep.base.with_overrides(workers=2))
+    assert open_sweep(same, tmp_path / "sweep")[1] == []
+
+
+def test_drawn_samples_are_kept(tmp_path: Path, sweep: Sweep) -> None:
+    random = dataclasses.replace(sweep, grid={}, random={"learning_rate": {"loguniform": [0.01, 1]}}, samples=2)
+    paths, drawn = open_sweep(random, tmp_path / "r")
+    text = paths.spec.read_text(encoding="utf-8")
+    # Another version of Ray might draw otherwise: what counts is what the folder says.
+    paths.spec.write_text(text.replace(repr(drawn[0]["learning_rate"]), "0.25"), encoding="utf-8")
+    assert open_sweep(random, tmp_path / "r")[1] == [{"learning_rate": 0.25}, drawn[1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"seeds": (0, 1, 2)}, r"holds another sweep: seeds was \[0, 1\] and is now \[0, 1, 2\]; go on with the same"),
+        ({"grid": {"attention": ["se", "ie"]}}, r"grid was {'attention': \['se'\]} and is now"),
+        ({"control": None}, "control was {'form': 'none'} and is now None"),
+    ],
+)
+def test_another_sweep_is_refused(room: Room, changes: dict, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        open_sweep(dataclasses.replace(room.sweep, **changes), room.paths.root)
+
+
+def test_another_base_is_refused_by_the_option(room: Room) -> None:
+    other = dataclasses.replace(room.sweep, base=room.sweep.base.with_overrides(epochs=9))
+    with pytest.raises(ConfigError, match="epochs was 1 and is now 9"):
+        plan_sweep(other, room.paths.root)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, sweep: Sweep) -> None:
+    (tmp_path / "mine.txt").write_text("dear diary", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not empty and holds no sweep; choose another folder"):
+        open_sweep(sweep, tmp_path)
+    with pytest.raises(ConfigError, match="is not empty and holds no sweep"):
+        open_sweep(sweep, tmp_path / "mine.txt")
+
+
+def test_a_damaged_specification_is_refused(room: Room) -> None:
+    room.paths.spec.write_text("]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"sweep.yaml cannot be read \(ParserError\); choose another folder"):
+        open_sweep(room.sweep, room.paths.root)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, sweep: Sweep) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match="cannot write into .*file/sweep: Not a directory"):
+        open_sweep(sweep, tmp_path / "file" / "sweep")
+
+
+def test_killed_before_anything_was_whole(tmp_path: Path, sweep: Sweep) -> None:
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / ".sweep.yaml.0123.part").write_text("half of", encoding="utf-8")
+    paths, _ = open_sweep(sweep, folder)
+    assert paths.spec.is_file()
+
+
+def test_a_run_killed_before_its_configuration_was_whole(room: Room) -> None:
+    config = room.trials[0].config.with_overrides(run_dir=str(room.paths.run("early")), resume=True)
+    (room.paths.run("early") / "checkpoints").mkdir(parents=True)
+    (room.paths.run("early") / ".config.yaml.0123.part").write_text("half of", encoding="utf-8")
+    assert open_run(config).config.is_file()
+    (room.paths.run("late") / "checkpoints").mkdir(parents=True)
+    (room.paths.run("late") / "checkpoints" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        open_run(config.with_overrides(run_dir=str(room.paths.run("late"))))
+
+
+def test_finished_is_what_has_summary_outcome_and_the_same_options(room: Room) -> None:
+    trial = room.trials[0]
+    assert read_outcome(room.paths, trial) is None
+    finish(room, 0)
+    assert read_outcome(room.paths, trial) == OUTCOME
+    other = dataclasses.replace(trial, config=trial.config.with_overrides(epochs=2))
+    assert read_outcome(room.paths, other) is None
+    room.paths.outcome(trial.name).write_text("{", encoding="utf-8")
+    assert read_outcome(room.paths, trial) is None
+    finish(room, 0)
+    RunPaths(room.paths.run(trial.name)).summary.unlink()
+    assert read_outcome(room.paths, trial) is None
+
+
+def test_an_error_is_kept_until_the_run_succeeds(room: Room) -> None:
+    name = room.trials[0].name
+    assert read_error(room.paths, name) is None
+    write_error(room.paths, name, "Traceback\n ...\nValueError: no\n\n")
+    assert read_error(room.paths, name) == "ValueError: no"
+    assert plan_sweep(room.sweep, room.paths.root).failed == {name: "ValueError: no"}
+    finish(room, 0)
+    assert read_error(room.paths, name) is None
+    write_error(room.paths, name, "")
+    assert read_error(room.paths, name) == "no reason was given"
+
+
+def test_a_finished_sweep_trains_nothing_and_writes_its_files_again(room: Room) -> None:
+    for place, score in enumerate((0.5, 0.6, 0.52, 0.7)):
+        finish(room, place, score)
+    lines: list[str] = []
+    result = run_sweep(room.sweep, room.paths.root, progress=lines.append)
+    assert lines == ["4 of 4 runs are finished"]
+    assert [file.name for file in result.files] == [
+        "results.csv", "results.parquet", "runs.csv", "runs.parquet", "results.png",
+    ]  # fmt: skip
+    assert result.rows[1].difference.mean == pytest.approx(0.14)
+    assert not os.path.exists(room.paths.ray / "tune")  # Ray was not asked
+
+
+def test_two_processes_do_not_work_on_one_sweep(room: Room) -> None:
+    from filelock import FileLock
+
+    with FileLock(room.paths.lock), pytest.raises(ConfigError, match="another process works on the sweep in"):
+        run_sweep(room.sweep, room.paths.root)
+
+
+def test_nothing_is_made_for_a_sweep_that_is_refused(tmp_path: Path, sweep: Sweep) -> None:
+    wrong = dataclasses.replace(sweep, grid={"repeats": [0]})
+    with pytest.raises(ConfigError, match="repeats is 0"):
+        run_sweep(wrong, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()

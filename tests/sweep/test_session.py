@@ -1,0 +1,130 @@
+"""Ray, found, started, joined and left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stripefold.errors import ConfigError
+from stripefold.sweep import Machines, session
+from stripefold.sweep.launch import _resources
+from stripefold.sweep.session import import_ray, ray_session
+from stripefold.sweep.trials import Trial
+from stripefold.training import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"parallel": 0}, "parallel is 0; at least 1 run"),
+        ({"cpus": 0}, "cpus is 0; a run needs more than 0"),
+        ({"gpus": -1}, "gpus is -1; give a part of one GPU, or a whole number"),
+        ({"gpus": 1.5}, "gpus is 1.5; give a part of one GPU, or a whole number"),
+        ({"address": "ray://head:10001"}, "does not run through Ray's client; start it on a machine of the cluster"),
+    ],
+)
+def test_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        Machines(**options)
+
+
+@pytest.mark.parametrize("module", ["ray", "ray.tune"])
+def test_without_ray_one_line_says_what_to_install(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=r"a sweep needs Ray Tune, .* pip install 'stripefold\[sweep\]'"):
+        import_ray()
+
+
+class FakeRay:
+    """What a session asks of Ray."""
+
+    def __init__(self, *, initialized: bool = False, error: Exception | None = None) -> None:
+        self.initialized, self.error = initialized, error
+        self.calls: list[tuple[str, Any]] = []
+
+    def is_initialized(self) -> bool:
+        return self.initialized
+
+    def init(self, **options: Any) -> None:
+        self.calls.append(("init", options))
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        if self.error is not None:
+            raise self.error
+
+    def shutdown(self) -> None:
+        self.calls.append(("shutdown", os.environ.get("TUNE_DISABLE_SIGINT_HANDLER")))
+
+
+def use(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    monkeypatch.setattr(session, "import_ray", lambda: ray)
+    return ray
+
+
+def test_a_session_starts_ray_of_its_own_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, before, handler = use(FakeRay(), monkeypatch), dict(os.environ), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ray_session(None):
+        raise KeyboardInterrupt
+    (_, options), stopped = ray.calls
+    assert options["address"] == "local"  # never a cluster that happens to run here
+    assert options["include_dashboard"] is False
+    assert stopped == ("shutdown", "1")
+    assert dict(os.environ) == before
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_session_joins_a_cluster_with_nothing_but_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = use(FakeRay(), monkeypatch)
+    with ray_session("head:6379"):
+        pass
+    assert ray.calls[0][1] == {"address": "head:6379", "log_to_driver": False, "logging_level": "ERROR"}
+
+
+def test_a_session_of_the_caller_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = use(FakeRay(initialized=True), monkeypatch)
+    with ray_session(None) as found:
+        assert found is ray
+    assert ray.calls == []
+
+
+@pytest.mark.parametrize(
+    ("address", "match"),
+    [("auto", "no Ray cluster at 'auto': nobody; start one with `ray start --head`"), (None, "Ray cannot be started on")],
+)
+def test_unreachable(address: str | None, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = use(FakeRay(error=ConnectionError("nobody")), monkeypatch)
+    with pytest.raises(ConfigError, match=match), ray_session(address):
+        pass
+    assert ray.calls[-1][0] == "shutdown"
+
+
+def resources(machines: Machines, *nodes: dict[str, float], **options: Any) -> dict[str, float]:
+    trial = Trial(name="a", setting="a", config=TrainConfig(**options))
+    return _resources(trial, machines, [{"Resources": node} for node in nodes])
+
+
+def test_what_a_run_is_given() -> None:
+    small, large = {"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}
+    assert resources(Machines(), small, threads=1) == {"CPU": 1, "GPU": 0}
+    assert resources(Machines(), small, large, threads=2) == {"CPU": 2, "GPU": 1}
+    assert resources(Machines(gpus=0.5, cpus=3), large) == {"CPU": 3, "GPU": 0.5}
+    assert resources(Machines(), large, accelerator="cpu") == {"CPU": 1, "GPU": 0}
+
+
+def test_a_run_that_fits_nowhere_is_refused_at_once() -> None:
+    # Together the machines would have it, but a run is on one.
+    with pytest.raises(ConfigError, match=r"no machine has room for a run of 6 CPUs .*4 CPUs, 0 GPUs; 4 CPUs, 0 GPUs"):
+        resources(Machines(cpus=6), {"CPU": 4.0}, {"CPU": 4.0})
+    with pytest.raises(ConfigError, match="0 CPUs and 1 GPUs|1 CPUs and 1 GPUs"):
+        resources(Machines(gpus=1), {"CPU": 4.0})
+
+
+def test_ray_has_what_is_used() -> None:
+    tune = import_ray().tune
+    for name in ("Tuner", "TuneConfig", "RunConfig", "FailureConfig", "Callback", "with_resources", "with_parameters"):
+        assert hasattr(tune, name)
+    assert SimpleNamespace(**session.ENVIRONMENT).RAY_USAGE_STATS_ENABLED == "0"
