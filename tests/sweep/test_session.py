@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stripefold.errors import ConfigError
-from stripefold.sweep import Machines, session
-from stripefold.sweep.launch import _resources
+from stripefold.errors import ConfigError, TrainingError
+from stripefold.sweep import Machines, launch, session
+from stripefold.sweep.folder import read_error
+from stripefold.sweep.launch import _ends, _resources
 from stripefold.sweep.session import import_ray, ray_session
 from stripefold.sweep.trials import Trial
 from stripefold.training import TrainConfig
+from tests.sweep.conftest import Room
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,10 @@ def test_a_session_of_the_caller_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("address", "match"),
-    [("auto", "no Ray cluster at 'auto': nobody; start one with `ray start --head`"), (None, "Ray cannot be started on")],
+    [
+        ("auto", "no Ray cluster at 'auto': nobody; start one with `ray start --head`"),
+        (None, "Ray cannot be started on"),
+    ],
 )
 def test_unreachable(address: str | None, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = use(FakeRay(error=ConnectionError("nobody")), monkeypatch)
@@ -104,7 +112,7 @@ def test_unreachable(address: str | None, match: str, monkeypatch: pytest.Monkey
 
 def resources(machines: Machines, *nodes: dict[str, float], **options: Any) -> dict[str, float]:
     trial = Trial(name="a", setting="a", config=TrainConfig(**options))
-    return _resources(trial, machines, [{"Resources": node} for node in nodes])
+    return _resources([trial], machines, [{"Resources": node} for node in nodes])
 
 
 def test_what_a_run_is_given() -> None:
@@ -119,7 +127,7 @@ def test_a_run_that_fits_nowhere_is_refused_at_once() -> None:
     # Together the machines would have it, but a run is on one.
     with pytest.raises(ConfigError, match=r"no machine has room for a run of 6 CPUs .*4 CPUs, 0 GPUs; 4 CPUs, 0 GPUs"):
         resources(Machines(cpus=6), {"CPU": 4.0}, {"CPU": 4.0})
-    with pytest.raises(ConfigError, match="0 CPUs and 1 GPUs|1 CPUs and 1 GPUs"):
+    with pytest.raises(ConfigError, match="for a run of 1 CPUs and 1 GPUs .there are: 4 CPUs, 0 GPUs.; ask for less"):
         resources(Machines(gpus=1), {"CPU": 4.0})
 
 
@@ -128,3 +136,37 @@ def test_ray_has_what_is_used() -> None:
     for name in ("Tuner", "TuneConfig", "RunConfig", "FailureConfig", "Callback", "with_resources", "with_parameters"):
         assert hasattr(tune, name)
     assert SimpleNamespace(**session.ENVIRONMENT).RAY_USAGE_STATS_ENABLED == "0"
+
+
+def test_ray_that_gives_up_is_one_error(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = import_ray()
+
+    class Tuner:
+        def fit(self) -> None:
+            raise ray.tune.TuneError("the head\nnode is gone")
+
+    @contextlib.contextmanager
+    def fake_session(address: str | None) -> Iterator[Any]:
+        nodes = [{"Alive": False, "Resources": {}}, {"Alive": True, "Resources": {"CPU": 2.0}}]
+        yield SimpleNamespace(nodes=lambda: nodes, tune=ray.tune, exceptions=ray.exceptions)
+
+    monkeypatch.setattr(launch, "ray_session", fake_session)
+    monkeypatch.setattr(launch, "_tuner", lambda *_: Tuner())
+    with pytest.raises(TrainingError, match="Ray gave up: the head node is gone; the same command goes on"):
+        launch.launch(room.trials, room.paths, Machines(), lambda *_: None)
+
+
+def test_what_is_told_of_a_run_that_ended(room: Room) -> None:
+    told: list[tuple[str, float | None, str]] = []
+    ends = _ends(import_ray().tune, room.paths, lambda *words: told.append(words))
+    names = [{"trial": trial.name} for trial in room.trials]
+    ends.on_trial_complete(1, [], SimpleNamespace(config=names[0], last_result={"score": 0.5, "error": ""}))
+    ends.on_trial_complete(1, [], SimpleNamespace(config=names[1], last_result={"score": math.nan, "error": "E: no"}))
+    lost = SimpleNamespace(config=names[2], get_pickled_error=lambda: RuntimeError("Trace\nthe worker died"))
+    ends.on_trial_error(1, [], lost)
+    assert told == [
+        (room.trials[0].name, 0.5, ""),
+        (room.trials[1].name, None, "E: no"),
+        (room.trials[2].name, None, "the worker died"),
+    ]
+    assert read_error(room.paths, room.trials[2].name) == "the worker died"

@@ -69,7 +69,10 @@ def test_refuses_naming_place_and_value(options: dict[str, Any], match: str) -> 
         ("base: digit", "did you mean 'digits'"),
         ("seeds: true", "seeds is True; give a number of seeds from 1 on, or a list"),
         ("seeds: 0", "seeds is 0; give a number of seeds from 1 on"),
-        ("grid: {repeats: [1, 2]}\nset: {repeats: 2}", "repeats cannot be set for the sweep mine: it is what varies there"),
+        (
+            "grid: {repeats: [1, 2]}\nset: {repeats: 2}",
+            "repeats cannot be set for the sweep mine: it is what varies there",
+        ),
     ],
 )
 def test_refuses_bad_files(text: str, match: str, tmp_path: Path) -> None:
@@ -120,7 +123,9 @@ def test_every_setting_of_the_package_builds(name: str, recwarn: pytest.Warnings
     assert settings[0].label == "backbone"
     assert len(list_trials(sweep, settings)) == len(settings) * len(sweep.seeds)
     spec = ImageSpec(classes=tuple("0123456789"), channels=1, size=16)
-    counts = {setting.label: sum(p.numel() for p in build_model(setting.config, spec).parameters()) for setting in settings}
+    counts = {
+        setting.label: sum(p.numel() for p in build_model(setting.config, spec).parameters()) for setting in settings
+    }
     assert all(count > counts["backbone"] for label, count in counts.items() if label != "backbone")
     # Only a gate right behind a convolution is warned of, and only `place` has such.
     assert bool(recwarn.list) == (name == "place")

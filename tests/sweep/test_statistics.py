@@ -31,7 +31,9 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     found = [estimate(list(generator.normal(3.0, 2.0, 4))) for _ in range(2000)]
     covered = np.mean([each is not None and each.low < 3.0 < each.high for each in found])
     assert 0.935 < covered < 0.965
-    assert np.mean([abs(each.mean - 3.0) < 1.96 * each.spread / 2 for each in found if each]) < 0.9  # without Student's t
+    assert (
+        np.mean([abs(each.mean - 3.0) < 1.96 * each.spread / 2 for each in found if each]) < 0.9
+    )  # without Student's t
 
 
 def test_pairs_are_the_seeds_of_both() -> None:
@@ -41,8 +43,10 @@ def test_pairs_are_the_seeds_of_both() -> None:
 def test_no_interval_where_there_is_none() -> None:
     assert estimate([]) is None
     one, alike = estimate([0.5]), estimate([0.5 - 0.3, 0.3 - 0.1])
-    assert one is not None and (one.spread, one.low, one.high) == (None, None, None)
-    assert alike is not None and (alike.spread, alike.low, alike.high) == (0.0, None, None)
+    assert one is not None
+    assert (one.spread, one.low, one.high) == (None, None, None)
+    assert alike is not None
+    assert (alike.spread, alike.low, alike.high) == (0.0, None, None)
 
 
 def settings(*labels: str) -> list[Setting]:

@@ -75,7 +75,9 @@ def test_relative_paths_are_those_of_the_process_that_started_the_sweep(
 
 
 def test_a_machine_that_does_not_see_the_folder_is_named(room: Room, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="machine .* does not see the sweep's folder .*/other: put it on a file system"):
+    with pytest.raises(
+        ConfigError, match="machine .* does not see the sweep's folder .*/other: put it on a file system"
+    ):
         check_shared(room.job(root=str(tmp_path / "other")))
     with pytest.raises(ConfigError, match="does not see the sweep's folder"):
         run_trial({"trial": room.trials[0].name}, room.job(spec="another sweep in a folder of the same name"))

@@ -139,3 +139,19 @@ def test_configuring_loads_no_torch() -> None:
     assert done.stdout.strip() == "False"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         __import__("stripefold.training").training.nothing  # noqa: B018
+
+
+def test_freeze_takes_a_word_or_several() -> None:
+    assert TrainConfig(freeze="psi").freeze == ("psi",)
+    assert TrainConfig(freeze=["psi", "theta"]).to_dict()["freeze"] == ["psi", "theta"]
+    with pytest.raises(ConfigError, match="freeze names 'phi'; give any of psi, theta"):
+        TrainConfig(freeze=["phi"])
+    with pytest.raises(ConfigError, match="freeze is 3; give a list of str"):
+        TrainConfig(freeze=3)
+
+
+def test_psi_may_be_drawn() -> None:
+    assert TrainConfig(psi="random").psi == "random"
+    assert TrainConfig(psi=1).psi == 1.0
+    with pytest.raises(ConfigError, match="psi is 'randomly'; give a finite number"):
+        TrainConfig(psi="randomly")

@@ -201,3 +201,29 @@ def test_bad_options_stop_before_anything_is_written(config: TrainConfig) -> Non
         assert not Path(str(config.run_dir)).exists()
     with pytest.raises(ConfigError, match="accelerator 'abacus' with precision 32 cannot be used here"):
         train(config.with_overrides(accelerator="abacus"))
+
+
+@pytest.mark.parametrize("freeze", [(), ("psi",), ("theta",), ("psi", "theta")])
+def test_what_is_frozen_does_not_move(config: TrainConfig, freeze: tuple[str, ...]) -> None:
+    frozen = config.with_overrides(freeze=freeze, epochs=1)
+    start = {name: value.clone() for name, value in build_model(frozen, load_data(frozen).spec).named_parameters()}
+    result = train(frozen)
+    moved = {name for name, value in result.model.named_parameters() if not torch.equal(value, start[name])}
+    parts = {"psi": ".psi", "theta": ".attention."}
+    for part, mark in parts.items():
+        of_it = {name for name in start if mark in name}
+        assert of_it
+        assert (not moved & of_it) if part in freeze else (of_it <= moved)
+    assert {name for name in start if "gates" not in name} <= moved
+    assert (f"{' and '.join(freeze)} frozen" in result.summary_file.read_text(encoding="utf-8")) == bool(freeze)
+
+
+def test_a_drawn_psi_follows_from_the_seed(config: TrainConfig) -> None:
+    def psi(seed: int) -> torch.Tensor:
+        return dict(build_model(config.with_overrides(psi="random", seed=seed), SPEC).named_parameters())[
+            "norm2.gates.0.psi"
+        ]
+
+    assert torch.equal(psi(0), psi(0))
+    assert not torch.equal(psi(0), psi(1))
+    assert psi(0).std() > 0.2

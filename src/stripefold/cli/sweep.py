@@ -91,8 +91,6 @@ def print_result(result: SweepResult) -> None:
 
 def print_runs(result: SweepResult) -> None:
     """Print the runs of a sweep, and which of them are finished."""
-    rows = []
-    for trial in result.trials:
-        state = "failed" if trial.name in result.failed else "to do"
-        rows.append((trial.name, trial.setting, trial.config.seed, "done" if trial.name in result.outcomes else state))
-    print_table(f"{result.sweep.title}: {len(rows)} runs in {result.folder}", ("run", "setting", "seed", "state"), rows)
+    rows = [(trial.name, trial.setting, trial.config.seed, result.state(trial.name)) for trial in result.trials]
+    print_table(f"{result.sweep.title}: {len(rows)} runs", ("run", "setting", "seed", "state"), rows)
+    print_line(f"in {result.folder}")

@@ -33,7 +33,7 @@ def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, told:
         TrainingError: If Ray gives up on the whole sweep.
     """
     with ray_session(machines.address) as ray:
-        resources = _resources(trials[0], machines, [node for node in ray.nodes() if node["Alive"]])
+        resources = _resources(trials, machines, [node for node in ray.nodes() if node["Alive"]])
         job = Job(
             root=str(paths.root),
             spec=paths.spec.read_text(encoding="utf-8"),
@@ -44,17 +44,17 @@ def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, told:
         )
         try:
             _tuner(ray.tune, job, resources, machines.parallel, told).fit()
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, ray.tune.TuneError) as error:
             raise TrainingError(f"Ray gave up: {' '.join(str(error).split())}; the same command goes on") from error
 
 
-def _resources(trial: Trial, machines: Machines, nodes: Sequence[Any]) -> dict[str, float]:
+def _resources(trials: Sequence[Trial], machines: Machines, nodes: Sequence[Any]) -> dict[str, float]:
     """What one run is given; refused where no machine of the cluster has as much, for Ray would wait for ever."""
     offered = [node["Resources"] for node in nodes]
     gpus = machines.gpus
     if gpus is None:
-        gpus = float(trial.config.accelerator != "cpu" and any(each.get("GPU", 0) >= 1 for each in offered))
-    wanted = {"CPU": machines.cpus or float(trial.config.threads or 1), "GPU": gpus}
+        gpus = float(_may_use_gpus(trials) and any(each.get("GPU", 0) >= 1 for each in offered))
+    wanted = {"CPU": machines.cpus or float(max(trial.config.threads or 1 for trial in trials)), "GPU": gpus}
     if not any(all(each.get(name, 0) >= amount for name, amount in wanted.items()) for each in offered):
         largest = "; ".join(f"{each.get('CPU', 0):g} CPUs, {each.get('GPU', 0):g} GPUs" for each in offered)
         raise ConfigError(
@@ -64,19 +64,12 @@ def _resources(trial: Trial, machines: Machines, nodes: Sequence[Any]) -> dict[s
     return wanted
 
 
+def _may_use_gpus(trials: Sequence[Trial]) -> bool:
+    return any(trial.config.accelerator != "cpu" for trial in trials)
+
+
 def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | None, told: Told) -> Any:
     paths = SweepPaths(Path(job.root))
-
-    class Ends(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            result = trial.last_result
-            told(trial.config["trial"], None if result["error"] else result["score"], result["error"])
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            cause = trial.get_pickled_error()
-            text = str(cause).strip() or type(cause).__name__
-            write_error(paths, trial.config["trial"], text)
-            told(trial.config["trial"], None, text.splitlines()[-1].strip())
 
     def called(trial: Any) -> str:
         return str(trial.config["trial"])
@@ -94,7 +87,24 @@ def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | Non
             name="tune",
             storage_path=str(paths.ray),
             verbose=0,
-            callbacks=[Ends()],
+            callbacks=[_ends(tune, paths, told)],
             failure_config=tune.FailureConfig(max_failures=LOST_PROCESSES),
         ),
     )
+
+
+def _ends(tune: Any, paths: SweepPaths, told: Told) -> Any:
+    """What Tune calls when a run ends: with a result, or because its process was lost too often."""
+
+    class Ends(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            result = trial.last_result
+            told(trial.config["trial"], None if result["error"] else result["score"], result["error"])
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            cause = trial.get_pickled_error()
+            text = str(cause).strip() or type(cause).__name__
+            write_error(paths, trial.config["trial"], text)
+            told(trial.config["trial"], None, text.splitlines()[-1].strip())
+
+    return Ends()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stripefold.atomic import atomic_path
 from stripefold.errors import ConfigError, TrainingError
+from stripefold.figures.pictures import BLUE, GREY
 from stripefold.sweep.statistics import LEVEL, Estimate
 from stripefold.training.tasks import WORDS
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from stripefold.sweep.result import SweepResult
 
-BLUE, GREY = "#1f5fa8", "#777777"
 _WIDTH, _ROW, _MARGIN = 9.0, 0.36, 1.5  # inches
 _APART = 0.17
 """How far, in rows, the single runs lie from their mean."""

@@ -68,6 +68,17 @@ class SweepResult:
         """How many settings are compared with a control."""
         return sum(row.setting.control is not None for row in self.rows)
 
+    def state(self, trial: str) -> str:
+        """``finished``, ``failed``, ``begun`` or ``waiting``.
+
+        Args:
+            trial: Name of a run.
+        """
+        if trial in self.outcomes:
+            return "finished"
+        begun = SweepPaths(self.folder).run(trial).is_dir()
+        return "failed" if trial in self.failed else "begun" if begun else "waiting"
+
     @property
     def control_word(self) -> str:
         """What the settings are compared with, in words."""

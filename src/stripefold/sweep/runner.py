@@ -13,7 +13,7 @@ from stripefold.sweep.draw import draw
 from stripefold.sweep.folder import SweepPaths, open_sweep, read_outcome, read_samples
 from stripefold.sweep.result import SweepResult, collect
 from stripefold.sweep.session import Machines, import_ray
-from stripefold.sweep.trials import Setting, Trial, list_settings, list_trials
+from stripefold.sweep.trials import Trial, list_settings, list_trials
 
 if TYPE_CHECKING:
     from stripefold.sweep.spec import Sweep
@@ -95,6 +95,7 @@ def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell:
         tell(f"{done} of {len(trials)} runs are finished")
     if not waiting:
         return
+    tell(f"{len(waiting)} runs to train; what they print goes to {paths.log(waiting[0].name).parent}")
     ended = [done]
     width = len(str(len(trials)))
 
@@ -122,6 +123,3 @@ def _alone(paths: SweepPaths) -> Iterator[None]:
             yield
     except Timeout as error:
         raise ConfigError(f"another process works on the sweep in {paths.root}; wait for it, or stop it") from error
-
-
-__all__ = ["Setting", "plan_sweep", "run_sweep", "write_result"]

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from stripefold.atomic import atomic_path
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep.statistics import LEVEL, Estimate
+from stripefold.sweep.trials import IDLE
 
 if TYPE_CHECKING:
     from stripefold.sweep.result import Row, SweepResult
+    from stripefold.training.config import TrainConfig
 
 TEXT = ("control", "error")
 
@@ -111,10 +113,9 @@ def result_records(result: SweepResult) -> list[dict[str, Any]]:
     """
     records = []
     for row in result.rows:
-        config = row.setting.config.to_dict()
         records.append({
             "setting": row.setting.label,
-            **{name: config[name] for name in _options(result)},
+            **_options(result, row.setting.config),
             "measure": result.measure,
             "runs": len(row.scores),
             **_numbers("", row.score),
@@ -136,11 +137,11 @@ def run_records(result: SweepResult) -> list[dict[str, Any]]:
     """
     records = []
     for trial in result.trials:
-        outcome, config = result.outcomes.get(trial.name), trial.config.to_dict()
+        outcome = result.outcomes.get(trial.name)
         records.append({
             "run": trial.name,
             "setting": trial.setting,
-            **{name: config[name] for name in _options(result)},
+            **_options(result, trial.config),
             "seed": trial.config.seed,
             "measure": result.measure,
             "score": None if outcome is None else outcome.score,
@@ -152,8 +153,11 @@ def run_records(result: SweepResult) -> list[dict[str, Any]]:
     return records
 
 
-def _options(result: SweepResult) -> list[str]:
-    return list(dict.fromkeys([*(result.sweep.control or {}), *result.sweep.varying]))
+def _options(result: SweepResult, config: TrainConfig) -> dict[str, Any]:
+    """What varies, and what makes the control; None where an option does nothing."""
+    values, idle = config.to_dict(), IDLE.get(config.form, ())
+    names = dict.fromkeys([*(result.sweep.control or {}), *result.sweep.varying])
+    return {name: None if name in idle else values[name] for name in names}
 
 
 def _numbers(prefix: str, found: Estimate | None) -> dict[str, float | None]:

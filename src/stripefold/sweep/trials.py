@@ -67,7 +67,8 @@ def list_settings(sweep: Sweep, drawn: Sequence[Mapping[str, Any]]) -> list[Sett
         ConfigError: If a combination of options is refused; names the setting.
     """
     points = list(_points(sweep, drawn))
-    controls = [sweep.control and _config(sweep, label, values, sweep.control) for label, values in points]
+    against = sweep.control
+    controls = [None if against is None else _config(sweep, label, values, against) for label, values in points]
     names = _name_controls(sweep, [control for control in controls if control])
     found: dict[str, tuple[str, TrainConfig, str | None]] = {}
     for (label, values), control in zip(points, controls, strict=True):
@@ -77,8 +78,8 @@ def list_settings(sweep: Sweep, drawn: Sequence[Mapping[str, Any]]) -> list[Sett
         found.setdefault(_key(config), (label, config, _key(control) if control else None))
     labels = dict(zip(found, _distinct([label for label, _, _ in found.values()]), strict=True))
     return [
-        Setting(label=labels[key], config=config, control=None if against is None else labels[against])
-        for key, (_, config, against) in found.items()
+        Setting(label=labels[key], config=config, control=None if control_key is None else labels[control_key])
+        for key, (_, config, control_key) in found.items()
     ]
 
 

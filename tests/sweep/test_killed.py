@@ -1,0 +1,124 @@
+"""A sweep on a Ray of its own, killed on the way and gone on with; Ctrl-C; a cluster that is only joined."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Six runs; one of them, of a setting that no digit suits, fails.
+TEXT = """
+title: Six tiny runs
+base: digits
+set: {model: resnet8, epochs: 2, limit_train: 64, limit_test: 64, warmup_epochs: 0, accelerator: cpu}
+settings:
+  se: {attention: se}
+  too wide: {attention: se, attention_options: {reductions: 1}}
+seeds: 2
+"""
+WAIT_SECONDS = 240.0
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    (folder / "six.yaml").write_text(TEXT, encoding="utf-8")
+    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "stripefold", "sweep", "six.yaml"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # what Ray starts is in it as well, and nothing else
+    )
+
+
+def processes(session: int) -> list[int]:
+    """Of a session, those that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def kill(session: int) -> None:
+    for process in processes(session):
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def traces(folder: Path) -> dict[str, tuple[int, int]]:
+    """What a repeated run would change: when its checkpoint was written, and how many lines it has logged."""
+    runs = folder / "sweeps" / "six"
+    return {
+        path.stem: (
+            (runs / "runs" / path.stem / "checkpoints" / "last.ckpt").stat().st_mtime_ns,
+            (runs / "logs" / f"{path.stem}.log").read_text(encoding="utf-8").count("\n"),
+        )
+        for path in (runs / "outcomes").glob("*.json")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds Ray's processes in /proc")
+def test_a_sweep_survives_sigkill_and_ctrl_c(tmp_path: Path) -> None:
+    outcomes = tmp_path / "sweeps" / "six" / "outcomes"
+    first = start(tmp_path)
+    try:
+        wait_until(lambda: len(list(outcomes.glob("*.json"))) >= 2, "the first runs never ended")
+    finally:
+        kill(first.pid)
+        first.communicate()
+    before = traces(tmp_path)
+    assert 2 <= len(before) < 4
+
+    # Ctrl-C in the middle of the continuation: one line, and nothing of Ray is left.
+    second = start(tmp_path)
+    wait_until(lambda: bool(second.stdout and second.stdout.readline()), "the continuation said nothing")
+    wait_until(lambda: len(processes(second.pid)) > 3, "Ray was never started")
+    os.killpg(second.pid, signal.SIGINT)  # as a terminal does it: to every process of the command
+    _, errors = second.communicate(timeout=WAIT_SECONDS)
+    assert second.returncode == 130, errors
+    assert "runs are finished, the same command goes on" in errors
+    assert errors.count("\n") == 1
+    wait_until(lambda: not processes(second.pid), "Ctrl-C left processes behind")
+
+    third = start(tmp_path)
+    printed, errors = third.communicate(timeout=WAIT_SECONDS)
+    assert third.returncode == 1, errors
+    assert "2 of 6 runs failed" in errors
+    assert "failed: too-wide-seed0: AttachError: " in printed
+    assert before.items() <= traces(tmp_path).items()  # no finished run was touched
+    wait_until(lambda: not processes(third.pid), "the sweep left processes behind")
+
+    folder = tmp_path / "sweeps" / "six"
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        rows = {row["setting"]: row for row in csv.DictReader(file)}
+    assert [rows[name]["runs"] for name in ("backbone", "se", "too wide")] == ["2", "2", "0"]
+    with (folder / "runs.csv").open(encoding="utf-8") as file:
+        scores = {row["run"]: row["score"] for row in csv.DictReader(file)}
+    differences = [float(scores[f"se-seed{seed}"]) - float(scores[f"backbone-seed{seed}"]) for seed in (0, 1)]
+    assert float(rows["se"]["difference_mean"]) == pytest.approx(sum(differences) / 2)
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
