@@ -10,7 +10,15 @@ import pytest
 
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep import Sweep, plan_sweep, run_sweep
-from stripefold.sweep.folder import Outcome, open_sweep, read_error, read_outcome, write_error, write_outcome
+from stripefold.sweep.folder import (
+    Outcome,
+    grow_sweep,
+    open_sweep,
+    read_error,
+    read_outcome,
+    write_error,
+    write_outcome,
+)
 from stripefold.training.paths import RunPaths, open_run
 from tests.sweep.conftest import Room
 
@@ -43,7 +51,8 @@ def test_drawn_samples_are_kept(tmp_path: Path, sweep: Sweep) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"seeds": (0, 1, 2)}, r"holds another sweep: seeds was \[0, 1\] and is now \[0, 1, 2\]; go on with the same"),
+        ({"seeds": (0, 2)}, r"holds another sweep: seeds was \[0, 1\] and is now \[0, 2\]; go on with the same"),
+        ({"seeds": (0,)}, r"seeds was \[0, 1\] and is now \[0\]"),
         ({"grid": {"attention": ["se", "ie"]}}, r"grid was {'attention': \['se'\]} and is now"),
         ({"control": None}, "control was {'form': 'none'} and is now None"),
     ],
@@ -51,6 +60,29 @@ def test_drawn_samples_are_kept(tmp_path: Path, sweep: Sweep) -> None:
 def test_another_sweep_is_refused(room: Room, changes: dict, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         open_sweep(dataclasses.replace(room.sweep, **changes), room.paths.root)
+
+
+def test_seeds_may_be_added_and_finished_runs_stay(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in range(4):
+        finish(room, place)
+    more = dataclasses.replace(room.sweep, seeds=(0, 1, 2))
+    assert list(plan_sweep(more, room.paths.root).outcomes) == [trial.name for trial in room.trials]
+    assert "- 2" not in room.paths.spec.read_text(encoding="utf-8")  # planning writes nothing
+    asked: list[str] = []
+    monkeypatch.setattr("stripefold.sweep.launch.launch", lambda trials, *_: asked.extend(each.name for each in trials))
+    run_sweep(more, room.paths.root)
+    assert asked == ["backbone-seed2", "attention=se-seed2"]
+    with pytest.raises(ConfigError, match=r"seeds was \[0, 1, 2\] and is now \[0, 1\]"):
+        run_sweep(room.sweep, room.paths.root)
+
+
+def test_added_seeds_that_cannot_be_written(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stripefold.sweep.folder.write_text", full)
+    with pytest.raises(TrainingError, match="cannot write .*sweep.yaml: No space left"):
+        grow_sweep(dataclasses.replace(room.sweep, seeds=(0, 1, 2)), room.paths, [])
 
 
 def test_another_base_is_refused_by_the_option(room: Room) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from tests.sweep.conftest import Room
         ({"cpus": 0}, "cpus is 0; a run needs more than 0"),
         ({"gpus": -1}, "gpus is -1; give a part of one GPU, or a whole number"),
         ({"gpus": 1.5}, "gpus is 1.5; give a part of one GPU, or a whole number"),
+        ({"address": "head"}, "address is 'head'; give auto, or HOST:PORT"),
         ({"address": "ray://head:10001"}, "does not run through Ray's client; start it on a machine of the cluster"),
     ],
 )
@@ -58,6 +60,7 @@ class FakeRay:
     def init(self, **options: Any) -> None:
         self.calls.append(("init", options))
         signal.signal(signal.SIGTERM, lambda *_: None)
+        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
         if self.error is not None:
             raise self.error
 
@@ -84,9 +87,14 @@ def test_a_session_starts_ray_of_its_own_and_stops_it(monkeypatch: pytest.Monkey
 
 def test_a_session_joins_a_cluster_with_nothing_but_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = use(FakeRay(), monkeypatch)
-    with ray_session("head:6379"):
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with ray_session(address):
+            pass
+    assert ray.calls[0][1] == {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    with pytest.raises(ConfigError, match=f"no Ray cluster at '{address}': .*refused; start one"), ray_session(address):
         pass
-    assert ray.calls[0][1] == {"address": "head:6379", "log_to_driver": False, "logging_level": "ERROR"}
+    assert len(ray.calls) == 2  # nobody listens there any more: Ray was not asked, which tries for minutes
 
 
 def test_a_session_of_the_caller_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +116,14 @@ def test_unreachable(address: str | None, match: str, monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError, match=match), ray_session(address):
         pass
     assert ray.calls[-1][0] == "shutdown"
+
+
+def test_a_cluster_that_asks_for_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ConnectionError("Failed to connect")
+    error.__cause__ = RuntimeError("Last connection error: RPC error: InvalidAuthToken: missing")
+    use(FakeRay(error=error), monkeypatch)
+    with pytest.raises(ConfigError, match="asks for its token: set RAY_AUTH_MODE=token"), ray_session("auto"):
+        pass
 
 
 def resources(machines: Machines, *nodes: dict[str, float], **options: Any) -> dict[str, float]:

@@ -108,11 +108,32 @@ def open_sweep(sweep: Sweep, folder: Path) -> tuple[SweepPaths, list[dict[str, A
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
         if not held:
-            write_text(paths.spec, _to_yaml(sweep, drawn))
-        paths.run_lock("").parent.mkdir(parents=True, exist_ok=True)  # later: what lies without it is no sweep
+            write_text(
+                paths.spec, _to_yaml(sweep, drawn)
+            )  # first: a folder with other things and without it is no sweep
+        paths.run_lock("").parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot write into {paths.root}: {error.strerror or error}") from error
     return paths, drawn
+
+
+def grow_sweep(sweep: Sweep, paths: SweepPaths, drawn: list[dict[str, Any]]) -> None:
+    """Write down seeds that were added. Only the process that holds the sweep's lock may: its runs compare the file.
+
+    Args:
+        sweep: The sweep that the folder holds, perhaps with more seeds.
+        paths: Its folder.
+        drawn: The samples of its random search.
+
+    Raises:
+        TrainingError: If the file cannot be written.
+    """
+    text = _to_yaml(sweep, drawn)
+    try:
+        if paths.spec.read_text(encoding="utf-8") != text:
+            write_text(paths.spec, text)
+    except OSError as error:
+        raise TrainingError(f"cannot write {paths.spec}: {error.strerror or error}") from error
 
 
 def read_samples(sweep: Sweep, paths: SweepPaths) -> list[dict[str, Any]]:
@@ -123,7 +144,7 @@ def read_samples(sweep: Sweep, paths: SweepPaths) -> list[dict[str, Any]]:
         paths: The folder.
 
     Raises:
-        ConfigError: If it holds another sweep, or its ``sweep.yaml`` cannot be read.
+        ConfigError: If it holds another sweep (more seeds are none), or its ``sweep.yaml`` cannot be read.
     """
     import yaml
 
@@ -133,6 +154,8 @@ def read_samples(sweep: Sweep, paths: SweepPaths) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{paths.spec} cannot be read ({type(error).__name__}); choose another folder") from error
     for name, was, now in _differences(before, sweep.to_dict()):
+        if name == "seeds" and isinstance(was, list) and set(was) < set(now):
+            continue
         raise ConfigError(
             f"{paths.root} holds another sweep: {name} was {was!r} and is now {now!r}; go on with the same command and "
             "file, or choose another folder"

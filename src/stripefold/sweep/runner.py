@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stripefold.errors import ConfigError
 from stripefold.sweep.draw import draw
-from stripefold.sweep.folder import SweepPaths, open_sweep, read_outcome, read_samples
+from stripefold.sweep.folder import SweepPaths, grow_sweep, open_sweep, read_outcome, read_samples
 from stripefold.sweep.result import SweepResult, collect
 from stripefold.sweep.session import Machines, import_ray
 from stripefold.sweep.trials import Trial, list_settings, list_trials
@@ -68,6 +68,7 @@ def run_sweep(
     settings = list_settings(sweep, drawn)
     trials = list_trials(sweep, settings)
     with _alone(paths):
+        grow_sweep(sweep, paths, drawn)
         _train(trials, paths, machines, tell)
         result = collect(sweep, settings, trials, paths)
         return write_result(result)

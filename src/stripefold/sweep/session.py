@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from stripefold.errors import ConfigError
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Runs pass nothing but their options through Ray's store; its own choice is a third of the memory."""
+CONNECT_SECONDS = 10.0
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -35,7 +37,7 @@ class Machines:
         gpus: GPUs of one run, such as 0.5; None is 1 where there are any and the runs may use them, else 0.
 
     Raises:
-        ConfigError: If a number is out of its range, or the address is one of Ray's client.
+        ConfigError: If a number is out of its range, or the address is none, or one of Ray's client.
     """
 
     address: str | None = None
@@ -55,6 +57,8 @@ class Machines:
                 f"address is {self.address!r}: a sweep does not run through Ray's client; start it on a machine of the "
                 "cluster with address auto"
             )
+        if self.address not in (None, "auto") and not str(self.address).rpartition(":")[2].isdigit():
+            raise ConfigError(f"address is {self.address!r}; give auto, or HOST:PORT of the cluster's head")
 
 
 def import_ray() -> Any:
@@ -86,10 +90,11 @@ def ray_session(address: str | None) -> Iterator[Any]:
     """
     ray = import_ray()
     if ray.is_initialized():  # the caller's own, and nothing of it is ours to stop
-        with _environment(ENVIRONMENT):
+        with _environment():
             yield ray
         return
-    with _environment(ENVIRONMENT), _handlers():
+    _check_reachable(address)
+    with _environment(), _handlers():
         try:
             try:
                 _start(ray, address)
@@ -108,25 +113,40 @@ def _start(ray: Any, address: str | None) -> None:
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
 
 
+def _check_reachable(address: str | None) -> None:
+    """Ray itself goes on trying for ten minutes."""
+    if address in (None, "auto"):
+        return
+    host, _, port = str(address).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(_unreachable(address, error)) from error
+
+
 def _unreachable(address: str | None, error: Exception) -> str:
     reason = " ".join(str(error).split())
     if address is None:
         return f"Ray cannot be started on this machine: {reason}"
+    if "AuthToken" in f"{error.__cause__}":
+        return (
+            f"the Ray cluster at {address!r} asks for its token: set RAY_AUTH_MODE=token where the token is "
+            "(~/.ray/auth_token), or start the sweep on its head with address auto"
+        )
     return f"no Ray cluster at {address!r}: {reason}; start one with `ray start --head`, or leave the address out"
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def _environment() -> Iterator[None]:
+    """Our settings of Ray, and afterwards neither them nor what Ray set for itself."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(("RAY_", "TUNE_"))}
+    os.environ.update(ENVIRONMENT)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in [name for name in os.environ if name.startswith(("RAY_", "TUNE_"))]:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
