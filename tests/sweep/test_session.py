@@ -141,9 +141,9 @@ def test_what_a_run_is_given() -> None:
 
 def test_a_run_that_fits_nowhere_is_refused_at_once() -> None:
     # Together the machines would have it, but a run is on one.
-    with pytest.raises(ConfigError, match=r"no machine has room for a run of 6 CPUs .*4 CPUs, 0 GPUs; 4 CPUs, 0 GPUs"):
+    with pytest.raises(ConfigError, match="no machine has room for a run with 6 CPU .*4 CPU, 0 GPU; 4 CPU, 0 GPU"):
         resources(Machines(cpus=6), {"CPU": 4.0}, {"CPU": 4.0})
-    with pytest.raises(ConfigError, match="for a run of 1 CPUs and 1 GPUs .there are: 4 CPUs, 0 GPUs.; ask for less"):
+    with pytest.raises(ConfigError, match="with 1 CPU and 1 GPU .there are: 4 CPU, 0 GPU.; ask for less"):
         resources(Machines(gpus=1), {"CPU": 4.0})
 
 

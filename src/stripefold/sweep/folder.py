@@ -108,9 +108,7 @@ def open_sweep(sweep: Sweep, folder: Path) -> tuple[SweepPaths, list[dict[str, A
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
         if not held:
-            write_text(
-                paths.spec, _to_yaml(sweep, drawn)
-            )  # first: a folder with other things and without it is no sweep
+            write_text(paths.spec, _to_yaml(sweep, drawn))  # first: it makes the folder a sweep's
         paths.run_lock("").parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot write into {paths.root}: {error.strerror or error}") from error

@@ -56,10 +56,10 @@ def _resources(trials: Sequence[Trial], machines: Machines, nodes: Sequence[Any]
         gpus = float(_may_use_gpus(trials) and any(each.get("GPU", 0) >= 1 for each in offered))
     wanted = {"CPU": machines.cpus or float(max(trial.config.threads or 1 for trial in trials)), "GPU": gpus}
     if not any(all(each.get(name, 0) >= amount for name, amount in wanted.items()) for each in offered):
-        largest = "; ".join(f"{each.get('CPU', 0):g} CPUs, {each.get('GPU', 0):g} GPUs" for each in offered)
+        there = "; ".join(f"{each.get('CPU', 0):g} CPU, {each.get('GPU', 0):g} GPU" for each in offered)
         raise ConfigError(
-            f"no machine has room for a run of {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs (there are: "
-            f"{largest}); ask for less with cpus and gpus"
+            f"no machine has room for a run with {wanted['CPU']:g} CPU and {wanted['GPU']:g} GPU (there are: {there}); "
+            "ask for less with cpus and gpus"
         )
     return wanted
 
