@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stripefold.cli import main
-from stripefold.sweep import plan_sweep
+from stripefold.sweep import plan_sweep, run_sweep
 from stripefold.sweep.runner import write_result
 from tests.sweep.conftest import Room
 from tests.sweep.test_folder import finish
@@ -183,5 +183,17 @@ def test_without_a_library_one_line_says_what_to_install(
 
     result = plan_sweep(finished.sweep, finished.paths.root)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"needs? {module.partition('.')[0]}.*pip install 'stripefold\[sweep\]'"):
+    message = rf"needs? {module.partition('.')[0]}.*pip install 'stripefold\[sweep\]'"
+    with pytest.raises(ConfigError, match=message):
         write_result(result)
+    with pytest.raises(ConfigError, match=message):  # and before the first run, not after the last
+        run_sweep(finished.sweep, finished.paths.root / "new")
+    assert not (finished.paths.root / "new").exists()
+
+
+def test_the_help_names_every_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    from stripefold.sweep import sweep_names
+
+    assert main(["sweep", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert all(name in words for name in sweep_names())

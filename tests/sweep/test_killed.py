@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Six runs; one of them, of a setting that no digit suits, fails.
+# Six runs, two of which fail: the attention has no such option.
 TEXT = """
 title: Six tiny runs
 base: digits
@@ -27,18 +27,32 @@ seeds: 2
 WAIT_SECONDS = 240.0
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    (folder / "six.yaml").write_text(TEXT, encoding="utf-8")
+Start = Callable[[], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the command; whatever becomes of the test, none of its processes stays."""
+    (tmp_path / "six.yaml").write_text(TEXT, encoding="utf-8")
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "stripefold", "sweep", "six.yaml"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # what Ray starts is in it as well, and nothing else
-    )
+    sessions: list[int] = []
+
+    def run() -> subprocess.Popen[str]:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "stripefold", "sweep", "six.yaml"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # what Ray starts is in it as well, and nothing else
+        )
+        sessions.append(started.pid)
+        return started
+
+    yield run
+    for session in sessions:
+        kill(session)
 
 
 def processes(session: int) -> list[int]:
@@ -83,19 +97,17 @@ def traces(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds Ray's processes in /proc")
-def test_a_sweep_survives_sigkill_and_ctrl_c(tmp_path: Path) -> None:
+def test_a_sweep_survives_sigkill_and_ctrl_c(tmp_path: Path, start: Start) -> None:
     outcomes = tmp_path / "sweeps" / "six" / "outcomes"
-    first = start(tmp_path)
-    try:
-        wait_until(lambda: len(list(outcomes.glob("*.json"))) >= 2, "the first runs never ended")
-    finally:
-        kill(first.pid)
-        first.communicate()
+    first = start()
+    wait_until(lambda: len(list(outcomes.glob("*.json"))) >= 2, "the first runs never ended")
+    kill(first.pid)
+    first.communicate()
     before = traces(tmp_path)
     assert 2 <= len(before) < 4
 
     # Ctrl-C in the middle of the continuation: one line, and nothing of Ray is left.
-    second = start(tmp_path)
+    second = start()
     wait_until(lambda: bool(second.stdout and second.stdout.readline()), "the continuation said nothing")
     wait_until(lambda: len(processes(second.pid)) > 3, "Ray was never started")
     os.killpg(second.pid, signal.SIGINT)  # as a terminal does it: to every process of the command
@@ -105,7 +117,7 @@ def test_a_sweep_survives_sigkill_and_ctrl_c(tmp_path: Path) -> None:
     assert errors.count("\n") == 1
     wait_until(lambda: not processes(second.pid), "Ctrl-C left processes behind")
 
-    third = start(tmp_path)
+    third = start()
     printed, errors = third.communicate(timeout=WAIT_SECONDS)
     assert third.returncode == 1, errors
     assert "2 of 6 runs failed" in errors

@@ -17,7 +17,7 @@ import pytest
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep import Machines, launch, session
 from stripefold.sweep.folder import read_error
-from stripefold.sweep.launch import _ends, _resources
+from stripefold.sweep.launch import Listener, _callback, _resources
 from stripefold.sweep.session import import_ray, ray_session
 from stripefold.sweep.trials import Trial
 from stripefold.training import TrainConfig
@@ -169,16 +169,20 @@ def test_ray_that_gives_up_is_one_error(room: Room, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(launch, "ray_session", fake_session)
     monkeypatch.setattr(launch, "_tuner", lambda *_: Tuner())
     with pytest.raises(TrainingError, match="Ray gave up: the head node is gone; the same command goes on"):
-        launch.launch(room.trials, room.paths, Machines(), lambda *_: None)
+        launch.launch(room.trials, room.paths, Machines(), Listener(print, print))
 
 
 def test_what_is_told_of_a_run_that_ended(room: Room) -> None:
     told: list[tuple[str, float | None, str]] = []
-    ends = _ends(import_ray().tune, room.paths, lambda *words: told.append(words))
+    recovered: list[str] = []
+    listener = Listener(lambda *words: told.append(words), recovered.append)
+    ends = _callback(import_ray().tune, room.paths, listener)
     names = [{"trial": trial.name} for trial in room.trials]
     ends.on_trial_complete(1, [], SimpleNamespace(config=names[0], last_result={"score": 0.5, "error": ""}))
     ends.on_trial_complete(1, [], SimpleNamespace(config=names[1], last_result={"score": math.nan, "error": "E: no"}))
     lost = SimpleNamespace(config=names[2], get_pickled_error=lambda: RuntimeError("Trace\nthe worker died"))
+    ends.on_trial_recover(1, [], lost)
+    assert (recovered, told[2:]) == ([room.trials[2].name], [])
     ends.on_trial_error(1, [], lost)
     assert told == [
         (room.trials[0].name, 0.5, ""),

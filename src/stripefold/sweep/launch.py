@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,29 @@ if TYPE_CHECKING:
 
 LOST_PROCESSES = 2
 """So often is a run taken up again whose process or machine was lost; an error of its own is final."""
-Told = Callable[[str, "float | None", str], None]
 
 
-def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, told: Told) -> None:
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what becomes of the runs.
+
+    Attributes:
+        ended: Called with name, score (None if it failed) and error, whenever a run ends.
+        lost: Called with the name whenever a run's process was lost and it is taken up again.
+    """
+
+    ended: Callable[[str, float | None, str], None]
+    lost: Callable[[str], None]
+
+
+def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, listener: Listener) -> None:
     """Train what is not finished.
 
     Args:
         trials: The runs to do, at least one.
         paths: The sweep's folder.
         machines: Where.
-        told: Called with name, score (None if it failed) and error whenever a run ends.
+        listener: Who is told.
 
     Raises:
         ConfigError: If Ray cannot be had, or no machine has room for a run.
@@ -43,7 +56,7 @@ def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, told:
             gpus=resources["GPU"],
         )
         try:
-            _tuner(ray.tune, job, resources, machines.parallel, told).fit()
+            _tuner(ray.tune, job, resources, machines.parallel, listener).fit()
         except (ray.exceptions.RayError, ray.tune.TuneError) as error:
             raise TrainingError(f"Ray gave up: {' '.join(str(error).split())}; the same command goes on") from error
 
@@ -68,7 +81,7 @@ def _may_use_gpus(trials: Sequence[Trial]) -> bool:
     return any(trial.config.accelerator != "cpu" for trial in trials)
 
 
-def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | None, told: Told) -> Any:
+def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | None, listener: Listener) -> Any:
     paths = SweepPaths(Path(job.root))
 
     def called(trial: Any) -> str:
@@ -87,24 +100,27 @@ def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | Non
             name="tune",
             storage_path=str(paths.ray),
             verbose=0,
-            callbacks=[_ends(tune, paths, told)],
+            callbacks=[_callback(tune, paths, listener)],
             failure_config=tune.FailureConfig(max_failures=LOST_PROCESSES),
         ),
     )
 
 
-def _ends(tune: Any, paths: SweepPaths, told: Told) -> Any:
-    """What Tune calls when a run ends: with a result, or because its process was lost too often."""
+def _callback(tune: Any, paths: SweepPaths, listener: Listener) -> Any:
+    """What Tune calls when a run ends, with a result or because its process was lost too often, and what in between."""
 
     class Ends(tune.Callback):
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            listener.lost(trial.config["trial"])
+
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             result = trial.last_result
-            told(trial.config["trial"], None if result["error"] else result["score"], result["error"])
+            listener.ended(trial.config["trial"], None if result["error"] else result["score"], result["error"])
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             cause = trial.get_pickled_error()
             text = str(cause).strip() or type(cause).__name__
             write_error(paths, trial.config["trial"], text)
-            told(trial.config["trial"], None, text.splitlines()[-1].strip())
+            listener.ended(trial.config["trial"], None, text.splitlines()[-1].strip())
 
     return Ends()

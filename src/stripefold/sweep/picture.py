@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stripefold.atomic import atomic_path
 from stripefold.errors import ConfigError, TrainingError
@@ -33,11 +33,7 @@ def write_picture(result: SweepResult) -> Path:
         ConfigError: If matplotlib is not installed.
         TrainingError: If the file cannot be written.
     """
-    file = result.folder / "results.png"
-    try:
-        figure = draw_result(result)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"the picture needs {error.name}: pip install 'stripefold[sweep]'") from error
+    file, figure = result.folder / "results.png", draw_result(result)
     try:
         with atomic_path(file) as temporary:
             figure.savefig(temporary, dpi=160, format="png")
@@ -46,15 +42,29 @@ def write_picture(result: SweepResult) -> Path:
     return file
 
 
+def import_figure() -> Any:
+    """Matplotlib's class of figures, without pyplot.
+
+    Raises:
+        ConfigError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(f"the picture needs matplotlib ({error}): pip install 'stripefold[sweep]'") from error
+    return Figure
+
+
 def draw_result(result: SweepResult) -> Figure:
     """Scores on the left, differences to the control on the right, a row per setting.
 
     Args:
         result: What the sweep found.
-    """
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, _MARGIN + _ROW * len(result.rows)), layout="constrained")
+    Raises:
+        ConfigError: If matplotlib is not installed.
+    """
+    figure = import_figure()(figsize=(_WIDTH, _MARGIN + _ROW * len(result.rows)), layout="constrained")
     panels = figure.subplots(1, 2 if result.comparisons else 1, sharey=True, squeeze=False)[0]
     _draw(panels[0], [row.score for row in result.rows])
     panels[0].set_xlabel(f"{WORDS[result.measure]}, % (test images, last epoch)")

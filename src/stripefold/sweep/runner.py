@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from stripefold.errors import ConfigError
 from stripefold.sweep.draw import draw
 from stripefold.sweep.folder import SweepPaths, grow_sweep, open_sweep, read_outcome, read_samples
+from stripefold.sweep.picture import import_figure, write_picture
 from stripefold.sweep.result import SweepResult, collect
 from stripefold.sweep.session import Machines, import_ray
+from stripefold.sweep.table import import_arrow, write_tables
 from stripefold.sweep.trials import Trial, list_settings, list_trials
 
 if TYPE_CHECKING:
@@ -56,14 +58,16 @@ def run_sweep(
         What was found; runs that failed are listed in it.
 
     Raises:
-        ConfigError: If a setting is refused, the folder holds another sweep or is being worked on, Ray is not installed
-            or cannot be had, or no machine has room for a run.
+        ConfigError: If a setting is refused, the folder holds another sweep or is being worked on, Ray, pyarrow or
+            matplotlib is not installed, Ray cannot be had, or no machine has room for a run.
         TrainingError: If the folder cannot be written, or Ray gives up.
         KeyboardInterrupt: If Ctrl-C was pressed; what is finished is kept.
     """
     machines, tell = machines or Machines(), progress or (lambda line: None)
-    import_ray()  # said before anything is written
-    list_settings(sweep, draw(sweep.random, sweep.samples, sweep.draw_seed))
+    for needed in (import_ray, import_arrow, import_figure):
+        needed()  # what is missing is told now, not after hours
+    if not SweepPaths(Path(folder).expanduser()).spec.exists():  # and a refused sweep leaves no folder
+        list_settings(sweep, draw(sweep.random, sweep.samples, sweep.draw_seed))
     paths, drawn = open_sweep(sweep, Path(folder))
     settings = list_settings(sweep, drawn)
     trials = list_trials(sweep, settings)
@@ -83,9 +87,6 @@ def write_result(result: SweepResult) -> SweepResult:
     Returns:
         The same with the files' names.
     """
-    from stripefold.sweep.picture import write_picture
-    from stripefold.sweep.table import write_tables
-
     return dataclasses.replace(result, files=(*write_tables(result), write_picture(result)))
 
 
@@ -104,10 +105,13 @@ def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell:
         ended[0] += 1
         tell(f"[{ended[0]:{width}}/{len(trials)}] {name}: " + (f"failed, {error}" if score is None else f"{score:.2%}"))
 
-    from stripefold.sweep.launch import launch
+    def lost(name: str) -> None:
+        tell(f"{name}: its process was lost, it goes on from its last checkpoint")
+
+    from stripefold.sweep.launch import Listener, launch
 
     try:
-        launch(waiting, paths, machines, told)
+        launch(waiting, paths, machines, Listener(told, lost))
     except KeyboardInterrupt as error:
         finished = sum(read_outcome(paths, trial) is not None for trial in trials)
         raise KeyboardInterrupt(

@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables are printed at verbosity 0 too
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths to data may be relative
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run keeps its own record
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a line of ours, and the whole text in errors/
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: the handler lets runs go on
 }
 

@@ -164,14 +164,23 @@ def _numbers(prefix: str, found: Estimate | None) -> dict[str, float | None]:
     return {f"{prefix}{name}": getattr(found, name, None) for name in ("mean", "spread", "low", "high")}
 
 
-def _write(stem: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
+def import_arrow() -> Any:
+    """Pyarrow with its writers.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
     try:
-        import pyarrow as arrow
+        import pyarrow
         import pyarrow.csv
         import pyarrow.parquet
     except ImportError as error:
         raise ConfigError(f"the tables need pyarrow ({error}): pip install 'stripefold[sweep]'") from error
+    return pyarrow
 
+
+def _write(stem: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
+    arrow = import_arrow()
     table = arrow.table({name: _column(arrow, name, [row[name] for row in rows]) for name in rows[0]})
     writers = {".csv": arrow.csv.write_csv, ".parquet": arrow.parquet.write_table}
     files = [stem.with_suffix(suffix) for suffix in writers]
