@@ -103,6 +103,17 @@ def test_ctrl_c_says_what_is_kept(
     assert "stopped by Ctrl-C; 14 of 15 runs are finished, the same command goes on" in capsys.readouterr().err
 
 
+def test_sigterm_says_what_is_kept(finished: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stripefold.errors import TrainingError
+
+    def ended(*_: object) -> None:
+        raise SystemExit(15)
+
+    monkeypatch.setattr("stripefold.sweep.launch.launch", ended)
+    with pytest.raises(TrainingError, match="stopped from outside; 14 of 15 runs are finished, the same command goes"):
+        run_sweep(finished.sweep, finished.paths.root)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

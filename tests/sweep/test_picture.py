@@ -38,6 +38,15 @@ def test_every_run_is_a_point_beside_mean_and_interval(room: Room) -> None:
     assert figure._supxlabel.get_text().startswith("circles: single runs, 2 seeds a setting; dots and lines")
 
 
+def test_equal_runs_do_not_hide_each_other(room: Room) -> None:
+    for place in range(4):
+        finish(room, place, 0.5)
+    scores, _ = draw_result(plan_sweep(room.sweep, room.paths.root)).axes
+    places = [tuple(point) for collection in scores.collections for point in collection.get_offsets()]
+    assert len(set(places)) == 4
+    assert points(scores) == [50, 50, 50, 50]
+
+
 def test_one_seed_has_no_interval_to_draw(sweep: Sweep, tmp_path: Any) -> None:
     room = Room(dataclasses.replace(sweep, seeds=(0,)), tmp_path / "one")
     finish(room, 0, 0.5)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _WIDTH, _ROW, _MARGIN = 9.0, 0.36, 1.5  # inches
 _APART = 0.17
 """How far, in rows, the single runs lie from their mean."""
+_STACK = 0.13
+"""How far, in rows, equal ones lie from each other."""
 
 
 def write_picture(result: SweepResult) -> Path:
@@ -85,8 +87,9 @@ def _draw(axes: Axes, rows: Sequence[Estimate | None]) -> None:
     for place, found in enumerate(rows):
         if found is None:
             continue
-        values = [100 * value for value in found.values]
-        axes.scatter(values, [place + _APART] * len(values), s=16, facecolor="none", edgecolor=GREY, linewidth=0.8)
+        values = [round(100 * value, 9) for value in found.values]
+        heights = [place + _APART + _STACK * values[:number].count(value) for number, value in enumerate(values)]
+        axes.scatter(values, heights, s=16, facecolor="none", edgecolor=GREY, linewidth=0.8)
         if found.low is not None and found.high is not None:
             axes.plot([100 * found.low, 100 * found.high], [place - _APART] * 2, color=BLUE, linewidth=1.4)
             axes.plot(100 * found.mean, place - _APART, color=BLUE, marker="o", markersize=5)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stripefold.errors import ConfigError
+from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep.draw import draw
 from stripefold.sweep.folder import SweepPaths, grow_sweep, open_sweep, read_outcome, read_samples
 from stripefold.sweep.picture import import_figure, write_picture
@@ -60,7 +60,7 @@ def run_sweep(
     Raises:
         ConfigError: If a setting is refused, the folder holds another sweep or is being worked on, Ray, pyarrow or
             matplotlib is not installed, Ray cannot be had, or no machine has room for a run.
-        TrainingError: If the folder cannot be written, or Ray gives up.
+        TrainingError: If the folder cannot be written, Ray gives up, or the process was told to end (SIGTERM).
         KeyboardInterrupt: If Ctrl-C was pressed; what is finished is kept.
     """
     machines, tell = machines or Machines(), progress or (lambda line: None)
@@ -112,11 +112,12 @@ def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell:
 
     try:
         launch(waiting, paths, machines, Listener(told, lost))
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, SystemExit) as error:  # the second is what Ray makes of SIGTERM
         finished = sum(read_outcome(paths, trial) is not None for trial in trials)
-        raise KeyboardInterrupt(
-            f"stopped by Ctrl-C; {finished} of {len(trials)} runs are finished, the same command goes on"
-        ) from error
+        kept = f"{finished} of {len(trials)} runs are finished, the same command goes on"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"stopped by Ctrl-C; {kept}") from error
+        raise TrainingError(f"stopped from outside; {kept}") from error
 
 
 @contextmanager
