@@ -85,6 +85,13 @@ def test_a_session_starts_ray_of_its_own_and_stops_it(monkeypatch: pytest.Monkey
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_sigterm_leaves_a_session_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = use(FakeRay(), monkeypatch)
+    with pytest.raises(SystemExit), ray_session(None):
+        signal.raise_signal(signal.SIGTERM)
+    assert ray.calls[-1][0] == "shutdown"
+
+
 def test_a_session_joins_a_cluster_with_nothing_but_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = use(FakeRay(), monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as head:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,7 @@ def ray_session(address: str | None) -> Iterator[Any]:
                 _start(ray, address)
             except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
                 raise ConfigError(_unreachable(address, error)) from error
+            _end_in_order()
             yield ray
         finally:
             ray.shutdown()
@@ -150,9 +152,15 @@ def _environment() -> Iterator[None]:
         os.environ.update(before)
 
 
+def _end_in_order() -> None:
+    """On SIGTERM leave through every ``finally``; Ray's own handler prints a stack and aborts."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+
 @contextmanager
 def _handlers() -> Iterator[None]:
-    """Ray takes SIGTERM over (it ends the process in order); afterwards it is the caller's again."""
+    """SIGTERM, which Ray takes over, is the caller's again afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
