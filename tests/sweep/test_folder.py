@@ -62,6 +62,16 @@ def test_another_sweep_is_refused(room: Room, changes: dict, match: str) -> None
         open_sweep(dataclasses.replace(room.sweep, **changes), room.paths.root)
 
 
+def test_an_option_that_is_younger_than_the_folder_had_its_default(room: Room) -> None:
+    text = room.paths.spec.read_text(encoding="utf-8")
+    assert "  mixup: 0.0\n" in text
+    room.paths.spec.write_text(text.replace("  mixup: 0.0\n", ""), encoding="utf-8")
+    assert open_sweep(room.sweep, room.paths.root)[1] == []
+    other = dataclasses.replace(room.sweep, base=room.sweep.base.with_overrides(mixup=0.2))
+    with pytest.raises(ConfigError, match="mixup was 0.0 and is now 0.2"):
+        open_sweep(other, room.paths.root)
+
+
 def test_seeds_may_be_added_and_finished_runs_stay(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in range(4):
         finish(room, place)

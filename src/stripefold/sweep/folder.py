@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stripefold.atomic import write_text
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep.draw import draw
+from stripefold.sweep.trials import DEFAULTS
 from stripefold.training.config import FREE_ON_RESUME
 from stripefold.training.paths import RunPaths
 from stripefold.training.recipe import load_config
@@ -162,7 +163,8 @@ def read_samples(sweep: Sweep, paths: SweepPaths) -> list[dict[str, Any]]:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    was, new = ({**each, **each.get("base", {})} for each in (before, now))
+    """What differs; an option that is younger than the folder had its default then."""
+    was, new = ({**DEFAULTS, **each, **each.get("base", {})} for each in (before, now))
     names = [name for name in dict.fromkeys([*was, *new]) if name not in ("base", "sweep")]
     return [(name, was.get(name), new.get(name)) for name in names if was.get(name) != new.get(name)]
 
