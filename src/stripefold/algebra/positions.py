@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -24,7 +25,7 @@ def flattened_scale(s: Tensor, channels: int, axis: int) -> Tensor:
 
 def map_scale(s: Tensor, grid: tuple[int, ...]) -> Tensor:
     """The scale in the shape that broadcasts to a map (N, C, *grid): (*grid), or (C, *grid)."""
-    return s.unflatten(-1, grid)
+    return torch.unflatten(s, -1, grid)  # not reshape: torch.fx has no shape to read
 
 
 def pooling_kernel(s: Tensor, channels: int, grid: tuple[int, ...]) -> Tensor:

@@ -75,6 +75,7 @@ def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weig
     except AttachError as error:
         raise AdapterError(f"{os.fspath(path)} cannot be attached: {error}") from error
     for name, site in attached_sites(model).items():
+        _put_in_order_(site, plan[name])
         _load_gates(site, {key: t for key, t in tensors.items() if key.startswith(f"{name}.gates.")}, f"{name}.gates.")
     return model
 
@@ -183,7 +184,7 @@ def _kind(gate: Mapping[str, Any]) -> tuple[bool, Any, str]:
 
 
 def _known_place(name: str, place: Mapping[str, Any]) -> PositionPlace:
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in place.items()}
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in place.items()}
     try:
         return PositionPlace(name=name, **given)
     except TypeError as error:
@@ -196,6 +197,18 @@ def _options(gates: list[dict[str, Any]]) -> dict[str, Any]:
     if first["form"] == "static":
         options |= {"repeats": len(gates), "freeze": tuple(first["frozen"]), "psi": "random"}
     return options
+
+
+def _put_in_order_(site: Gated, gates: list[dict[str, Any]]) -> None:
+    """Kind by kind they were attached, and in the file they may stand in another order."""
+    rest = list(site.gates)
+    ordered: list[nn.Module] = []
+    for gate in gates:
+        wanted = (StaticGate if gate["form"] == "static" else DynamicGate, gate["attention"])
+        found = next(each for each in rest if (type(each), each.attention.name) == wanted)  # type: ignore[union-attr]
+        rest.remove(found)
+        ordered.append(found)
+    site.gates = nn.ModuleList(ordered)
 
 
 def _load_gates(site: Gated, tensors: Mapping[str, Tensor], prefix: str) -> None:

@@ -90,10 +90,13 @@ class Gated(Foldable):
             setattr(base, name, value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept the backbone's own keys: ``x.weight`` loads into ``x.base.weight``, the gates stay as they are."""
+        """Accept the backbone's own keys: ``x.weight`` loads into ``x.base.weight``, the gates stay as they are.
+
+        A base without any tensor (a pooling) has no such keys: there nothing at all is what a backbone's file says.
+        """
         own = [key for key in state_dict if key.startswith(prefix)]
         plain = [key for key in own if not key[len(prefix) :].startswith(("base.", "gates."))]
-        if plain:
+        if plain or not (own or self.base.state_dict()):
             for key in plain:
                 state_dict[f"{prefix}base.{key[len(prefix) :]}"] = state_dict.pop(key)
             for key, tensor in self.gates.state_dict(prefix=f"{prefix}gates.").items():

@@ -125,8 +125,7 @@ def _at_positions(
         )
     own = first_parameter(module)
     own = like if own is None else own
-    if own is None:
-        raise AttachError(f"cannot attach to {name!r}: the model has no parameter that says on which device it is")
+    assert own is not None  # a place lies behind a layer
     grid = found.grid if given is None else tuple(given)
     place = Place(name=name, channels=found.channels, axis=found.axis, like=own)
     return place, replace(config, options={**config.options, "grid": grid})

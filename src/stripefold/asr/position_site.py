@@ -94,7 +94,7 @@ class InputSite(PositionSite):
             ResolutionError: another number of features.
         """
         s = self._features()
-        if not isinstance(input, fx.Proxy) and input.shape[-1] != s.shape[0]:
+        if not is_symbolic(input) and input.shape[-1] != s.shape[0]:
             positions = f"{input.shape[-1] / self.place.channels:g} positions"
             raise self.refuse(f"{input.shape[-1]} features where {s.shape[0]} are expected, {positions}")
         return self._modules["base"]((input * s).to(input.dtype), *args, **kwargs)  # type: ignore[misc]
@@ -159,7 +159,7 @@ class PoolSite(PositionSite):
             ResolutionError: a map of another size.
         """
         grid = self.place.grid
-        if not isinstance(input, fx.Proxy) and tuple(input.shape[2:]) != grid:
+        if not is_symbolic(input) and tuple(input.shape[2:]) != grid:
             raise self.refuse(f"a map of {'x'.join(str(int(size)) for size in input.shape[2:])} positions")
         s = self.scale()
         assert s is not None  # a position site is made with a gate
@@ -196,6 +196,11 @@ class PoolSite(PositionSite):
         pooled.train(self.training)
         move_call_hooks(self, pooled)
         return pooled
+
+
+def is_symbolic(value: object) -> bool:
+    """Whether a tracer runs that keeps no branch on a shape: ``torch.fx`` has none to look at, a jit trace its own."""
+    return isinstance(value, fx.Proxy) or torch._C._is_tracing()
 
 
 def weighted_pooling(s: Tensor, place: PositionPlace) -> nn.Sequential:

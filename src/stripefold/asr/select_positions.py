@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -12,9 +11,9 @@ from stripefold.algebra.positions import map_scale
 from stripefold.asr.position_site import PositionSite, weighted_pooling
 from stripefold.asr.select import Candidate, Refused, Selection, Where, globs_of, trace_for
 from stripefold.errors import AttachError, FoldError
-from stripefold.folding.probe import probe
+from stripefold.folding.probe import probe, twin_of
 from stripefold.folding.refusal import altered, refusal, tied_to
-from stripefold.folding.rule import rule_for
+from stripefold.folding.rule import Side, rule_for
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.globs import close_names, matching
 from stripefold.surgery.modules import tensor_owners
@@ -121,7 +120,7 @@ def _refusal(place: PositionPlace, module: nn.Module, owners: Mapping[int, list[
         if place.kind == "pooling":
             return altered(module) or _probe_pooling(module, place)
         rule = rule_for(module)
-        side = "output" if place.kind == "tokens" else "input"
+        side: Side = "output" if place.kind == "tokens" else "input"
         if rule is None or (side == "input" and rule.input is None):
             return f"{type(module).__name__} has no input side: a scale of its input does not fold into it"
         if "base" in module._modules:
@@ -141,7 +140,7 @@ def _probe_pooling(module: nn.Module, place: PositionPlace) -> str | None:
     s = torch.rand(place.channels, x[0, 0].numel(), generator=generator, dtype=torch.float64) + 0.25
     with torch.no_grad():
         expected = weighted_pooling(s, place)(x)
-        found = copy.deepcopy(module).eval()(x * map_scale(s, place.grid))
+        found = twin_of(module, generator)(x * map_scale(s, place.grid))
     same = found.shape == expected.shape and float((found - expected).abs().max()) <= _EXACT * float(
         expected.abs().max()
     )

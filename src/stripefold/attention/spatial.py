@@ -23,7 +23,7 @@ class SpatialHalf(nn.Module):
         gate: the last function.
     """
 
-    def __init__(self, axis: int, owner: str = "cbam", *, kernel_size: int = 7, gate: GateName = "sigmoid") -> None:
+    def __init__(self, axis: int, owner: str = "cbam", *, kernel_size: int = 7, gate: str = "sigmoid") -> None:
         super().__init__()
         self.axis, self.owner, self.gate = axis, owner, gate
         self.conv = nn.Conv2d(2, 1, kernel_size=kernel_size, padding=kernel_size // 2, bias=False)

@@ -8,6 +8,7 @@ processes is probed alike, a large one through a smaller twin, and like layers o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -75,7 +76,7 @@ def _measure(layer: nn.Module, rule: Rule, side: Side) -> float:
 
 def _relative_error(layer: nn.Module, rule: Rule, side: Side, sizes: Any) -> float:
     generator = torch.Generator("cpu").manual_seed(_SEED)
-    twin = _twin(layer, generator, sizes)
+    twin = twin_of(layer, generator, sizes)
     inputs = rule.example(twin, generator)
     run: Callable[..., Tensor] = rule.linear_part or (lambda module, arguments: module(*arguments))
     scaled: Mapping[str, Tensor | None]
@@ -115,7 +116,7 @@ def _scale(channels: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(channels, generator=generator, device="cpu") < 0.5, -size, size)
 
 
-def _twin(module: nn.Module, generator: torch.Generator, sizes: Any) -> nn.Module:
+def twin_of(module: nn.Module, generator: torch.Generator, sizes: Any = MappingProxyType({})) -> nn.Module:
     """A copy of a module without its hooks, with random tensors of the same (or the given) shapes, in eval mode."""
     twin: nn.Module = object.__new__(type(module))
     nn.Module.__init__(twin)
@@ -128,7 +129,7 @@ def _twin(module: nn.Module, generator: torch.Generator, sizes: Any) -> nn.Modul
     for name, buffer in module._buffers.items():
         twin._buffers[name] = None if buffer is None else _random(name, buffer, generator, sizes)
     for name, child in module._modules.items():
-        twin._modules[name] = None if child is None else _twin(child, generator, {})
+        twin._modules[name] = None if child is None else twin_of(child, generator, {})
     twin.__dict__["training"] = False
     return twin
 

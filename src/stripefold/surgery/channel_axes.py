@@ -10,7 +10,6 @@ from __future__ import annotations
 from stripefold.surgery.channels import axis_after, channel_axis
 from stripefold.surgery.graph import Graph, Node
 
-_IMAGES = 4  # axes of a batch of images
 _MIXING = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "convolution"})
 _PIECES = frozenset({"split", "split_with_sizes", "slice", "narrow", "chunk", "constant_pad_nd"})
 
@@ -32,7 +31,7 @@ def mixes_positions(graph: Graph, index: int, axes: list[int | None]) -> bool:
 
 def _axis(graph: Graph, node: Node, axes: list[int | None]) -> int | None:
     if node.kind in ("input", "constant"):
-        return 1 if node.kind == "input" and len(node.shape) == _IMAGES else None
+        return None
     known = next((i for i in node.inputs if axes[i] is not None and graph.nodes[i].role == "activation"), None)
     source = None if known is None else graph.nodes[known]
     before = None if known is None else axes[known]
