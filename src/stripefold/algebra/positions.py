@@ -39,6 +39,6 @@ def pooling_kernel(s: Tensor, channels: int, grid: tuple[int, ...]) -> Tensor:
         grid: sizes of the P positions.
 
     Returns:
-        (C, 1, *grid).
+        (C, 1, *grid), in memory of its own for every channel.
     """
-    return (s / math.prod(grid)).expand(channels, -1).reshape(channels, 1, *grid)
+    return (s / math.prod(grid)).expand(channels, -1).reshape(channels, 1, *grid).contiguous()

@@ -200,7 +200,7 @@ class PoolSite(PositionSite):
 
 def is_symbolic(value: object) -> bool:
     """Whether a tracer runs that keeps no branch on a shape: ``torch.fx`` has none to look at, a jit trace its own."""
-    return isinstance(value, fx.Proxy) or torch._C._is_tracing()
+    return not torch.compiler.is_compiling() and (isinstance(value, fx.Proxy) or torch._C._is_tracing())
 
 
 def weighted_pooling(s: Tensor, place: PositionPlace) -> nn.Sequential:
