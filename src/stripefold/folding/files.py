@@ -31,8 +31,8 @@ _MEANING = {
 
 
 _LOADS_INTO = {
-    "fused": " A fused file is loaded into fold(create(), fuse=True); where gates before poolings were folded, attach them "
-    "to create() first.",
+    "fused": " A fused file is loaded into fold(create(), fuse=True); with gates before a pooling, attach them to "
+    "create() first.",
     "baked": " A baked file is loaded into a model of the same structure: stripefold.baking.rebuild gives one its own.",
 }
 
