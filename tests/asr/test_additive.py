@@ -336,3 +336,15 @@ def test_tracers() -> None:
     assert error(torch.jit.trace(model, images())(images()), expected) <= 1e-12
     assert error(torch.export.export(model, (images(),)).module()(images()), expected) <= 1e-12
     assert error(torch.fx.symbolic_trace(model)(images()), expected) <= 1e-12
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["alone", "a BatchNorm behind"])
+@pytest.mark.filterwarnings("ignore:the gate on .* has no effect")
+def test_beside_dynamic_attention_a_new_bias_stays_with_its_layer(behind: bool) -> None:
+    layers = [nn.Conv2d(3, 4, 1, bias=False), *([nn.BatchNorm2d(4)] if behind else [])]
+    model = sf.attach(nn.Sequential(*layers).double(), "se", form="dynamic", where="0", example=images())
+    model = scatter_(sf.attach(model, "shift", where="0", example=images())).eval()
+    with pytest.warns(UserWarning, match=r"have a bias .*: 0\.base\.bias\."):
+        plain, report = sf.fold(model, example=images(), report=True)
+    assert error(plain(images()), model(images())) <= EXACT
+    assert "the dynamic attention on '0' stands behind it" in report.notes[0].why

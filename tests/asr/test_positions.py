@@ -14,7 +14,7 @@ import stripefold as sf
 from stripefold.asr.position_site import InputSite, PoolSite
 from stripefold.asr.site import Site
 from stripefold.errors import AdapterError, AttachError, FoldError, ResolutionError, VerifyError
-from tests.asr.position_nets import NETS, POOLS, Adaptive, ByHand, LeNet, Mixer, Pooled, built, gated, pictures
+from tests.asr.position_nets import NETS, POOLS, Adaptive, ByHand, LeNet, Mixer, Pooled, Stem, built, gated, pictures
 from tests.lifecycle import EXACT, assert_folds, assert_refused, error, scatter_, snapshot, step_
 
 ALL = {**NETS, **POOLS}
@@ -302,6 +302,7 @@ REFUSED = {
         Mixer, {"where": {"mix.2": {"attention": "se"}, "mix.*": {"attention": "spatial"}}},
         "channels and for one over the positions of 'mix.2'",
     ),
+    "nothing there": (Stem, {}, "finds nothing in this model that can hold a weight for each position"),
     "psi of another shape": (LeNet, {"psi": torch.ones(3)}, r"takes a descriptor of shape \(2, 4, 4\)"),
     "at its zero": (LeNet, {"attention": "position", "psi": 0.0, "init": "identity"}, "divides by the starting scale"),
 }  # fmt: skip
@@ -552,3 +553,22 @@ def test_pool_sites_are_pool_sites() -> None:
     assert type(gated(Pooled).pool) is PoolSite
     assert gated(Pooled).pool.output_size == 1
     assert "4x4 positions, 8 channels" in str(gated(Pooled))
+
+
+def test_dynamic_attention_behind_a_gate_over_positions() -> None:
+    model = sf.attach(gated(LeNet), "se", form="dynamic", where="fc1.base")
+    model = scatter_(sf.attach(model, "se", where="fc1.base")).eval()
+    plain, report = sf.fold(model, example=pictures(), report=True)
+    assert error(plain(pictures()), model(pictures())) <= EXACT
+    assert type(plain.fc1) is Site
+    assert plain.fc1.static_gates == []
+    assert [(note.name, note.folded) for note in report.notes] == [
+        ("fc1", True), ("fc1.base", True), ("fc1.base", False)
+    ]  # fmt: skip
+
+
+def test_a_site_of_positions_is_no_layer_for_gates_on_channels() -> None:
+    with pytest.raises(AttachError, match=r"'fc1': it carries a gate over positions: .* inside it, 'fc1\.base'"):
+        sf.attach(gated(LeNet), "se", where="fc1")
+    assert "fc1.base" in sf.sites(gated(LeNet), "affine", example=pictures()).names
+    assert not any(".gates." in name for name in sf.sites(gated(LeNet), "affine", example=pictures()).names)

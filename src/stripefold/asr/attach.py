@@ -16,7 +16,7 @@ from stripefold.asr.plan import check_inside_blocks, plan_gates
 from stripefold.asr.select import Selection, Where, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
-from stripefold.attention.registry import attention_class, attention_names
+from stripefold.attention.registry import attention_names
 from stripefold.errors import AttachError
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import (
@@ -48,14 +48,7 @@ def attach(
     Takes the arguments of ``attach_`` and raises the same errors.
     """
     config = _config(attention, form, repeats, psi, init, freeze, attention_options)
-    _check_root(model)
-    try:
-        copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise AttachError(
-            f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place"
-        ) from error
-    return _attach(copied, where, config, _Known(example), in_place=False)
+    return _attach(_copied(model), where, config, _Known(example), in_place=False)
 
 
 def attach_(
@@ -114,6 +107,16 @@ def _config(*values: Any) -> GateConfig:
     )
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    _check_root(model)
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise AttachError(
+            f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place"
+        ) from error
+
+
 def _check_root(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise AttachError(f"attach needs an nn.Module, got {type(model).__name__}")
@@ -136,7 +139,7 @@ def attach_at(
     Raises:
         AttachError: as ``attach``.
     """
-    return _attach(copy.deepcopy(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
+    return _attach(_copied(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ def _over_positions(config: GateConfig, options: object) -> bool:
     """Whether a gate of this configuration, with the options of one ``where`` entry, is a static one over positions."""
     own = options if isinstance(options, Mapping) else {}
     name, form = own.get("attention", config.attention), own.get("form", config.form)
-    return form == "static" and attention_class(name).acts == "positions"
+    return form == "static" and name in attention_names(acts="positions")
 
 
 def _check_selection(selection: Selection, where: Where) -> None:
@@ -217,6 +220,12 @@ def _check_selection(selection: Selection, where: Where) -> None:
     if reasons:
         listed = "\n".join([*reasons[:5], *(["  ..."] if len(reasons) > 5 else [])])
         raise AttachError(f"{asked} selects only layers that cannot be sites:\n{listed}")
+    if isinstance(where, str) and where == EVERYWHERE:
+        raise AttachError(
+            f"{asked} finds nothing in this model that can hold a weight for each position: no layer that mixes positions "
+            "and gives positions, no module that averages all of them, no linear layer on the flattened map. Gate its "
+            "channels instead"
+        )
     raise AttachError(
         f"{asked} selects no layer of this model. "
         + ("It has no residual branch: use where='norm', or look" if where == "residual" else "Look")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stripefold.asr.build import Chains, Place, build_gates
 from stripefold.asr.config import GateConfig
 from stripefold.asr.gate import DynamicGate, StaticGate
+from stripefold.asr.gated import Gated
 from stripefold.asr.position_site import InputSite, PoolSite
 from stripefold.asr.select import Candidate
 from stripefold.asr.site import Site
@@ -142,7 +143,7 @@ def check_inside_blocks(model: nn.Module, planned: Sequence[Planned]) -> None:
     Raises:
         AttachError: dynamic attention inside a branch block.
     """
-    blocks = [name for name, m in model.named_modules() if isinstance(m, Foldable) and not isinstance(m, Site)]
+    blocks = [name for name, m in model.named_modules() if isinstance(m, Foldable) and not isinstance(m, Gated)]
     for each in planned:
         candidate, gates = each.candidate, each.gates
         around = next((name for name in blocks if candidate.name.startswith(f"{name}." if name else "branches.")), None)

@@ -139,9 +139,11 @@ class InputSite(PositionSite):
         return [FoldNote(name=name, kind=self.kinds, folded=True, why=why)]
 
     def folded_(self) -> nn.Module:
-        """Fold the gates into the layer's input side; the layer is returned."""
+        """Fold the gates into the layer's input side; the layer is returned, or its site where dynamic gates stay."""
+        base: Any = self.base
         with torch.no_grad():
-            self.input_rule.scale_(self.base, self._features(torch.float64), "input")
+            layer = base.base if isinstance(base, Gated) else base
+            self.input_rule.scale_(layer, self._features(torch.float64), "input")
         return self.without_static_gates_()
 
 

@@ -96,7 +96,12 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
 
 def _refusal(candidate: Candidate, owners: Mapping[int, list[str]]) -> str | None:
     """An existing site was judged when it was made."""
-    return None if isinstance(candidate.module, Site) else refusal_in(candidate.name, candidate.module, owners)
+    name, module = candidate.name, candidate.module
+    if isinstance(module, Gated) and not isinstance(module, Site):
+        return (
+            f"it carries a gate over positions: for gates on its channels name the layer inside it, {name + '.base'!r}"
+        )
+    return None if isinstance(module, Site) else refusal_in(name, module, owners)
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -15,6 +15,7 @@ from stripefold.folding.probe import probe, twin_of
 from stripefold.folding.refusal import altered, refusal, tied_to
 from stripefold.folding.rule import Side, rule_for
 from stripefold.surgery.example import Example, infer_example
+from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.globs import close_names, matching
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.positions import PositionPlace, position_places
@@ -123,8 +124,8 @@ def _refusal(place: PositionPlace, module: nn.Module, owners: Mapping[int, list[
         side: Side = "output" if place.kind == "tokens" else "input"
         if rule is None or (side == "input" and rule.input is None):
             return f"{type(module).__name__} has no input side: a scale of its input does not fold into it"
-        if "base" in module._modules:
-            return None  # a site, judged when it was made
+        if isinstance(module, Foldable):
+            return None  # a site, judged when it was made, or a block that will be the layer that the rule is for
         reason = refusal(module) or tied_to(module, rule, place.name, owners, side)
         if reason is None:
             probe(module, rule, side)

@@ -67,8 +67,10 @@ def plan_biases(
     homes: dict[str, BiasHome] = {}
     for name in gaining:
         outer = outermost(name, found)
-        if outer in staying:
-            homes[name] = BiasHome(layer=name, why=f"the dynamic attention on {outer!r} stands behind it")
+        behind = next((site for site in (name, outer) if site in staying), None)
+        if behind is not None:  # the site of the dynamic attention stays, and the layer inside it
+            layer = (f"{name}.base" if name else "base") if name == outer else name
+            homes[name] = BiasHome(layer=layer, why=f"the dynamic attention on {behind!r} stands behind it")
         elif graph is None:
             homes[name] = BiasHome(layer=outer, why="without an example= no trace shows which BatchNorm follows")
         else:
