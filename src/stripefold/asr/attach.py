@@ -222,9 +222,9 @@ def _check_selection(selection: Selection, where: Where) -> None:
         raise AttachError(f"{asked} selects only layers that cannot be sites:\n{listed}")
     if isinstance(where, str) and where == EVERYWHERE:
         raise AttachError(
-            f"{asked} finds nothing in this model that can hold a weight for each position: no layer that mixes positions "
-            "and gives positions, no module that averages all of them, no linear layer on the flattened map. Gate its "
-            "channels instead"
+            f"{asked} finds nothing in this model that can hold a weight for each position: no layer that mixes "
+            "positions, no module that averages all of them, no linear layer on the flattened map. Gate its channels "
+            "instead"
         )
     raise AttachError(
         f"{asked} selects no layer of this model. "
