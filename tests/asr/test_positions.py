@@ -572,3 +572,12 @@ def test_a_site_of_positions_is_no_layer_for_gates_on_channels() -> None:
         sf.attach(gated(LeNet), "se", where="fc1")
     assert "fc1.base" in sf.sites(gated(LeNet), "affine", example=pictures()).names
     assert not any(".gates." in name for name in sf.sites(gated(LeNet), "affine", example=pictures()).names)
+
+
+@pytest.mark.parametrize("freeze", [(), ("psi",), ("psi", "theta")])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_weights_of_a_pooling_train_as_their_gate_did(freeze: tuple[str, ...], training: bool) -> None:
+    model = gated(Pooled, freeze=freeze).train(training)
+    plain = sf.fold(model, fuse=True, example=pictures(), check=False)
+    assert plain.pool.weights.weight.requires_grad == (len(freeze) < 2)
+    assert {module.training for module in plain.pool.modules()} == {training}
