@@ -18,6 +18,7 @@ _NAMES = {
     "detach_": "asr.detach",
     "sites": "asr.sites",
     "scales": "asr.sites",
+    "shifts": "asr.sites",
     "param_groups": "asr.groups",
     "save_adapter": "asr.adapter",
     "load_adapter": "asr.adapter",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from stripefold.asr.attach import attach, attach_
     from stripefold.asr.detach import detach, detach_
     from stripefold.asr.groups import param_groups
-    from stripefold.asr.sites import scales, sites
+    from stripefold.asr.sites import scales, shifts, sites
     from stripefold.attention.registry import attention_names, register_attention
     from stripefold.baking.bake import bake, bake_
     from stripefold.baking.finetune import FineTune
@@ -99,6 +100,7 @@ __all__ = [
     "save_adapter",
     "save_model",
     "scales",
+    "shifts",
     "sites",
     "verify",
     "write_report",

@@ -35,6 +35,10 @@ class VerifyError(StripefoldError):
     """Two models that should agree do not."""
 
 
+class ResolutionError(StripefoldError):
+    """A gate over positions met a map of another resolution than the one it was attached at."""
+
+
 class ExportError(StripefoldError):
     """A deployed file could not be written or checked; no file is left behind."""
 

@@ -41,7 +41,7 @@ def test_a_copy_or_in_place() -> None:
     assert not shared
 
 
-@pytest.mark.parametrize("attention", sf.attention_names())
+@pytest.mark.parametrize("attention", sf.attention_names(acts="channels"))
 def test_every_attention_trains_and_folds(attention: str) -> None:
     model = step_(sf.attach(tiny(), attention), images(), lr=0.5)
     gates = [p for name, p in model.named_parameters() if ".gates." in name]
@@ -71,7 +71,7 @@ def test_default_start_is_the_reference_codes() -> None:
     assert not torch.equal(*(sf.attach(tiny(), psi="random").get_submodule(name).gates[0].psi for name in SITES))
 
 
-@pytest.mark.parametrize("attention", sf.attention_names())
+@pytest.mark.parametrize("attention", sf.attention_names(acts="channels"))
 def test_identity_start_is_exact(attention: str) -> None:
     backbone = tiny()
     model = sf.attach(backbone, attention, init="identity")

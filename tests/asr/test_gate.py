@@ -90,7 +90,7 @@ def test_gates_the_optimiser_never_saw_are_named() -> None:
     assert report.unmoved == ()
 
 
-@pytest.mark.parametrize("attention", sf.attention_names())
+@pytest.mark.parametrize("attention", sf.attention_names(acts="channels"))
 def test_every_gate_parameter_gets_a_gradient_at_the_start(attention: str) -> None:
     torch.manual_seed(0)
     model = sf.attach(tiny(), attention, attention_options=None)

@@ -44,15 +44,23 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_zoo() -> None:
     assert attention_names() == (
-        *("cbam", "dia", "eca", "ese", "fca", "gct"),
-        *("ge", "ie", "scale", "se", "spa", "srm"),
+        *("cbam", "dia", "eca", "ese", "fca", "gc", "gct", "ge", "ie"),
+        *("position", "scale", "se", "shift", "spa", "spatial", "srm"),
     )
+    assert attention_names(acts="positions") == ("position", "spatial")
+    assert attention_names(how="add") == ("gc", "shift")
+    assert set(attention_names(acts="channels", how="multiply")) == {*attention_names()} - {
+        "gc",
+        "shift",
+        "position",
+        "spatial",
+    }
     for name in attention_names():
         cls = attention_class(name)
         assert cls.name == name
         assert isinstance(build_attention(name, 4), cls)
         assert cls.chained == (name == "dia")
-        assert cls.dynamic == (name != "scale")
+        assert cls.dynamic == (name not in ("scale", "shift", "position"))
 
 
 def test_the_table_is_complete() -> None:
@@ -64,6 +72,9 @@ def test_the_table_is_complete() -> None:
         assert row.source
     assert rows["cbam"].options == ("reduction", "bias", "gate", "spatial")
     assert rows["scale"].options == ()
+    assert rows["scale"].gates == "channels"
+    assert rows["gc"].gates == "channels, added"
+    assert rows["spatial"].gates == "positions"
 
 
 @pytest.mark.usefixtures("scratch")

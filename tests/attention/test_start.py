@@ -183,10 +183,12 @@ def test_starting_scales() -> None:
     torch.manual_seed(0)
     start = {
         name: static_scale(attention, torch.full(attention.descriptor_shape, attention.default_psi))
-        for name in attention_names()
+        for name in attention_names(acts="channels")
         for attention in [build_attention(name, 64)]
     }
     assert torch.equal(start["scale"], torch.ones(64))
+    assert torch.equal(start["shift"], torch.zeros(64))
+    assert torch.equal(start["gc"], torch.zeros(64))
     assert torch.equal(start["gct"], torch.ones(64))
     assert torch.allclose(start["ie"], torch.sigmoid(torch.tensor(-1.0)))
     assert torch.equal(start["srm"], torch.full((64,), 0.5))

@@ -132,7 +132,7 @@ def following(behind: str) -> Any:
 )
 def test_a_bias_without_a_batchnorm_is_announced(behind: str, why: str) -> None:
     model, x = following(behind), images()
-    with pytest.warns(UserWarning, match=r"1 folded convolutions have a bias .* could take it: conv\.bias\."):
+    with pytest.warns(UserWarning, match=r"1 folded layers have a bias .* could take it: conv\.bias\."):
         plain, report = sf.fold(model, example=x, report=True)
     assert report.new_keys == ("conv.bias",)
     (row,) = report.notes

@@ -184,7 +184,10 @@ def test_maps_of_one_position() -> None:
     assert len(found(timm.create_model("legacy_seresnet18"), (3, 32, 32)).gates) == 8
 
 
-@pytest.mark.parametrize("attention", [name for name in sf.attention_names() if name != "scale"])
+OWN = [name for name in sf.attention_names(acts="channels", how="multiply") if name != "scale"]
+
+
+@pytest.mark.parametrize("attention", OWN)
 def test_own_dynamic_attention(attention: str) -> None:
     model = sf.attach(tiny(), attention, form="dynamic")
     gates = discover(model, tiny_images()).gates

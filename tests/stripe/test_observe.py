@@ -190,7 +190,10 @@ def test_tokens() -> None:
     assert_statistics(sf.observe(model, in_batches(x, 4, 5)), [scale])
 
 
-@pytest.mark.parametrize("attention", [name for name in sf.attention_names() if name not in ("scale", "dia")])
+OWN = [name for name in sf.attention_names(acts="channels", how="multiply") if name not in ("scale", "dia")]
+
+
+@pytest.mark.parametrize("attention", OWN)
 def test_own_dynamic_attention(attention: str) -> None:
     """Whatever the attention is, dividing what it returns by what it takes gives v."""
     model, x = scatter_(sf.attach(tiny(), attention, form="dynamic")).eval(), tiny_images(6)

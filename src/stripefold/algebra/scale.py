@@ -54,6 +54,13 @@ def scale_activation(activation: Tensor, v: Tensor, axis: int) -> Tensor:
     return (activation.transpose(axis, -1) * v).transpose(axis, -1).to(activation.dtype)
 
 
+def shift_activation(activation: Tensor, a: Tensor, axis: int) -> Tensor:
+    """``activation + a`` with one rounding; arguments as for ``scale_activation``, ``a`` of shape (C,)."""
+    if axis == -1:
+        return (activation + a).to(activation.dtype)
+    return (activation.transpose(axis, -1) + a).transpose(axis, -1).to(activation.dtype)
+
+
 def scale_grouped_input(weight: Tensor, v: Tensor, groups: int) -> Tensor:
     """``W diag(v)`` for a grouped convolution.
 

@@ -6,18 +6,23 @@ import glob
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stripefold.asr.attach import attach
+from stripefold.asr.attach import attach_at
 from stripefold.asr.gate import DynamicGate, StaticGate
+from stripefold.asr.gated import Gated
+from stripefold.asr.position_site import InputSite, PoolSite, PositionSite
 from stripefold.asr.site import Site
 from stripefold.asr.sites import attached_sites
+from stripefold.attention.positional import PositionAttention
 from stripefold.attention.registry import attention_class, attention_names
 from stripefold.errors import AdapterError, AttachError
 from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
+from stripefold.surgery.positions import PositionPlace
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -39,7 +44,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
     tensors = {
         f"{name}.gates.{key}": tensor for name, site in found.items() for key, tensor in site.gates.state_dict().items()
     }
-    plan = {name: [_describe(gate) for gate in site.gates] for name, site in found.items()}
+    plan = {name: [_describe(gate, site) for gate in site.gates] for name, site in found.items()}
     save_tensors(tensors, path, kind="adapter", extra={"plan": plan, "fingerprint": fingerprint(model)})
 
 
@@ -70,6 +75,7 @@ def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weig
     except AttachError as error:
         raise AdapterError(f"{os.fspath(path)} cannot be attached: {error}") from error
     for name, site in attached_sites(model).items():
+        _put_in_order_(site, plan[name])
         _load_gates(site, {key: t for key, t in tensors.items() if key.startswith(f"{name}.gates.")}, f"{name}.gates.")
     return model
 
@@ -79,7 +85,10 @@ def _read(path: str, about: FileInfo) -> tuple[dict[str, str], dict[str, list[di
     try:
         expected = {name: str(about.extra["fingerprint"][name]) for name in ("structure", "weights")}
         plan = {
-            str(name): [{key: gate[key] for key in ("form", "attention", "options", "frozen")} for gate in gates]
+            str(name): [
+                {key: gate[key] for key in ("form", "attention", "options", "frozen")} | {"place": gate.get("place")}
+                for gate in gates
+            ]
             for name, gates in about.extra["plan"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
@@ -108,11 +117,11 @@ def _check_fingerprint(path: str, expected: Mapping[str, str], found: Mapping[st
         )
 
 
-def _check_buildable(name: str, site: Site) -> None:
+def _check_buildable(name: str, site: Gated) -> None:
     """An adapter's gates are built by ``attach`` again, so they must be such that it can."""
     gates: list[StaticGate | DynamicGate] = [*site.static_gates, *site.dynamic_gates]
     kinds = {str(gate.attention.name) for gate in gates} - set(attention_names())
-    if kinds or type(site) is not Site:
+    if kinds or type(site) not in (Site, InputSite, PoolSite):
         what = f"of kind {sorted(kinds)[0]!r}" if kinds else "in the place of an attention module"
         raise AdapterError(
             f"the gate on {name!r} is {what}, made from the network's own attention by baking, which attach cannot "
@@ -120,7 +129,7 @@ def _check_buildable(name: str, site: Site) -> None:
         )
 
 
-def _describe(gate: nn.Module) -> dict[str, Any]:
+def _describe(gate: nn.Module, site: Gated) -> dict[str, Any]:
     if not isinstance(gate, (StaticGate, DynamicGate)):
         raise AdapterError(f"cannot save a gate of type {type(gate).__name__}")
     attention = gate.attention
@@ -129,7 +138,20 @@ def _describe(gate: nn.Module) -> dict[str, Any]:
         "attention": attention.name,
         "options": gate.options,
         "frozen": [part for part, frozen in _frozen(gate) if frozen],
+        "place": _place(gate, site),
     }
+
+
+def _place(gate: StaticGate | DynamicGate, site: Gated) -> dict[str, Any] | None:
+    """What is known of the place of a gate over positions, so that it can be attached again without an example."""
+    attention = gate.attention
+    if not isinstance(gate, StaticGate) or not isinstance(attention, PositionAttention):
+        return None
+    if isinstance(site, PositionSite):
+        place = asdict(site.place)
+    else:
+        place = {"kind": "tokens", "grid": attention.grid, "channels": attention.channels}
+    return {key: value for key, value in place.items() if key != "name"}
 
 
 def _frozen(gate: StaticGate | DynamicGate) -> list[tuple[str, bool]]:
@@ -139,28 +161,57 @@ def _frozen(gate: StaticGate | DynamicGate) -> list[tuple[str, bool]]:
 
 
 def _attach_plan(model: nn.Module, plan: Mapping[str, list[dict[str, Any]]]) -> nn.Module:
-    """Attach form by form, in the order of the first site, so that repeats and chains come out as they were."""
-    for form in dict.fromkeys(gate["form"] for gates in plan.values() for gate in gates):
-        where = {}
+    """Attach kind by kind, in the order of the first site, so that repeats and chains come out as they were.
+
+    Gates over positions come first: a site in one of theirs has its path from it.
+    """
+    kinds = dict.fromkeys(_kind(gate) for gates in plan.values() for gate in gates)
+    for kind in sorted(kinds, key=lambda kind: not kind[0]):
+        where, places = {}, {}
         for name, gates in plan.items():
-            chosen = [gate for gate in gates if gate["form"] == form]
+            chosen = [gate for gate in gates if _kind(gate) == kind]
             if chosen:
                 where[glob.escape(name)] = _options(chosen)
-        if where:
-            model = attach(model, where=where, form=form)
+                if chosen[0]["place"] is not None:
+                    places[name] = _known_place(name, chosen[0]["place"])
+        model = attach_at(model, where, kind[1], places)
     return model
+
+
+def _kind(gate: Mapping[str, Any]) -> tuple[bool, Any, str]:
+    """What tells apart gates that one call of attach can make: over positions or not, the form, what they do."""
+    return gate["place"] is not None, gate["form"], attention_class(gate["attention"]).how
+
+
+def _known_place(name: str, place: Mapping[str, Any]) -> PositionPlace:
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in place.items()}
+    try:
+        return PositionPlace(name=name, **given)
+    except TypeError as error:
+        raise AdapterError(f"the place of the gate on {name!r} is damaged: {error}") from error
 
 
 def _options(gates: list[dict[str, Any]]) -> dict[str, Any]:
     first = gates[0]
-    attention_class(first["attention"])
     options: dict[str, Any] = {"attention": first["attention"], "attention_options": first["options"]}
     if first["form"] == "static":
         options |= {"repeats": len(gates), "freeze": tuple(first["frozen"]), "psi": "random"}
     return options
 
 
-def _load_gates(site: Site, tensors: Mapping[str, Tensor], prefix: str) -> None:
+def _put_in_order_(site: Gated, gates: list[dict[str, Any]]) -> None:
+    """Kind by kind they were attached, and in the file they may stand in another order."""
+    rest = list(site.gates)
+    ordered: list[nn.Module] = []
+    for gate in gates:
+        wanted = (StaticGate if gate["form"] == "static" else DynamicGate, gate["attention"])
+        found = next(each for each in rest if (type(each), each.attention.name) == wanted)  # type: ignore[union-attr]
+        rest.remove(found)
+        ordered.append(found)
+    site.gates = nn.ModuleList(ordered)
+
+
+def _load_gates(site: Gated, tensors: Mapping[str, Tensor], prefix: str) -> None:
     own = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
     for index, gate in enumerate(site.gates):
         start = own.get(f"{index}.start")

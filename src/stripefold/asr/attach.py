@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from stripefold.asr.build import Chains, Place, build_gates
+from stripefold.asr.build import Chains
 from stripefold.asr.config import Form, GateConfig, Init, Psi
-from stripefold.asr.gate import DynamicGate, StaticGate
-from stripefold.asr.select import Candidate, Selection, Where, select
+from stripefold.asr.plan import check_inside_blocks, plan_gates
+from stripefold.asr.select import Selection, Where, select
+from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
-from stripefold.errors import AttachError, FoldError
-from stripefold.folding.probe import probe
-from stripefold.folding.rule import rule_for
+from stripefold.attention.registry import attention_names
+from stripefold.errors import AttachError
 from stripefold.surgery.example import Example
-from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import (
     first_parameter,
     forget_compiled,
@@ -27,8 +27,7 @@ from stripefold.surgery.modules import (
     unwrap_name,
     wrapped_inside,
 )
-
-_NEVER_CALLED = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
+from stripefold.surgery.positions import PositionPlace
 
 
 def attach(
@@ -49,14 +48,7 @@ def attach(
     Takes the arguments of ``attach_`` and raises the same errors.
     """
     config = _config(attention, form, repeats, psi, init, freeze, attention_options)
-    _check_root(model)
-    try:
-        copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise AttachError(
-            f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place"
-        ) from error
-    return _attach(copied, where, config, example, in_place=False)
+    return _attach(_copied(model), where, config, _Known(example), in_place=False)
 
 
 def attach_(
@@ -80,15 +72,17 @@ def attach_(
         model: any PyTorch model.
         attention: a name from the zoo; ``attention_names()`` lists them.
         where: "residual" (the last affine layer of every residual branch), "norm" (every normalisation with an affine
-            part), "affine" (every layer with a rule), a glob or a list of globs over dotted paths, a predicate
-            ``(name, module) -> bool``, or a mapping glob -> options for different gates at different places.
+            part), "affine" (every layer with a rule), "positions" (for attentions over positions: every place where
+            such a gate folds), a glob or a list of globs over dotted paths, a predicate ``(name, module) -> bool``, or
+            a mapping glob -> options for different gates at different places.
         form: "static" gates (ASR, they fold) or the ordinary "dynamic" attention; both may be attached, in two calls.
         repeats: static gates in a row at each site (the paper's delta).
-        psi: start of psi; None is the attention's own (0.1 as in the reference code, 1 for "scale").
+        psi: start of psi; None is the attention's own (0.1 as in the reference code, 1 for "scale", 0 for "shift").
         init: "paper", or "identity": the model computes the same right after attaching.
         freeze: which of "psi" and "theta" do not train.
-        example: an input for the trace behind "residual": tensor, tuple of arguments or dict of keyword arguments;
-            inferred for timm, torchvision, transformers and our own networks.
+        example: an input for the trace behind "residual" and "positions" (whose gates are for its resolution): tensor,
+            tuple of arguments or dict of keyword arguments; inferred for timm, torchvision, transformers and our own
+            networks.
         attention_options: keyword options of the attention, such as ``{"reduction": 8}``.
 
     Returns:
@@ -103,7 +97,7 @@ def attach_(
     """
     config = _config(attention, form, repeats, psi, init, freeze, attention_options)
     _check_root(model)
-    return _attach(model, where, config, example, in_place=True)
+    return _attach(model, where, config, _Known(example), in_place=True)
 
 
 def _config(*values: Any) -> GateConfig:
@@ -111,6 +105,16 @@ def _config(*values: Any) -> GateConfig:
     return GateConfig(
         attention=attention, form=form, repeats=repeats, psi=psi, init=init, freeze=freeze, options=options or {}
     )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    _check_root(model)
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise AttachError(
+            f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place"
+        ) from error
 
 
 def _check_root(model: nn.Module) -> None:
@@ -127,31 +131,81 @@ def _check_root(model: nn.Module) -> None:
         )
 
 
-def _attach(
-    model: nn.Module, where: Where, config: GateConfig, example: Example | None, *, in_place: bool
+def attach_at(
+    model: nn.Module, where: Mapping[str, Mapping[str, Any]], form: Form, places: Mapping[str, PositionPlace]
 ) -> nn.Module:
-    selection = select(model, where, example)
+    """As ``attach`` with a mapping, for places of gates over positions that are known: nothing is traced for them.
+
+    Raises:
+        AttachError: as ``attach``.
+    """
+    return _attach(_copied(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What says how the model is used: an example input, and places for gates over positions that are known."""
+
+    example: Example | None
+    places: Mapping[str, PositionPlace] | None = None
+
+
+def _attach(model: nn.Module, where: Where, config: GateConfig, known: _Known, *, in_place: bool) -> nn.Module:
+    selection = _select(model, where, config, known)
     _check_selection(selection, where)
-    if in_place and any(
-        candidate.name == "" and not isinstance(candidate.module, Site) for candidate in selection.chosen
-    ):
+    if in_place and any(each.name == "" and not isinstance(each.module, Site) for each in selection.chosen):
         raise AttachError(
             "the model itself is the site and cannot be replaced in place: use model = attach(model, ...)"
         )
-    chains = Chains()
-    planned = [(candidate, _plan(candidate, config, chains)) for candidate in selection.chosen]
-    _check_inside_blocks(model, planned)
-    _warn(selection)
+    chains, like = Chains(), first_parameter(model)
+    planned = [plan_gates(candidate, config, chains, like) for candidate in selection.chosen]
+    check_inside_blocks(model, planned)
+    _warn(selection, {each.candidate.name for each in planned if each.adds})
     forget_compiled(model)
     replacements: dict[nn.Module, nn.Module] = {}
-    for candidate, gates in planned:
-        site = candidate.module if isinstance(candidate.module, Site) else _new_site(candidate)
-        site.gates.extend(gates)
+    for each in planned:
+        site = each.site()
+        site.gates.extend(each.gates)
         site.gates.train(site.training)
-        if site is not candidate.module:
+        if site is not each.candidate.module:
             site.take_hooks_()
-            replacements[candidate.module] = site
+            replacements[each.candidate.module] = site
     return replace_modules(model, replacements)
+
+
+def _select(model: nn.Module, where: Where, config: GateConfig, known: _Known) -> Selection:
+    """Layers for gates on their channels, and places for gates over positions: ``where`` may ask for both."""
+    if not isinstance(where, Mapping):
+        if _over_positions(config, {}):
+            return select_positions(model, where, known.example, known.places)
+        if isinstance(where, str) and where == EVERYWHERE:
+            raise AttachError(
+                f"where={EVERYWHERE!r} is for static gates over positions, with the attentions "
+                f"{', '.join(attention_names(acts='positions'))}; {config.form} {config.attention!r} is none of them"
+            )
+        return select(model, where, known.example)
+    positions = {glob: options for glob, options in where.items() if _over_positions(config, options)}
+    channels = {glob: options for glob, options in where.items() if glob not in positions}
+    if not positions:
+        return select(model, channels, known.example)
+    found = select_positions(model, positions, known.example, known.places)
+    if not channels:
+        return found
+    other = select(model, channels, known.example)
+    twice = {candidate.name for candidate in found.chosen} & {candidate.name for candidate in other.chosen}
+    if twice:
+        raise AttachError(
+            f"where= asks for a gate on the channels and for one over the positions of {sorted(twice)[0]!r}: attach "
+            "the two in two calls"
+        )
+    return Selection(found.chosen + other.chosen, found.refused + other.refused, other.cancelled)
+
+
+def _over_positions(config: GateConfig, options: object) -> bool:
+    """Whether a gate of this configuration, with the options of one ``where`` entry, is a static one over positions."""
+    own = options if isinstance(options, Mapping) else {}
+    name, form = own.get("attention", config.attention), own.get("form", config.form)
+    return form == "static" and name in attention_names(acts="positions")
 
 
 def _check_selection(selection: Selection, where: Where) -> None:
@@ -166,6 +220,12 @@ def _check_selection(selection: Selection, where: Where) -> None:
     if reasons:
         listed = "\n".join([*reasons[:5], *(["  ..."] if len(reasons) > 5 else [])])
         raise AttachError(f"{asked} selects only layers that cannot be sites:\n{listed}")
+    if isinstance(where, str) and where == EVERYWHERE:
+        raise AttachError(
+            f"{asked} finds nothing in this model that can hold a weight for each position: no layer that mixes "
+            "positions, no module that averages all of them, no linear layer on the flattened map. Gate its channels "
+            "instead"
+        )
     raise AttachError(
         f"{asked} selects no layer of this model. "
         + ("It has no residual branch: use where='norm', or look" if where == "residual" else "Look")
@@ -173,76 +233,14 @@ def _check_selection(selection: Selection, where: Where) -> None:
     )
 
 
-def _plan(candidate: Candidate, defaults: GateConfig, chains: Chains) -> list[StaticGate | DynamicGate]:
-    config = defaults.with_options(candidate.options, candidate.glob) if candidate.options else defaults
-    module = candidate.module
-    rule = rule_for(module)
-    if rule is None:
-        raise AttachError(f"cannot attach to {candidate.name!r}: {type(module).__name__} has no rule")
-    if config.form == "dynamic" and rule.key == _NEVER_CALLED:
-        raise AttachError(
-            f"cannot attach to {candidate.name!r}: nn.MultiheadAttention reads its weight and never calls it, so a "
-            "dynamic attention would have no effect. Use form='static', or leave it out with where=..."
-        )
-    if isinstance(module, Site):
-        _check_second(candidate.name, module, config)
-        module = module.base
-    elif not isinstance(module, Foldable):  # a branch block will be the layer that the rule is for
-        try:
-            probe(module, rule)
-        except FoldError as error:
-            raise AttachError(f"cannot attach to {candidate.name!r}: {error}") from error
-    place = Place(
-        name=candidate.name, channels=rule.channels(module), axis=rule.axis, like=_like(candidate.name, module)
-    )
-    return build_gates(place, config, chains)
-
-
-def _check_inside_blocks(
-    model: nn.Module, planned: Sequence[tuple[Candidate, Sequence[StaticGate | DynamicGate]]]
-) -> None:
-    """A block whose branches depend on the input in different ways would never fold."""
-    blocks = [name for name, m in model.named_modules() if isinstance(m, Foldable) and not isinstance(m, Site)]
-    for candidate, gates in planned:
-        around = next((name for name in blocks if candidate.name.startswith(f"{name}." if name else "branches.")), None)
-        if around is not None and any(isinstance(gate, DynamicGate) for gate in gates):
-            raise AttachError(
-                f"cannot attach to {candidate.name!r}: dynamic attention inside the branch block {around!r} would keep "
-                f"its branches from merging. Use form='static' there, or attach to {around!r} itself"
-            )
-
-
-def _check_second(name: str, site: Site, config: GateConfig) -> None:
-    present = site.static_gates if config.form == "static" else site.dynamic_gates
-    if present:
-        several = (
-            "use repeats= for several in a row" if config.form == "static" else "a site takes one dynamic attention"
-        )
-        raise AttachError(
-            f"{name!r} already has a {config.form} gate ({present[0].attention.name}): {several}, or start over with "
-            "detach_(model)"
-        )
-
-
-def _like(name: str, module: nn.Module) -> Tensor:
-    like = first_parameter(module)
-    if like is None:
-        raise AttachError(f"cannot attach to {name!r}: {type(module).__name__} has no affine part")
-    return like
-
-
-def _new_site(candidate: Candidate) -> Site:
-    rule = rule_for(candidate.module)
-    assert rule is not None  # _plan has refused it otherwise
-    return Site(candidate.module, rule)
-
-
-def _warn(selection: Selection) -> None:
-    for name, norm in selection.cancelled[:3]:
-        more = f" (and {len(selection.cancelled) - 3} more such sites)" if len(selection.cancelled) > 3 else ""
+def _warn(selection: Selection, adding: Collection[str]) -> None:
+    """Name the gates that a normalisation behind takes away: what is ``adding`` goes only where it stands directly."""
+    cancelled = [(each.name, each.norm) for each in selection.cancelled if each.directly or each.name not in adding]
+    for name, norm in cancelled[:3]:
+        more = f" (and {len(cancelled) - 3} more such sites)" if len(cancelled) > 3 else ""
+        what = "what it adds" if name in adding else "its scale"
         warnings.warn(
-            f"the gate on {name!r} has no effect: {norm!r} right behind it normalises its scale away. Attach to "
-            f"{norm!r} "
-            f"instead{more}",
+            f"the gate on {name!r} has no effect: {norm!r} right behind it normalises {what} away. Attach to "
+            f"{norm!r} instead{more}",
             stacklevel=4,
         )

@@ -67,6 +67,7 @@ def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -
         if not attention.dynamic:
             raise AttachError(f"attention {config.attention!r} has no dynamic form: use form='static'")
         return DynamicGate(attention, options=config.options)
+    attention.keep_excite_()
     psi = start_psi(attention, config.psi).to(place.like.device, place.like.dtype)
     if not psi.is_meta:
         attention.check_start(psi)
@@ -119,7 +120,7 @@ def _finish(gate: StaticGate, config: GateConfig) -> None:
             raise AttachError("init='identity' needs real weights, the layer is on the meta device")
         start = gate.keep_start_()
         smallest = float(start.abs().min())
-        if smallest < MIN_START:
+        if smallest < MIN_START and not gate.adds:
             raise AttachError(
                 "init='identity' divides by the starting scale, whose smallest entry is "
                 f"{smallest:.2g} (limit {MIN_START:g}). Choose another psi or attention, or init='paper'"

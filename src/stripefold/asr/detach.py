@@ -38,8 +38,9 @@ def detach_(model: nn.Module) -> nn.Module:
     found = attached_sites(model)
     if found:
         forget_compiled(model)
-    replacements: dict[nn.Module, nn.Module] = {}
-    for site in found.values():
+    bare: dict[nn.Module, nn.Module] = {}
+    for site in reversed(found.values()):  # a site of positions may hold one of channels
         site.gates = nn.ModuleList(gate for gate in site.gates if not isinstance(gate, DynamicGate))
-        replacements[site] = site.without_static_gates_()
-    return replace_modules(model, replacements)
+        left = site.without_static_gates_()
+        bare[site] = bare.get(left, left)
+    return replace_modules(model, bare)

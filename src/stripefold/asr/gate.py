@@ -12,7 +12,7 @@ from stripefold.attention.base import ChannelAttention
 
 
 class StaticGate(nn.Module):
-    """``v = E_theta(psi)``: a per-channel scale that does not depend on the input.
+    """``v = E_theta(psi)``: a scale that does not depend on the input, or what is added (``adds``).
 
     Args:
         attention: gives ``excite_static``; its parameters are theta.
@@ -22,6 +22,8 @@ class StaticGate(nn.Module):
     """
 
     start: Tensor | None
+    adds: bool = False
+    """whether v is added to the channels, not multiplied onto them; plain, since it is read at every step"""
 
     def __init__(
         self,
@@ -35,13 +37,14 @@ class StaticGate(nn.Module):
         self.options = dict(options or {})
         self.psi = nn.Parameter(psi)
         self.attention = attention
+        self.adds = attention.how == "add"
         self.register_buffer("start", None)
         # In a tuple, so that it is a reference and not a submodule: the chain runs through the model, not down it.
         self._previous = (previous,) if previous is not None else ()
         self._born: Tensor | None = None
 
     def forward(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The scale v, shape (C,), computed in at least float32 with autocast off.
+        """The scale v, shape (C,) or (P,) over positions, computed in at least float32 with autocast off.
 
         Args:
             dtype: compute in this dtype; None takes psi's own, float32 at the least.
@@ -57,7 +60,10 @@ class StaticGate(nn.Module):
                 v = self._excite(dtype)[0]
         else:
             v = self._excite(dtype)[0]
-        return v if self.start is None else v / self.start.to(dtype)
+        if self.start is None:
+            return v
+        start = self.start.to(dtype)
+        return v - start if self.adds else v / start
 
     def _excite(self, dtype: torch.dtype) -> tuple[Tensor, Any]:
         """The scale before the division by its start, and the chain's state."""
@@ -69,7 +75,7 @@ class StaticGate(nn.Module):
         return self.attention.excite_static(psi, state)  # type: ignore[call-arg, return-value]
 
     def keep_start_(self) -> Tensor:
-        """Make the present scale the one that counts as 1 (``init="identity"``) and return it, shape (C,)."""
+        """Make the present scale count as 1, the present shift as 0 (``init="identity"``); returns it, shape (C,)."""
         with torch.no_grad():
             start = self.forward().detach().clone()  # the attention "scale" gives psi itself
         self.start = start

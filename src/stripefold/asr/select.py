@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from stripefold.asr.gated import Gated
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, TraceError
 from stripefold.folding.refusal import refusal_in
@@ -15,21 +16,26 @@ from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.globs import close_names, matching
 from stripefold.surgery.modules import tensor_owners
+from stripefold.surgery.positions import PositionPlace
 from stripefold.surgery.trace import Trace, trace
 
-_KEYWORDS = ("residual", "norm", "affine")
+_KEYWORDS = ("residual", "norm", "affine", "positions")
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A layer that becomes (or already is) a site, with the ``where`` entry and options that chose it."""
+    """A layer that becomes (or already is) a site, with the ``where`` entry and options that chose it.
+
+    ``place`` says what is known of one that takes a gate over positions.
+    """
 
     name: str
     module: nn.Module
     why: str
     glob: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    place: PositionPlace | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +47,22 @@ class Refused:
     why: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cancelled:
+    """A site whose scale the normalisation ``norm`` behind it undoes; ``directly``: what it adds, too."""
+
+    name: str
+    norm: str
+    directly: bool
+
+
 @dataclass(frozen=True)
 class Selection:
-    """The result of a ``where``: sites, refused layers, and pairs (site, normalisation that cancels its scale)."""
+    """The result of a ``where``: sites, refused layers, and the sites whose scale a normalisation behind cancels."""
 
     chosen: list[Candidate]
     refused: list[Refused]
-    cancelled: list[tuple[str, str]]
+    cancelled: list[Cancelled]
 
 
 def select(model: nn.Module, where: Where, example: Example | None) -> Selection:
@@ -76,12 +91,17 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
         else:
             refused.append(Refused(name=candidate.name, kind=type(candidate.module).__name__, why=reason))
     names = {candidate.name for candidate in sites}
-    return Selection(sites, refused, [pair for pair in cancelled if pair[0] in names])
+    return Selection(sites, refused, [each for each in cancelled if each.name in names])
 
 
 def _refusal(candidate: Candidate, owners: Mapping[int, list[str]]) -> str | None:
     """An existing site was judged when it was made."""
-    return None if isinstance(candidate.module, Site) else refusal_in(candidate.name, candidate.module, owners)
+    name, module = candidate.name, candidate.module
+    if isinstance(module, Gated) and not isinstance(module, Site):
+        return (
+            f"it carries a gate over positions: for gates on its channels name the layer inside it, {name + '.base'!r}"
+        )
+    return None if isinstance(module, Site) else refusal_in(name, module, owners)
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -92,16 +112,16 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
         if any(name.startswith(prefix) for prefix in inside):
             continue
         layers[name] = module
-        if isinstance(module, Site):
-            inside.append(f"{name}." if name else "")
-            if not name:
-                break
+        if isinstance(module, Gated):
+            # A site is one layer; behind a gate over positions the layer itself may still take gates on its channels.
+            prefix = f"{name}." if name else ""
+            inside.append(prefix if isinstance(module, Site) else f"{prefix}gates.")
     return layers
 
 
 def _choose(
     model: nn.Module, layers: dict[str, nn.Module], where: Where, example: Example | None
-) -> tuple[list[Candidate], list[tuple[str, str]]]:
+) -> tuple[list[Candidate], list[Cancelled]]:
     if where == "residual":
         return _residual(model, layers, example), []
     if where == "norm":
@@ -113,7 +133,7 @@ def _choose(
     elif isinstance(where, Mapping):
         chosen = _by_mapping(layers, where)
     else:
-        chosen = _by_globs(layers, _globs(where))
+        chosen = _by_globs(layers, globs_of(where))
     return chosen, _cancelled(model, chosen, example)
 
 
@@ -142,7 +162,7 @@ def trace_for(model: nn.Module, example: Example | None) -> Trace:
     return trace(model, example, is_layer=_has_rule)
 
 
-def _cancelled(model: nn.Module, chosen: list[Candidate], example: Example | None) -> list[tuple[str, str]]:
+def _cancelled(model: nn.Module, chosen: list[Candidate], example: Example | None) -> list[Cancelled]:
     """Sites whose scale a BatchNorm right behind undoes; found only where an example is at hand."""
     example = infer_example(model) if example is None else example
     if example is None or all(_is_norm(candidate.module) for candidate in chosen):
@@ -154,7 +174,11 @@ def _cancelled(model: nn.Module, chosen: list[Candidate], example: Example | Non
     # What lies inside a branch block is no layer of the trace: the other branches are added before anything cancels.
     scaled = [candidate.name for candidate in chosen if candidate.name in graph.called]
     pairs = [(name, graph.cancelled_by(name)) for name in scaled]
-    return [(name, norm) for name, norm in pairs if norm is not None]
+    return [
+        Cancelled(name=name, norm=norm, directly=graph.followed_by(name) == norm)
+        for name, norm in pairs
+        if norm is not None
+    ]
 
 
 def _has_rule(module: nn.Module) -> bool:
@@ -203,7 +227,12 @@ def _matches(layers: dict[str, nn.Module], glob: str) -> list[str]:
     return names
 
 
-def _globs(where: object) -> list[str]:
+def globs_of(where: object) -> list[str]:
+    """One glob or several as a list.
+
+    Raises:
+        AttachError: it is something else.
+    """
     if isinstance(where, str):
         return [where]
     if isinstance(where, Sequence) and where and all(isinstance(item, str) for item in where):

@@ -9,21 +9,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from stripefold.algebra.linear import scaled_linear
-from stripefold.algebra.scale import scale_activation
-from stripefold.asr.gate import DynamicGate, StaticGate
+from stripefold.algebra.scale import scale_activation, shift_activation
+from stripefold.asr.gate import DynamicGate
+from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError
 from stripefold.folding.refusal import refusal_under, tied_to
 from stripefold.folding.rule import Along, Rule
+from stripefold.folding.shift import overflowing_shift, shift_key, shifted, write_shift_
+from stripefold.folding.sides import unwritable
 from stripefold.folding.substitute import SUBSTITUTION_COMPILES, forward_with, has_call_hooks
 from stripefold.surgery.computed import computed
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import move_call_hooks
-
-_OWN = frozenset({"base", "gates", "rule", "training", "channels"})
 
 
-class Site(Foldable):
-    """``y = v (.) B(x)`` with B the user's layer and v the product of the static gates.
+class Site(Gated):
+    """``y = v (.) B(x) + a`` with B the user's layer, v the product and a the sum of its static gates.
+
+    Scales come first and what is added last, in whichever order they were attached.
 
     ``weight``, ``bias`` and whatever else the rule scales read as the *effective* tensors, because callers such as
     ``nn.MultiheadAttention`` use them without calling the layer. Every other attribute is the layer's own, for reading
@@ -35,47 +37,30 @@ class Site(Foldable):
             tensors do not.
     """
 
+    own = Gated.own | {"rule", "channels"}
+
     def __init__(self, base: nn.Module, rule: Rule) -> None:
-        super().__init__()
+        super().__init__(base)
         self.rule = rule
         self.channels = rule.channels(base)
-        self.base = base
-        self.gates = nn.ModuleList()
-        self.training = base.training  # not train(): the layer's own children keep their flags
-
-    def take_hooks_(self) -> None:
-        """Move the layer's hooks here: from now on the site is what is called."""
-        move_call_hooks(self.base, self)
-
-    @property
-    def static_gates(self) -> list[StaticGate]:
-        """The gates that fold."""
-        return [gate for gate in self._modules["gates"] if isinstance(gate, StaticGate)]  # type: ignore[union-attr]
-
-    @property
-    def dynamic_gates(self) -> list[DynamicGate]:
-        """The gates that depend on the input and stay."""
-        return [gate for gate in self._modules["gates"] if isinstance(gate, DynamicGate)]  # type: ignore[union-attr]
-
-    def scale(self, dtype: torch.dtype | None = None) -> Tensor | None:
-        """The product of the static gates, shape (C,), or None without any (paper: delta repeats)."""
-        v: Tensor | None = None
-        for gate in self.static_gates:
-            v = gate(dtype) if v is None else v * gate(dtype)
-        return v
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The scaled layer; shapes are the layer's own."""
         base = self._modules["base"]
         assert base is not None
         v: Tensor | None = None
+        a: Tensor | None = None
         dynamic: list[DynamicGate] = []
         for gate in self._modules["gates"]:  # type: ignore[union-attr]  # once, since this runs at every step
             if isinstance(gate, DynamicGate):
                 dynamic.append(gate)
+            elif gate.adds:
+                a = gate() if a is None else a + gate()
             else:
                 v = gate() if v is None else v * gate()
-        if v is None:
+        if a is not None:
+            output = self._shifted_forward(base, (v, a), args, kwargs)
+        elif v is None:
             output = base(*args, **kwargs)
         elif self._on_activation(base, args):
             output = scale_activation(base(*args, **kwargs), v, self.rule.axis)
@@ -92,6 +77,18 @@ class Site(Foldable):
         if lean and not (torch.compiler.is_compiling() or torch._C._is_tracing() or kwargs or has_call_hooks(base)):
             return scaled_linear(args[0], base.weight, base.bias, v)  # type: ignore[arg-type]
         return forward_with(base, self.rule.scaled(base, v), args, kwargs)
+
+    def _shifted_forward(
+        self, base: nn.Module, gates: tuple[Tensor | None, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """``v (.) B(x) + a``, with the bias as the side that takes a wherever the weight is the one that takes v."""
+        v, a = gates
+        if self._on_activation(base, args):
+            output = base(*args, **kwargs)
+            output = output if v is None else scale_activation(output, v, self.rule.axis)
+            return shift_activation(output, a, self.rule.axis)
+        tensors = {} if v is None else self.rule.scaled(base, v)
+        return forward_with(base, tensors | shifted(self.rule, base, a, v), args, kwargs)
 
     def _on_activation(self, base: nn.Module, args: tuple[Any, ...]) -> bool:
         """Whether the output is the cheaper side to scale.
@@ -117,39 +114,21 @@ class Site(Foldable):
         weight = base._parameters.get("weight")
         return weight is not None and weight.numel() > _output_elements(base, args[0], self.channels)
 
-    def __getattr__(self, name: str) -> Any:
-        modules = self.__dict__.get("_modules", {})
-        # A layer's own __deepcopy__ (parametrized ones have it) would copy the layer and lose the gates.
-        if name in modules or name == "base" or "base" not in modules or name.startswith("__"):
-            return super().__getattr__(name)
-        base = modules["base"]
+    def seen(self, base: nn.Module, name: str, tensor: Any) -> Any:
+        """The effective tensor where the gates change one."""
         scaled = self.rule.output.get(name)
-        tensor = getattr(base, name)
-        if scaled is None or tensor is None:
+        if scaled is None:
+            return tensor
+        a = self.shift() if name == shift_key(self.rule) else None
+        if tensor is None and a is None:
             return tensor
         v = self.scale()
+        if a is not None:
+            return computed(shifted(self.rule, base, a, v)[name])
         if v is not None:
             return computed(scaled(base, tensor, v).to(tensor.dtype))
         # A tensor of this type keeps torch's fused fast paths away, which would pass dynamic attention by.
         return computed(tensor) if self.dynamic_gates else tensor
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        base = self.__dict__.get("_modules", {}).get("base")
-        if base is None or name in _OWN or name.startswith("_") or not hasattr(base, name):
-            super().__setattr__(name, value)
-        else:
-            setattr(base, name, value)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accept the backbone's own keys: ``x.weight`` loads into ``x.base.weight``, the gates stay as they are."""
-        own = [key for key in state_dict if key.startswith(prefix)]
-        plain = [key for key in own if not key[len(prefix) :].startswith(("base.", "gates."))]
-        if plain:
-            for key in plain:
-                state_dict[f"{prefix}base.{key[len(prefix) :]}"] = state_dict.pop(key)
-            for key, tensor in self.gates.state_dict(prefix=f"{prefix}gates.").items():
-                state_dict.setdefault(key, tensor)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """The width."""
@@ -165,75 +144,49 @@ class Site(Foldable):
             for gate in self.dynamic_gates
         ]
         if self.static_gates:
-            reason = refusal_under(base, self.rule) or self._unwritable(base)
+            reason = refusal_under(base, self.rule) or unwritable(base, self.rule, "output")
             reason = reason or tied_to(base, self.rule, f"{name}.base" if name else "base", owners)
             if reason is not None:
                 raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
             with torch.no_grad():
-                self._check_products(name, base, self._checked_scale(name))
-            kinds = " x ".join(gate.attention.name for gate in self.static_gates)
-            notes.insert(0, FoldNote(name=name, kind=kinds, folded=True, why=f"into {type(base).__name__}"))
+                self._check_products(name, base)
+            notes.insert(0, FoldNote(name=name, kind=self.kinds, folded=True, why=f"into {type(base).__name__}"))
         return notes
 
-    def _unwritable(self, base: nn.Module) -> str | None:
-        """Why a tensor cannot be written in place, or None: a fold that stops halfway would leave the model broken."""
-        for key in self.rule.output:
-            tensor = getattr(base, key, None)
-            if tensor is None:
-                continue
-            if tensor.is_inference() and not torch.is_inference_mode_enabled():
-                return f"its {key!r} was made under torch.inference_mode and is read-only: use fold, which copies"
-            if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
-                return f"its {key!r} is an expanded tensor, one number for many channels: give it memory of its own"
-        return None
-
-    def _check_products(self, name: str, base: nn.Module, v: Tensor) -> None:
-        key = self.rule.overflowing(base, v)
+    def _check_products(self, name: str, base: nn.Module) -> None:
+        v, a = self.scale(torch.float64), self.shift(torch.float64)
+        check_finite(name, v)
+        check_finite(name, a, what="shift")
+        key = self.rule.overflowing(base, v) if v is not None else None
+        if key is None and a is not None and not isinstance(base, Foldable):
+            key = overflowing_shift(self.rule, base, a, v)
         if key is not None:
+            largest = max(float(each.abs().max()) for each in (v, a) if each is not None)
+            tensor = getattr(base, key)
+            dtype = (base.weight if tensor is None else tensor).dtype
             raise FoldError(
-                f"cannot fold the gate on {name!r}: {key} overflows {getattr(base, key).dtype} (largest scale "
-                f"{v.abs().max():.3g}). Fold in a wider dtype: model.float()"
+                f"cannot fold the gate on {name!r}: {key} overflows {dtype} (largest scale {largest:.3g}). Fold in a "
+                "wider dtype: model.float()"
             )
 
-    def _checked_scale(self, name: str) -> Tensor:
-        v = self.scale(torch.float64)
-        assert v is not None
-        if v.is_meta:
-            raise FoldError(
-                f"cannot fold the gate on {name!r}: the model is on the meta device and has no numbers. Fill it first: "
-                "model.to_empty(device=...) and load_state_dict"
-            )
-        if not bool(v.isfinite().all()):
-            bad = (~v.isfinite()).nonzero().flatten().tolist()
-            raise FoldError(
-                f"cannot fold the gate on {name!r}: its scale is not finite in {len(bad)} of {self.channels} channels "
-                f"(first: {bad[0]}). Training diverged or psi was overwritten; go back to a good checkpoint"
-            )
-        return v
-
-    def is_at_start(self) -> bool:
-        """See ``Foldable``: True if no static gate has moved."""
-        return bool(self.static_gates) and all(gate.is_at_start() for gate in self.static_gates)
+    @property
+    def gains_bias(self) -> bool:
+        """See ``Foldable``: something is added, and the layer has no bias yet to take it."""
+        key = shift_key(self.rule)
+        adds = any(gate.adds for gate in self.static_gates)
+        return adds and key is not None and getattr(self._modules["base"], key) is None
 
     def folded_(self) -> nn.Module:
         """Fold the static gates into the layer; the layer is returned, or the site if dynamic attention stays on it."""
         base = self._modules["base"]
         assert base is not None
         with torch.no_grad():
-            v = self.scale(torch.float64)
+            v, a = self.scale(torch.float64), self.shift(torch.float64)
+            bias = {} if a is None else shifted(self.rule, base, a, v)  # before the scale has rounded the layer's own
             if v is not None:
                 self.rule.scale_(base, v)
+            write_shift_(base, bias)
         return self.without_static_gates_()
-
-    def without_static_gates_(self) -> nn.Module:
-        """Drop the static gates as they are: what folding ends with, and what ``detach`` is."""
-        if self.dynamic_gates:
-            self.gates = nn.ModuleList(self.dynamic_gates)
-            return self
-        base = self._modules["base"]
-        assert base is not None
-        move_call_hooks(self, base)
-        return base
 
 
 def _output_elements(base: nn.Module, x: Tensor, channels: int) -> int:

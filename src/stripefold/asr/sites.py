@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from stripefold.asr.gated import Gated
 from stripefold.asr.select import Candidate, Where, select
-from stripefold.asr.site import Site
+from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.errors import AttachError
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example
@@ -17,7 +19,10 @@ from stripefold.surgery.example import Example
 
 @dataclass(frozen=True, kw_only=True)
 class SiteRow:
-    """One line of the table: a site, or a layer that was refused (``channels`` is then 0)."""
+    """One line of the table: a site, or a layer that was refused (``channels`` is then 0).
+
+    ``channels`` counts what a gate there scales: for ``where="positions"`` these are positions.
+    """
 
     name: str
     layer: str
@@ -64,36 +69,40 @@ def sites(model: nn.Module, where: Where = "residual", *, example: Example | Non
 
     Args:
         model: plain or attached.
-        where: as for ``attach``.
+        where: as for ``attach``; "positions" lists the places for gates over positions.
         example: as for ``attach``.
 
     Raises:
         AttachError: a bad ``where``.
         TraceError: the model does not run on the example.
     """
-    selection = select(model, where, example)
+    find = select_positions if isinstance(where, str) and where == EVERYWHERE else select
+    selection = find(model, where, example)
     chosen = tuple(_row(candidate) for candidate in selection.chosen)
     refused = tuple(
         SiteRow(name=r.name, layer=r.kind, channels=0, gates="", why=r.why, refused=True) for r in selection.refused
     )
-    notes = tuple(f"no effect: {norm!r} right behind {name!r} cancels its scale" for name, norm in selection.cancelled)
+    notes = tuple(
+        f"no effect: {each.norm!r} right behind {each.name!r} cancels its scale" for each in selection.cancelled
+    )
     return SiteTable(chosen, refused, notes)
 
 
 def _row(candidate: Candidate) -> SiteRow:
-    module = candidate.module
+    module, place = candidate.module, candidate.place
     rule = rule_for(module)
-    layer = module.base if isinstance(module, Site) else module
+    layer = module.base if isinstance(module, Gated) else module
+    width = rule.channels(layer) if rule is not None else 0
     return SiteRow(
         name=candidate.name,
         layer=type(layer).__name__,
-        channels=rule.channels(layer) if rule is not None else 0,
-        gates=_gates(module) if isinstance(module, Site) else "",
+        channels=width if place is None else prod(place.grid),
+        gates=_gates(module) if isinstance(module, Gated) else "",
         why=candidate.why,
     )
 
 
-def _gates(site: Site) -> str:
+def _gates(site: Gated) -> str:
     parts = []
     for gate in site.static_gates:
         dead = gate.attention.dead_units(gate.psi.detach())
@@ -106,28 +115,39 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
 
 
-def attached_sites(model: nn.Module) -> dict[str, Site]:
-    """Dotted path -> site, each site once.
+def attached_sites(model: nn.Module) -> dict[str, Gated]:
+    """Dotted path -> module with gates (a site, or one of positions), each once.
 
     Raises:
         AttachError: not a module.
     """
     if not isinstance(model, nn.Module):
         raise AttachError(f"expected an nn.Module, got {type(model).__name__}")
-    return {name: module for name, module in model.named_modules() if isinstance(module, Site)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Gated)}
 
 
 def scales(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The present scale v of every site with static gates.
+    """The present scale v of every site with static gates that multiply.
 
     Args:
         model: an attached model.
         dtype: compute in this dtype; None is the parameters' own, float32 at the least.
 
     Returns:
-        Dotted path -> v, shape (C,), detached, a copy.
+        Dotted path -> v, shape (C,), detached, a copy. Over positions (P,) or (C, P), row by row of the map.
     """
     with torch.no_grad():
         found = {name: site.scale(dtype) for name, site in attached_sites(model).items()}
     # A copy: the attention "scale" gives psi itself, which training goes on to change.
     return {name: v.detach().clone() for name, v in found.items() if v is not None}
+
+
+def shifts(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """What the static gates of every site add at present; arguments as for ``scales``.
+
+    Returns:
+        Dotted path -> a, shape (C,), detached, a copy.
+    """
+    with torch.no_grad():
+        found = {name: site.shift(dtype) for name, site in attached_sites(model).items()}
+    return {name: a.detach().clone() for name, a in found.items() if a is not None}

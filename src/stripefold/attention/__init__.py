@@ -13,9 +13,12 @@ from stripefold.attention.dia import DenseImplicitAttention
 from stripefold.attention.eca import EfficientChannelAttention
 from stripefold.attention.ese import EffectiveSqueezeExcitation
 from stripefold.attention.fca import FrequencyChannelAttention
+from stripefold.attention.gc import GlobalContext
 from stripefold.attention.gct import GatedChannelTransformation
 from stripefold.attention.ge import GatherExcite
 from stripefold.attention.ie import InstanceEnhancement
+from stripefold.attention.position import Position
+from stripefold.attention.positional import PositionAttention
 from stripefold.attention.registry import (
     AttentionRow,
     attention_class,
@@ -27,7 +30,9 @@ from stripefold.attention.registry import (
 )
 from stripefold.attention.scale import Scale
 from stripefold.attention.se import SqueezeExcitation
+from stripefold.attention.shift import Shift
 from stripefold.attention.spa import SpatialPyramidAttention
+from stripefold.attention.spatial import SpatialAttention
 from stripefold.attention.srm import StyleRecalibration
 
 __all__ = [
@@ -40,8 +45,13 @@ __all__ = [
     "FrequencyChannelAttention",
     "GatedChannelTransformation",
     "GatherExcite",
+    "GlobalContext",
     "InstanceEnhancement",
+    "Position",
+    "PositionAttention",
     "Scale",
+    "Shift",
+    "SpatialAttention",
     "SpatialPyramidAttention",
     "SqueezeExcitation",
     "StyleRecalibration",

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from stripefold.attention.pooling import scale_channels
+from stripefold.attention.pooling import scale_channels, shift_channels
 from stripefold.errors import AttachError
+
+Acts = Literal["channels", "positions"]
+How = Literal["multiply", "add"]
 
 
 class ChannelAttention(nn.Module, ABC):
     """A channel attention y = v (.) x with v = excite(squeeze(x)), in a dynamic and a static form.
+
+    An additive one (``how = "add"``) is y = x + a with a = excite(squeeze(x)); one over positions
+    (:class:`~stripefold.attention.positional.PositionAttention`) gives a number for each position.
 
     *Dynamic*: the module is called on feature maps, ``attention(x)``; x is (N, C), (N, C, L), (N, C, H, W) ...
     with ``axis=1``, or (N, ..., C) with ``axis=-1``.
@@ -43,6 +49,10 @@ class ChannelAttention(nn.Module, ABC):
     """whether v depends on the site before (then ``excite_static(psi, state) -> (v, state)``)"""
     dynamic: ClassVar[bool] = True
     """whether there is a dynamic form"""
+    acts: ClassVar[Acts] = "channels"
+    """what the numbers it gives belong to"""
+    how: ClassVar[How] = "multiply"
+    """what is done with them"""
     default_psi: ClassVar[float] = 0.1
     """the starting value of psi where none is asked for"""
 
@@ -98,8 +108,12 @@ class ChannelAttention(nn.Module, ABC):
         return self.excite(psi)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels of each sample by its own v; the shape of ``x`` stays."""
-        return scale_channels(x, self.excite(self.squeeze(x)), self.axis)
+        """Scale the channels of each sample by its own v, or add its own a; the shape of ``x`` stays."""
+        apply = shift_channels if self.how == "add" else scale_channels
+        return apply(x, self.excite(self.squeeze(x)), self.axis)
+
+    def keep_excite_(self) -> None:
+        """Let go of parameters that only ``squeeze`` uses: a static gate would carry them without ever using them."""
 
     def check_start(self, psi: Tensor) -> None:
         """Refuse a start that no gradient leaves.

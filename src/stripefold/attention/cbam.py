@@ -3,45 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stripefold.attention.gates import GATES, GateName, checked_gate
 from stripefold.attention.layers import hidden_width
 from stripefold.attention.perceptron import Perceptron, PerceptronAttention
-from stripefold.attention.pooling import PLANE_AXES, max_pool, mean_pool
+from stripefold.attention.pooling import max_pool, mean_pool
 from stripefold.attention.registry import register_attention
+from stripefold.attention.spatial import SpatialHalf
 from stripefold.errors import AttachError
-
-
-class SpatialHalf(nn.Module):
-    """y = sigmoid(norm(conv(max and mean over the channels))) (.) x, one weight for each position.
-
-    It depends on the input at every position, so it has no static form and does not fold.
-
-    Args:
-        axis: the channel axis of feature maps, 1 or -1.
-    """
-
-    def __init__(self, axis: int) -> None:
-        super().__init__()
-        self.axis = axis
-        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
-        self.norm = nn.BatchNorm2d(1, momentum=0.01)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) or (N, H, W, C), by ``axis``, to the same shape.
-
-        Raises:
-            AttachError: for maps that are not two-dimensional.
-        """
-        if x.ndim != PLANE_AXES:
-            raise AttachError(
-                f"attention 'cbam': the spatial half needs two-dimensional maps, got a tensor of shape "
-                f"{tuple(x.shape)}. Leave spatial=True out"
-            )
-        summary = torch.stack((x.amax(self.axis), x.mean(self.axis)), dim=1)
-        weight = torch.sigmoid(self.norm(self.conv(summary)))
-        return x * (weight if self.axis == 1 else weight.movedim(1, -1))
 
 
 @register_attention("cbam")
@@ -105,7 +75,8 @@ class ConvolutionalBlockAttention(PerceptronAttention):
         if self.spatial is not None:
             raise AttachError(
                 "attention 'cbam': spatial=True has no static form, because a weight for each position of each image "
-                "does not fold. Leave it out, or attach with form='dynamic'"
+                "does not fold. Leave it out, or attach with form='dynamic'; the attention 'spatial' learns weights "
+                "for all images alike, where those fold"
             )
         super().check_start(psi)
 

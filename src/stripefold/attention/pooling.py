@@ -58,6 +58,12 @@ def scale_channels(x: Tensor, scale: Tensor, axis: int) -> Tensor:
     return (product if axis == 1 else product.transpose(1, 2)).reshape_as(x)
 
 
+def shift_channels(x: Tensor, shift: Tensor, axis: int) -> Tensor:
+    """Add to each channel of each sample its shift; arguments and result as for :func:`scale_channels`."""
+    total = positions(x, axis) + shift.unsqueeze(-1)
+    return (total if axis == 1 else total.transpose(1, 2)).reshape_as(x)
+
+
 def deviation_pool(x: Tensor, axis: int, epsilon: float) -> Tensor:
     """The standard deviation over all positions, sqrt(variance + epsilon).
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from stripefold.attention.base import ChannelAttention
+from stripefold.attention.base import Acts, ChannelAttention, How
 from stripefold.errors import AttachError
 
 AttentionType = TypeVar("AttentionType", bound=type[ChannelAttention])
@@ -25,6 +25,7 @@ class AttentionRow:
     excite: str
     options: tuple[str, ...]
     source: str
+    gates: str
 
 
 @overload
@@ -75,9 +76,19 @@ def _check_registration(name: object, cls: object) -> None:
         raise AttachError(f"cannot register {cls.__name__}: the name {name!r} belongs to {known.__name__}")
 
 
-def attention_names() -> tuple[str, ...]:
-    """All registered names, in alphabetical order."""
-    return tuple(sorted(_ATTENTIONS))
+def attention_names(*, acts: Acts | None = None, how: How | None = None) -> tuple[str, ...]:
+    """The registered names, in alphabetical order.
+
+    Args:
+        acts: only those that gate "channels", or "positions".
+        how: only those that "multiply", or "add".
+
+    Example:
+        >>> attention_names(acts="positions")
+        ('position', 'spatial')
+    """
+    chosen = ((name, cls) for name, cls in _ATTENTIONS.items() if acts in (None, cls.acts) and how in (None, cls.how))
+    return tuple(sorted(name for name, _ in chosen))
 
 
 def attention_class(name: str) -> type[ChannelAttention]:
@@ -136,9 +147,12 @@ def build_attention(name: str, channels: int, axis: int = 1, **options: Any) -> 
 def describe() -> tuple[AttentionRow, ...]:
     """The zoo as a table, one row for each registered attention."""
     return tuple(
-        AttentionRow(name=name, squeeze=cls.squeezes, excite=cls.excites, options=_options(cls), source=cls.source)
+        AttentionRow(
+            name=name, squeeze=cls.squeezes, excite=cls.excites, options=_options(cls), source=cls.source,
+            gates=cls.acts if cls.how == "multiply" else f"{cls.acts}, added",
+        )
         for name, cls in sorted(_ATTENTIONS.items())
-    )
+    )  # fmt: skip
 
 
 def _options(cls: type[ChannelAttention]) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def attention() -> None:
-    """List every channel attention that a gate can be made of."""
+    """List every attention that a gate can be made of."""
     from stripefold.attention import describe
     from stripefold.cli.output import print_table
 
-    rows = [(row.name, row.squeeze, row.excite, ", ".join(row.options), row.source) for row in describe()]
-    print_table("Channel attentions", ("name", "squeeze", "excite", "options", "source"), rows)
+    rows = [(row.name, row.gates, row.squeeze, row.excite, ", ".join(row.options), row.source) for row in describe()]
+    print_table("Attentions", ("name", "gates", "squeeze", "excite", "options", "source"), rows)

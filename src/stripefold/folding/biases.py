@@ -1,4 +1,4 @@
-"""Where the bias goes that folding a branch block gives to a convolution without one.
+"""Where the bias goes that folding gives to a layer without one: a branch block's, or that of a gate that adds.
 
 Behind it there is usually a BatchNorm: ``B(K x + b)`` is ``B(K x)`` with its running mean less by b, in eval mode, and
 in training mode the bias makes no difference. So the folded model keeps the stock keys. Found by the trace, as every
@@ -67,12 +67,14 @@ def plan_biases(
     homes: dict[str, BiasHome] = {}
     for name in gaining:
         outer = outermost(name, found)
-        if outer in staying:
-            homes[name] = BiasHome(layer=name, why=f"the dynamic attention on {outer!r} stands behind it")
+        behind = next((site for site in (name, outer) if site in staying), None)
+        if behind is not None:  # the site of the dynamic attention stays, and the layer inside it
+            layer = (f"{name}.base" if name else "base") if name == outer else name
+            homes[name] = BiasHome(layer=layer, why=f"the dynamic attention on {behind!r} stands behind it")
         elif graph is None:
             homes[name] = BiasHome(layer=outer, why="without an example= no trace shows which BatchNorm follows")
         else:
-            norm, why = _norm_behind(graph, outer, modules, owners)
+            norm, why = _norm_behind(graph, name if name in graph.called else outer, modules, owners)
             path = f"{norm}.base" if norm in staying else norm
             homes[name] = BiasHome(layer=outer, norm=path, why=why)
     return homes
@@ -87,12 +89,19 @@ def place_biases_(plain: nn.Module, homes: Mapping[str, BiasHome]) -> tuple[str,
         assert bias is not None  # that is what gains_bias says
         if home.norm is None:
             new.append(_key(home.layer))
+            layer._parameters["bias"] = nn.Parameter(bias.to(_dtype(layer)), bias.requires_grad)
             continue
         mean: Any = plain.get_submodule(home.norm).running_mean
         with torch.no_grad():
             mean.copy_(mean.double() - bias.double())
         layer._parameters["bias"] = None
     return tuple(new)
+
+
+def _dtype(layer: nn.Module) -> torch.dtype:
+    weight = layer._parameters["weight"]
+    assert weight is not None  # what gains a bias is a convolution or another layer with one
+    return weight.dtype
 
 
 def outermost(name: str, found: Mapping[str, Foldable]) -> str:

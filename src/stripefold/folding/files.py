@@ -31,7 +31,8 @@ _MEANING = {
 
 
 _LOADS_INTO = {
-    "fused": " A fused file is loaded into fold(create(), fuse=True).",
+    "fused": " A fused file is loaded into fold(create(), fuse=True); with gates before a pooling, attach them to "
+    "create() first.",
     "baked": " A baked file is loaded into a model of the same structure: stripefold.baking.rebuild gives one its own.",
 }
 
@@ -201,7 +202,8 @@ def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[s
     parts += [f"unexpected {unexpected[:3]}"] if unexpected else []
     parts += [f"of another shape {wrong[:3]}"] if wrong else []
     advice = _LOADS_INTO.get(about.kind, "")
-    if any(isinstance(module, Foldable) and module.rounds_to is not None for module in model.modules()):
+    blocks = (m for m in model.modules() if isinstance(m, Foldable) and "base" not in m._modules)
+    if any(block.rounds_to is not None for block in blocks):
         advice = (
             " The model has branch blocks, whose keys no plain file has: load such a file into the plain model first, "
             "then branch(model, ..., init='identity') keeps its weights."
@@ -212,7 +214,7 @@ def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[s
 def backbone_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict under the backbone's own keys: what ``x.base.weight`` of a gated layer is called in its file."""
     state: dict[str, Tensor] = model.state_dict()
-    for name, module in model.named_modules():
+    for name, module in reversed(list(model.named_modules())):  # inside out: a site may stand in another
         if isinstance(module, Foldable) and "base" in module._modules:
             site = f"{name}." if name else ""
             inside = {key: state.pop(key) for key in list(state) if key.startswith(site)}

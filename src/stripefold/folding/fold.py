@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, overload
 
@@ -54,7 +55,8 @@ def fold(
         model: an attached model (folding a plain one gives a plain copy). DDP and ``torch.compile`` wrappers come off.
         fuse: also merge what the model itself carries: blocks that can re-parameterize themselves, static per-channel
             scales (LayerScale), every BatchNorm that the trace shows directly behind a convolution or linear layer, or
-            in front of one without zero padding. Keys change: such a file is loaded into ``fold(create(), fuse=True)``.
+            in front of one without zero padding; and fold gates of positions into poolings. Keys change: such a file is
+            loaded into ``fold(create(), fuse=True)``.
         example: input for the check (and for the trace behind ``fuse``): tensor, tuple or dict; inferred where the
             model declares its input.
         check: compare the folded model with the training model. "auto" checks when there is an example and warns when
@@ -63,7 +65,7 @@ def fold(
 
     Raises:
         FoldError: a gate is not finite, a product overflows, a layer was tied or parametrized since, a sharded model,
-            ``check=True`` or ``fuse`` without example.
+            ``check=True`` or ``fuse`` without example, or a gate before a pooling, which folds with ``fuse=True`` only.
         TraceError: ``fuse=True``, and the model does not run on the example.
         VerifyError: the check found a difference.
 
@@ -185,6 +187,8 @@ def _example(model: nn.Module, example: Example | None, check: Check, fuse: bool
 
 def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tuple[nn.Module, FoldReport]:
     found = {name: module for name, module in model.named_modules() if isinstance(module, Foldable)}
+    if not fuse:
+        _check_keys(found)
     owners = tensor_owners(model) if found else {}
     notes = [note for name, module in found.items() for note in module.check_fold(name, owners)]
     homes = plan_biases(model, found, notes, example)
@@ -199,11 +203,21 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse, _NOT_CHECKED, () if fuse else new_keys)
 
 
+def _check_keys(found: Mapping[str, Foldable]) -> None:
+    """Without ``fuse`` the keys are the backbone's: what cannot keep them is refused, never done in silence."""
+    for name, module in found.items():
+        if module.new_keys is not None:
+            raise FoldError(
+                f"cannot fold the gate on {name!r} and keep the backbone's keys: {module.new_keys}. Say "
+                "fold(model, fuse=True), which changes keys, or drop the gates with detach(model)"
+            )
+
+
 def _announce(report: FoldReport) -> None:
     if report.new_keys:
         listed = ", ".join(report.new_keys[:5]) + (" ..." if len(report.new_keys) > 5 else "")
         warnings.warn(
-            f"{len(report.new_keys)} folded convolutions have a bias that the stock ones do not have, because no "
+            f"{len(report.new_keys)} folded layers have a bias that the stock ones do not have, because no "
             f"BatchNorm behind them could take it: {listed}. Such weights load into a model built with those biases; "
             "fold(..., report=True) says why for each",
             stacklevel=3,

@@ -7,18 +7,20 @@ processes is probed alike, a large one through a smaller twin, and like layers o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stripefold.algebra.scale import scale_activation
+from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.errors import FoldError
 from stripefold.folding.rule import Rule
+from stripefold.folding.shift import shifted
 from stripefold.folding.substitute import forward_with
 
-Side = Literal["output", "input"]
+Side = Literal["output", "input", "shift"]
 _SEED = 20240611
 _LARGE = 1 << 13  # numbers in a tensor above which a smaller twin is probed
 _passed: dict[tuple[object, ...], Rule] = {}
@@ -30,7 +32,7 @@ def probe(layer: nn.Module, rule: Rule, side: Side = "output") -> None:
     Args:
         layer: any device, dtype or mode; it is only read.
         rule: what is claimed about it.
-        side: the output side, or the input side (see ``Rule``).
+        side: the output side, or the input side (see ``Rule``); "shift": what is added to the output, into the bias.
 
     Raises:
         FoldError: the layer cannot be run on the rule's example, or scaling its tensors is not scaling its output
@@ -48,12 +50,17 @@ def probe(layer: nn.Module, rule: Rule, side: Side = "output") -> None:
         ) from cause
     if not error <= rule.tolerance:  # a NaN fails too
         raise FoldError(
-            f"the rule for {rule.key} is wrong for {layer}: scaling its tensors is not scaling its {side} "
+            f"the rule for {rule.key} is wrong for {layer}: {_CLAIM[side]} "
             f"(relative error {error:.1e}, allowed {rule.tolerance:.0e}). {_REMEDY}"
         )
     _passed[key] = rule
 
 
+_CLAIM = {
+    "output": "scaling its tensors is not scaling its output",
+    "input": "scaling its tensors is not scaling its input",
+    "shift": "adding to its bias is not adding to its output",
+}
 _REMEDY = "Register a rule that fits with register_rule(Type, rule=Rule(...)), or leave the layer out with where=..."
 
 
@@ -69,10 +76,15 @@ def _measure(layer: nn.Module, rule: Rule, side: Side) -> float:
 
 def _relative_error(layer: nn.Module, rule: Rule, side: Side, sizes: Any) -> float:
     generator = torch.Generator("cpu").manual_seed(_SEED)
-    twin = _twin(layer, generator, sizes)
+    twin = twin_of(layer, generator, sizes)
     inputs = rule.example(twin, generator)
     run: Callable[..., Tensor] = rule.linear_part or (lambda module, arguments: module(*arguments))
-    if side == "output":
+    scaled: Mapping[str, Tensor | None]
+    if side == "shift":
+        v = _scale(rule.channels(twin), generator)
+        scaled = shifted(rule, twin, v)
+        expected = shift_activation(run(twin, _copies(inputs)), v, rule.axis)
+    elif side == "output":
         v = _scale(rule.channels(twin), generator)
         scaled = rule.scaled(twin, v)
         expected = scale_activation(run(twin, _copies(inputs)), v, rule.axis)
@@ -104,7 +116,7 @@ def _scale(channels: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(channels, generator=generator, device="cpu") < 0.5, -size, size)
 
 
-def _twin(module: nn.Module, generator: torch.Generator, sizes: Any) -> nn.Module:
+def twin_of(module: nn.Module, generator: torch.Generator, sizes: Any = MappingProxyType({})) -> nn.Module:
     """A copy of a module without its hooks, with random tensors of the same (or the given) shapes, in eval mode."""
     twin: nn.Module = object.__new__(type(module))
     nn.Module.__init__(twin)
@@ -117,7 +129,7 @@ def _twin(module: nn.Module, generator: torch.Generator, sizes: Any) -> nn.Modul
     for name, buffer in module._buffers.items():
         twin._buffers[name] = None if buffer is None else _random(name, buffer, generator, sizes)
     for name, child in module._modules.items():
-        twin._modules[name] = None if child is None else _twin(child, generator, {})
+        twin._modules[name] = None if child is None else twin_of(child, generator, {})
     twin.__dict__["training"] = False
     return twin
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +19,7 @@ from stripefold.errors import FoldError
 
 ScaleFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(layer, tensor, v) -> scaled tensor``: pure, differentiable, any dtype."""
+Side = Literal["output", "input"]
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ class Rule:
         """The layer's tensors with its output scaled by ``v`` (C,), rounded once to each tensor's dtype."""
         return _scaled(self.output, layer, v)
 
-    def scale_(self, layer: nn.Module, v: Tensor) -> None:
-        """Scale the layer's output by ``v`` (C,), float64, in place, as folding does; at most one extra tensor."""
-        for name, function in self.output.items():
+    def scale_(self, layer: nn.Module, v: Tensor, side: Side = "output") -> None:
+        """Scale the layer's output (or input) by ``v`` (C,), float64, in place, as folding does, without a copy."""
+        for name, function in self.side(side).items():
             tensor = getattr(layer, name, None)
             if tensor is None:
                 continue
@@ -101,9 +103,13 @@ class Rule:
             else:
                 tensor.copy_(function(layer, tensor.double(), v))
 
-    def overflowing(self, layer: nn.Module, v: Tensor) -> str | None:
+    def side(self, side: Side) -> Mapping[str, ScaleFunction]:
+        """The scale functions of one side; none where there is no such side."""
+        return self.output if side == "output" else self.input or {}
+
+    def overflowing(self, layer: nn.Module, v: Tensor, side: Side = "output") -> str | None:
         """The name of a tensor that is finite now and would not be after ``scale_`` with ``v`` (C,), or None."""
-        for name, function in self.output.items():
+        for name, function in self.side(side).items():
             tensor = getattr(layer, name, None)
             if tensor is None or tensor.numel() == 0:
                 continue

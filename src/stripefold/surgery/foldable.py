@@ -44,6 +44,11 @@ class Foldable(nn.Module):
         return False
 
     @property
+    def new_keys(self) -> str | None:
+        """Why folding gives keys that the plain model does not have, so that only ``fuse=True`` does it; or None."""
+        return None
+
+    @property
     def rounds_to(self) -> torch.dtype | None:
         """The dtype of the layer that folding gives, where that layer is computed anew; None where it is there already.
 
