@@ -1,4 +1,4 @@
-"""Lightning's trainer, set up for a run: on which devices, without its greetings, and with errors that say what to do."""
+"""Lightning's trainer, set up for a run: its devices, no greetings, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -121,6 +121,9 @@ def plain_errors(paths: RunPaths) -> Iterator[None]:
 
     On Ctrl-C and on SIGTERM Lightning ends the whole process (``sys.exit``) and leaves further Ctrl-C ignored; neither
     is a library's place.
+
+    Args:
+        paths: Those of the run, to say what is kept.
     """
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
