@@ -23,6 +23,8 @@ MAXIMUM_LINES, MAXIMUM_FUNCTION_LINES, MAXIMUM_POSITIONAL = 250, 40, 5
 ROOM_LEVEL = {
     "errors": 0,
     "atomic": 0,
+    "processes": 1,
+    "together": 1,
     "algebra": 1,
     "surgery": 2,
     "attention": 3,

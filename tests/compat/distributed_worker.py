@@ -1,4 +1,4 @@
-"""One of the two processes of ``test_distributed.py``: ``python -m ...distributed_worker KIND FOLDER RANK``."""
+"""One of the two processes of ``test_distributed.py``: ``python -m ...distributed_worker KIND[,KIND] FOLDER RANK``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from tests.lifecycle import attached, images
 WORLD = 2
 
 
-def train_(model: nn.Module, rank: int) -> None:
-    """Two steps, each process on its half of the batch; the mean of the gradients is the whole batch's gradient."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(2):
+def train_(
+    model: nn.Module, rank: int, steps: range = range(2), optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Steps, each process on its half of the batch; the mean of the gradients is the whole batch's gradient."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in steps:
         optimizer.zero_grad()
         model(images(8, seed=step).chunk(WORLD)[rank]).square().mean().backward()
         optimizer.step()
@@ -41,7 +43,13 @@ def distributed_data_parallel(rank: int) -> dict[str, object]:
 
 
 def fully_sharded(rank: int, attention: str = "se") -> dict[str, object]:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    model = sharded(attention)
+    train_(model, rank)
+    fold, attach = refusal_of(lambda: sf.fold(model)), refusal_of(lambda: sf.attach_(model, form="dynamic"))
+    return {"state": whole_state(model), "fold": fold, "attach": attach}
+
+
+def sharded(attention: str) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -53,22 +61,48 @@ def fully_sharded(rank: int, attention: str = "se") -> dict[str, object]:
         fully_shard(block.bn2, mesh=mesh)  # the site is the unit
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    train_(model, rank)
-    fold, attach = refusal_of(lambda: sf.fold(model)), refusal_of(lambda: sf.attach_(model, form="dynamic"))
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {"state": get_model_state_dict(model, options=options), "fold": fold, "attach": attach}
+    return model
 
 
-def main(kind: str, folder: str, rank: int) -> None:
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def resumed(rank: int, folder: str) -> dict[str, object]:
+    """One step, a checkpoint in as many files as there are processes, and the second step in a model built anew."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    place = os.path.join(folder, "checkpoint")
+    first = sharded("se")
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1, momentum=0.9)
+    train_(first, rank, range(1), optimizer)
+    weights, moments = get_state_dict(first, optimizer)
+    checkpoint.save({"model": weights, "optimizer": moments}, checkpoint_id=place)
+
+    second = sharded("se")
+    optimizer = torch.optim.SGD(second.parameters(), lr=0.1, momentum=0.9)
+    weights, moments = get_state_dict(second, optimizer)
+    content = {"model": weights, "optimizer": moments}
+    checkpoint.load(content, checkpoint_id=place)
+    set_state_dict(second, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
+    train_(second, rank, range(1, 2), optimizer)
+    return {"state": whole_state(second), "parts": len([name for name in os.listdir(place) if "distcp" in name])}
+
+
+def main(asked: str, folder: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     kinds = {
         "ddp": distributed_data_parallel,
         "fsdp": fully_sharded,
         "fsdp chain": lambda rank: fully_sharded(rank, "dia"),
+        "fsdp resumed": lambda rank: resumed(rank, folder),
     }
-    result = kinds[kind](rank)
-    torch.save(result, os.path.join(folder, f"{rank}.pt"))
+    for kind in asked.split(","):
+        torch.save(kinds[kind](rank), os.path.join(folder, f"{kind} {rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()
 

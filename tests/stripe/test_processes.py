@@ -64,7 +64,7 @@ def test_merged_to_what_one_process_sees(kind: str, folder: Path) -> None:
 def test_all_hear_of_one_that_failed(folder: Path) -> None:
     first, second = said(folder, "one fails")
     assert second.startswith("Stacked failed on batch 1")
-    assert first.startswith("process 1 failed, so there is nothing to merge: ObserveError: Stacked failed on batch 1")
+    assert first.startswith("process 1 failed, so all of them stop: ObserveError: Stacked failed on batch 1")
 
 
 def test_without_a_group_nobody_waits(folder: Path) -> None:

@@ -31,6 +31,7 @@ def bake(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     speed: bool = False,
+    process_group: Any = None,
 ) -> tuple[nn.Module, BakeReport]:
     """Replace the dynamic channel attention of a copy of a trained model by constants, and fold those.
 
@@ -62,6 +63,10 @@ def bake(
         device: where to work; None is where the model is. It comes back to where it was.
         progress: called with (what is going on, steps done, of how many).
         speed: also measure a forward pass before and after.
+        process_group: decide over the processes of this group, each of which calls ``bake`` on the same model and its
+            own share of ``data`` and ``validation``: moments, hits and BatchNorm statistics are merged, so that all
+            bake alike. A ``metric`` of yours is called by all, and the first one's value counts. None stays in this
+            process.
 
     Returns:
         The baked model, and what was done to it.
@@ -78,6 +83,7 @@ def bake(
     options = Options(
         constants=constants, to=to, where=where, metric=metric, max_drop=max_drop, validation=validation,
         recalibrate=recalibrate, finetune=finetune, device=device, progress=progress, speed=speed,
+        process_group=process_group,
     )  # fmt: skip
     check_model(model)
     with Job(model, data, example, options) as job:
@@ -101,6 +107,7 @@ def bake_(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     speed: bool = False,
+    process_group: Any = None,
 ) -> BakeReport:
     """Bake in place. A copy is baked and compared first, so that a refusal leaves the model as it was.
 
@@ -113,6 +120,7 @@ def bake_(
     options = Options(
         constants=constants, to=to, where=where, metric=metric, max_drop=max_drop, validation=validation,
         recalibrate=recalibrate, finetune=finetune, device=device, progress=progress, speed=speed,
+        process_group=process_group,
     )  # fmt: skip
     check_model(model)
     with Job(model, data, example, options, in_place=True) as job:

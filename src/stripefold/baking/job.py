@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
 from stripefold.baking.hold import can_hold
 from stripefold.baking.judge import Judge, Verdict, energies
-from stripefold.baking.metric import ACCURACY, Accuracy, Metric, measured
+from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst, measured
 from stripefold.baking.options import Options, choose
 from stripefold.baking.recalibrate import Statistics
 from stripefold.baking.recipe import Recipe
 from stripefold.baking.report import BakeReport
 from stripefold.baking.results import site_results
-from stripefold.baking.sensitivity import prior
+from stripefold.baking.sensitivity import priors_of
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
 from stripefold.errors import BakeError
@@ -30,6 +30,9 @@ from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.undisturbed import copy_buffers, undisturbed
+from stripefold.together import from_first
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Job:
         self._training = self._data
         if options.finetune is not None and options.finetune.data is not None:
             self._training = Batches(options.finetune.data, "the data of finetune", model, arguments=arguments)
-        self._given = example
+        self._given, self._group = example, options.process_group
         like = first_parameter(model)
         self._home = None if like is None or options.device is None else like.device
         self._recipe: Recipe | None = None
@@ -105,7 +108,7 @@ class Job:
     def baked(self) -> tuple[nn.Module, BakeReport]:
         """A copy that is baked and compared with the model, and the report."""
         metric = self._metric()
-        example = self._data.example() if self._given is None else self._given
+        example = self._agreed(self._data.example) if self._given is None else self._given
         with undisturbed(self._model):
             look = self._look(example)
             verdict = self._judge(look, metric)
@@ -127,9 +130,13 @@ class Job:
     def _metric(self) -> Metric | None:
         options = self._options
         if options.metric is not None:
-            return options.metric
+            return options.metric if self._group is None else OfFirst(options.metric, self._group)
         asked = options.max_drop is not None or options.validation is not None
-        return Accuracy(self._validation) if asked or self._data.labelled() else None
+        return Accuracy(self._validation, self._group) if asked or self._agreed(self._data.labelled) else None
+
+    def _agreed(self, run: Callable[[], T]) -> T:
+        """What the first process finds, on all of them: what may hang on a share must not decide differently."""
+        return from_first(run, self._group, BakeError)
 
     def _look(self, example: Example) -> Look:
         model = self._model
@@ -143,19 +150,20 @@ class Job:
         chosen = choose(model, discovery.gates, self._options.where)
         self._options.tell("observing the gates")
         stripes = observe(
-            model, self._data.data, example=example, progress=lambda images: self._options.tell("observing", images)
-        )
+            model, self._data.data, example=example, process_group=self._group,
+            progress=lambda images: self._options.tell("observing", images),
+        )  # fmt: skip
         constants, reasons = constants_of(model, discovery, stripes.layers, self._options.kind)
         left = self._left(discovery, chosen, stripes, reasons)
         names = [gate.name for gate in discovery.gates if gate.name not in left]
         if not names:
             listed = "; ".join(f"{name or '(the model)'}: {why}" for name, why in list(left.items())[:3])
             raise BakeError(f"none of the {len(discovery.gates)} gates can be baked. {listed}")
-        energy = energies(model, discovery.gates, self._data.first().inputs)
+        energy = self._agreed(lambda: energies(model, discovery.gates, self._data.first().inputs))
         notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
         notes += _unseen(stripes.uncalled)
         may = {name: constants[name] for name in names}
-        return Look(discovery, stripes, may, left, _priors(stripes, energy), notes)
+        return Look(discovery, stripes, may, left, priors_of(stripes, energy), notes)
 
     def _left(
         self,
@@ -219,12 +227,12 @@ class Job:
             copy_buffers(made)
             copy_buffers(self._model)
             after = None if metric is None else measured(metric, made, "of the baked model")
-            speed = side_by_side(self._model, made, self._data.first()) if self._options.speed else None
+            speed = (
+                self._agreed(lambda: side_by_side(self._model, made, self._data.first()))
+                if self._options.speed
+                else None
+            )
         return replace(report, after=after, speed=speed)
-
-
-def _priors(stripes: StripeReport, energy: Mapping[str, Tensor]) -> dict[str, float]:
-    return {s.name: prior(s.mean, s.within_variance, energy.get(s.name)) for s in stripes.layers}
 
 
 def _unseen(layers: tuple[str, ...]) -> list[str]:

@@ -131,7 +131,7 @@ class Judge:
         before = Statistics.of(norms.values())
         try:
             with self._holding(verdict.constants):
-                recalibrate_(self._model, norms, calibration)
+                recalibrate_(self._model, norms, calibration, self._options.process_group)
         except BakeError as error:
             if wanted != "auto":
                 raise

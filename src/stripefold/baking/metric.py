@@ -13,6 +13,7 @@ from stripefold.baking.batches import Batches
 from stripefold.errors import BakeError
 from stripefold.surgery.example import run_example
 from stripefold.surgery.undisturbed import undisturbed
+from stripefold.together import gathered, summed, together
 
 Metric = Callable[[nn.Module], float]
 """Takes a model in evaluation mode; higher is better."""
@@ -24,10 +25,11 @@ class Accuracy:
 
     Args:
         batches: with labels.
+        group: the processes whose batches count together; None: this one alone.
     """
 
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
+    def __init__(self, batches: Batches, group: Any = None) -> None:
+        self._batches, self._group = batches, group
 
     def __call__(self, model: nn.Module) -> float:
         """Run all batches.
@@ -38,6 +40,11 @@ class Accuracy:
         Raises:
             BakeError: a batch without class numbers, or outputs that are no finite logits of it.
         """
+        found = together(lambda: self._count(model), self._group, BakeError)
+        hits, seen = summed(found, self._group, BakeError)
+        return 100 * hits / seen
+
+    def _count(self, model: nn.Module) -> tuple[int, int]:
         hits, seen = 0, 0
         with torch.no_grad():
             for batch in self._batches:
@@ -48,7 +55,24 @@ class Accuracy:
                     raise BakeError(f"the logits for {where} are not finite: look at the images and at the weights")
                 hits += int((logits.argmax(1) == labels).sum())
                 seen += len(labels)
-        return 100 * hits / seen
+        return hits, seen
+
+
+class OfFirst:
+    """A user's metric among several processes: all call it, and the first one's value counts, so that they agree.
+
+    Args:
+        metric: the user's.
+        group: the processes.
+    """
+
+    def __init__(self, metric: Metric, group: Any) -> None:
+        self._metric, self._group = metric, group
+
+    def __call__(self, model: nn.Module) -> float:
+        """What the metric gave on the first process."""
+        value = together(lambda: self._metric(model), self._group, BakeError)
+        return gathered(value, self._group, BakeError)[0]
 
 
 def logits_of(output: Any) -> Tensor:

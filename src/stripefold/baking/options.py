@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from stripefold.baking.finetune import FineTune
@@ -40,6 +41,7 @@ class Options:
     device: torch.device | str | None
     progress: Progress | None
     speed: bool
+    process_group: Any = None
 
     def __post_init__(self) -> None:
         _one_of("constants", self.constants, ("mean", "descriptor"))
@@ -55,6 +57,10 @@ class Options:
             raise BakeError("metric= and validation= are both given: a metric of yours brings its own data")
         if self.finetune is not None and not isinstance(self.finetune, FineTune):
             raise BakeError(f"finetune is {type(self.finetune).__name__}: give FineTune(steps=..., lr=...)")
+        if self.finetune is not None and self.process_group is not None:
+            raise BakeError("finetune trains in one process: leave out process_group, or finetune")
+        if self.process_group is not None and not (dist.is_available() and dist.is_initialized()):
+            raise BakeError("process_group is given, but torch.distributed is not initialised: leave it out")
         if self.finetune is not None and self.to == "asr":
             raise BakeError("finetune trains constants, and to='asr' leaves none: train the gates yourself, then fold")
 

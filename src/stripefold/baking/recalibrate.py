@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from stripefold.errors import BakeError
 from stripefold.stripe.moments import Moments
 from stripefold.surgery.example import run_example
 from stripefold.surgery.graph import Graph
+from stripefold.together import gathered, together
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def norms_behind(model: nn.Module, graph: Graph, products: Iterable[int]) -> dic
     return found
 
 
-def recalibrate_(model: nn.Module, norms: Mapping[str, _BatchNorm], batches: Batches) -> None:
+def recalibrate_(model: nn.Module, norms: Mapping[str, _BatchNorm], batches: Batches, group: Any = None) -> None:
     """Give norms the mean and the variance of their inputs over all batches; nothing else changes.
 
     The norms run in training mode meanwhile, so that each sees inputs normalised as they will be. Means and second
@@ -68,6 +71,7 @@ def recalibrate_(model: nn.Module, norms: Mapping[str, _BatchNorm], batches: Bat
         model: in evaluation mode.
         norms: name -> module, of the model.
         batches: what it runs on.
+        group: the processes whose batches count together; None: this one alone.
 
     Raises:
         BakeError: batches of one value per channel, or statistics that are not finite. The statistics are then what
@@ -77,12 +81,11 @@ def recalibrate_(model: nn.Module, norms: Mapping[str, _BatchNorm], batches: Bat
     """
     before = Statistics.of(norms.values())
     try:
-        with torch.no_grad(), _gathering(norms) as inputs:
-            for batch in batches:
-                run_example(model, batch.inputs)
+        inputs = together(lambda: _run(model, norms, batches), group, BakeError)
         before.restore_()  # the runs moved them, and counted themselves
-        for name, norm in norms.items():
-            inputs[name].write_(norm, name)
+        parts = gathered([inputs[name].moments for name in norms], group, BakeError)
+        for (name, norm), found in zip(norms.items(), zip(*parts, strict=True), strict=True):
+            _write_(norm, name, [moments for moments in found if moments is not None])
     except BaseException as error:
         before.restore_()
         if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
@@ -93,11 +96,18 @@ def recalibrate_(model: nn.Module, norms: Mapping[str, _BatchNorm], batches: Bat
         raise
 
 
+def _run(model: nn.Module, norms: Mapping[str, _BatchNorm], batches: Batches) -> dict[str, _Inputs]:
+    with torch.no_grad(), _gathering(norms) as inputs:
+        for batch in batches:
+            run_example(model, batch.inputs)
+    return inputs
+
+
 class _Inputs:
-    """Mean and variance per channel of what one norm is given, over all its calls."""
+    """Mean and variance per channel of what one norm is given, over all its calls; None before the first one."""
 
     def __init__(self) -> None:
-        self._moments: Moments | None = None
+        self.moments: Moments | None = None
 
     def add(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook: take in activations (N, C, ...)."""
@@ -107,19 +117,21 @@ class _Inputs:
         count = rows.shape[1]
         # 2 C numbers: the CPU has float64 everywhere, an accelerator may not.
         found = Moments(count, mean.cpu().double(), variance.cpu().double() * count)
-        self._moments = found if self._moments is None else self._moments.merge(found)
+        self.moments = found if self.moments is None else self.moments.merge(found)
 
-    def write_(self, norm: _BatchNorm, name: str) -> None:
-        """Into the norm's buffers; the variance unbiased, as BatchNorm keeps it."""
-        if self._moments is None:
-            return  # never called
-        mean, variance = self._moments.mean, self._moments.m2 / max(1, self._moments.count - 1)
-        if not bool(mean.isfinite().all() and variance.isfinite().all()):
-            raise BakeError(f"the inputs of {name!r} are not finite: look at the data and the model before baking")
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+
+def _write_(norm: _BatchNorm, name: str, found: list[Moments]) -> None:
+    """Into the norm's buffers, merged; the variance unbiased, as BatchNorm keeps it."""
+    if not found:
+        return  # never called
+    moments = reduce(Moments.merge, found)
+    mean, variance = moments.mean, moments.m2 / max(1, moments.count - 1)
+    if not bool(mean.isfinite().all() and variance.isfinite().all()):
+        raise BakeError(f"the inputs of {name!r} are not finite: look at the data and the model before baking")
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
 
 
 @contextmanager

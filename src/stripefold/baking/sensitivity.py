@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stripefold.stripe.report import StripeReport
+
 Measure = Callable[[Collection[str]], float]
 """The metric (higher is better) with these gates constant and the others as they are."""
 Tick = Callable[[int, int], None]
@@ -46,6 +48,16 @@ def prior(mean: Tensor, variance: Tensor, energy: Tensor | None) -> float:
     if not lost:
         return 0.0
     return lost / kept if kept else float("inf")
+
+
+def priors_of(stripes: StripeReport, energy: Mapping[str, Tensor]) -> dict[str, float]:
+    """Gate -> its prior.
+
+    Args:
+        stripes: what the gates give.
+        energy: gate -> E x^2 of what it scales (C,), of those where that is known.
+    """
+    return {s.name: prior(s.mean, s.within_variance, energy.get(s.name)) for s in stripes.layers}
 
 
 def alone(gates: Sequence[str], measure: Measure, tick: Tick) -> dict[str, float]:

@@ -11,6 +11,8 @@ from stripefold.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
+    from stripefold.processes import Place
+
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model's name: resnet20, resnet164, or any of timm or torchvision.")
 ]
@@ -43,6 +45,14 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:  # the second from a torch that is built without CUDA
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"--device {name!r} cannot be used here: {reason}; take cpu") from error
+
+
+def own_place(device: str) -> tuple[Place, str]:
+    """Where torchrun has put this process, if it did, and the device that is its own: ``cuda`` is one GPU each."""
+    from stripefold.processes import ALONE, torchrun_place
+
+    place = torchrun_place() or ALONE
+    return place, f"cuda:{place.local_rank}" if device == "cuda" and place.world > 1 else device
 
 
 def named_model(name: str, *, classes: int, size: int | None, channels: int = 3, pretrained: bool = False) -> nn.Module:

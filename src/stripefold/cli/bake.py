@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold.cli.arguments import Device, Size, check_device
+from stripefold.cli.arguments import Device, Size, check_device, own_place
 from stripefold.cli.output import make_folder, print_line
 from stripefold.errors import BakeError, ConfigError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stripefold.baking.finetune import FineTune
     from stripefold.baking.report import BakeReport
     from stripefold.cli.deployable import Deployable
+    from stripefold.processes import Place
 
 _RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
 
@@ -61,15 +62,17 @@ def bake(
         raise BakeError(f"{output} exists; choose another --output, or say --overwrite")
     if recalibrate not in _RECALIBRATE:
         raise ConfigError(f"--recalibrate {recalibrate!r} is unknown, choose auto, yes or no")
+    place, device = own_place(device)
     check_device(device)
     import stripefold as sf
+    from stripefold.processes import joined
 
     given = _given(source, data, weights, size, pretrained=pretrained)
     _check_to(given, to, output)
     for folder in (report, None if output is None else output.parent):
         if folder is not None:
             make_folder(folder)
-    calibration, test = _images(given, images, test_images)
+    calibration, test = _images(given, images, test_images, place)
     options: dict[str, Any] = {
         "constants": constants,
         "to": to,
@@ -80,7 +83,11 @@ def bake(
         "finetune": _finetune(given, finetune_epochs, finetune_rate),
         "speed": speed,
     }
-    model, made = sf.bake(given.model, calibration, device=device, progress=_tell, **options)
+    with joined(place) as group:
+        tell = _tell if place.first else None
+        model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)
+    if not place.first:
+        return
     _tell("", 0, 0)
     print_line(made)
     if max_drop is not None:
@@ -141,15 +148,15 @@ def _check_to(given: Deployable, to: str, output: Path | None) -> None:
         )
 
 
-def _images(given: Deployable, images: int, test_images: int | None) -> tuple[Any, Any]:
-    """Training images as in training, and test images."""
+def _images(given: Deployable, images: int, test_images: int | None, place: Place) -> tuple[Any, Any]:
+    """Training images as in training, and test images; of several processes each has its part."""
     from stripefold.training.data import evaluation_loader, load_data, training_loader
 
     assert given.config is not None  # _given has seen to it
     changes = {"limit_train": images, **({} if test_images is None else {"limit_test": test_images})}
     config = given.config.with_overrides(**changes)
     data = load_data(config)
-    return training_loader(data, config), evaluation_loader(data, config)
+    return training_loader(data, config, place, even=False), evaluation_loader(data, config, place, even=False)
 
 
 def _finetune(given: Deployable, epochs: float, rate: float) -> FineTune | None:

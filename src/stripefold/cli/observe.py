@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold.cli.arguments import Device, Size, check_device
+from stripefold.cli.arguments import Device, Size, check_device, own_place
 from stripefold.cli.output import print_line
 from stripefold.errors import ConfigError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from stripefold.processes import Place
     from stripefold.stripe.report import StripeReport
     from stripefold.stripe.trajectory import Trajectory
 
@@ -50,19 +52,23 @@ def observe(
     import json
 
     import stripefold as sf
+    from stripefold.processes import joined
 
+    place, device = own_place(device)
     check_device(device)
     changes = {name: value for name, value in (("data", data), ("data_dir", data_dir)) if value is not None}
     if _is_path(model):
         if pretrained or size is not None:
             raise ConfigError("--pretrained and --size are for a model's name; a run has its own weights and size")
-        network, batches = _of_run(Path(model), changes, images)
+        network, batches = _of_run(Path(model), changes, images, place)
     else:
-        network, batches = _of_name(model, changes, images, size=size, pretrained=pretrained)
-    with _Progress(images) as progress:
-        report = sf.observe(
-            network, batches, device=device, max_images=images, by_class=by_class, progress=progress.seen
-        )
+        network, batches = _of_name(model, changes, images, place, size=size, pretrained=pretrained)
+    with _Progress(len(place.part(images)), told=place.first) as progress:
+        options: dict[str, Any] = {"max_images": images, "by_class": by_class, "progress": progress.seen}
+        with joined(place) as group:
+            report = sf.observe(network, batches, device=device, process_group=group, **options)
+        if not place.first:
+            return
         page = None if out is None else _write(report, out, model, progress.writing)
     print_line(json.dumps(_brief(report), allow_nan=False) if as_json else report)
     if page is not None:
@@ -75,18 +81,18 @@ def _is_path(word: str) -> bool:
     return path.exists() or path.suffix in (".ckpt", ".safetensors") or not named
 
 
-def _of_run(path: Path, changes: dict[str, Any], images: int) -> tuple[nn.Module, Iterable[Any]]:
+def _of_run(path: Path, changes: dict[str, Any], images: int, place: Place) -> tuple[nn.Module, Iterable[Any]]:
     from stripefold.training.data import load_data
     from stripefold.training.loading import load_run
 
     run = load_run(path, **{name: value for name, value in changes.items() if value != NOISE})
     if changes.get("data") == NOISE:
-        return run.model, _noise((run.spec.channels, run.spec.size, run.spec.size), images)
-    return run.model, _test_images(load_data(run.config), images)
+        return run.model, _noise((run.spec.channels, run.spec.size, run.spec.size), images, place)
+    return run.model, _test_images(load_data(run.config), images, place)
 
 
 def _of_name(
-    name: str, changes: dict[str, Any], images: int, *, size: int | None, pretrained: bool
+    name: str, changes: dict[str, Any], images: int, place: Place, *, size: int | None, pretrained: bool
 ) -> tuple[nn.Module, Iterable[Any]]:
     import torch
 
@@ -102,30 +108,32 @@ def _of_name(
         )
     torch.manual_seed(0)
     network = create_model(name, num_classes=_CLASSES, image_size=size, pretrained=pretrained)
-    if not pretrained:
+    if not pretrained and place.first:
         _say(f"the weights of {name} are random: its gates are found, but what they show was not learned")
     declared = infer_example(network)
     shape = (3, size, size) if size is not None else tuple(declared.shape[1:]) if declared is not None else None
     if shape is None:
         raise ConfigError(f"{name!r} does not say which images it takes, give --size")
     if changes["data"] == NOISE:
-        return network, _noise(shape, images)
+        return network, _noise(shape, images, place)
     config = TrainConfig(**changes, image_size=shape[-1], channels=shape[0], batch_size=_BATCH)
-    return network, _test_images(load_data(config), images)
+    return network, _test_images(load_data(config), images, place)
 
 
-def _test_images(data: Any, images: int) -> Iterable[Any]:
+def _test_images(data: Any, images: int, place: Place) -> Iterable[Any]:
     from stripefold.training.fixed import fixed_images
 
-    return fixed_images(data, images, _BATCH)
+    return fixed_images(data, images, _BATCH, place)
 
 
-def _noise(shape: tuple[int, ...], images: int) -> Iterable[Any]:
+def _noise(shape: tuple[int, ...], images: int, place: Place) -> Iterable[Any]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
     sizes = [min(_BATCH, images - start) for start in range(0, images, _BATCH)]
-    return (torch.randn(count, *shape, generator=generator) for count in sizes)
+    batches = (torch.randn(count, *shape, generator=generator) for count in sizes)
+    mine = place.part(len(sizes))
+    return itertools.islice(batches, mine.start, mine.stop)
 
 
 def _write(report: StripeReport, out: Path, source: str, progress: Callable[[str], None]) -> Path:
@@ -157,9 +165,10 @@ def _say(text: str) -> None:
 class _Progress:
     """One line on standard error that is written over; a line now and then where that is no terminal."""
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, *, told: bool) -> None:
         self._images = images
-        self._live = sys.stderr.isatty()
+        self._told_at_all = told
+        self._live = told and sys.stderr.isatty()
         self._told = time.monotonic()
 
     def __enter__(self) -> _Progress:
@@ -180,6 +189,6 @@ class _Progress:
     def _tell(self, text: str) -> None:
         if self._live:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self._told > _LINE_EVERY:
+        elif self._told_at_all and time.monotonic() - self._told > _LINE_EVERY:
             self._told = time.monotonic()
             print(text, file=sys.stderr, flush=True)

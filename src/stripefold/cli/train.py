@@ -39,6 +39,11 @@ def train(
     observe_every: Annotated[
         int | None, typer.Option(help="Observe the gates after every so many epochs; the report lies in stripes/.")
     ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes of one machine, as torchrun or srun starts them.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="ddp, ddp-unused or fsdp, with several processes.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run-dir.")] = False,
 ) -> None:
@@ -54,6 +59,9 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
         "observe_every": observe_every,
+        "devices": devices,
+        "nodes": nodes,
+        "strategy": strategy,
         "run_dir": None if run_dir is None else str(run_dir),
         "resume": resume or None,
     }
@@ -67,8 +75,11 @@ def train(
         config or "digits", **overrides
     )  # what is wrong here is told before anything heavy is loaded
     from stripefold.training import train as run_training
+    from stripefold.training.launch import place_of
 
     result = run_training(resolved)
+    if not place_of(resolved).first:
+        return
     print_line(result.summary_file.read_text(encoding="utf-8").rstrip())
     print_line(f"\nrun: {result.run_dir}")
 

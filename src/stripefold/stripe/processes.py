@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from stripefold.errors import ObserveError
 from stripefold.stripe.report import StripeReport
+from stripefold.together import gathered, together
 
 
 def merged_over_processes(run: Callable[[], StripeReport | None], group: Any) -> StripeReport | None:
@@ -24,18 +25,6 @@ def merged_over_processes(run: Callable[[], StripeReport | None], group: Any) ->
     """
     if not dist.is_available() or not dist.is_initialized():
         raise ObserveError("process_group is given, but torch.distributed is not initialised: leave it out")
-    report, failure = None, ""
-    error: Exception | None = None
-    try:
-        report = run()
-    except Exception as raised:  # the other processes have to hear of it, whatever it is
-        error, failure = raised, f"{type(raised).__name__}: {raised}"
-    results: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(results, (report, failure), group=group)
-    if error is not None:
-        raise error
-    for rank, (_, text) in enumerate(results):
-        if text:
-            raise ObserveError(f"process {rank} failed, so there is nothing to merge: {text}")
-    reports = [found for found, _ in results if found is not None]
+    report = together(run, group, ObserveError)
+    reports = [found for found in gathered(report, group, ObserveError) if found is not None]
     return reduce(StripeReport.merge, reports) if reports else None

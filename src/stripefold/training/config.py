@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from stripefold.errors import ConfigError
 from stripefold.training.batch_noise import BatchNoise
-from stripefold.training.values import LOWER, check_range, coerce
+from stripefold.training.values import LOWER, check_names, check_processes, check_range, coerce
 
 Task = Literal["classification", "segmentation", "detection"]
 Form = Literal["static", "dynamic", "both", "none"]
@@ -19,6 +18,7 @@ OptimizerName = Literal["sgd", "adamw"]
 Schedule = Literal["step", "cosine", "constant"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Progress = Literal["auto", "bar", "lines", "none"]
+Strategy = Literal["auto", "ddp", "ddp-unused", "fsdp"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": get_args(Task),
@@ -29,9 +29,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": get_args(Schedule),
     "precision": get_args(Precision),
     "progress": get_args(Progress),
+    "strategy": get_args(Strategy),
 }
-# What may differ between a run and its continuation: none of it changes the numbers.
+# What may differ between a run and its continuation: none of it changes the numbers, the number of processes no more
+# than the order of a sum does.
 FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
+FREE_ON_RESUME |= {"devices", "nodes", "strategy", "timeout"}
 FREEZABLE = ("psi", "theta")
 MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise")
 
@@ -69,7 +72,7 @@ class TrainConfig:
         branch_where: Which convolutions: ``spatial`` (each that the kind can stand for), a glob, or several globs.
         branch_options: Options of the kind, such as ``{"copies": 2}``.
         epochs: Passes over the training images.
-        batch_size: Images per step.
+        batch_size: Images per step, over all processes.
         optimizer: ``sgd`` or ``adamw``.
         learning_rate: The peak learning rate.
         momentum: Momentum of ``sgd``.
@@ -87,7 +90,13 @@ class TrainConfig:
         precision: ``32``, ``bf16-mixed`` or ``16-mixed``.
         channels_last: Whether images and weights lie channel last in memory.
         compile: Whether the model goes through ``torch.compile``.
-        accelerator: Lightning's name of the one device to train on: ``auto``, ``cpu``, ``gpu``, ``mps``.
+        accelerator: Lightning's name of the kind of device to train on: ``auto``, ``cpu``, ``gpu``, ``mps``.
+        devices: Processes of one machine, each on a device of its own; torchrun or SLURM starts them.
+        nodes: Machines.
+        strategy: ``ddp`` (each process has the whole network; what ``auto`` does with several), ``ddp-unused`` (also
+            where a step may leave parameters out), ``fsdp`` (each process keeps a part of it).
+        sync_batchnorm: Whether BatchNorm normalises over all processes' images; None: on several GPUs.
+        timeout: Seconds that a process waits for the others before the run ends.
         workers: Processes that read data.
         threads: CPU threads of one operation; None is torch's own choice. On a CPU their number shows in the last bits.
         seed: All randomness derives from it.
@@ -148,6 +157,11 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: Strategy = "auto"
+    sync_batchnorm: bool | None = None
+    timeout: int = 600
     workers: int = 0
     threads: int | None = None
     seed: int = 0
@@ -184,6 +198,7 @@ class TrainConfig:
             raise ConfigError("batch_noise is put in by hooks, which compile would leave out; set compile to false")
         if self.task != "classification":
             self._check_scenes()
+        check_processes(self)
 
     def _check_scenes(self) -> None:
         """Images with boxes or masks: what would need them changed along, and is not, is refused."""
@@ -228,18 +243,5 @@ def field_names() -> tuple[str, ...]:
 
 
 def check_known(keys: Iterable[str], *, where: str) -> None:
-    """Refuse keys that are no option.
-
-    Args:
-        keys: The keys found.
-        where: Where they were found, for the message.
-
-    Raises:
-        ConfigError: Naming the first unknown key and the nearest option.
-    """
-    known = field_names()
-    for key in keys:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"options: {', '.join(known)}"
-            raise ConfigError(f"unknown option {key!r} in {where}; {hint}")
+    """Refuse keys that are no option: ``check_names``."""
+    check_names(keys, field_names(), where=where)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stripefold.errors import ConfigError, DataError
+from stripefold.processes import ALONE, Place
 from stripefold.training import transforms
 from stripefold.training.images import Images, choose
 from stripefold.training.scene_data import (
@@ -22,6 +23,7 @@ from stripefold.training.scene_data import (
     open_scenes,
 )
 from stripefold.training.seeding import EpochSampler, Key, derive_seed
+from stripefold.training.shares import ShareBatches, Shares
 from stripefold.training.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -192,43 +194,53 @@ def _augmentation(name: str, size: int) -> list[transforms.Transform]:
     return steps
 
 
-def training_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
-    """Batches (N, C, size, size) and (N,) in the order of (seed, epoch).
+def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> DataLoader[Any]:
+    """Batches (N, C, size, size) and (N,) in the order of (seed, epoch), or a process's part of each.
 
     A last batch of a single image is left out: BatchNorm needs two values per channel.
 
     Args:
         data: The data set.
         config: The run's configuration.
+        place: Of this process among those that share a batch.
+        even: Whether all of them get as many batches, by images that do not count (see ``Shares``).
 
     Raises:
+        ConfigError: If there are more processes than images.
         DataError: If there are not even two training images.
     """
     count = len(data.train)
     if count < 2:
         raise DataError(f"{config.data} has {count} training images; training needs at least 2")
-    return DataLoader(
-        data.train,
+    shares = Shares(
+        count=count,
         batch_size=min(config.batch_size, count),
-        sampler=EpochSampler(count, config.seed),
         drop_last=count % config.batch_size == 1,
-        **_loader_options(config),
+        place=place,
+        even=even,
     )
+    batches = ShareBatches(EpochSampler(count, config.seed), shares)
+    return DataLoader(data.train, batch_sampler=batches, **_loader_options(config))
 
 
-def evaluation_loader(data: Data, config: TrainConfig) -> DataLoader[Any]:
-    """Batches (N, C, size, size) and (N,) of the test images in their order.
+def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> DataLoader[Any]:
+    """Batches (N, C, size, size) and (N,) of the test images in their order, or a process's part of each.
 
     Args:
         data: The data set.
         config: The run's configuration.
+        place: Of this process among those that share a batch.
+        even: Whether all of them get as many batches, by images that do not count (see ``Shares``).
 
     Raises:
+        ConfigError: If there are more processes than images.
         DataError: If there are no test images.
     """
-    if not len(data.test):
+    count = len(data.test)
+    if not count:
         raise DataError(f"{config.data} has no test images; put some under test/ or val/")
-    return DataLoader(data.test, batch_size=config.batch_size, **_loader_options(config))
+    shares = Shares(count=count, batch_size=config.batch_size, place=place, even=even)
+    return DataLoader(data.test, batch_sampler=ShareBatches(range(count), shares), **_loader_options(config))
 
 
 def _loader_options(config: TrainConfig) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from stripefold.errors import ConfigError
+from stripefold.errors import ConfigError, TrainingError
+from stripefold.together import gathered
 from stripefold.training.task import Task
 
 if TYPE_CHECKING:
@@ -19,11 +21,14 @@ Objects = dict[str, Tensor]
 
 
 class Detection(Task):
-    """The sum of the losses that torchvision's detectors give in training."""
+    """The sum of the losses that torchvision's detectors give in training.
 
-    def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int) -> None:
-        super().__init__(model, config, classes=classes, steps_per_epoch=steps_per_epoch)
-        self.measures = BoxMeasures()
+    Over several processes each draws its own anchors and proposals for its own images: as good, not the same numbers.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, **about: Any) -> None:
+        super().__init__(model, config, **about)
+        self.measures = BoxMeasures(group=self.group)
 
     def loss(self, batch: tuple[Tensor, list[Objects]]) -> Tensor:
         """Of images (N, 3, H, W) in 0..1 and the objects on each."""
@@ -34,7 +39,9 @@ class Detection(Task):
     def validation_step(self, batch: tuple[Tensor, list[Objects]], batch_idx: int) -> None:
         """Measure one batch."""
         images, targets = batch
-        self.measures.update(self(images), targets)
+        found = self(images)
+        if self.shares.counted(batch_idx):
+            self.measures.update(found, targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures of the epoch."""
@@ -46,17 +53,24 @@ class Detection(Task):
 class BoxMeasures:
     """COCO's mean average precision, over boxes, by pycocotools.
 
+    Args:
+        group: The processes whose images are measured together; None is this one alone.
+
     Raises:
         ConfigError: If pycocotools is not installed.
 
     Source: Lin et al. 2014; cocodataset.org, "Detection Evaluation".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, group: Any = None) -> None:
         from torchmetrics.detection import MeanAveragePrecision
 
+        self._group = group
+        self._seen: list[tuple[list[Objects], list[Objects]]] = []
         try:
-            self._precision = MeanAveragePrecision(max_detection_thresholds=[1, 10, MOST_DETECTIONS])
+            self._precision = MeanAveragePrecision(
+                max_detection_thresholds=[1, 10, MOST_DETECTIONS], sync_on_compute=False
+            )
         except ModuleNotFoundError as error:
             raise ConfigError('mAP is computed by pycocotools; run: pip install "stripefold[train]"') from error
         # A detector may give more, of low scores; COCO's rule leaves them out too.
@@ -73,17 +87,23 @@ class BoxMeasures:
         told = [{key: each[key].detach().float().cpu() for key in keys[:2]} for each in found]
         right = [{key: each[key].cpu() for key in ("boxes", "labels", "iscrowd")} for each in targets]
         labelled = [{**boxes, "labels": each["labels"].cpu()} for boxes, each in zip(told, found, strict=True)]
-        self._precision.update(labelled, right)
+        self._seen.append((labelled, right))
 
     def compute(self) -> dict[str, float]:
         """``map50`` (at an overlap of 0.5) and ``map`` (0.5 to 0.95) so far; no object anywhere gives zeros."""
-        found = self._precision.compute()
+        # Batch by batch over the processes is the order of the images: detections of one score count in their order.
+        parts = gathered(self._seen, self._group, TrainingError)
+        for batches in itertools.zip_longest(*parts):
+            for found, right in (batch for batch in batches if batch is not None):
+                self._precision.update(found, right)
+        measured = self._precision.compute()
+        self._precision.reset()
         # COCO says -1 for "nothing to find".
-        return {"map50": max(0.0, float(found["map_50"])), "map": max(0.0, float(found["map"]))}
+        return {"map50": max(0.0, float(measured["map_50"])), "map": max(0.0, float(measured["map"]))}
 
     def reset(self) -> None:
         """Forget everything."""
-        self._precision.reset()
+        self._seen.clear()
 
 
 def measure_boxes(model: nn.Module, loader: Any, device: torch.device) -> tuple[dict[str, float], int]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from stripefold.processes import ALONE, Place
+
 if TYPE_CHECKING:
     from stripefold.training.data import Data
 
@@ -41,14 +43,15 @@ class FixedImages:
         return len(self.images)  # type: ignore[arg-type]
 
 
-def fixed_images(data: Data, count: int, batch_size: int) -> FixedImages:
+def fixed_images(data: Data, count: int, batch_size: int, place: Place = ALONE) -> FixedImages:
     """Test images at even distances: a folder's images are sorted by class, and the first ones would be of one class.
 
     Args:
         data: The data set.
         count: How many; all where there are not that many.
         batch_size: Images per batch.
+        place: Of this process among those that look at its part of them each.
     """
     total = len(data.test)
-    chosen = [place * total // min(count, total) for place in range(min(count, total))]
+    chosen = [number * total // min(count, total) for number in place.part(min(count, total))]
     return FixedImages(Subset(data.test, chosen), batch_size)

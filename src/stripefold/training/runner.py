@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as lightning
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
-from stripefold.errors import ConfigError, TrainingError
+from stripefold.errors import CheckpointError, ConfigError, DataError, TrainingError
+from stripefold.processes import Place, joined, waiting_group
+from stripefold.together import from_first, gathered, together
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.build import build_model
-from stripefold.training.checkpoint import SafeCheckpointIO, read_checkpoint, write_failure
+from stripefold.training.checkpoint import read_checkpoint
 from stripefold.training.data import Data, evaluation_loader, load_data, training_loader
 from stripefold.training.finish import finish
+from stripefold.training.launch import backend_of, place_of, synchronised
+from stripefold.training.loading import load_run
 from stripefold.training.noisy import batch_norms, training_noise
 from stripefold.training.observing import StripeCallback, check_observable, run_observer
 from stripefold.training.paths import RunPaths, open_run
 from stripefold.training.record import EpochRecord
 from stripefold.training.tasks import make_task
+from stripefold.training.trainer import make_trainer, plain_errors, quiet
 
 if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
     from stripefold.training.results import TrainResult
-
-# Lightning's advice about things this room decides on purpose.
-QUIET = (
-    r".*does not have many workers.*",  # `workers` is the user's choice
-    r".*available but not used.*",  # `accelerator` is too
-    r".*The number of training batches .* is smaller than the logging interval.*",  # we log per epoch
-    r".*Checkpoint directory .* exists and is not empty.*",  # it is the run's own
-    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # Lightning's import of torch's pytree
-)
+    from stripefold.training.task import Task
 
 CALIBRATION_IMAGES = 512
 """Enough to know the means and variances of a BatchNorm to a few per cent."""
@@ -53,11 +43,14 @@ def train(config: TrainConfig) -> TrainResult:
 
     A run that was killed is taken up with ``resume``; on a CPU it ends with the very bits of a run left alone.
 
+    With several devices or nodes every process calls this, as torchrun and SLURM have them do. They share each batch,
+    the first one writes, prints and folds, and the others wait for it.
+
     Args:
         config: The run's configuration.
 
     Returns:
-        What the run left, and the trained and the folded model.
+        What the run left, and the trained and the folded model; the same on every process.
 
     Raises:
         ConfigError: If an option does not fit, or ``run_dir`` holds another run.
@@ -65,31 +58,84 @@ def train(config: TrainConfig) -> TrainResult:
         AttachError: If the attention does not suit the network.
         BranchError: If the branch blocks do not.
         CheckpointError: If the checkpoint to resume from is damaged.
-        TrainingError: If the loss is not finite, or the disk is full; the last good checkpoint is kept.
+        TrainingError: If the loss is not finite, the disk is full, or another process has ended; the last good
+            checkpoint is kept.
         KeyboardInterrupt: If Ctrl-C was pressed; the last checkpoint is kept.
     """
-    data = load_data(config)
-    with _threads(config.threads), torch.random.fork_rng(devices=[]):
-        model = build_model(config, data.spec, images=_calibration_images(data, config))
-        check_observable(model, data, config)
-        if config.batch_noise:
-            batch_norms(model)  # refuses a network that cannot take it, before anything is written
-        paths = open_run(config)
-        observer = run_observer(data, config, paths.stripes)
-        record = EpochRecord(
-            paths,
-            {**_about(data), "config": config.with_overrides(resume=False).to_dict()},
-            epochs=config.epochs,
-            task=config.task,
-            lines=_progress(config) == "lines",
-            tensorboard=config.tensorboard,
-        )
-        behind = _epochs_behind(paths)
-        started = time.perf_counter()
-        _fit(model, data, config, record, observer)
-        seconds = time.perf_counter() - started
-        epochs_run = len(record.rows) - behind
-        return finish(model.cpu().eval(), data, config, record, seconds=seconds, epochs_run=epochs_run)
+    place = place_of(config)
+    with (
+        _threads(config.threads),
+        torch.random.fork_rng(devices=[]),
+        joined(place, backend=backend_of(config), timeout=config.timeout) as group,
+    ):
+        return _train(config, place, group)
+
+
+def _train(config: TrainConfig, place: Place, group: Any) -> TrainResult:
+    waiting = waiting_group(group)
+    data = _data(config, place, group)
+    loaders = [make(data, config, place) for make in (training_loader, evaluation_loader)]
+    model = together(lambda: _model(data, config), group, TrainingError)
+    paths = from_first(lambda: open_run(config), group, ConfigError)
+    record = EpochRecord(
+        paths,
+        {**_about(data), "config": config.with_overrides(resume=False).to_dict()},
+        epochs=config.epochs,
+        task=config.task,
+        lines=_progress(config) == "lines",
+        tensorboard=config.tensorboard,
+    )
+    behind = _epochs_behind(paths, group)
+    started = time.perf_counter()
+    task = make_task(
+        config, synchronised(model, config, place), classes=len(data.spec.classes),
+        steps_per_epoch=len(loaders[0]), group=group,
+    )  # fmt: skip
+    _fit(task, loaders, record, run_observer(data, config, paths.stripes), place)
+    seconds = time.perf_counter() - started
+    epochs_run = len(record.rows) - behind
+    finished: list[TrainResult] = []
+
+    def end() -> TrainResult:
+        trained = _trained(model, paths, place)
+        finished.append(finish(trained, data, config, record, seconds=seconds, epochs_run=epochs_run))
+        return replace(finished[0], model=nn.Identity(), folded=nn.Identity())
+
+    told = from_first(end, waiting, TrainingError)
+    return finished[0] if finished else _with_models(told)
+
+
+def _with_models(told: TrainResult) -> TrainResult:
+    """What the first process has finished, with the networks from its files: they may be large, or not pickle."""
+    model = load_run(told.last_checkpoint).model.eval()
+    folded = load_run(told.folded_file).model.eval() if told.config.folds else model
+    return replace(told, model=model, folded=folded)
+
+
+def _data(config: TrainConfig, place: Place, group: Any) -> Data:
+    """The data set; where it may have to be downloaded, one process of a machine does so before the others look."""
+    if config.download and place.local_rank == 0:
+        together(lambda: load_data(config), group, DataError)
+    elif config.download:
+        together(lambda: None, group, DataError)
+    return together(lambda: load_data(config), group, DataError)
+
+
+def _model(data: Data, config: TrainConfig) -> nn.Module:
+    model = build_model(config, data.spec, images=_calibration_images(data, config))
+    check_observable(model, data, config)
+    if config.batch_noise:
+        batch_norms(model)  # refuses a network that cannot take it, before anything is written
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+
+
+def _trained(model: nn.Module, paths: RunPaths, place: Place) -> nn.Module:
+    """The trained model, in eval mode, on the CPU.
+
+    One that was trained over several processes may be in parts, or have other BatchNorms: it is read from its file.
+    """
+    trained = model if place.world == 1 else load_run(paths.last).model
+    return trained.cpu().eval()
 
 
 def _calibration_images(data: Data, config: TrainConfig) -> Tensor | None:
@@ -104,8 +150,18 @@ def _about(data: Data) -> dict[str, Any]:
     return {"classes": list(data.spec.classes), "channels": data.spec.channels, "image_size": data.spec.size}
 
 
-def _epochs_behind(paths: RunPaths) -> int:
+def _epochs_behind(paths: RunPaths, group: Any) -> int:
     """How many epochs the run to be resumed has behind it; reading this also proves its checkpoint sound."""
+    behind = gathered(together(lambda: _rows_of(paths), group, CheckpointError), group, CheckpointError)
+    if len(set(behind)) > 1:
+        raise ConfigError(
+            f"the processes find different checkpoints in {paths.root} (epochs behind them: {behind}): run_dir has to "
+            "be one folder that all machines see"
+        )
+    return behind[0]
+
+
+def _rows_of(paths: RunPaths) -> int:
     if not paths.last.exists():
         return 0
     return len(read_checkpoint(paths.last)["callbacks"][EpochRecord.__qualname__]["rows"])
@@ -117,44 +173,21 @@ def _progress(config: TrainConfig) -> str:
     return "bar" if sys.stdout.isatty() else "lines"
 
 
-def _fit(
-    model: nn.Module, data: Data, config: TrainConfig, record: EpochRecord, observer: StripeCallback | None
-) -> None:
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
-    loader = training_loader(data, config)
-    steps = len(loader)
-    task = make_task(config, model, classes=len(data.spec.classes), steps_per_epoch=steps)
-    last = record.paths.last
-    noise = training_noise(model, BatchNoise.read(config.batch_noise), config.seed)
-    with _quiet(), _plain_errors(record.paths), noise as extra:
-        trainer = _trainer(config, [record, *([observer] if observer else []), *extra], record.paths.root)
-        trainer.fit(task, loader, evaluation_loader(data, config), ckpt_path=str(last) if last.exists() else None)
-    record.write_table()
-
-
-def _trainer(config: TrainConfig, callbacks: list[lightning.Callback], root: Path) -> lightning.Trainer:
-    bar = _progress(config) == "bar"
-    try:
-        return lightning.Trainer(
-            max_epochs=config.epochs,
-            accelerator=config.accelerator,
-            devices=1,
-            precision="32-true" if config.precision == "32" else config.precision,
-            gradient_clip_val=config.gradient_clip or None,
-            callbacks=[*callbacks, *([TQDMProgressBar(refresh_rate=10)] if bar else [])],
-            plugins=[SafeCheckpointIO()],
-            logger=False,
-            enable_progress_bar=bar,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=root,
+def _fit(task: Task, loaders: list[Any], record: EpochRecord, observer: StripeCallback | None, place: Place) -> None:
+    config, last = task.config, record.paths.last
+    noise = training_noise(task.model, BatchNoise.read(config.batch_noise), config.seed)
+    with quiet(), plain_errors(record.paths), noise as extra:
+        trainer = make_trainer(
+            config,
+            [record, *([observer] if observer else []), *extra],
+            place,
+            root=record.paths.root,
+            bar=place.first and _progress(config) == "bar",
         )
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise ConfigError(
-            f"accelerator {config.accelerator!r} with precision {config.precision} cannot be used here: {error}"
-        ) from error
+        training, test = loaders
+        trainer.fit(task, training, test, ckpt_path=str(last) if last.exists() else None)
+    if place.first:
+        record.write_table()
 
 
 @contextmanager
@@ -165,44 +198,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning without its greetings; its log levels are put back."""
-    logger = logging.getLogger("pytorch_lightning")
-    fabric = logging.getLogger("lightning.fabric")
-    levels = logger.level, fabric.level
-    logger.setLevel(logging.ERROR)
-    fabric.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for message in QUIET:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        logger.setLevel(levels[0])
-        fabric.setLevel(levels[1])
-
-
-@contextmanager
-def _plain_errors(paths: RunPaths) -> Iterator[None]:
-    """Turn what Lightning and the system throw into errors that say what to do.
-
-    On Ctrl-C and on SIGTERM Lightning ends the whole process (``sys.exit``) and leaves further Ctrl-C ignored; neither
-    is a library's place.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT) if main else None
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as error:
-        kept = f"go on with resume from {paths.last}" if paths.last.exists() else "no epoch was finished"
-        if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"stopped by Ctrl-C; {kept}") from error
-        raise TrainingError(f"stopped from outside ({type(error).__name__}); {kept}") from error
-    except OSError as error:
-        raise TrainingError(write_failure(paths.root / (error.filename or ""), error)) from error
-    finally:
-        if main and handler is not None:
-            signal.signal(signal.SIGINT, handler)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from stripefold.errors import TrainingError
 from stripefold.scenes import IGNORED
+from stripefold.together import summed
 from stripefold.training.task import Task
 
 if TYPE_CHECKING:
@@ -22,9 +25,9 @@ AUXILIARY = 0.5
 class Segmentation(Task):
     """Cross-entropy over pixels; the network gives ``{"out": logits}`` (N, classes, H, W), and maybe ``aux``."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int) -> None:
-        super().__init__(model, config, classes=classes, steps_per_epoch=steps_per_epoch)
-        self.measures = PixelMeasures(classes)
+    def __init__(self, model: nn.Module, config: TrainConfig, **about: Any) -> None:
+        super().__init__(model, config, **about)
+        self.measures = PixelMeasures(self.classes, group=self.group)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean over the pixels that count, of images (N, 3, H, W) and class maps (N, H, W)."""
@@ -34,10 +37,19 @@ class Segmentation(Task):
         main = pixel_loss(outputs["out"], classes, smoothing)
         return main if "aux" not in outputs else main + AUXILIARY * pixel_loss(outputs["aux"], classes, smoothing)
 
+    def weight(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """As of every task, but in pixels that count, because the loss is their mean."""
+        pixels = (batch[1] != IGNORED).sum() * (self.shares.counted(batch_idx) > 0)
+        everywhere = pixels.clone()
+        dist.all_reduce(everywhere, group=self.group)
+        return pixels * self.trainer.world_size / everywhere.clamp(min=1)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Measure one batch."""
         images, classes = batch
-        self.measures.update(self(images), classes)
+        outputs = self(images)
+        if self.shares.counted(batch_idx):
+            self.measures.update(outputs, classes)
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures of the epoch."""
@@ -59,14 +71,19 @@ class PixelMeasures(nn.Module):
 
     Args:
         classes: How many, the background among them.
+        group: The processes whose images are measured together; None is this one alone.
 
     Source: Everingham et al. 2015, section 4.3 (intersection over union of all pixels of the data set).
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, *, group: Any = None) -> None:
         super().__init__()
-        self.jaccard = MulticlassJaccardIndex(num_classes=classes, ignore_index=IGNORED)
-        self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro", ignore_index=IGNORED)
+        options: dict[str, Any] = {
+            "num_classes": classes, "ignore_index": IGNORED, "sync_on_compute": group is not None
+        }  # fmt: skip
+        self.jaccard = MulticlassJaccardIndex(**options)
+        self.accuracy = MulticlassAccuracy(average="micro", **options)
+        self.group = group
         self.total = 0.0
         self.pixels = 0
 
@@ -86,10 +103,11 @@ class PixelMeasures(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """``loss``, ``miou``, ``pixel_accuracy`` so far; no pixel that counts gives zeros."""
+        total, pixels = summed((self.total, self.pixels), self.group, TrainingError)
         return {
-            "loss": self.total / max(1, self.pixels),
-            "miou": float(self.jaccard.compute()) if self.pixels else 0.0,
-            "pixel_accuracy": float(self.accuracy.compute()) if self.pixels else 0.0,
+            "loss": total / max(1, pixels),
+            "miou": float(self.jaccard.compute()) if pixels else 0.0,
+            "pixel_accuracy": float(self.accuracy.compute()) if pixels else 0.0,
         }
 
     def reset(self) -> None:

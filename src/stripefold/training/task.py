@@ -15,9 +15,11 @@ from stripefold.asr.groups import param_groups
 from stripefold.errors import TrainingError
 from stripefold.training.schedule import rate_factor
 from stripefold.training.seeding import derive_seed
+from stripefold.training.sharding import average_buffers_, shard_
 
 if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
+    from stripefold.training.shares import Shares
 
 CHECK_EVERY = 50
 """Steps between looks at the loss on an accelerator, where a look waits for the device; on a CPU it is every step."""
@@ -31,16 +33,20 @@ class Task(lightning.LightningModule, ABC):
         config: The run's configuration.
         classes: How many classes there are, the background of segmentation and detection among them.
         steps_per_epoch: Steps of one epoch.
+        group: The processes that share every batch; None is this one alone.
     """
 
     _first_bad_step: Tensor
 
-    def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int, group: Any = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.classes = classes
         self.steps_per_epoch = steps_per_epoch
+        self.group = group
         # In a tuple, so that the compiled model is no second submodule with keys of its own.
         self._network = (torch.compile(model) if config.compile else model,)
         self.register_buffer("_first_bad_step", torch.tensor(-1), persistent=False)
@@ -49,6 +55,11 @@ class Task(lightning.LightningModule, ABC):
     def loss(self, batch: Any) -> Tensor:
         """The training loss of one batch, a scalar."""
 
+    def configure_model(self) -> None:
+        """Called by Lightning under every strategy; under fsdp each process keeps a part of the network."""
+        if self.device_mesh is not None:
+            shard_(self.model, self.device_mesh["data_parallel"])
+
     def forward(self, images: Tensor, *targets: Any) -> Any:
         """What the network gives for images (N, C, H, W)."""
         if self.config.channels_last:
@@ -56,15 +67,41 @@ class Task(lightning.LightningModule, ABC):
         return self._network[0](images, *targets)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make the step's random numbers (dropout, stochastic depth) a function of seed and step."""
-        torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step))
+        """Make the step's random numbers (dropout, stochastic depth) a function of seed, step and process."""
+        rank = () if self.global_rank == 0 else (self.global_rank,)
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step, *rank))
 
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
-        """The loss of one batch, a scalar."""
-        loss = self.loss(batch)
+        """What this process's part of a batch adds to its loss, a scalar; the mean over the processes is the loss."""
+        loss = self.weighted(self.loss(batch), batch, batch_idx)
         self._watch(loss.detach())
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch[0]))
+        self.log(
+            "train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, sync_dist=True,
+            batch_size=self.shares.total(batch_idx),
+        )  # fmt: skip
         return loss
+
+    @property
+    def shares(self) -> Shares:
+        """How the batches are divided that the loop is going through."""
+        trainer: Any = self.trainer
+        loader = trainer.train_dataloader if trainer.training else trainer.val_dataloaders
+        shares: Shares = loader.batch_sampler.shares
+        return shares
+
+    def weighted(self, loss: Tensor, batch: Any, batch_idx: int) -> Tensor:
+        """A mean over this process's part of a batch, such that the mean over the processes is that of the whole batch.
+
+        Args:
+            loss: A scalar.
+            batch: This process's part.
+            batch_idx: Number of the batch.
+        """
+        return loss if self.group is None else loss * self.weight(batch, batch_idx)
+
+    def weight(self, batch: Any, batch_idx: int) -> Tensor | float:
+        """The share of a batch that is this process's, times the number of processes: 1 where it divides evenly."""
+        return self.shares.counted(batch_idx) * self.trainer.world_size / self.shares.total(batch_idx)
 
     def _watch(self, loss: Tensor) -> None:
         """Remember the first step whose loss is not finite, without waiting for the device."""
@@ -83,8 +120,10 @@ class Task(lightning.LightningModule, ABC):
             )
 
     def on_validation_start(self) -> None:
-        """No epoch is evaluated or saved behind a loss that was not finite."""
+        """No epoch is evaluated or saved behind a loss that was not finite, or with buffers of one process only."""
         self._check_loss()
+        if self.group is not None:
+            average_buffers_(self.model, self.group)
 
     def configure_optimizers(self) -> Any:
         """The optimiser, the gates' weight decay set apart where asked for, and the rate as a function of the step."""
@@ -107,9 +146,10 @@ class Task(lightning.LightningModule, ABC):
 class Classification(Task):
     """Cross-entropy; the network gives logits (N, classes)."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int) -> None:
-        super().__init__(model, config, classes=classes, steps_per_epoch=steps_per_epoch)
-        self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
+    def __init__(self, model: nn.Module, config: TrainConfig, **about: Any) -> None:
+        super().__init__(model, config, **about)
+        together = self.group is not None
+        self.accuracy = MulticlassAccuracy(num_classes=self.classes, average="micro", sync_on_compute=together)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy of images (N, C, H, W) and labels (N,); mixed images are judged by the classes of both."""
@@ -126,9 +166,10 @@ class Classification(Task):
         """Count hits and add up the loss of one batch."""
         images, labels = batch
         logits = self(images).float()
-        self.accuracy.update(logits, labels)
-        loss = F.cross_entropy(logits, labels)
-        self.log("val_loss", loss, on_epoch=True, batch_size=len(labels))
+        if self.shares.counted(batch_idx):
+            self.accuracy.update(logits, labels)
+        loss = self.weighted(F.cross_entropy(logits, labels), batch, batch_idx)
+        self.log("val_loss", loss, on_epoch=True, sync_dist=True, batch_size=self.shares.total(batch_idx))
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy of the epoch."""

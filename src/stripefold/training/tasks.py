@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +41,7 @@ WORDS = {
 }
 
 
-def make_task(config: TrainConfig, model: nn.Module, *, classes: int, steps_per_epoch: int) -> Task:
+def make_task(config: TrainConfig, model: nn.Module, *, classes: int, steps_per_epoch: int, group: Any = None) -> Task:
     """The LightningModule that trains ``model`` for a run's task.
 
     Args:
@@ -49,6 +49,7 @@ def make_task(config: TrainConfig, model: nn.Module, *, classes: int, steps_per_
         model: The network.
         classes: How many classes there are, the background of segmentation and detection among them.
         steps_per_epoch: Steps of one epoch.
+        group: The processes that share every batch; None is this one alone.
     """
     from stripefold.training.detection import Detection
     from stripefold.training.segmentation import Segmentation
@@ -57,7 +58,7 @@ def make_task(config: TrainConfig, model: nn.Module, *, classes: int, steps_per_
     kinds: dict[str, type[Task]] = {
         "classification": Classification, "segmentation": Segmentation, "detection": Detection
     }  # fmt: skip
-    return kinds[config.task](model, config, classes=classes, steps_per_epoch=steps_per_epoch)
+    return kinds[config.task](model, config, classes=classes, steps_per_epoch=steps_per_epoch, group=group)
 
 
 def shown(measure: str, value: float) -> str:

@@ -1,19 +1,23 @@
-"""Values of a configuration: brought to their type, then held against their range."""
+"""Values of a configuration: brought to their type, then held against their range and against each other."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from stripefold.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stripefold.training.config import TrainConfig
 
 # Inclusive lower bounds; an upper bound follows where there is one.
 LOWER: dict[str, float] = {
     "repeats": 1, "epochs": 1, "batch_size": 1, "image_size": 4, "channels": 1, "limit_train": 1,
     "limit_test": 1, "workers": 0, "threads": 1, "seed": 0, "warmup_epochs": 0, "momentum": 0, "weight_decay": 0,
     "gate_weight_decay": 0, "gradient_clip": 0, "label_smoothing": 0, "mixup": 0, "decay": 0, "learning_rate": 0,
-    "observe_every": 0, "observe_images": 1,
+    "observe_every": 0, "observe_images": 1, "devices": 1, "nodes": 1, "timeout": 1,
 }  # fmt: skip
 BELOW_ONE = ("momentum", "label_smoothing")
 
@@ -92,3 +96,50 @@ def check_range(name: str, value: float | None, least: float) -> None:
         raise ConfigError(f"{name} is {value}; it must be below 1")
     if name == "learning_rate" and value == 0:
         raise ConfigError(f"{name} is {value}; it must be above 0")
+
+
+def check_processes(config: TrainConfig) -> None:
+    """Refuse what several processes cannot do, wherever they run.
+
+    Args:
+        config: All of it.
+
+    Raises:
+        ConfigError: Naming the field and the value.
+    """
+    world = config.devices * config.nodes
+    if config.batch_size % world:
+        below, above = config.batch_size // world * world, -(-config.batch_size // world) * world
+        near = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, and devices x nodes is {world}: the batch of a step is divided "
+            f"evenly, set {near}"
+        )
+    if config.strategy != "auto" and world == 1:
+        raise ConfigError(f"strategy is {config.strategy!r}, but devices and nodes are 1: leave it at auto")
+    if config.strategy == "fsdp" and config.observe_every:
+        raise ConfigError(
+            f"observe_every is {config.observe_every}, and with fsdp no process has the whole network: set it to 0 and "
+            "observe what the run leaves, or choose ddp"
+        )
+    for name in ("compile", "channels_last"):
+        if config.strategy == "fsdp" and getattr(config, name):
+            raise ConfigError(f"{name} is True, which does not go together with fsdp: choose one of them, or ddp")
+
+
+def check_names(keys: Iterable[str], known: Sequence[str], *, where: str) -> None:
+    """Refuse keys that are no option.
+
+    Args:
+        keys: The keys found.
+        known: The options.
+        where: Where the keys were found, for the message.
+
+    Raises:
+        ConfigError: Naming the first unknown key and the nearest option.
+    """
+    for key in keys:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"options: {', '.join(known)}"
+            raise ConfigError(f"unknown option {key!r} in {where}; {hint}")
