@@ -82,7 +82,7 @@ def test_merged(case: str) -> None:
 KEPT = {
     "zero padding": (
         lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding=1)), (2, 6, 5, 5),
-        "1: its zero padding would have to become the norm's shift",
+        "1: its zero padding would have to become the shift",
     ),
     "same": (
         lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding="same")), (2, 6, 5, 5), "its zero padding",

@@ -335,6 +335,45 @@ def test_backward_through_a_concatenation_each_layer_takes_its_piece() -> None:
     assert [part.index for part in back.parts] == [(0, 1), (2, 3, 4, 5)]
 
 
+class Parted(nn.Module):
+    """One layer whose output goes several ways that meet again."""
+
+    def __init__(self, meet: Callable[[Tensor], Tensor], outputs: int = C) -> None:
+        super().__init__()
+        self.layer, self.meet = nn.Conv2d(C, outputs, 1), meet
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.meet(self.layer(x))
+
+
+def around(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+@pytest.mark.parametrize(
+    "meet",
+    [
+        lambda x: around(x) - x,  # PoolFormer's token mixer
+        lambda x: around(around(x) + x) + F.pad(x, (1, 1, 1, 1))[..., 1:-1, 1:-1],
+        lambda x: torch.sigmoid(torch.ones_like(x)) * (around(x) + x),
+    ],
+)
+def test_backward_through_paths_that_part_and_meet_again(meet: Step) -> None:
+    model = scaled(Parted(meet), same)
+    back = paths(model)[0]
+    assert_exact(model, back)
+    assert isinstance(back, Target)
+    assert [part.layer for part in back.parts] == ["before.layer"]
+
+
+def test_paths_that_part_carry_the_scale_all_of_them_and_the_same_one() -> None:
+    assert_reason(paths(scaled(Parted(lambda x: around(x) - x.tanh()), same))[0], "'tanh' in 'before' does not commute")
+    model = scaled(Parted(lambda x: (around(x) - x) * x.mean()), same)
+    assert_reason(paths(model)[0], "used unscaled, too, by 'mean' in 'before'")
+    model = scaled(Parted(lambda x: torch.cat([x, around(x)], 1), C // 2), same)
+    assert_reason(paths(model)[0], "one value would have to carry two different scales")
+
+
 def test_backward_through_a_product_one_factor_carries_the_scale() -> None:
     model = scaled(Two(lambda a, b: torch.sigmoid(a) * b), same)
     back = paths(model)[0]

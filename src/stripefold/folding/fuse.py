@@ -1,7 +1,7 @@
 """``fuse=True``: merge what the model itself carries, where the trace shows that it is exact.
 
-In this order: blocks that re-parameterize themselves, static per-channel scales (LayerScale), BatchNorms directly
-behind a convolution or linear layer, BatchNorms directly in front of one. By call order, never by the order of
+In this order: blocks that re-parameterize themselves, static per-channel scales (LayerScale) and additions, BatchNorms
+directly behind a convolution or linear layer, BatchNorms directly in front of one. By call order, never by the order of
 definition.
 """
 
@@ -13,10 +13,10 @@ from torch import nn
 
 from stripefold.errors import TraceError
 from stripefold.folding.deployed import Shapes, input_shapes
+from stripefold.folding.fold_constants import fold_constants_
 from stripefold.folding.fuse_behind import merge_behind_
 from stripefold.folding.fuse_front import merge_in_front_
 from stripefold.folding.fuse_parts import Setting, is_batchnorm, is_constant_affine, outside_sites
-from stripefold.folding.layer_scale import fold_scales_
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import rule_for
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
@@ -37,7 +37,7 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
 
     Returns:
         The root (another one only where the root itself is a block that was re-parameterized), and one row per block,
-        BatchNorm and static scale: merged into what, or kept and why.
+        BatchNorm, static scale and addition: merged into what, or kept and why.
 
     Raises:
         TraceError: the model does not run on the example.
@@ -47,13 +47,13 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
     if blocks is not None:
         model = blocks.run_(model)
     try:
-        scales = fold_scales_(model, example, ledger)
+        constants = fold_constants_(model, example, ledger)
     except TraceError as error:
         if blocks is None or not blocks.changed:
             raise
         model = blocks.undo_(model, f"the model reads what is inside its blocks: {error}")
-        scales = fold_scales_(model, example, ledger)
-    return model, [*(blocks.notes if blocks else ()), *scales, *_merge_norms_(model, example, ledger)]
+        constants = fold_constants_(model, example, ledger)
+    return model, [*(blocks.notes if blocks else ()), *constants, *_merge_norms_(model, example, ledger)]
 
 
 def _block_inputs(model: nn.Module, example: Example) -> Shapes:

@@ -29,7 +29,8 @@ class Node:
         role: How it depends on the model's input.
         shape: Its shape.
         spread: The number of its distinct elements: a dimension made by broadcasting counts once.
-        arguments: The arguments that are not tensors (operations only).
+        arguments: The positional arguments that are not tensors (operations only).
+        keywords: The keyword arguments that are not tensors, as pairs: the ``alpha`` of a sum.
         where: Dotted path of the innermost module that was running.
         call: Which call of a layer gave the value, counted over the run; -1 where no layer did.
         inner: Names of the operations that ran inside the layer.
@@ -43,6 +44,7 @@ class Node:
     shape: tuple[int, ...] = ()
     spread: int = 0
     arguments: tuple[object, ...] = ()
+    keywords: tuple[object, ...] = ()
     where: str = ""
     call: int = -1
     inner: tuple[str, ...] = ()

@@ -184,6 +184,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in outputs:
             role = self._role(name, inputs, tensor)
             node = Node(kind="operation", name=name, inputs=inputs, role=role, arguments=_plain(args), where=self.path)
+            node = replace(node, keywords=_plain(kwargs.items()))
             if role == "constant":
                 node = replace(node, kind="constant", owners=owners)
             elif call >= 0:
@@ -239,5 +240,5 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def _plain(args: Any) -> tuple[object, ...]:
-    """The positional arguments that hold no tensor."""
+    """The arguments that hold no tensor."""
     return tuple(arg for arg in args if not any(True for _ in tensors_in(arg)))

@@ -38,9 +38,12 @@ class ForwardSearch(Search):
             if index in self.graph.outputs:
                 raise DoesNotCommuteError("what is scaled is returned by the model")
             if index != start:
-                carried[index] = self._through(node, scaled, carried)
+                carried[index] = self._through(index, scaled, carried)
 
-    def _through(self, node: Node, scaled: list[int], carried: Carried) -> Tensor:
+    def _through(self, index: int, scaled: list[int], carried: Carried) -> Tensor:
+        node = self.graph.nodes[index]
+        if self.neutral.get(index) in scaled:
+            return carried[self.neutral[index]]
         if node.name in PRODUCTS:
             return self._through_product(node, scaled, carried)
         if node.name in JOINS:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
-from stripefold.surgery.commuting import DoesNotCommuteError
+from stripefold.surgery.commuting import DoesNotCommuteError, place
 from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.patterns import NOT_SCALED, Shape, index_along
+from stripefold.surgery.patterns import NOT_SCALED, Shape, index_along, varies
 
 Side = Literal["output", "input"]
 
@@ -81,6 +82,7 @@ class Search:
         graph: of a trace.
         sides: what the layers can take.
         ignoring: nodes that will not exist any more.
+        neutral: node -> the operand that it passes on unchanged: a product by ones, an addition of zeros.
         parts: where the scale goes.
         nonnegative: whether something on the way asks for v >= 0.
         eval_only: whether a layer takes it in evaluation mode only.
@@ -89,6 +91,7 @@ class Search:
     graph: Graph
     sides: Sides
     ignoring: frozenset[int]
+    neutral: Mapping[int, int] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
     nonnegative: bool = False
     eval_only: bool = False
@@ -96,6 +99,41 @@ class Search:
     def target(self) -> Target:
         """What was found."""
         return Target(parts=tuple(self.parts), nonnegative=self.nonnegative, eval_only=self.eval_only)
+
+    def check_users(self, index: int, users: Collection[int], moved: str) -> None:
+        """See that nothing but these nodes uses a value.
+
+        Args:
+            index: the value.
+            users: who may use it.
+            moved: what happens to it, in a word: "scaled".
+
+        Raises:
+            DoesNotCommuteError: something else does.
+        """
+        if index in self.graph.outputs:
+            raise DoesNotCommuteError(f"what is {moved} is returned by the model un{moved}, too")
+        others = set(self.graph.consumers[index]) - set(users) - self.ignoring
+        if others:
+            node = self.graph.nodes[min(others)]
+            what = repr(node.name) if node.kind == "layer" else f"{node.name!r} in {place(node)}"
+            raise DoesNotCommuteError(f"what is {moved} is used un{moved}, too, by {what}")
+
+    def carriers(self, operands: Iterable[int], node: Node) -> list[int]:
+        """The operands that have the result's shape without having been expanded to it."""
+        nodes, size = self.graph.nodes, math.prod(node.shape)
+        full = (i for i in dict.fromkeys(operands) if nodes[i].shape == node.shape and nodes[i].spread == size)
+        return [i for i in full if nodes[i].role == "activation"]
+
+    def check_only_result(self, node: Node, index: int) -> None:
+        """See that a layer returns nothing else that is used.
+
+        Raises:
+            DoesNotCommuteError: it does.
+        """
+        others = [i for i in self.graph.results(node.name) if i != index]
+        if any(self.graph.consumers[i] or i in self.graph.outputs for i in others):
+            raise DoesNotCommuteError(f"{node.name!r} returns several values")
 
     def side(self, node: Node, side: Side) -> Takes:
         """How the layer of a node takes a scale.
@@ -134,6 +172,22 @@ class Search:
             raise DoesNotCommuteError(f"what is scaled are not the channels at the {side} of {node.name!r}")
         if any(entry != NOT_SCALED for entry in index):
             self.parts.append(Part(layer=node.name, side=side, index=index))
+
+
+def pieces(graph: Graph, node: Node, pattern: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The operands of a concatenation, each with its piece of the result's pattern.
+
+    Raises:
+        DoesNotCommuteError: one value is taken twice.
+    """
+    axis = joining_axis(node)
+    if len(set(node.inputs)) != len(node.inputs):
+        raise DoesNotCommuteError(f"{node.name!r} in {place(node)} takes one value twice")
+    start = 0
+    for source in node.inputs:
+        length = graph.nodes[source].shape[axis]
+        yield source, pattern.narrow(axis, start, length) if varies(pattern, [axis]) else pattern
+        start += length
 
 
 def joining_axis(node: Node) -> int:

@@ -9,6 +9,7 @@ is for the caller to say (``Sides``), because rules live in another room.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from stripefold.surgery.commuting import DoesNotCommuteError
 from stripefold.surgery.graph import Graph
@@ -19,9 +20,18 @@ from stripefold.surgery.scale_parts import Part, Reason, Side, Sides, Takes, Tar
 
 __all__ = ["Part", "Reason", "Side", "Sides", "Takes", "Target", "backward", "forward", "unused"]
 
+NONE: Mapping[int, int] = MappingProxyType({})
+
 
 def backward(
-    graph: Graph, scaled: int, axis: int, *, product: int, sides: Sides, ignoring: Collection[int] = ()
+    graph: Graph,
+    scaled: int,
+    axis: int,
+    *,
+    product: int,
+    sides: Sides,
+    ignoring: Collection[int] = (),
+    neutral: Mapping[int, int] = NONE,
 ) -> Target | Reason:
     """Where the scale of a value goes if it moves against the flow.
 
@@ -32,9 +42,10 @@ def backward(
         product: the node y; any other user of x is in the way.
         sides: what the layers can take.
         ignoring: nodes that will not exist any more (the gate's own path, see ``unused``).
+        neutral: node -> the operand that it passes on unchanged by now.
     """
     shape = graph.nodes[scaled].shape
-    search = BackwardSearch(graph, sides, frozenset(ignoring))
+    search = BackwardSearch(graph, sides, frozenset(ignoring), neutral)
     try:
         search.go(scaled, product, along(shape, axis % len(shape)))
     except DoesNotCommuteError as error:
@@ -42,7 +53,15 @@ def backward(
     return search.target()
 
 
-def forward(graph: Graph, product: int, axis: int, *, sides: Sides, ignoring: Collection[int] = ()) -> Target | Reason:
+def forward(
+    graph: Graph,
+    product: int,
+    axis: int,
+    *,
+    sides: Sides,
+    ignoring: Collection[int] = (),
+    neutral: Mapping[int, int] = NONE,
+) -> Target | Reason:
     """Where the scale of a value goes if it moves with the flow: into every consumer, or nowhere.
 
     Args:
@@ -51,9 +70,10 @@ def forward(graph: Graph, product: int, axis: int, *, sides: Sides, ignoring: Co
         axis: the channel axis of y.
         sides: what the layers can take.
         ignoring: nodes that will not exist any more.
+        neutral: node -> the operand that it passes on unchanged by now.
     """
     shape = graph.nodes[product].shape
-    search = ForwardSearch(graph, sides, frozenset(ignoring))
+    search = ForwardSearch(graph, sides, frozenset(ignoring), neutral)
     try:
         search.go(product, along(shape, axis % len(shape)))
     except DoesNotCommuteError as error:
