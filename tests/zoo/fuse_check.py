@@ -21,7 +21,7 @@ from tests.zoo.prepare import Randomness, calibrate_frozen_, jitter_, randomise_
 from tests.zoo.subject import Subject, all_outputs, images, quick_creation
 
 LARGE = 150_000_000
-"""Parameters above which a transformer is built with fewer blocks, all of them alike, where its builder can do that."""
+"""Parameters above which an architecture is built with fewer blocks, because blocks of one kind are alike."""
 _DEPTH = 4
 
 
@@ -41,12 +41,14 @@ def check_fuse(name: str) -> dict[str, Any]:
                 failures.append(f"{type(failure).__name__}: {failure}")
                 continue
             figures = _figures(model, example)
-            return {"name": name, "input": list(example.shape), **figures, **_rest(start)}
+            seconds = round(time.perf_counter() - start, 1)
+            return {"name": name, "input": list(example.shape), **figures, **_shortened(name), "seconds": seconds}
     raise RuntimeError("; ".join(failures))
 
 
-def _rest(start: float) -> dict[str, Any]:
-    return {"seconds": round(time.perf_counter() - start, 1)}
+def _shortened(name: str) -> dict[str, Any]:
+    whole = contents(build(name))
+    return {"shortened_from": whole} if whole["parameters"] > LARGE else {}
 
 
 def _subjects(name: str) -> list[Subject]:
@@ -59,9 +61,21 @@ def _subjects(name: str) -> list[Subject]:
         try:
             return timm.create_model(name, depth=_DEPTH)
         except TypeError:  # it counts its blocks by stage
-            return timm.create_model(name)
+            return shortened(timm.create_model(name))
 
     return [Subject(name=name, build=small, inputs=lambda seed: images(seed, channels, *sides))]
+
+
+def shortened(model: nn.Module) -> nn.Module:
+    """The model with the first block of every kind in each stage: what follows the first keeps the shape."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "blocks" and isinstance(module, (nn.Sequential, nn.ModuleList)):
+            stages = list(module) if all(isinstance(stage, nn.Sequential) for stage in module) else [module]
+            for stage in stages:
+                kinds = [type(block) for block in stage]
+                for index in reversed([i for i, kind in enumerate(kinds) if kind in kinds[:i]]):
+                    del stage[index]
+    return model
 
 
 def prepared(subject: Subject) -> tuple[nn.Module, Tensor]:
@@ -82,26 +96,34 @@ def prepared(subject: Subject) -> tuple[nn.Module, Tensor]:
 
 
 def _figures(model: nn.Module, example: Tensor) -> dict[str, Any]:
-    plain, report = sf.fold(model, fuse=True, example=example, check=False, report=True)
-    again, second = sf.fold(plain, fuse=True, example=example, check=False, report=True)
     expected = _outputs(model, example)
-    left = [note for note in report.left if note.name in {*batchnorms(plain), *layer_scales(plain)}]
-    return {
+    return {  # one after the other, so that no more copies stand side by side than one comparison needs
         **contents(model),
         "batchnorms": len(batchnorms(model)),
+        **_in_float64(model, example, expected),
+        "image_dependence": image_dependence(expected),
+        "control": error(_outputs(_without_affine_parts(model), example), expected),
+        **_in_bfloat16(model, example),
+        **_timm(model, example, expected),
+    }
+
+
+def _in_float64(model: nn.Module, example: Tensor, expected: dict[str, Tensor]) -> dict[str, Any]:
+    """What is left and why, how exact the rest is, and what a second call does."""
+    plain, report = sf.fold(model, fuse=True, example=example, check=False, report=True)
+    again, second = sf.fold(plain, fuse=True, example=example, check=False, report=True)
+    left = [note for note in report.left if note.name in {*batchnorms(plain), *layer_scales(plain)}]
+    return {
         "batchnorms_left": len(batchnorms(plain)),
         "layer_scales_left": len(layer_scales(plain)),
         "why_left": _counted(note.why.replace(note.name, "it") for note in left),
-        "scales_left": _counted(f"{note.kind}" for note in report.left if note.kind.startswith("scale of ")),
+        "scales_left": _counted(note.kind for note in report.left if note.kind.startswith("scale of ")),
+        "additions_left": _counted(note.kind for note in report.left if note.kind.startswith("addition of ")),
         "merged": _counted(note.kind for note in report.folded),
         "error64": error(_outputs(plain, example), expected),
-        "image_dependence": image_dependence(expected),
-        "control": error(_outputs(_without_affine_parts(model), example), expected),
         "again_folded": len(second.folded),
         "again_same": _same_state(plain, again),
         "float64_kept": _dtypes(plain) == {"float64"},
-        **_in_bfloat16(model, example),
-        **_timm(model, example, expected),
     }
 
 
@@ -138,7 +160,7 @@ def _in_bfloat16(model: nn.Module, example: Tensor) -> dict[str, Any]:
     """Whether bfloat16 weights stay bfloat16, and how many tensors are not the float64 fold rounded once."""
     narrow = copy.deepcopy(model).bfloat16()
     found = sf.fold(narrow, fuse=True, example=example.bfloat16(), check=False)
-    exact = sf.fold(copy.deepcopy(narrow).double(), fuse=True, example=example, check=False).state_dict()
+    exact = sf.fold_(narrow.double(), fuse=True, example=example, check=False).state_dict()
     state = found.state_dict()
     different = [
         key for key in exact if key not in state or not torch.equal(state[key], exact[key].to(state[key].dtype))

@@ -13,9 +13,9 @@ _HEAD = """# Fused: what `fold(fuse=True)` merges in timm's models
 
 Written by `python -m tests.zoo.fuse_sweep` from `fuse.jsonl` beside it. Every architecture of timm that contains blocks
 which re-parameterize themselves (up to 60 million parameters), and every one that contains LayerScale as a module (any
-size; transformers beyond 150 million parameters with four of their blocks). All weights, BatchNorm parameters and
-LayerScales random, statistics calibrated and jittered. Errors: largest difference over the largest value of the output,
-float64, allowed 1e-10. *timm*: BatchNorms that `timm.utils.reparameterize_model` leaves.
+size; beyond 150 million parameters *shortened*: with four of their blocks, or with one of every kind in each stage). All
+weights, BatchNorm parameters and LayerScales random, statistics calibrated and jittered. Errors: largest difference over
+the largest value of the output, float64, allowed 1e-10. *timm*: BatchNorms that `timm.utils.reparameterize_model` leaves.
 """
 
 
@@ -83,7 +83,9 @@ def _scale_table(lines: list[Line]) -> list[str]:
     rows = ["| architecture | LayerScales | left | BatchNorms | left | error |", "|---|---|---|---|---|---|"]
     for line in lines:
         row = [line[key] for key in ("layer_scales", "layer_scales_left", "batchnorms", "batchnorms_left")]
-        rows.append(f"| `{line['name']}` | " + " | ".join(map(str, row)) + f" | {line['error64']:.1e} |")
+        whole = line.get("shortened_from")
+        note = f" (shortened from {whole['layer_scales']} LayerScales)" if whole else ""
+        rows.append(f"| `{line['name']}`{note} | " + " | ".join(map(str, row)) + f" | {line['error64']:.1e} |")
     return [*rows, *_reasons(lines)]
 
 

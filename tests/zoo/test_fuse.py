@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from tests.zoo import fuse_summary, fuse_sweep
-from tests.zoo.fuse_check import check_fuse
+from tests.zoo.fuse_check import check_fuse, shortened
 from tests.zoo.fuse_subjects import build, contents
 
 LINE = {
@@ -65,3 +67,15 @@ def test_results_are_kept_line_by_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_failure_is_a_line() -> None:
     assert "no_such_architecture" in fuse_sweep.run_here("no_such_architecture")["failure"]
+
+
+def test_a_shortened_model_runs_with_a_block_of_every_kind() -> None:
+    whole = timm.create_model("mobilenetv5_base", num_classes=0).eval()
+    kinds = {type(block) for stage in whole.blocks for block in stage}
+    short = shortened(timm.create_model("mobilenetv5_base", num_classes=0)).eval()
+    assert {type(block) for stage in short.blocks for block in stage} == kinds
+    assert all(len({type(block) for block in stage}) == len(stage) for stage in short.blocks)
+    assert sum(map(len, short.blocks)) < sum(map(len, whole.blocks)) / 2
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert short(x).shape == whole(x).shape
