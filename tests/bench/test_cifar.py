@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks import bake_cifar, bake_speed, cifar_results, stripes_cifar
+from benchmarks import bake_cifar, bake_speed, branch_runs, cifar_results, int8_cifar, stripes_cifar
 from benchmarks.cifar_data import augment, load_cifar
 from benchmarks.stripes_cifar import Plan
 from stripefold.errors import DataError
@@ -119,6 +119,45 @@ def test_baked_and_drawn(images: Path, runs: Path, tmp_path: Path, monkeypatch: 
     cifar_results.main(["--baked", str(tmp_path)])  # other networks baked: what was observed stays
     assert (tmp_path / "results" / "stripes.json").read_bytes() == observed
     assert (tmp_path / "results" / "README.md").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.slow
+def test_int8(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    words = ["--data", str(images), "--model", "resnet8", "--images", "48", "--epochs", "2"]
+    int8_cifar.main([*words, "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "int8.json").read_text(encoding="utf-8"))
+    assert found["judged"] == 20
+    trained = found["accuracy"]["trained"]["float32"]
+    assert all(found["accuracy"][form]["float32"] == trained for form in (int8_cifar.KEPT, int8_cifar.FUSED))
+    assert all(row["norms in the file"] == 0 for form, row in found["accuracy"].items() if form != "trained")
+    before, after = found["ranges"]["as trained"], found["ranges"]["BatchNorm and gates"]
+    assert before["layer1.0.conv2"]["channel_error"] == pytest.approx(after["layer1.0.conv2"]["channel_error"], rel=0.1)
+    assert before["layer1.0.conv2"]["tensor_error"] != after["layer1.0.conv2"]["tensor_error"]
+    assert "| folded and fused |" in (tmp_path / "INT8.md").read_text(encoding="utf-8")
+
+
+def test_rounded_weights_have_255_values_per_scale() -> None:
+    layer = torch.nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        layer.weight[0] *= 100
+    one, many = (int8_cifar.rounded(layer, per_channel=each).weight for each in (False, True))
+    assert len((one / layer.weight.abs().max() * 127).round().unique()) < len(layer.weight.unique())
+    assert float((one - layer.weight)[1:].abs().max()) > 10 * float((many - layer.weight)[1:].abs().max()) > 0
+    assert torch.equal(one[0], many[0])
+
+
+@pytest.mark.slow
+def test_branch_runs(tmp_path: Path) -> None:
+    words = ["--cases", "repvgg", branch_runs.GATED, "--images", "32", "--epochs", "1", "--out", str(tmp_path)]
+    branch_runs.main(words)
+    first, second = json.loads((tmp_path / "resnet18.json").read_text(encoding="utf-8"))["rows"]
+    assert (first["blocks"], second["blocks"], second["gates"]) == (17, 17, 72)
+    for row in (first, second):
+        assert row["stock_keys"]
+        assert row["accuracy"] == row["accuracy_folded"]
+        assert row["error64"] <= branch_runs.FLOAT64 < row["control64"]
+    assert branch_runs.GATED in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -12,10 +12,11 @@ Line = dict[str, Any]
 _HEAD = """# Fused: what `fold(fuse=True)` merges in timm's models
 
 Written by `python -m tests.zoo.fuse_sweep` from `fuse.jsonl` beside it. Every architecture of timm that contains blocks
-which re-parameterize themselves (up to 60 million parameters), and every one that contains LayerScale as a module (any
-size; beyond 150 million parameters *shortened*: with four of their blocks, or with one of every kind in each stage). All
-weights, BatchNorm parameters and LayerScales random, statistics calibrated and jittered. Errors: largest difference over
-the largest value of the output, float64, allowed 1e-10. *timm*: BatchNorms that `timm.utils.reparameterize_model` leaves.
+which re-parameterize themselves (up to 60 million parameters), and every one that contains LayerScale as a module (of
+any size; beyond 150 million parameters *shortened*: with four of their blocks, or one of every kind in each stage). All
+weights, BatchNorm parameters and LayerScales random, statistics calibrated and jittered. Errors: largest difference
+over the largest value of the output, float64, allowed 1e-10. *timm*: BatchNorms that
+`timm.utils.reparameterize_model` leaves.
 """
 
 

@@ -69,6 +69,7 @@ def test_a_failure_is_a_line() -> None:
     assert "no_such_architecture" in fuse_sweep.run_here("no_such_architecture")["failure"]
 
 
+@pytest.mark.slow
 def test_a_shortened_model_runs_with_a_block_of_every_kind() -> None:
     whole = timm.create_model("mobilenetv5_base", num_classes=0).eval()
     kinds = {type(block) for stage in whole.blocks for block in stage}

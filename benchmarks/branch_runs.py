@@ -1,0 +1,146 @@
+"""Branch blocks in ResNet-18, trained and folded through the command: do the stock keys come back, and the function?
+
+    python -m benchmarks.branch_runs --data digits folder:PATH --images 512
+
+Every kind of block, and DBB with gates on the norms inside the blocks and on the norms behind them. For each:
+`stripefold train`, `fold` and `verify`; then the file goes into the plain ResNet-18, strictly. Short runs,
+which say that training moves every part and that folding is exact, not which kind of block is better. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import stripefold as sf
+from benchmarks.common import RESULTS
+from stripefold.branches.block import BranchBlock
+from stripefold.cli.app import run
+from stripefold.training.build import build_model
+from stripefold.training.evaluation import evaluate
+from stripefold.training.loading import LoadedRun, load_run
+
+FOLDER = RESULTS / "branches"
+OPTIONS: dict[str, str] = {"large_kernel": "{small: 1}", "dilated": "{kernels: [[1, 1], [2, 2]]}"}
+"""what these kinds need to stand for a 3x3 convolution"""
+SIZES = {"digits": 16}
+"""side of the images, where it is not 32: digits have 8"""
+GATED = "dbb + ASR(SE) inside and on top"
+WHERE = '["layer*.conv?.branches.*.bn", "layer*.bn2"]'
+FLOAT64 = 1e-10
+
+
+def words(case: str, data: str, folder: Path, options: argparse.Namespace) -> list[str]:
+    """The command that trains one case."""
+    kind = case.partition(" ")[0]
+    changes = {
+        "image_size": SIZES.get(data, 32), "limit_train": options.images, "limit_test": options.images, "accelerator": "cpu",
+        "tensorboard": "false", "progress": "none", "threads": 1, "schedule": "cosine", "warmup_epochs": 0,
+    }  # fmt: skip
+    if kind in OPTIONS:
+        changes["branch_options"] = OPTIONS[kind]
+    if case == GATED:
+        changes["where"] = WHERE
+    form = "static" if case == GATED else "none"
+    given = ["--data", data, "--model", "resnet18", "--branch", kind, "--form", form]
+    sizes = ["--epochs", str(options.epochs), "--batch-size", "32", "--learning-rate", "0.02"]
+    return ["train", *given, *sizes, *(f"--set={k}={v}" for k, v in changes.items()), "--run-dir", str(folder)]
+
+
+def measure(case: str, data: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train, fold and verify by the command, then look at what lies there."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, file, told = Path(name) / "run", Path(name) / "plain.safetensors", io.StringIO()
+        commands = [words(case, data, folder, options), ["fold", str(folder), "-o", str(file)]]
+        with contextlib.redirect_stdout(told):
+            codes = [run(command) for command in [*commands, ["verify", str(folder), str(file)]]]
+        if any(codes):
+            raise RuntimeError(f"{case}, {data}: the commands ended with {codes}\n{told.getvalue()}")
+        trained, state = load_run(folder), load_file(file)
+        stock = build_model(trained.config.with_overrides(branch=None, form="none"), trained.spec)
+        stock.load_state_dict(state, strict=True)
+        return {
+            "case": case,
+            "data": data.partition(":")[0],
+            "blocks": sum(isinstance(module, BranchBlock) for module in trained.model.modules()),
+            "gates": len(sf.scales(trained.model)) if case == GATED else 0,
+            "accuracy": 100 * evaluate(folder).accuracy,
+            "accuracy_folded": 100 * evaluate(file).accuracy,
+            "error64": _error64(trained),
+            "control64": _error64(trained, start=True),
+            "unmoved": _unmoved(trained),
+            "stock_keys": set(state) == set(stock.state_dict()),
+        }
+
+
+@torch.no_grad()
+def _error64(trained: LoadedRun, *, start: bool = False) -> float:
+    """Relative error of the float64 fold; with ``start``, the control: of the network as it was before training."""
+    model = trained.model.double().eval()
+    example = trained.spec.example(8).double()
+    other = build_model(trained.config, trained.spec).double().eval() if start else model
+    plain = sf.fold(other, example=example, check=False)
+    expected = model(example)
+    return float((plain(example) - expected).abs().max() / expected.abs().max())
+
+
+def _unmoved(trained: LoadedRun) -> int:
+    """How many parameters training has left where they started."""
+    start = dict(build_model(trained.config, trained.spec).named_parameters())
+    moved: dict[str, nn.Parameter] = dict(trained.model.float().named_parameters())
+    return sum(torch.equal(start[name], parameter) for name, parameter in moved.items())
+
+
+def page(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "# Branch blocks in ResNet-18, through the command\n",
+        "Written by `python -m benchmarks.branch_runs`: {epochs} epochs on {images} images each, torch {torch}. Short "
+        "runs: the accuracy says that it trains, not which kind is better.\n".format(**about),
+        "| blocks | data | blocks, gates | accuracy, % | folded | float64 error | control | stock keys, strictly |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = (
+            row["case"], row["data"], f"{row['blocks']}, {row['gates']}", f"{row['accuracy']:.2f}",
+            f"{row['accuracy_folded']:.2f}", f"{row['error64']:.1e}", f"{row['control64']:.1e}",
+            "yes" if row["stock_keys"] else "NO",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    unmoved = sum(row["unmoved"] for row in rows)
+    return "\n".join(lines) + f"\n\nParameters that training left where they were, in all runs: {unmoved}.\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["digits"], help="digits, folder:PATH ...")
+    parser.add_argument("--cases", nargs="+", default=[*sf.branch_names(), GATED])
+    parser.add_argument("--images", type=int, default=512, help="to train and to test on")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result")
+    options = parser.parse_args(arguments)
+    about = {"epochs": options.epochs, "images": options.images, "torch": torch.__version__}
+    rows: list[dict[str, Any]] = []
+    options.out.mkdir(parents=True, exist_ok=True)
+    for data in options.data:
+        for case in options.cases:
+            rows.append(measure(case, data, options))
+            print(rows[-1], flush=True)
+            result = {**about, "stripefold": sf.__version__, "rows": rows}
+            (options.out / "resnet18.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            (options.out / "README.md").write_text(page(rows, about), encoding="utf-8")
+    print(page(rows, about))
+
+
+if __name__ == "__main__":
+    main()
