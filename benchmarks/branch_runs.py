@@ -1,6 +1,7 @@
 """Branch blocks in ResNet-18, trained and folded through the command: do the stock keys come back, and the function?
 
-    python -m benchmarks.branch_runs --data digits folder:PATH --images 512
+    python -m benchmarks.branch_runs --data digits
+    python -m benchmarks.branch_runs --data folder:PATH --name "CIFAR-10 images" --images 256
 
 Every kind of block, and DBB with gates on the norms inside the blocks and on the norms behind them. For each:
 `stripefold train`, `fold` and `verify`; then the file goes into the plain ResNet-18, strictly. Short runs,
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import io
 import json
 import tempfile
@@ -44,8 +46,8 @@ def words(case: str, data: str, folder: Path, options: argparse.Namespace) -> li
     """The command that trains one case."""
     kind = case.partition(" ")[0]
     changes = {
-        "image_size": SIZES.get(data, 32), "limit_train": options.images, "limit_test": options.images, "accelerator": "cpu",
-        "tensorboard": "false", "progress": "none", "threads": 1, "schedule": "cosine", "warmup_epochs": 0,
+        "image_size": SIZES.get(data, 32), "limit_train": options.images, "limit_test": options.images, "threads": 1,
+        "accelerator": "cpu", "tensorboard": "false", "progress": "none", "schedule": "cosine", "warmup_epochs": 0,
     }  # fmt: skip
     if kind in OPTIONS:
         changes["branch_options"] = OPTIONS[kind]
@@ -71,9 +73,12 @@ def measure(case: str, data: str, options: argparse.Namespace) -> dict[str, Any]
         stock.load_state_dict(state, strict=True)
         return {
             "case": case,
-            "data": data.partition(":")[0],
+            "data": options.name or data,
+            "images": options.images,
+            "epochs": options.epochs,
             "blocks": sum(isinstance(module, BranchBlock) for module in trained.model.modules()),
             "gates": len(sf.scales(trained.model)) if case == GATED else 0,
+            "losses": _losses(folder),
             "accuracy": 100 * evaluate(folder).accuracy,
             "accuracy_folded": 100 * evaluate(file).accuracy,
             "error64": _error64(trained),
@@ -81,6 +86,12 @@ def measure(case: str, data: str, options: argparse.Namespace) -> dict[str, Any]
             "unmoved": _unmoved(trained),
             "stock_keys": set(state) == set(stock.state_dict()),
         }
+
+
+def _losses(folder: Path) -> list[float]:
+    """The training loss of every epoch."""
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file)]
 
 
 @torch.no_grad()
@@ -101,45 +112,55 @@ def _unmoved(trained: LoadedRun) -> int:
     return sum(torch.equal(start[name], parameter) for name, parameter in moved.items())
 
 
-def page(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
+def page(result: dict[str, Any]) -> str:
     """The rows as Markdown."""
+    rows = result["rows"]
     lines = [
         "# Branch blocks in ResNet-18, through the command\n",
-        "Written by `python -m benchmarks.branch_runs`: {epochs} epochs on {images} images each, torch {torch}. Short "
-        "runs: the accuracy says that it trains, not which kind is better.\n".format(**about),
-        "| blocks | data | blocks, gates | accuracy, % | folded | float64 error | control | stock keys, strictly |",
-        "|---|---|---|---|---|---|---|---|",
+        "Written by `python -m benchmarks.branch_runs`, torch {torch}. Short runs: loss and accuracy, on as "
+        "many test images, say that it trains, not which kind is better. The control is the error of the network as it "
+        "was before training.\n".format(**result),
+        "| blocks | data | images, epochs | blocks, gates | loss | accuracy, % | folded | error | control | keys |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = (
-            row["case"], row["data"], f"{row['blocks']}, {row['gates']}", f"{row['accuracy']:.2f}",
-            f"{row['accuracy_folded']:.2f}", f"{row['error64']:.1e}", f"{row['control64']:.1e}",
-            "yes" if row["stock_keys"] else "NO",
+            row["case"], row["data"], f"{row['images']}, {row['epochs']}", f"{row['blocks']}, {row['gates']}",
+            f"{row['losses'][0]:.2f} to {row['losses'][-1]:.2f}", f"{row['accuracy']:.2f}",
+            f"{row['accuracy_folded']:.2f}", f"{row['error64']:.1e}",
+            f"{row['control64']:.1e}", "yes" if row["stock_keys"] else "NO",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     unmoved = sum(row["unmoved"] for row in rows)
     return "\n".join(lines) + f"\n\nParameters that training left where they were, in all runs: {unmoved}.\n"
 
 
+def keep(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Add rows to the result; those of the same case and data are replaced."""
+    file = folder / "resnet18.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    known = {(row["data"], row["case"]): row for row in [*before, *rows]}
+    result = {"torch": torch.__version__, "stripefold": sf.__version__, "rows": list(known.values())}
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(page(result), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["digits"], help="digits, folder:PATH ...")
     parser.add_argument("--cases", nargs="+", default=[*sf.branch_names(), GATED])
+    parser.add_argument("--name", help="of the data, in the result")
     parser.add_argument("--images", type=int, default=512, help="to train and to test on")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the result")
     options = parser.parse_args(arguments)
-    about = {"epochs": options.epochs, "images": options.images, "torch": torch.__version__}
-    rows: list[dict[str, Any]] = []
-    options.out.mkdir(parents=True, exist_ok=True)
     for data in options.data:
         for case in options.cases:
-            rows.append(measure(case, data, options))
-            print(rows[-1], flush=True)
-            result = {**about, "stripefold": sf.__version__, "rows": rows}
-            (options.out / "resnet18.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            (options.out / "README.md").write_text(page(rows, about), encoding="utf-8")
-    print(page(rows, about))
+            row = measure(case, data, options)
+            print(row, flush=True)
+            keep([row], options.out)
+    print((options.out / "README.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

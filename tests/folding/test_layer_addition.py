@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
 from torch import Tensor, nn
 
 import stripefold as sf
+from tests.branches.blocks import PROPERTY, convolutions, example_for
 from tests.folding.test_layer_scale import MAPS, ROWS, C, Scale
 from tests.lifecycle import error
 from tests.zoo.prepare import Randomness, randomise_
@@ -110,6 +113,30 @@ def test_a_module_that_only_adds_is_gone(case: str) -> None:
     again, report = sf.fold(plain, fuse=True, example=x, report=True)
     assert report.folded == ()
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in plain.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch's own convolution
+@PROPERTY
+@given(convolution=convolutions())
+def test_any_convolution_takes_what_is_added_behind_it(convolution: Any) -> None:
+    x, channels = example_for(convolution), convolution.out_channels
+    ones = (1,) * len(convolution.kernel_size)
+    plain, why = fused(nn.Sequential(convolution, Scale(channels, *ones), Shift(channels, *ones)), x)
+    assert why == {"1": "folded into 0", "2": "folded into 0"}
+    assert sorted(plain.state_dict()) == ["0.bias", "0.weight"]
+    assert plain[0].extra_repr().replace(", bias=False", "") == convolution.extra_repr().replace(", bias=False", "")
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@PROPERTY
+@given(convolution=convolutions())
+def test_any_convolution_takes_what_is_added_in_front_unless_it_pads_with_zeros(convolution: Any) -> None:
+    x, channels = example_for(convolution), convolution.in_channels
+    ones = (1,) * len(convolution.kernel_size)
+    plain, why = fused(nn.Sequential(nn.Tanh(), Shift(channels, *ones), convolution), x)
+    padded = any(convolution._reversed_padding_repeated_twice) and convolution.padding_mode == "zeros"
+    assert isinstance(plain[1], Shift) == padded
+    assert ("zero padding" in why["1"]) == padded
 
 
 class Residual(nn.Module):

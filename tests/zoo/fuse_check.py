@@ -96,13 +96,13 @@ def prepared(subject: Subject) -> tuple[nn.Module, Tensor]:
 
 
 def _figures(model: nn.Module, example: Tensor) -> dict[str, Any]:
-    expected = _outputs(model, example)
+    expected = outputs(model, example)
     return {  # one after the other, so that no more copies stand side by side than one comparison needs
         **contents(model),
         "batchnorms": len(batchnorms(model)),
         **_in_float64(model, example, expected),
         "image_dependence": image_dependence(expected),
-        "control": error(_outputs(_without_affine_parts(model), example), expected),
+        "control": error(outputs(control(model), example), expected),
         **_in_bfloat16(model, example),
         **_timm(model, example, expected),
     }
@@ -120,7 +120,7 @@ def _in_float64(model: nn.Module, example: Tensor, expected: dict[str, Tensor]) 
         "scales_left": _counted(note.kind for note in report.left if note.kind.startswith("scale of ")),
         "additions_left": _counted(note.kind for note in report.left if note.kind.startswith("addition of ")),
         "merged": _counted(note.kind for note in report.folded),
-        "error64": error(_outputs(plain, example), expected),
+        "error64": error(outputs(plain, example), expected),
         "again_folded": len(second.folded),
         "again_same": _same_state(plain, again),
         "float64_kept": _dtypes(plain) == {"float64"},
@@ -131,12 +131,12 @@ def _counted(values: Any) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def _outputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
+def outputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
     with torch.inference_mode(), KeepFloat64():
         return {path: tensor.clone() for path, tensor in all_outputs(model, example).items()}
 
 
-def _without_affine_parts(model: nn.Module) -> nn.Module:
+def control(model: nn.Module) -> nn.Module:
     """The control: every BatchNorm's and LayerScale's own numbers taken away must be seen."""
     bare = copy.deepcopy(model)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def _timm(model: nn.Module, example: Tensor, expected: dict[str, Tensor]) -> dic
     found: dict[str, Any] = {"timm_left": len(batchnorms(theirs))}
     try:
         wide = timm.utils.reparameterize_model(copy.deepcopy(model))
-        found["timm_error64"] = error(_outputs(wide, example), expected)
+        found["timm_error64"] = error(outputs(wide, example), expected)
     except Exception as failure:
         found["timm_float64"] = _in_words(failure)
     try:

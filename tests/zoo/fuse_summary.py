@@ -95,12 +95,12 @@ def _reasons(lines: list[Line]) -> list[str]:
     found: dict[str, list[str]] = {}
     for line in lines:
         for reason in line["why_left"]:
-            found.setdefault(_general(reason), []).append(line["name"])
+            found.setdefault(general(reason), []).append(line["name"])
     listed = [f"- {reason} ({len(set(names))} architectures, such as `{names[0]}`)" for reason, names in found.items()]
     return ["\nWhat stays, and why:\n", *listed] if listed else []
 
 
-def _general(reason: str) -> str:
+def general(reason: str) -> str:
     """A reason without the paths in it, so that like ones count together."""
     words = [("..." if "." in word.strip("'\",;:") and not word.endswith(".") else word) for word in reason.split()]
     return " ".join(words)

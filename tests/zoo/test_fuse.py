@@ -10,6 +10,7 @@ import torch
 
 from tests.zoo import fuse_summary, fuse_sweep
 from tests.zoo.fuse_check import check_fuse, shortened
+from tests.zoo.fuse_families import check_family, families, page
 from tests.zoo.fuse_subjects import build, contents
 
 LINE = {
@@ -80,3 +81,18 @@ def test_a_shortened_model_runs_with_a_block_of_every_kind() -> None:
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert short(x).shape == whole(x).shape
+
+
+@pytest.mark.slow
+def test_a_family_and_its_page() -> None:
+    found = families()
+    assert found["timm.models.convnext"] == "test_convnext"
+    assert len(found) == len(set(found.values())) > 50
+    lines = [check_family(name) for name in ("test_convnext", "test_vit")]
+    assert lines[0]["scale"] == {"folded": {"ConvNeXtBlock": 9}, "left": []}
+    assert lines[1]["addition"]["left"][0][1] == "it differs along 2 axes: (1, 17, 64)"
+    assert lines[0]["error64"] <= 1e-10 < 1e-3 < lines[0]["control"]
+    text = page(lines)
+    assert "2 families; largest error" in text
+    assert "| `test_convnext` | 0, 0 | 9 ConvNeXtBlock |" in text
+    assert "- addition of VisionTransformer: it differs along 2 axes: (1, 17, 64) (`test_vit`)" in text

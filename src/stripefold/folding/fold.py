@@ -54,9 +54,9 @@ def fold(
     Args:
         model: an attached model (folding a plain one gives a plain copy). DDP and ``torch.compile`` wrappers come off.
         fuse: also merge what the model itself carries: blocks that can re-parameterize themselves, static per-channel
-            scales (LayerScale), every BatchNorm that the trace shows directly behind a convolution or linear layer, or
-            in front of one without zero padding; and fold gates of positions into poolings. Keys change: such a file is
-            loaded into ``fold(create(), fuse=True)``.
+            scales (LayerScale) and additions, every BatchNorm that the trace shows directly behind a convolution or
+            linear layer, or in front of one without zero padding; and fold gates of positions into poolings. Keys
+            change: such a file is loaded into ``fold(create(), fuse=True)``.
         example: input for the check (and for the trace behind ``fuse``): tensor, tuple or dict; inferred where the
             model declares its input.
         check: compare the folded model with the training model. "auto" checks when there is an example and warns when
