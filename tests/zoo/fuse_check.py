@@ -6,6 +6,8 @@ import copy
 import time
 import warnings
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import timm
@@ -18,7 +20,7 @@ from tests.zoo.fuse_subjects import batchnorms, build, contents, layer_scales
 from tests.zoo.measure import error, image_dependence
 from tests.zoo.models_timm import subjects
 from tests.zoo.prepare import Randomness, calibrate_frozen_, jitter_, randomise_, statistics_of_the_last_batch
-from tests.zoo.subject import Subject, all_outputs, images, quick_creation
+from tests.zoo.subject import Subject, all_outputs, quick_creation
 
 LARGE = 150_000_000
 """Parameters above which an architecture is built with fewer blocks, because blocks of one kind are alike."""
@@ -55,15 +57,15 @@ def _subjects(name: str) -> list[Subject]:
     """As the other sweep has them, with fewer blocks where all of them would not fit into memory."""
     if contents(build(name))["parameters"] <= LARGE:
         return subjects(name)
-    channels, *sides = timm.get_pretrained_cfg(name).input_size
+    pairs = zip(subjects(name), subjects(name, depth=_DEPTH), strict=True)
+    return [replace(whole, build=partial(_build_shortened, whole, shallow)) for whole, shallow in pairs]
 
-    def small() -> nn.Module:
-        try:
-            return timm.create_model(name, depth=_DEPTH)
-        except TypeError:  # it counts its blocks by stage
-            return shortened(timm.create_model(name))
 
-    return [Subject(name=name, build=small, inputs=lambda seed: images(seed, channels, *sides))]
+def _build_shortened(whole: Subject, shallow: Subject) -> nn.Module:
+    try:
+        return shallow.build()
+    except TypeError:  # it counts its blocks by stage
+        return shortened(whole.build())
 
 
 def shortened(model: nn.Module) -> nn.Module:

@@ -46,14 +46,19 @@ def count_parameters(name: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def subjects(name: str) -> list[Subject]:
-    """The architecture in sizes from small to its own; the first that works is taken."""
+def subjects(name: str, **options: Any) -> list[Subject]:
+    """The architecture in sizes from small to its own; the first that works is taken.
+
+    Args:
+        name: timm's.
+        options: for its builder.
+    """
     config = timm.get_pretrained_cfg(name)
     channels, *native = config.input_size if config is not None else (3, 224, 224)
     fixed = config is not None and config.fixed_input_size
     small = [(side, side) for side in (_SIDES_FIXED if fixed else _SIDES_FREE) if side < min(native)]
-    found = [_subject(name, channels, size, {"img_size": size} if fixed else {}) for size in small]
-    return [*found, _subject(name, channels, tuple(native), {})]
+    found = [_subject(name, channels, size, options | ({"img_size": size} if fixed else {})) for size in small]
+    return [*found, _subject(name, channels, tuple(native), options)]
 
 
 def _subject(name: str, channels: int, size: tuple[int, ...], options: dict[str, Any]) -> Subject:
