@@ -54,7 +54,7 @@ def words(case: str, data: str, folder: Path, options: argparse.Namespace) -> li
     if case == GATED:
         changes["where"] = WHERE
     form = "static" if case == GATED else "none"
-    given = ["--data", data, "--model", "resnet18", "--branch", kind, "--form", form]
+    given = ["--data", data, "--model", options.model, "--branch", kind, "--form", form]
     sizes = ["--epochs", str(options.epochs), "--batch-size", "32", "--learning-rate", "0.02"]
     return ["train", *given, *sizes, *(f"--set={k}={v}" for k, v in changes.items()), "--run-dir", str(folder)]
 
@@ -112,11 +112,11 @@ def _unmoved(trained: LoadedRun) -> int:
     return sum(torch.equal(start[name], parameter) for name, parameter in moved.items())
 
 
-def page(result: dict[str, Any]) -> str:
+def page(model: str, result: dict[str, Any]) -> str:
     """The rows as Markdown."""
     rows = result["rows"]
     lines = [
-        "# Branch blocks in ResNet-18, through the command\n",
+        f"# Branch blocks in {model}, through the command\n",
         "Written by `python -m benchmarks.branch_runs`, torch {torch}. Short runs: loss and accuracy, on as "
         "many test images, say that it trains, not which kind is better. The control is the error of the network as it "
         "was before training.\n".format(**result),
@@ -135,21 +135,21 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nParameters that training left where they were, in all runs: {unmoved}.\n"
 
 
-def keep(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Add rows to the result; those of the same case and data are replaced."""
-    file = folder / "resnet18.json"
+def keep(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Add rows to a result, and write its page beside it; those of the same case and data are replaced."""
     before = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
     known = {(row["data"], row["case"]): row for row in [*before, *rows]}
     result = {"torch": torch.__version__, "stripefold": sf.__version__, "rows": list(known.values())}
-    folder.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(page(result), encoding="utf-8")
+    (file.parent / "README.md").write_text(page(file.stem, result), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["digits"], help="digits, folder:PATH ...")
     parser.add_argument("--cases", nargs="+", default=[*sf.branch_names(), GATED])
+    parser.add_argument("--model", default="resnet18")
     parser.add_argument("--name", help="of the data, in the result")
     parser.add_argument("--images", type=int, default=512, help="to train and to test on")
     parser.add_argument("--epochs", type=int, default=4)
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for case in options.cases:
             row = measure(case, data, options)
             print(row, flush=True)
-            keep([row], options.out)
+            keep([row], options.out / f"{options.model}.json")
     print((options.out / "README.md").read_text(encoding="utf-8"))
 
 

@@ -138,7 +138,7 @@ def test_int8(images: Path, tmp_path: Path) -> None:
 
 
 def test_rounded_weights_have_255_values_per_scale() -> None:
-    layer = torch.nn.Conv2d(3, 4, 3)
+    layer = torch.nn.Conv2d(3, 4, 3).requires_grad_(False)
     with torch.no_grad():
         layer.weight[0] *= 100
     one, many = (int8_cifar.rounded(layer, per_channel=each).weight for each in (False, True))
@@ -149,10 +149,10 @@ def test_rounded_weights_have_255_values_per_scale() -> None:
 
 @pytest.mark.slow
 def test_branch_runs(tmp_path: Path) -> None:
-    words = ["--cases", "repvgg", branch_runs.GATED, "--images", "32", "--epochs", "1", "--out", str(tmp_path)]
-    branch_runs.main(words)
-    first, second = json.loads((tmp_path / "resnet18.json").read_text(encoding="utf-8"))["rows"]
-    assert (first["blocks"], second["blocks"], second["gates"]) == (17, 17, 72)
+    words = ["--model", "resnet8", "--cases", "repvgg", branch_runs.GATED, "--images", "32", "--epochs", "1"]
+    branch_runs.main([*words, "--out", str(tmp_path)])
+    first, second = json.loads((tmp_path / "resnet8.json").read_text(encoding="utf-8"))["rows"]
+    assert (first["blocks"], second["blocks"], second["gates"]) == (7, 7, 27)
     for row in (first, second):
         assert row["stock_keys"]
         assert row["accuracy"] == row["accuracy_folded"]
