@@ -117,9 +117,9 @@ def page(model: str, result: dict[str, Any]) -> str:
     rows = result["rows"]
     lines = [
         f"# Branch blocks in {model}, through the command\n",
-        "Written by `python -m benchmarks.branch_runs`, torch {torch}. Short runs: loss and accuracy, on as "
-        "many test images, say that it trains, not which kind is better. The control is the error of the network as it "
-        "was before training.\n".format(**result),
+        "Written by `python -m benchmarks.branch_runs`, torch {torch}. Short runs: loss and accuracy, on at "
+        "most as many test images, say that it trains, not which kind is better. The control is the error of the network "
+        "as it was before training.\n".format(**result),
         "| blocks | data | images, epochs | blocks, gates | loss | accuracy, % | folded | error | control | keys |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
