@@ -118,8 +118,8 @@ def page(model: str, result: dict[str, Any]) -> str:
     lines = [
         f"# Branch blocks in {model}, through the command\n",
         "Written by `python -m benchmarks.branch_runs`, torch {torch}. Short runs: loss and accuracy, on at "
-        "most as many test images, say that it trains, not which kind is better. The control is the error of the network "
-        "as it was before training.\n".format(**result),
+        "most as many test images, say that it trains, not which kind is better. The control is the error of the "
+        "network as it was before training.\n".format(**result),
         "| blocks | data | images, epochs | blocks, gates | loss | accuracy, % | folded | error | control | keys |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
