@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from tests.branches.blocks import PROPERTY, convolutions, example_for
-from tests.folding.test_layer_scale import MAPS, ROWS, C, Scale
+from tests.folding.test_layer_scale import MAPS, ROWS, C, Scale, numbers
 from tests.lifecycle import error
 from tests.zoo.prepare import Randomness, randomise_
 
@@ -51,8 +51,9 @@ def fused(model: nn.Module, x: Tensor) -> tuple[nn.Module, dict[str, str]]:
     randomise_(model, Randomness(0))
     offsets = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "offset"]
     with torch.no_grad():
-        for name in offsets:
-            model.get_parameter(name).copy_(torch.randn_like(model.get_parameter(name)))
+        for name in offsets:  # of both signs, away from 0
+            size = 0.5 + numbers(*model.get_parameter(name).shape).abs()
+            model.get_parameter(name).copy_(size * (-1) ** torch.arange(size.numel()).view(size.shape))
     plain, report = sf.fold(model, fuse=True, example=x, check=False, report=True)
     bare = copy.deepcopy(model)
     with torch.no_grad():
