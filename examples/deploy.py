@@ -27,7 +27,7 @@ def main(epochs: int = 3, limit: int | None = None) -> None:
     optimizer = torch.optim.SGD(sf.param_groups(model, weight_decay=1e-4), lr=0.05, momentum=0.9)
     loader = training_loader(data, config)
     for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)
+        loader.batch_sampler.sampler.set_epoch(epoch)
         for images, labels in loader:
             loss = torch.nn.functional.cross_entropy(model(images), labels)
             optimizer.zero_grad()

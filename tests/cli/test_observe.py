@@ -118,13 +118,16 @@ def test_progress_is_written_over_on_a_terminal_and_rare_elsewhere(
 ) -> None:
     clock = iter([0.0, 1.0, 11.0, 11.0, 12.0])
     monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
-    with command._Progress(100) as progress:
+    with command._Progress(100, told=True) as progress:
         for count in (10, 20, 30):
             progress.seen(count)
     assert capsys.readouterr().err == "20 of 100 images\n"
     monkeypatch.undo()
     monkeypatch.setattr(command.sys.stderr, "isatty", lambda: True, raising=False)
-    with command._Progress(100) as progress:
+    with command._Progress(100, told=True) as progress:
         progress.seen(10)
         progress.writing("stripes.csv")
     assert capsys.readouterr().err == "\r\x1b[K10 of 100 images\r\x1b[Kwriting stripes.csv\r\x1b[K"
+    with command._Progress(100, told=False) as progress:  # not the first of several processes
+        progress.seen(10)
+    assert capsys.readouterr().err == ""
