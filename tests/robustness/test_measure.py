@@ -130,6 +130,15 @@ def test_what_experiments_differ_in_is_in_their_names(folder: Path, sources: lis
     ]
 
 
+@pytest.mark.parametrize("form", ["none", "dynamic"])
+def test_freezing_gates_that_are_not_there_is_no_experiment(folder: Path, form: str) -> None:
+    runs = [write_run(folder, form, 0, epochs=3), write_run(folder, form, 1, epochs=3, freeze=("psi",))]
+    found, _ = load_networks(runs)
+    assert len({network.label for network in found}) == 1
+    gated = [write_run(folder, "static", 0, epochs=3), write_run(folder, "static", 1, epochs=3, freeze=("psi",))]
+    assert len({network.label for network in load_networks(gated)[0]}) == 4
+
+
 def test_runs_that_cannot_be_compared(folder: Path, sources: list[Path]) -> None:
     with pytest.raises(ConfigError, match="no run was named"):
         measure_robustness([])

@@ -28,6 +28,8 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
+        ({"base": TrainConfig(devices=2, strategy="fsdp")}, "the base has devices 2 and nodes 1, and each run "),
+        ({"base": TrainConfig(nodes=2)}, "devices 1 and nodes 2.*: set devices=1, nodes=1 and strategy=auto"),
         ({"grid": {"epoch": [1]}}, "unknown option 'epoch' in grid; did you mean 'epochs'"),
         ({"grid": {"seed": [1]}}, "seed cannot vary .grid.: give it as seeds"),
         ({"grid": {"task": ["detection"]}}, "task cannot vary .grid.: scores of different tasks"),
@@ -52,7 +54,7 @@ def write(folder: Path, text: str) -> Path:
 )
 def test_refuses_naming_place_and_value(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        Sweep(base=TrainConfig(), **options)
+        Sweep(**{"base": TrainConfig(), **options})
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,14 @@ def test_a_base_lies_beside_its_sweep(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("model: resnet8\nseed: 5\nrun_dir: elsewhere\n", encoding="utf-8")
     sweep = load_sweep(write(tmp_path, "base: own.yaml"))
     assert (sweep.base.model, sweep.base.seed, sweep.base.run_dir) == ("resnet8", 0, None)
+
+
+def test_a_run_of_several_processes_is_a_base_when_told_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "many.yaml").write_text("devices: 2\nstrategy: fsdp\n", encoding="utf-8")
+    sweep = write(tmp_path, "base: many.yaml\ngrid: {repeats: [1, 2]}\n")
+    with pytest.raises(ConfigError, match="the base has devices 2"):
+        load_sweep(sweep)
+    assert load_sweep(sweep, devices=1, strategy="auto").base.devices == 1
 
 
 def test_runs_use_one_thread_unless_told() -> None:

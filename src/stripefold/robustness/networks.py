@@ -161,11 +161,11 @@ def _name(run: LoadedRun) -> str:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """The options that make a run the experiment it is; how a network without attention would attach one does not."""
-    attaching = {"attention", "where", "repeats", "psi", "init", "attention_options", "gate_weight_decay"}
+    attaching = {"attention", "where", "repeats", "psi", "init", "freeze", "attention_options", "gate_weight_decay"}
     left_out = IGNORED | (attaching if config.form == "none" else set())
     values = config.to_dict()
     if config.form in ("none", "dynamic"):
-        left_out = left_out | {"repeats", "psi"}
+        left_out = left_out | {"repeats", "psi", "freeze"}
     return {name: None if name in left_out else value for name, value in values.items()}
 
 

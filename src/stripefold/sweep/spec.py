@@ -35,7 +35,8 @@ class Sweep:
             else equal: the backbone (``form: none``) unless given; None compares nothing.
 
     Raises:
-        ConfigError: If an option is unknown, cannot vary, varies twice, or has no values.
+        ConfigError: If an option is unknown, cannot vary, varies twice, or has no values; or the base is a run of
+            several processes.
     """
 
     name: str = "sweep"
@@ -52,6 +53,7 @@ class Sweep:
     def __post_init__(self) -> None:
         """Check everything that can be checked without drawing."""
         _check_shapes(self)
+        _check_alone(self.base)
         for place, options in (("grid", self.grid), ("random", self.random), ("control", self.control or {})):
             _check_varies(options, place)
         for label, options in self.settings.items():
@@ -102,6 +104,15 @@ def _check_shapes(sweep: Sweep) -> None:
         number = getattr(sweep, name)
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise ConfigError(f"{name} is {number!r}; give a whole number from 0 on")
+
+
+def _check_alone(base: TrainConfig) -> None:
+    """Ray gives each run one process; every run would wait for others that nobody starts."""
+    if base.devices * base.nodes > 1:
+        raise ConfigError(
+            f"the base has devices {base.devices} and nodes {base.nodes}, and each run of a sweep is one process: set "
+            "devices=1, nodes=1 and strategy=auto"
+        )
 
 
 def _check_varies(options: Iterable[str], where: str) -> None:
