@@ -264,6 +264,23 @@ def test_on_a_branch_block() -> None:
     assert error(plain(images()), model(images())) <= EXACT
 
 
+@pytest.mark.parametrize("beside", [None, "se"])
+def test_inside_a_branch_block_only_the_normalisations_add(beside: str | None) -> None:
+    model = sf.branch(tiny(), "repvgg", where="blocks.0.conv1")
+    inside = "blocks.0.conv1.branches.main"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = model if beside is None else sf.attach(model, beside, where=f"{inside}.*")
+        with pytest.raises(AttachError, match="what is added inside the branch block 'blocks.0.conv1' would be lost"):
+            sf.attach(model, "shift", where=f"{inside}.conv")
+        model = sf.attach(model, "shift", where=f"{inside}.bn")
+    model = scatter_(prepared(model, images(8))).eval()
+    plain = sf.fold(model, example=images())
+    control = sf.fold(sf.attach(sf.detach(model), "shift", where=f"{inside}.bn"), example=images())
+    assert list(plain.state_dict()) == KEYS
+    assert error(plain(images()), model(images())) <= EXACT < error(control(images()), model(images()))
+
+
 @pytest.mark.parametrize("attention", ["gc", "shift"])
 def test_adapters_keep_scales_and_shifts(attention: str, tmp_path: Path) -> None:
     backbone = tiny().eval()
