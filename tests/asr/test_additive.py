@@ -162,6 +162,21 @@ def test_a_batchnorm_behind_takes_what_is_added(dtype: torch.dtype) -> None:
             sf.verify(model, sf.detach(model), images())
 
 
+def test_a_batchnorm_over_another_axis_takes_nothing() -> None:
+    """A linear layer's channels come last, those of BatchNorm1d second: equal in number, not the same."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 8, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = sf.attach(nn.Sequential(nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)).double(), "shift", where="0")
+        plain, report = sf.fold(scatter_(model).eval(), example=x, report=True)
+    assert "reach 1 (BatchNorm1d) behind it on another axis" in report.notes[0].why
+    assert error(plain(x), model(x)) <= EXACT < error(sf.detach(model)(x), model(x))
+    by_sample, report = sf.fold(model, example=x[:, 0], report=True)
+    assert report.new_keys == ()  # (N, C): here they are the same
+    assert error(by_sample(x[:, 0]), model(x[:, 0])) <= EXACT
+
+
 def test_a_batchnorm_behind_takes_it_away_while_training() -> None:
     model = Behind()
     with pytest.warns(UserWarning, match=r"'blocks\.0\.bn1' right behind it normalises what it adds away"):
