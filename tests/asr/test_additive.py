@@ -162,6 +162,21 @@ def test_a_batchnorm_behind_takes_what_is_added(dtype: torch.dtype) -> None:
             sf.verify(model, sf.detach(model), images())
 
 
+def test_a_batchnorm_over_another_axis_takes_nothing() -> None:
+    """A linear layer's channels come last, those of BatchNorm1d second: equal in number, not the same."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 8, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = sf.attach(nn.Sequential(nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)).double(), "shift", where="0")
+        plain, report = sf.fold(scatter_(model).eval(), example=x, report=True)
+    assert "reach 1 (BatchNorm1d) behind it on another axis" in report.notes[0].why
+    assert error(plain(x), model(x)) <= EXACT < error(sf.detach(model)(x), model(x))
+    by_sample, report = sf.fold(model, example=x[:, 0], report=True)
+    assert report.new_keys == ()  # (N, C): here they are the same
+    assert error(by_sample(x[:, 0]), model(x[:, 0])) <= EXACT
+
+
 def test_a_batchnorm_behind_takes_it_away_while_training() -> None:
     model = Behind()
     with pytest.warns(UserWarning, match=r"'blocks\.0\.bn1' right behind it normalises what it adds away"):
@@ -262,6 +277,23 @@ def test_on_a_branch_block() -> None:
     plain = sf.fold(model, example=images())
     assert list(plain.state_dict()) == KEYS
     assert error(plain(images()), model(images())) <= EXACT
+
+
+@pytest.mark.parametrize("beside", [None, "se"])
+def test_inside_a_branch_block_only_the_normalisations_add(beside: str | None) -> None:
+    model = sf.branch(tiny(), "repvgg", where="blocks.0.conv1")
+    inside = "blocks.0.conv1.branches.main"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = model if beside is None else sf.attach(model, beside, where=f"{inside}.*")
+        with pytest.raises(AttachError, match="what is added inside the branch block 'blocks.0.conv1' would be lost"):
+            sf.attach(model, "shift", where=f"{inside}.conv")
+        model = sf.attach(model, "shift", where=f"{inside}.bn")
+    model = scatter_(prepared(model, images(8))).eval()
+    plain = sf.fold(model, example=images())
+    control = sf.fold(sf.attach(sf.detach(model), "shift", where=f"{inside}.bn"), example=images())
+    assert list(plain.state_dict()) == KEYS
+    assert error(plain(images()), model(images())) <= EXACT < error(control(images()), model(images()))
 
 
 @pytest.mark.parametrize("attention", ["gc", "shift"])

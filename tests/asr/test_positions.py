@@ -296,6 +296,8 @@ REFUSED = {
     "hidden features": (Mixer, {"where": "mix.0"}, "'mix.0' names nothing that can hold .* are 'mix.2'"),
     "a misspelling": (LeNet, {"where": "fc11"}, "matches no module. Did you mean 'fc1'.*are 'fc1'"),
     "a type": (LeNet, {"where": 7}, "where=7: give"),
+    "no options": (LeNet, {"where": {"fc1": 3}}, r"where\['fc1'\] = 3: expected a mapping of options"),
+    "no glob": (LeNet, {"where": {3: {}}}, r"where\[3\] = {}: expected a mapping of options"),
     "another grid": (LeNet, {"attention_options": {"grid": (3, 5)}}, r"grid=\(3, 5\) are not the 4x4 positions there"),
     "no grid": (LeNet, {"attention_options": {"grid": "all"}}, "grid='all' are not the 4x4 positions"),
     "both at once": (

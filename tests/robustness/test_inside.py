@@ -68,6 +68,22 @@ def test_names_are_those_of_the_backbone() -> None:
     assert list(noisy_layers(both, "layer-random")) == ["0"]  # a shared layer is hooked once
 
 
+def test_gates_over_positions_are_no_layers_of_the_backbone() -> None:
+    """Their attention has a convolution and a BatchNorm of its own, which no noise is meant for."""
+    torch.manual_seed(0)
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 4))
+    for plain, place in ((pooled, "2"), (flat, "3")):
+        model = sf.attach(plain, "spatial", where="positions", example=images(dtype=torch.float32))
+        if place == "3":
+            model = sf.attach(model, "se", where="3.base")
+        assert list(backbone_layers(model)) == list(backbone_layers(plain))
+        assert list(batch_norms(model)) == ["1"]
+        layer = backbone_layers(model)[place]
+        assert type(layer.module) is type(plain.get_submodule(place))
+        assert any(layer.called is module for module in model.modules())
+
+
 @pytest.mark.parametrize("kind", INSIDE)
 def test_attached_and_folded_meet_the_same_noise(kind: str) -> None:
     model = attached(where=WHERE)

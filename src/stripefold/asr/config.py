@@ -84,6 +84,16 @@ class GateConfig:
             raise AttachError(f"where[{where!r}]: {error}") from error
 
 
+def check_entry(glob: object, options: object) -> None:
+    """See that one entry of a mapping given as ``where`` is a glob and its options.
+
+    Raises:
+        AttachError: it is something else.
+    """
+    if not isinstance(glob, str) or not isinstance(options, Mapping):
+        raise AttachError(f"where[{glob!r}] = {options!r}: expected a mapping of options such as {{'attention': 'se'}}")
+
+
 _SPOKEN = {"options": "attention_options"}
 """Field -> the name under which ``attach`` takes it."""
 _STATIC_ONLY: dict[str, tuple[Any, ...]] = {"repeats": (1,), "init": ("paper",), "freeze": ((),), "psi": (None,)}

@@ -138,19 +138,27 @@ def _size(grid: object) -> int:
 
 
 def check_inside_blocks(model: nn.Module, planned: Sequence[Planned]) -> None:
-    """A block whose branches depend on the input in different ways would never fold.
+    """A block folds by what its branches have: branches that depend on the input, or biases, are none of it.
 
     Raises:
-        AttachError: dynamic attention inside a branch block.
+        AttachError: inside a branch block, dynamic attention, or a gate that adds to a layer without a bias.
     """
     blocks = [name for name, m in model.named_modules() if isinstance(m, Foldable) and not isinstance(m, Gated)]
     for each in planned:
         candidate, gates = each.candidate, each.gates
         around = next((name for name in blocks if candidate.name.startswith(f"{name}." if name else "branches.")), None)
-        if around is not None and any(isinstance(gate, DynamicGate) for gate in gates):
+        if around is None:
+            continue
+        if any(isinstance(gate, DynamicGate) for gate in gates):
             raise AttachError(
                 f"cannot attach to {candidate.name!r}: dynamic attention inside the branch block {around!r} would keep "
                 f"its branches from merging. Use form='static' there, or attach to {around!r} itself"
+            )
+        if each.adds and getattr(candidate.module, "bias", None) is None:
+            raise AttachError(
+                f"cannot attach to {candidate.name!r}: it has no bias, and what is added inside the branch block "
+                f"{around!r} would be lost when its branches merge. Attach to the BatchNorm behind it, or to "
+                f"{around!r} itself"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from stripefold.asr.config import check_entry
 from stripefold.asr.gated import Gated
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, TraceError
@@ -206,10 +207,7 @@ def _by_mapping(layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, A
     """Later globs win, as in most configuration files."""
     chosen: dict[str, Candidate] = {}
     for glob, options in where.items():
-        if not isinstance(glob, str) or not isinstance(options, Mapping):
-            raise AttachError(
-                f"where[{glob!r}] = {options!r}: expected a mapping of options such as {{'attention': 'se'}}"
-            )
+        check_entry(glob, options)
         for name in _matches(layers, glob):
             why = f"matches {glob!r}"
             chosen[name] = Candidate(name=name, module=layers[name], why=why, glob=glob, options=options)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stripefold.algebra.positions import map_scale
+from stripefold.asr.config import check_entry
 from stripefold.asr.position_site import PositionSite, weighted_pooling
 from stripefold.asr.select import Candidate, Refused, Selection, Where, globs_of, trace_for
 from stripefold.errors import AttachError, FoldError
@@ -96,6 +97,8 @@ def _chosen(
         return {name: (f"{place.why}; {why}", "") for name, place in places.items() if where(name, modules[name])}
     found: dict[str, tuple[str, str]] = {}
     for glob in where if isinstance(where, Mapping) else globs_of(where):
+        if isinstance(where, Mapping):
+            check_entry(glob, where[glob])
         names = matching(places, glob)
         if not names:
             raise AttachError(_no_match(glob, places, modules))

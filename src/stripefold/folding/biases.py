@@ -141,6 +141,8 @@ def _norm_behind(
     if altered(norm) is not None or len(owners.get(id(mean), ())) > 1:
         return None, f"{kind} is altered, or shares its running mean"
     taken, produced = graph.calls(follower.name)[0].inputs[0], graph.calls(name)[0].outputs[0]
-    if taken[1] != produced[1]:
+    rule = rule_for(modules[name])
+    assert rule is not None  # the trace knows no other layers
+    if taken[1] != produced[1] or rule.axis % len(produced) != 1:
         return None, f"the channels reach {kind} on another axis"
     return follower.name, ""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stripefold.asr.site import Site
+from stripefold.asr.gated import Gated
 from stripefold.errors import ConfigError
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.seeding import derive_seed
@@ -52,7 +52,7 @@ def backbone_layers(model: nn.Module) -> dict[str, Layer]:
 
 
 def _walk(name: str, module: nn.Module, called: nn.Module) -> Iterator[tuple[str, Layer]]:
-    if isinstance(module, Site):
+    if isinstance(module, Gated):
         yield from _walk(name, module.base, module)
         return
     yield name, Layer(module, called)
