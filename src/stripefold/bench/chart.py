@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def draw_deploy(reports: Sequence[Report], path: str | Path) -> None:
         _panel(axes, report)
     panels[0].invert_yaxis()  # the axis is shared
     environment = reports[0].environment
-    figure.suptitle(f"{reports[0].title}: {environment['device']}, {environment['threads']} CPU threads", fontsize=10)
+    title = re.sub(r", batch \d+", "", reports[0].title)  # each panel says its own
+    figure.suptitle(f"{title}: {environment['device']}, {environment['threads']} CPU threads", fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)
 
