@@ -229,7 +229,7 @@ def _check_selection(selection: Selection, where: Where) -> None:
     raise AttachError(
         f"{asked} selects no layer of this model. "
         + ("It has no residual branch: use where='norm', or look" if where == "residual" else "Look")
-        + " at sites(model, where='affine') for what there is"
+        + " at sites(model, where='affine') for what there is, and at where='positions' for gates over positions"
     )
 
 

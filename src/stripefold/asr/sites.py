@@ -57,7 +57,8 @@ class SiteTable(Sequence[SiteRow]):
     def __str__(self) -> str:
         rows = [("site", "layer", "channels", "gates", "why")]
         rows += [(row.name or "(root)", row.layer, str(row.channels), row.gates or "-", row.why) for row in self.chosen]
-        lines = [f"{len(self.chosen)} sites", *_aligned(rows)]
+        count = len(self.chosen)
+        lines = [f"{count} site{'' if count == 1 else 's'}", *_aligned(rows)]
         if self.refused:
             refused = [(row.name or "(root)", row.layer, row.why) for row in self.refused]
             lines += ["", f"{len(refused)} layers refused", *_aligned([("refused", "layer", "why"), *refused])]
