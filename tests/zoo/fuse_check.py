@@ -6,6 +6,7 @@ import copy
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,18 +34,27 @@ def check_fuse(name: str) -> dict[str, Any]:
     Raises:
         RuntimeError: it runs in none of its sizes.
     """
-    start, failures = time.perf_counter(), []
-    for subject in _subjects(name):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                model, example = prepared(subject)
-            except Exception as failure:  # too small an image: the next size
-                failures.append(f"{type(failure).__name__}: {failure}")
-                continue
-            figures = _figures(model, example)
-            seconds = round(time.perf_counter() - start, 1)
-            return {"name": name, "input": list(example.shape), **figures, **_shortened(name), "seconds": seconds}
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, example = first_prepared(_subjects(name))
+        figures = _figures(model, example)
+    seconds = round(time.perf_counter() - start, 1)
+    return {"name": name, "input": list(example.shape), **figures, **_shortened(name), "seconds": seconds}
+
+
+def first_prepared(sizes: Iterable[Subject]) -> tuple[nn.Module, Tensor]:
+    """The model and the example of the first of an architecture's sizes in which it runs.
+
+    Raises:
+        RuntimeError: it runs in none of them.
+    """
+    failures = []
+    for subject in sizes:
+        try:
+            return prepared(subject)
+        except Exception as failure:  # too small an image: the next size
+            failures.append(f"{type(failure).__name__}: {failure}")
     raise RuntimeError("; ".join(failures))
 
 
