@@ -234,3 +234,18 @@ def test_fold_says_that_nothing_was_compared() -> None:
         sf.fold(Finder(1.0), example=torch.zeros(4), check=True)
     with pytest.warns(UserWarning, match="folding without a check"):
         sf.fold_(Finder(1.0), example=torch.zeros(4))
+
+
+def test_outputs_that_no_sample_changes_say_little() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    nn.init.zeros_(model[3].weight)  # as many heads start
+    report = sf.verify(model, changed(model, "1.weight", 2.0), torch.randn(4, 3, 2, 2, dtype=torch.float64))
+    assert report.passed
+    assert report.blind
+    assert report.worst_layer is not None
+    assert report.worst_layer[1] > 0.1
+    assert str(report).endswith("the outputs are the same for every sample, so that only the layers say something")
+    nn.init.normal_(model[3].weight)  # the control
+    seeing = sf.verify(model, copy.deepcopy(model), torch.randn(4, 3, 2, 2, dtype=torch.float64))
+    assert not seeing.blind
+    assert "every sample" not in str(seeing)

@@ -42,6 +42,8 @@ class EquivalenceReport:
         layers: the common modules that were compared: (path, error), in call order; of a run whose layers return more
             than 2 GiB, the first ones.
         agreement: fraction of equal arg-max predictions, or None where the output does not look like scores.
+        blind: whether every sample of the inputs gives the reference the same outputs, as with a head that starts at
+            zero: equal outputs then say little, and the layers have to be looked at.
     """
 
     passed: bool
@@ -53,6 +55,7 @@ class EquivalenceReport:
     worst_layer: tuple[str, float] | None
     layers: tuple[tuple[str, float], ...]
     agreement: float | None
+    blind: bool = False
 
     def __str__(self) -> str:
         verdict = "equivalent" if self.passed else "NOT equivalent"
@@ -65,6 +68,8 @@ class EquivalenceReport:
             text += f"; worst layer {self.worst_layer[0]} {self.worst_layer[1]:.2e}"
         if self.agreement is not None:
             text += f"; predictions agree {100 * self.agreement:.2f} %"
+        if self.blind:
+            text += "; but the outputs are the same for every sample, so that only the layers say something"
         return text
 
 
@@ -111,6 +116,7 @@ def verify(
         worst_layer=max(layers.items(), key=lambda item: item[1]) if layers else None,
         layers=tuple(layers.items()),
         agreement=_agreement(expected, found),
+        blind=_same_for_every_sample(truth),
     )
     if raise_on_mismatch and not report.passed:
         raise VerifyError(f"{report}. Worst at {where}. First layer that differs: {_first_difference(report)}")
@@ -164,6 +170,11 @@ def _check_finite(outputs: Mapping[str, Tensor], noise: float, dtype: torch.dtyp
             f"the reference model overflows in {str(dtype).removeprefix('torch.')} on this example, and not in "
             "float64: nothing can be compared. Verify in a wider dtype, or on another example"
         )
+
+
+def _same_for_every_sample(outputs: Mapping[str, Tensor]) -> bool:
+    batched = [tensor for tensor in outputs.values() if tensor.is_floating_point() and tensor.dim() and len(tensor) > 1]
+    return bool(batched) and all(bool((tensor == tensor[:1]).all()) for tensor in batched)
 
 
 def _agreement(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:
