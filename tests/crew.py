@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typing import Any
 
 from stripefold.errors import StripefoldError
 
+ROOT = Path(__file__).parents[1]
+WITH_TESTS = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
 LIMIT = 90.0
 """Seconds after which a crew has to have ended by itself."""
 
@@ -41,6 +44,23 @@ def slurm(rank: int, world: int, port: int) -> dict[str, str]:
         "SLURM_NTASKS_PER_NODE": str(world), "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train",
         "SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
+
+
+def run_workers(module: str, *arguments: str, world: int = 2) -> None:
+    """Run a module as processes that find each other as those of torchrun do; all have to end well."""
+    port = free_port()
+    shared = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": WITH_TESTS}
+    command = [sys.executable, "-m", module, *arguments]
+    workers = [
+        subprocess.Popen(command, env=shared | torchrun(rank, world, port), stderr=subprocess.PIPE, text=True)
+        for rank in range(world)
+    ]
+    try:
+        errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert not any(worker.returncode for worker in workers), "\n".join(errors)
 
 
 def crew(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
+from stripefold.cli import command
 
-from stripefold.cli import main
-
-sys.exit(main())
+command()

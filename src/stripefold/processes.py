@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
-import itertools
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,7 +21,6 @@ from stripefold.errors import ConfigError
 GLOO, GLOO_AND_NCCL = "gloo", "cpu:gloo,cuda:nccl"
 TIMEOUT = 600.0
 """Seconds after which a process that waits for the others gives up."""
-_groups = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Place:
 
 
 ALONE = Place()
+_met: list[Place] = []
+"""This process's place in each group that it has met the others in, one after the other."""
 
 
 def torchrun_place() -> Place | None:
@@ -111,7 +114,8 @@ def _meet(place: Place, backend: str, timeout: float) -> None:
     limit = timedelta(seconds=timeout)
     try:
         # Under a name of its own: a second run in the same processes must not read what the first one left there.
-        store = PrefixStore(f"stripefold/{next(_groups)}", _store(place, limit))
+        store = PrefixStore(f"stripefold/{len(_met)}", _store(place, limit))
+        _met.append(place)
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=limit)
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -137,6 +141,25 @@ def waiting_group(group: Any) -> Any:
         group: All of them; None for one alone.
     """
     return None if group is None else dist.new_group(backend=GLOO, timeout=timedelta(days=7))
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, after its exit handlers.
+
+    One that has met others ends without taking Python down first. DTensor's caches keep the group of an FSDP run, so
+    gloo's threads still run then; one that asks for the interpreter while that goes down aborts the process (Python
+    before 3.14), and a job that has done all its work is reported as failed.
+
+    Args:
+        status: 0, or what has gone wrong.
+    """
+    if not _met:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def _first_line(error: BaseException) -> str:

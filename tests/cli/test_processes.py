@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.processes_worker import OBSERVE, TRAIN, told
-from tests.crew import free_port
+from tests.crew import ROOT, WITH_TESTS, free_port
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -24,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
         "--master-port", str(free_port()), "-m", "tests.cli.processes_worker", str(folder),
     ]  # fmt: skip
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": WITH_TESTS, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env={**os.environ, **environment, "GLOO_SOCKET_IFNAME": "lo"}, cwd=ROOT, capture_output=True,
         text=True, timeout=300, check=False,
@@ -69,6 +68,31 @@ def test_observed_as_by_one_process(folder: Path, monkeypatch: pytest.MonkeyPatc
     fewer = json.loads(told(OBSERVE.replace("33", "20"))[1])
     pairs = zip(fewer["layers"], alone["layers"], strict=True)
     assert any(layer["mean"] != pytest.approx(other["mean"], rel=1e-5) for layer, other in pairs)
+
+
+LEAVING = """
+import atexit, sys
+from stripefold.processes import ALONE, joined, leave, _met
+
+class Kept:
+    def __del__(self):
+        print("Python went down")
+
+Kept.itself = Kept()
+atexit.register(print, "handled")
+if sys.argv[1] == "met":
+    _met.append(ALONE)
+sys.stdout.write("worked ")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(("met", "last"), [("met", ""), ("alone", "Python went down\n")])
+def test_one_that_has_met_others_ends_under_no_thread(met: str, last: str) -> None:
+    command = [sys.executable, "-c", LEAVING, met]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, f"worked handled\n{last}"), done.stderr
 
 
 def test_several_processes_are_to_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

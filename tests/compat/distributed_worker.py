@@ -1,4 +1,4 @@
-"""One of the two processes of ``test_distributed.py``: ``python -m ...distributed_worker KIND[,KIND] FOLDER RANK``."""
+"""One of the two processes of ``test_distributed.py``: ``python -m ...distributed_worker KIND[,KIND] FOLDER``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import sys
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import stripefold as sf
+from stripefold.processes import joined, leave, torchrun_place
 from tests.lifecycle import attached, images
 
 WORLD = 2
@@ -92,20 +92,20 @@ def resumed(rank: int, folder: str) -> dict[str, object]:
     return {"state": whole_state(second), "parts": len([name for name in os.listdir(place) if "distcp" in name])}
 
 
-def main(asked: str, folder: str, rank: int) -> None:
+def main(asked: str, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     kinds = {
         "ddp": distributed_data_parallel,
         "fsdp": fully_sharded,
         "fsdp chain": lambda rank: fully_sharded(rank, "dia"),
         "fsdp resumed": lambda rank: resumed(rank, folder),
     }
-    for kind in asked.split(","):
-        torch.save(kinds[kind](rank), os.path.join(folder, f"{kind} {rank}.pt"))
-    dist.barrier()
-    dist.destroy_process_group()
+    place = torchrun_place()
+    with joined(place):
+        for kind in asked.split(","):
+            torch.save(kinds[kind](place.rank), os.path.join(folder, f"{kind} {place.rank}.pt"))
+    leave(0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,9 @@ from torch import nn
 
 import stripefold as sf
 from tests.compat.distributed_worker import WORLD
+from tests.crew import run_workers
 from tests.lifecycle import assert_folds, attached, error, images
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -23,21 +20,7 @@ FSDP = ("fsdp", "fsdp chain", "fsdp resumed")
 
 
 def run(kinds: tuple[str, ...], folder: Path) -> dict[str, list[dict]]:
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.compat.distributed_worker", ",".join(kinds), str(folder)]
-    workers = [
-        subprocess.Popen([*command, str(rank)], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD)
-    ]
-    try:
-        for worker in workers:
-            _, errors = worker.communicate(timeout=120)
-            assert worker.returncode == 0, errors
-    finally:
-        for worker in workers:
-            worker.kill()
+    run_workers("tests.compat.distributed_worker", ",".join(kinds), str(folder), world=WORLD)
     return {
         kind: [torch.load(folder / f"{kind} {rank}.pt", weights_only=True) for rank in range(WORLD)] for kind in kinds
     }

@@ -1,4 +1,4 @@
-"""One of the two processes of ``test_processes.py``: ``python -m tests.stripe.processes_worker FOLDER RANK``."""
+"""One of the two processes of ``test_processes.py``: ``python -m tests.stripe.processes_worker FOLDER``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 import stripefold as sf
+from stripefold.processes import joined, leave, torchrun_place
 from tests.stripe.gated import Stacked, images, seeded
 
 WORLD = 2
@@ -40,14 +41,14 @@ def observed(kind: str, folder: Path, rank: int) -> str:
     return "done"
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    said = {kind: observed(kind, folder, rank) for kind in KINDS}
-    (folder / f"{rank}.json").write_text(json.dumps(said), encoding="utf-8")
-    dist.barrier()
-    dist.destroy_process_group()
+    place = torchrun_place()
+    with joined(place):
+        said = {kind: observed(kind, folder, place.rank) for kind in KINDS}
+    (folder / f"{place.rank}.json").write_text(json.dumps(said), encoding="utf-8")
+    leave(0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 
 import stripefold as sf
 from stripefold.stripe.report import StripeReport
+from tests.crew import run_workers
 from tests.stripe.gated import Stacked, images, seeded
 from tests.stripe.processes_worker import WORLD
 
@@ -24,21 +22,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where both processes have left what they saw, for every kind of shares."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.stripe.processes_worker", str(folder)]
-    workers = [
-        subprocess.Popen([*command, str(rank)], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD)
-    ]
-    try:
-        for worker in workers:
-            _, errors = worker.communicate(timeout=120)
-            assert worker.returncode == 0, errors
-    finally:
-        for worker in workers:
-            worker.kill()
+    run_workers("tests.stripe.processes_worker", str(folder), world=WORLD)
     return folder
 
 

@@ -7,6 +7,6 @@ be: each command imports what it needs when it runs. Every error is one line on 
 
 from __future__ import annotations
 
-from stripefold.cli.entry import main
+from stripefold.cli.entry import command, main
 
-__all__ = ["main"]
+__all__ = ["command", "main"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from stripefold.errors import StripefoldError, TrainingError, VerifyError
 
@@ -57,6 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if line:
             print(f"stripefold: {line}", file=sys.stderr)
         return status
+
+
+def command() -> NoReturn:
+    """Run the command as a process of its own, and end that process with its exit status."""
+    status = main()
+    processes = sys.modules.get("stripefold.processes")  # not imported for its sake: that takes torch
+    if processes is not None:
+        processes.leave(status)
+    sys.exit(status)
 
 
 def explain(error: BaseException) -> tuple[int, str]:
