@@ -90,12 +90,14 @@ class FromAList(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.input_size = (3, 6, 6)
-        self.parts = nn.ModuleList(nn.Conv2d(3, 3, 3) for _ in range(4))
+        self.parts = nn.ModuleList(nn.Conv2d(3, 3, 3) for _ in range(6))
         self.listed, self.named, self.pair = [self.parts[0]], {"second": self.parts[1]}, (self.parts[2],)
+        self.rows = [[self.parts[4]], {"deep": (self.parts[5],)}]
+        self.rows.append(self.rows)  # type: ignore[arg-type]  # a list may hold itself
         self.__dict__["direct"] = self.parts[3]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for part in (*self.listed, self.named["second"], *self.pair):
+        for part in (*self.listed, self.named["second"], *self.pair, *self.rows[0], *self.rows[1]["deep"]):
             x = part(torch.nn.functional.pad(x, (1, 1, 1, 1)))
         return self.direct(x).mean((2, 3))
 

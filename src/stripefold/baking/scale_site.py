@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,19 @@ from stripefold.folding.sides import ScaleWriter
 from stripefold.surgery.foldable import FoldNote
 from stripefold.surgery.modules import move_call_hooks
 from stripefold.surgery.scale_paths import Target
+
+
+@dataclass(frozen=True)
+class _Taker:
+    """A layer and its path. No container: what replaces modules does not look in here, so the layer stays the layer.
+
+    Attributes:
+        path: dotted path.
+        layer: the layer itself.
+    """
+
+    path: str
+    layer: nn.Module
 
 
 class ScaleSite(Site):
@@ -33,8 +47,7 @@ class ScaleSite(Site):
         assert rule is not None  # folding.rules_own has one
         super().__init__(scale, rule)
         self._target = target
-        # Pairs in a tuple: neither submodules nor anything that replacing modules looks into.
-        self._layers = tuple((part.layer, layers[part.layer]) for part in target.parts)
+        self._layers = tuple(_Taker(part.layer, layers[part.layer]) for part in target.parts)
 
     def check_fold(self, name: str, owners: Mapping[int, list[str]]) -> list[FoldNote]:
         """See ``Foldable``; the layers that take the scale must be in the model, their weights tied to nothing."""
@@ -42,11 +55,11 @@ class ScaleSite(Site):
         v = self._factor()
         if v is None:
             return []
-        for path, layer in self._layers:
-            self._check_layer(name, path, layer, owners)
+        for taker in self._layers:
+            self._check_layer(name, taker, owners)
         if self._target.nonnegative and bool((v < 0).any()):
             raise FoldError(
-                f"cannot fold the gate on {name!r}: a ReLU or a max pooling lies before {self._layers[0][0]!r}, and "
+                f"cannot fold the gate on {name!r}: a ReLU or a max pooling lies before {self._layers[0].path!r}, and "
                 f"{int((v < 0).sum())} of its scales are negative"
             )
         try:
@@ -54,7 +67,8 @@ class ScaleSite(Site):
         except FoldError as error:
             raise FoldError(f"cannot fold the gate on {name!r}: {error}") from error
         kinds = " x ".join(gate.attention.name for gate in self.static_gates)
-        return [FoldNote(name=name, kind=kinds, folded=True, why=f"into {', '.join(path for path, _ in self._layers)}")]
+        into = ", ".join(taker.path for taker in self._layers)
+        return [FoldNote(name=name, kind=kinds, folded=True, why=f"into {into}")]
 
     def folded_(self) -> nn.Module:
         """Write the scale into the layers; nothing is left in this place."""
@@ -76,19 +90,19 @@ class ScaleSite(Site):
         return None if v is None else v * self.base.get_parameter("weight").double()
 
     def _writer(self, v: Tensor) -> ScaleWriter:
-        writer = ScaleWriter(dict(self._layers))
+        writer = ScaleWriter({taker.path: taker.layer for taker in self._layers})
         for part in self._target.parts:
             writer.add(part, v)
         return writer
 
-    def _check_layer(self, name: str, path: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> None:
-        for key, tensor in layer._parameters.items():
+    def _check_layer(self, name: str, taker: _Taker, owners: Mapping[int, list[str]]) -> None:
+        for key, tensor in taker.layer._parameters.items():
             if tensor is None:
                 continue
             places = owners.get(id(tensor), [])
             if len(places) != 1:
                 found = f"tied to {places}" if places else "no longer part of the model"
                 raise FoldError(
-                    f"cannot fold the gate on {name!r}: {key!r} of {path!r}, which is to take its scale, is {found}. "
-                    "Fold before changing that layer"
+                    f"cannot fold the gate on {name!r}: {key!r} of {taker.path!r}, which is to take its scale, is "
+                    f"{found}. Fold before changing that layer"
                 )

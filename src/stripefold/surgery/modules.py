@@ -38,8 +38,8 @@ def module_paths(model: nn.Module) -> dict[int, list[str]]:
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Put new modules where old ones are, at every position: a shared module has several.
 
-    Plain attributes, lists, tuples and dictionaries of a module count too: a ``forward`` that calls its layers from a
-    list would call the old ones for ever.
+    Plain attributes, lists, tuples and dictionaries of a module count too, however deep: a ``forward`` that calls its
+    layers from a list would call the old ones for ever.
 
     Returns:
         The root: ``model`` itself, or its replacement.
@@ -53,18 +53,27 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
     return new.get(id(model), model)
 
 
-def _replaced(value: Any, new: Mapping[int, nn.Module]) -> Any:
-    """An attribute with the modules in it replaced; lists and dictionaries (``_modules`` is one) in place."""
+def _replaced(value: Any, new: Mapping[int, nn.Module], above: tuple[Any, ...] = ()) -> Any:
+    """An attribute with the modules in it replaced; lists and dictionaries (``_modules`` is one) in place.
+
+    Args:
+        value: the attribute, or an item of one.
+        new: ``id`` of a module -> what takes its place.
+        above: what holds it: a list that holds itself is not entered again.
+    """
     if isinstance(value, nn.Module):
         return new.get(id(value), value)
-    if isinstance(value, dict):
-        value.update({key: new[id(item)] for key, item in value.items() if id(item) in new})
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            if id(item) in new:
-                value[index] = new[id(item)]
-    elif type(value) is tuple and any(id(item) in new for item in value):
-        return tuple(new.get(id(item), item) for item in value)
+    if not isinstance(value, (dict, list, tuple)) or any(value is each for each in above):
+        return value
+    above = (*above, value)
+    if isinstance(value, tuple):
+        items = [_replaced(item, new, above) for item in value]
+        changed = type(value) is tuple and any(a is not b for a, b in zip(items, value, strict=True))
+        return tuple(items) if changed else value
+    for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        other = _replaced(item, new, above)
+        if other is not item:
+            value[key] = other
     return value
 
 
