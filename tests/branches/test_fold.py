@@ -112,6 +112,10 @@ class Following(nn.Module):
             return self.bn(y) + self.other(y)
         if self.behind == "again":
             return self.bn(self.conv(x)) + self.bn(y)
+        if self.behind == "read":
+            return self.bn(y) + self.bn.running_mean.sum()
+        if self.behind == "choice":
+            return self.bn(y) if x.sum() > 0 else self.other(y)
         return self.bn(y) if self.behind == "norm" else y
 
 
@@ -128,6 +132,7 @@ def following(behind: str) -> Any:
         ("twice", r"\(its output is used 2 times\)"),
         ("again", r"\(called 2 times\)"),
         ("nothing", r"\(its output is returned by the model\)"),
+        ("read", r"a tensor of bn \(BatchNorm2d\) behind it is read outside its call"),
     ],
 )
 def test_a_bias_without_a_batchnorm_is_announced(behind: str, why: str) -> None:
@@ -153,6 +158,13 @@ def test_a_bias_goes_into_the_running_mean() -> None:
     assert error(plain.train()(x), sf.fold(model, example=x).train()(x)) < EXACT
 
 
+def test_a_bias_in_the_norm_of_one_of_two_paths_is_announced() -> None:
+    model, x = following("choice"), images().abs()
+    with pytest.warns(UserWarning, match="Following may run other layers on other inputs: .* 'other' did not run"):
+        plain = sf.fold(model, example=x)
+    assert error(plain.eval()(x), model.eval()(x)) < EXACT
+
+
 def test_without_an_example_the_bias_is_announced() -> None:
     model = following("norm")
     with pytest.warns(UserWarning, match=r"have a bias .*conv\.bias"):
@@ -173,7 +185,7 @@ def test_an_inferred_example_that_fails_is_no_example() -> None:
 
 def test_a_batchnorm_that_cannot_take_a_bias() -> None:
     x = images()
-    for change in ("tied", "patched", "untracked"):
+    for change in ("tied", "patched", "untracked", "hooked"):
         model = following("norm")
         if change == "tied":
             model.other.running_mean = model.bn.running_mean
@@ -181,8 +193,11 @@ def test_a_batchnorm_that_cannot_take_a_bias() -> None:
             model.bn.forward = type(model.bn).forward.__get__(model.bn)
         if change == "untracked":
             model.bn.running_mean = model.bn.running_var = None
+        if change == "hooked":
+            model.bn.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
         with pytest.warns(UserWarning, match="have a bias"):
-            sf.fold(model, example=x, check=False)
+            plain = sf.fold(model, example=x, check=False)
+        assert error(plain.eval()(x), model.eval()(x)) < EXACT
 
 
 def test_fusing_merges_what_folding_left() -> None:

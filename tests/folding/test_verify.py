@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import VerifyError
-from stripefold.folding.outputs import relative_error, tensors_of
+from stripefold.folding.outputs import relative_error
+from stripefold.surgery.values import tensors_of
 from tests.lifecycle import SITES, attached, images, snapshot, tiny
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
-from stripefold.folding.outputs import tensors_of
 from stripefold.surgery.example import Example, example_to
 from stripefold.surgery.float64 import KeepFloat64
+from stripefold.surgery.values import tensors_of
 from tests.zoo.measure import Unequal, error, float32_tolerance, image_dependence, judge
 from tests.zoo.prepare import (
     Randomness,

@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from stripefold.folding.outputs import tensors_of
 from stripefold.surgery.example import Example, run_example
+from stripefold.surgery.values import tensors_of
 
 BATCH = 2
 

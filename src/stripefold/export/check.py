@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
 from stripefold.export.report import Check
-from stripefold.folding.outputs import predictions, relative_error, tensors_of
+from stripefold.folding.outputs import predictions, relative_error
 from stripefold.folding.run import call, place
 from stripefold.folding.verify import FLOAT64_TOLERANCE, FLOORS, NOISE_FACTOR
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.undisturbed import undisturbed
+from stripefold.surgery.values import tensors_of
 
 
 def check_file(

@@ -7,6 +7,7 @@ question of what follows what; where no BatchNorm follows, the bias is a new key
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,19 @@ def plan_biases(
             norm, why = _norm_behind(graph, name if name in graph.called else outer, modules, owners)
             path = f"{norm}.base" if norm in staying else norm
             homes[name] = BiasHome(layer=outer, norm=path, why=why)
+    if graph is not None and any(home.norm is not None for home in homes.values()):
+        warn_of_other_paths(model, graph.other_paths())
     return homes
+
+
+def warn_of_other_paths(model: nn.Module, why: str | None) -> None:
+    """Say that what was merged is exact on the path of the example, where the model has others (``why``)."""
+    if why is not None:
+        warnings.warn(
+            f"{type(model).__name__} may run other layers on other inputs: {why}. What is merged is exact for what "
+            "ran: see verify(model, folded, inputs) on inputs that take the other path",
+            stacklevel=5,
+        )
 
 
 def place_biases_(plain: nn.Module, homes: Mapping[str, BiasHome]) -> tuple[str, ...]:
@@ -140,6 +153,8 @@ def _norm_behind(
         return None, f"{kind} keeps no running mean"
     if altered(norm) is not None or len(owners.get(id(mean), ())) > 1:
         return None, f"{kind} is altered, or shares its running mean"
+    if follower.name in graph.graph.read:
+        return None, f"a tensor of {kind} is read outside its call"
     taken, produced = graph.calls(follower.name)[0].inputs[0], graph.calls(name)[0].outputs[0]
     rule = rule_for(modules[name])
     assert rule is not None  # the trace knows no other layers

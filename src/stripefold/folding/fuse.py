@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from stripefold.errors import TraceError
+from stripefold.folding.biases import warn_of_other_paths
 from stripefold.folding.deployed import Shapes, input_shapes
 from stripefold.folding.fold_constants import fold_constants_
 from stripefold.folding.fuse_behind import merge_behind_
@@ -66,12 +67,14 @@ def _block_inputs(model: nn.Module, example: Example) -> Shapes:
 def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[FoldNote]:
     """Merge BatchNorms into the layer behind which, or else in front of which, they run, until nothing changes."""
     notes: dict[str, FoldNote] = {}
+    other_paths: str | None = None
     while True:
         modules = outside_sites(model)
         norms = [name for name, module in modules.items() if is_constant_affine(module)]
         if not norms:
             break
         setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger)
+        other_paths = other_paths or setting.trace.other_paths()
         behind, rows = merge_behind_(setting, norms)
         left = [name for name, row in rows.items() if not row.folded]
         front, rows_in_front = merge_in_front_(setting, left)
@@ -83,6 +86,8 @@ def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[Fo
         replace_modules(model, behind | front)
         if not front or len(front) == len(left):  # a norm that is gone may have stood between others
             break
+    if any(note.folded for note in notes.values()):
+        warn_of_other_paths(model, other_paths)
     return list(notes.values())
 
 

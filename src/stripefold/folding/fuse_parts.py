@@ -121,6 +121,8 @@ def no_constants(setting: Setting, norm_name: str) -> str | None:
     reason = altered(norm)
     if reason is not None:
         return f"{norm_name}: {reason}"
+    if norm_name in setting.trace.graph.read:
+        return f"a tensor of {norm_name} is read outside its call"
     rule = rule_for(norm)
     if is_batchnorm(norm) and not hasattr(norm, "eps") and rule is not None:
         try:
@@ -143,6 +145,8 @@ def unfit(setting: Setting, layer_name: str) -> str | None:
             return f"{layer_name}.{key} is tied to another module"
     if any(call.implicit for call in setting.trace.calls(layer_name)):
         return f"the weights of {layer_name} are used without calling it"
+    if layer_name in setting.trace.graph.read:
+        return f"a tensor of {layer_name} is read outside its call"
     return None
 
 

@@ -94,6 +94,6 @@ def _tied(traced: Traced, name: str, layer: nn.Module, rule: Rule | None) -> str
     """Why a layer's bias is not its own, or None."""
     if rule is None:
         return f"no rule for {type(layer).__name__}"
-    if any(name in node.owners for node in traced.graph.nodes):
+    if name in traced.graph.read:
         return "a tensor of it is read outside its call"
     return tied_to(layer, rule, name, traced.owners, "output")

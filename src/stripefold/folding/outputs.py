@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stripefold.errors import VerifyError
-
-
-def tensors_of(output: Any, path: str = "output", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a nested output (tuples, lists, mappings, data classes), with its path.
-
-    Args:
-        output: what a model returned.
-        path: where it stands.
-        above: what holds it: an object that refers back to one of these is not entered again.
-    """
-    if any(output is each for each in above):
-        return
-    above = (*above, output)
-    if isinstance(output, Tensor):
-        yield path, output
-    elif isinstance(output, Mapping):
-        for key, value in output.items():
-            yield from tensors_of(value, f"{path}[{key!r}]", above)
-    elif isinstance(output, (list, tuple)):
-        for index, value in enumerate(output):
-            yield from tensors_of(value, f"{path}[{index}]", above)
-    elif hasattr(output, "__dataclass_fields__") or hasattr(output, "__dict__"):
-        for key, value in vars(output).items():
-            yield from tensors_of(value, f"{path}.{key}", above)
+from stripefold.surgery.values import tensors_of
 
 
 def compared(output: Any) -> dict[str, Tensor]:

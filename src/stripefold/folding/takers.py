@@ -81,6 +81,9 @@ def _not_taking(graph: Graph, index: int, axis: int, node: Node) -> str | None:
         return f"{node.name} is called several times"
     if len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
         return f"{node.name} takes other inputs too"
+    unlike = graph.unlike_its_type(node.name, taking=True)
+    if unlike is not None:
+        return f"{node.name}: {unlike}"
     last = len(graph.nodes[index].shape) - 1
     convolves = "convolution" in node.inner
     if axis != (1 if convolves else last):

@@ -57,6 +57,9 @@ def follower(graph: Graph, name: str) -> Follower:
     times = sum(call.name == name for call in graph.calls)
     if times != 1 or len(results) != 1:
         return Follower(None, f"called {times} times" if times != 1 else "returns several values, or its input")
+    unlike = graph.unlike_its_type(name, taking=False)
+    if unlike is not None:
+        return Follower(None, unlike)
     index = results[0]
     axis: int | None = channel_axis(graph.nodes[index])
     while True:
@@ -80,6 +83,9 @@ def _only_call(graph: Graph, node: Node) -> Follower:
         return Follower(None, f"{node.name!r} right behind is called {times} times")
     if len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
         return Follower(None, f"{node.name!r} right behind takes other inputs too")
+    unlike = graph.unlike_its_type(node.name, taking=True)
+    if unlike is not None:
+        return Follower(None, f"{node.name!r} right behind: {unlike}")
     return Follower(node.name, "nothing in between")
 
 

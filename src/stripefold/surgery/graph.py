@@ -60,12 +60,14 @@ class Call:
         inputs: Shapes of the activations it was given.
         outputs: Shapes of what it returned.
         implicit: Its parameters were used by another module, and the layer itself was not called.
+        exchanged: A hook of the layer's own gave it something else than what it was called with.
     """
 
     name: str
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     implicit: bool = False
+    exchanged: bool = False
 
 
 @dataclass
@@ -83,6 +85,9 @@ class Graph:
         activations: The bit set of nodes whose role is "activation".
         visits: Every call of a module, layer or not, in the order in which they returned.
         tensors: Dotted path of a parameter or buffer -> its node, where the run used it outside layers.
+        decisions: Dotted paths of the modules that took a value which depends on the input into Python: to branch on
+            it, perhaps, so that another input may run other layers.
+        read: Layers of which a parameter or buffer was used outside the layer.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -94,6 +99,8 @@ class Graph:
     activations: int = 0
     visits: list[Visit] = field(default_factory=list)
     tensors: dict[str, int] = field(default_factory=dict)
+    decisions: list[str] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
     _bits: dict[object, int] = field(default_factory=dict)
 
     def add(self, node: Node, *, weighted: bool = False) -> int:
@@ -110,6 +117,7 @@ class Graph:
             layers |= 1 << self._bits.setdefault(label, len(self._bits))
         if node.role == "activation":
             self.activations |= 1 << index
+        self.read |= node.owners
         self.nodes.append(node)
         self.layers_behind.append(layers)
         self.values_behind.append(values)
@@ -123,6 +131,19 @@ class Graph:
     def results(self, name: str) -> list[int]:
         """Every value that a layer returned, over all its calls."""
         return [i for i, node in enumerate(self.nodes) if node.kind == "layer" and node.name == name]
+
+    def unlike_its_type(self, name: str, *, taking: bool) -> str | None:
+        """Why the calls of a layer do not do what its type does with its input, or None.
+
+        Args:
+            name: The layer.
+            taking: Whether it is to take up something from its input, so that hooks before it matter.
+        """
+        if any({"unsqueeze", "squeeze"} <= set(self.nodes[i].inner) for i in self.results(name)):
+            return "it is called without a batch axis, so that its channels lie on the first one"
+        if taking and any(call.exchanged for call in self.calls if call.name == name):
+            return "a forward pre-hook changes what it is given"
+        return None
 
     def operands(self, index: int) -> list[int]:
         """The inputs of a node that are feature maps: those that depend on the model's input, or passed a layer."""

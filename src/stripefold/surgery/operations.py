@@ -30,6 +30,8 @@ FACTORIES = _names(
     "empty_like zeros_like ones_like full_like rand_like randn_like randint_like "
     "new_empty new_zeros new_ones new_full new_empty_strided"
 )
+# Hand a value to Python: what ``if``, ``float()`` and ``.item()`` do.
+INTO_PYTHON = _names("_local_scalar_dense equal")
 # The old content of the first operand does not matter.
 OVERWRITES = _names("copy fill zero normal uniform bernoulli exponential random")
 # Rearrange elements and compute nothing.

@@ -12,9 +12,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripefold.surgery.graph import Call, Graph, Node, Role
-from stripefold.surgery.operations import FACTORIES, LOOKUPS, OVERWRITES, RECURRENT, WEIGHTED
+from stripefold.surgery.operations import FACTORIES, INTO_PYTHON, LOOKUPS, OVERWRITES, RECURRENT, WEIGHTED
 from stripefold.surgery.shapes import run
-from stripefold.surgery.values import Values, key_of, spread_of, storage_of, tensors_in
+from stripefold.surgery.values import Key, Values, exchanged, key_of, spread_of, storage_of, tensors_in, tensors_of
 from stripefold.surgery.visits import Visits
 
 
@@ -24,6 +24,7 @@ class _Frame:
 
     layer: nn.Module
     depth: int
+    given: tuple[Key, ...] = ()
     used: list[int] = field(default_factory=list)
     inner: list[str] = field(default_factory=list)
     written: list[Tensor] = field(default_factory=list)
@@ -80,7 +81,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def take_outputs(self, outputs: Any) -> None:
         """Note what the model returned."""
-        self.graph.outputs = set(self._known(outputs))
+        self.graph.outputs = set(self._known([tensor for _, tensor in tensors_of(outputs)]))
         self.graph.visits = self.visits.done
 
     def _put(self, tensor: Tensor, node: Node, *, weighted: bool = False) -> int:
@@ -96,7 +97,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._frame is None:
             self.visits.enter(len(self.stack), len(self.graph.nodes), self._known(args))
         if self._frame is None and (id(module) in self._layers or isinstance(module, nn.RNNBase)):
-            self._frame = _Frame(module, len(self.stack))
+            self._frame = _Frame(module, len(self.stack), tuple(map(key_of, tensors_in(args))))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         # A module whose call failed and was caught inside the model never got here: drop it, too.
@@ -126,6 +127,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = Node(kind="operation", name=RECURRENT, inputs=inputs, role=role, where=name, inner=tuple(frame.inner))
         if id(frame.layer) in self._layers:
             call = self._add_call(name, inputs, [tuple(t.shape) for t in tensors_in(output)], implicit=False)
+            if exchanged(frame.given, arguments[0], frame.written):
+                self.graph.calls[call] = replace(self.graph.calls[call], exchanged=True)
             node = replace(node, kind="layer", name=name, call=call)
         for tensor in fresh:
             index = self._put(tensor, node, weighted=node.call < 0)
@@ -175,6 +178,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = written or [t for t in tensors_in(result) if all(key_of(t) != key_of(o) for o in operands)]
         inputs = () if name in FACTORIES else tuple(self._node_of(tensor) for tensor in operands)
         constants = [self.graph.nodes[i] for i in inputs if self.graph.nodes[i].role == "constant"]
+        if name in INTO_PYTHON and len(constants) < len(inputs):
+            self.graph.decisions.append(self.path)
         owners = frozenset().union(*(node.owners for node in constants))
         # A function of a weight: of a layer that is not being called, or of no layer at all.
         weighted = name in WEIGHTED and 0 < len(constants) < len(inputs)

@@ -146,8 +146,11 @@ class Search:
             raise DoesNotCommuteError(f"{node.name!r} is called {len(calls)} times")
         if calls[0].implicit:
             raise DoesNotCommuteError(f"the weight of {node.name!r} is used without calling the layer")
-        if any(node.name in other.owners for other in self.graph.nodes):
+        if node.name in self.graph.read:
             raise DoesNotCommuteError(f"a tensor of {node.name!r} is read outside its call")
+        unlike = self.graph.unlike_its_type(node.name, taking=side == "input")
+        if unlike is not None:
+            raise DoesNotCommuteError(f"{node.name!r}: {unlike}")
         takes = self.sides(node.name, side)
         if isinstance(takes, str):
             raise DoesNotCommuteError(f"{node.name!r}: {takes}")

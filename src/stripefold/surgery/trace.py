@@ -36,6 +36,14 @@ class Trace:
         self.called = frozenset(used)
         self.uncalled = tuple(name for name in self._layers if name not in used)
 
+    def other_paths(self) -> str | None:
+        """Why the model may run other layers on another input, in words; None where nothing says so."""
+        if not self.graph.decisions or not self.uncalled:
+            return None
+        where = self.graph.decisions[0]
+        listed = ", ".join(map(repr, self.uncalled[:3])) + (" ..." if len(self.uncalled) > 3 else "")
+        return f"{where or 'its own forward'} reads values of the input, and {listed} did not run on the example"
+
     def residual_tails(self) -> list[Tail]:
         """The last affine layer of every residual branch, in call order, each once."""
         return residual_tails(self.graph)[0]

@@ -6,7 +6,7 @@ the same view. Storages are kept alive for as long as the table, so that no addr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,30 @@ def tensors_in(structure: Any) -> Iterator[Tensor]:
         yield from tensors_in(dict(vars(structure)))
 
 
+def tensors_of(output: Any, path: str = "output", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a nested output (tuples, lists, mappings, objects with attributes), with its path.
+
+    Args:
+        output: what a model returned.
+        path: where it stands.
+        above: what holds it: an object that refers back to one of these is not entered again.
+    """
+    if any(output is each for each in above):
+        return
+    above = (*above, output)
+    if isinstance(output, Tensor):
+        yield path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from tensors_of(value, f"{path}[{key!r}]", above)
+    elif isinstance(output, (list, tuple)):
+        for index, value in enumerate(output):
+            yield from tensors_of(value, f"{path}[{index}]", above)
+    elif hasattr(output, "__dataclass_fields__") or hasattr(output, "__dict__"):
+        for key, value in vars(output).items():
+            yield from tensors_of(value, f"{path}.{key}", above)
+
+
 def storage_of(tensor: Tensor) -> int:
     """Address of a tensor's storage; of the tensor itself where it has none (sparse layouts)."""
     try:
@@ -42,6 +66,12 @@ def key_of(tensor: Tensor) -> Key:
     if tensor.layout is not torch.strided:
         return (id(tensor), 0, tuple(tensor.shape), (), tensor.dtype)
     return (storage_of(tensor), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+
+def exchanged(given: tuple[Key, ...], arguments: Any, written: Iterable[Tensor]) -> bool:
+    """Whether the tensors among some arguments are others than those given, or were written to."""
+    arrived = tuple(map(key_of, tensors_in(arguments)))
+    return arrived != given or bool({key[0] for key in arrived} & set(map(storage_of, written)))
 
 
 def spread_of(tensor: Tensor) -> int:
