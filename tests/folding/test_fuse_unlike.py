@@ -56,7 +56,7 @@ def only_looks(module: nn.Module, args: tuple[Tensor]) -> None:
     assert args[0].dim() == 4
 
 
-def fused(model: Net, x: Tensor) -> dict[str, str]:
+def fused(model: nn.Module, x: Tensor) -> dict[str, str]:
     """Fold without a check, compare, and say why each row was kept or merged."""
     with torch.no_grad():
         expected = model(x.clone())
@@ -147,3 +147,33 @@ def test_values_that_are_read_without_another_path_are_not_announced() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fused(net(forward), images())["norm"] == "merged into conv"
+
+
+class Frames(nn.Module):
+    """Convolves the frames of a video (N, T, C, H, W) as images; to the norm behind, the frames are the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm3d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_norm_over_another_axis_of_equal_size(samples: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(samples, 4, 3, 2, 2, dtype=torch.float64)
+    model = prepared(Frames().double(), x).eval()
+    assert "lie on another axis" in fused(model, x)["norm"]
+
+
+def test_a_bias_does_not_go_into_a_norm_over_another_axis() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64)
+    model = Frames()
+    model.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    branched = prepared(sf.branch(model.double(), "repvgg"), x).eval()
+    with pytest.warns(UserWarning, match=r"have a bias .*conv\.bias"):
+        plain = sf.fold(branched, example=x, check=False)
+    assert error(plain(x), branched(x)) <= 1e-10

@@ -158,6 +158,6 @@ def _norm_behind(
     taken, produced = graph.calls(follower.name)[0].inputs[0], graph.calls(name)[0].outputs[0]
     rule = rule_for(modules[name])
     assert rule is not None  # the trace knows no other layers
-    if taken[1] != produced[1] or rule.axis % len(produced) != 1:
+    if taken[1] != produced[1] or rule.axis % len(produced) != 1 or follower.axis != 1:
         return None, f"the channels reach {kind} on another axis"
     return follower.name, ""

@@ -72,11 +72,7 @@ def _merged(setting: Setting, layer_name: str, norm_name: str) -> dict[str, Tens
     trace = setting.trace
     produced, taken = trace.calls(layer_name)[0].outputs[0], trace.calls(norm_name)[0].inputs[0]
     axis = input_axis(norm, len(taken))
-    if (
-        produced[rule.axis] != taken[axis]
-        or (axis != len(taken) - 1 and rule.axis == -1)
-        or (axis > 1 and rule.axis == 1)
-    ):
+    if produced[rule.axis] != taken[axis] or trace.follower(layer_name).axis != axis:
         return f"the channels of {layer_name} lie on another axis than its own"
     read = setting.ledger.read
     scale, shift = scale_shift(norm, setting.ledger)

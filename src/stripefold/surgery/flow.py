@@ -11,10 +11,17 @@ from stripefold.surgery.operations import HOMOGENEOUS, PRODUCTS, RESHAPES, VIEWS
 
 @dataclass(frozen=True)
 class Follower:
-    """The one layer right behind another (``name``), or None and the reason why there is none."""
+    """The one layer right behind another (``name``), or None and the reason why there is none.
+
+    Attributes:
+        name: its dotted path.
+        why: why there is none.
+        axis: where the channels of the layer in front lie in what it takes, from 0.
+    """
 
     name: str | None
     why: str
+    axis: int = -1
 
 
 def consumers(graph: Graph, name: str) -> tuple[str, ...]:
@@ -61,7 +68,7 @@ def follower(graph: Graph, name: str) -> Follower:
     if unlike is not None:
         return Follower(None, unlike)
     index = results[0]
-    axis: int | None = channel_axis(graph.nodes[index])
+    axis = channel_axis(graph.nodes[index])
     while True:
         if index in graph.outputs:
             return Follower(None, "its output is returned by the model")
@@ -70,14 +77,14 @@ def follower(graph: Graph, name: str) -> Follower:
             return Follower(None, f"its output is used {len(users)} times")
         node = graph.nodes[users[0]]
         if node.kind == "layer":
-            return _only_call(graph, node)
-        axis = None if axis is None else axis_after(graph.nodes[index], node, axis)
-        if node.name not in RESHAPES or axis is None:
+            return _only_call(graph, node, axis)
+        after = axis_after(graph.nodes[index], node, axis)
+        if node.name not in RESHAPES or after is None:
             return Follower(None, f"{node.name!r} in {node.where or 'the model itself'} stands between")
-        index = users[0]
+        index, axis = users[0], after
 
 
-def _only_call(graph: Graph, node: Node) -> Follower:
+def _only_call(graph: Graph, node: Node, axis: int) -> Follower:
     times = sum(call.name == node.name for call in graph.calls)
     if times != 1:
         return Follower(None, f"{node.name!r} right behind is called {times} times")
@@ -86,7 +93,7 @@ def _only_call(graph: Graph, node: Node) -> Follower:
     unlike = graph.unlike_its_type(node.name, taking=True)
     if unlike is not None:
         return Follower(None, f"{node.name!r} right behind: {unlike}")
-    return Follower(node.name, "nothing in between")
+    return Follower(node.name, "nothing in between", axis)
 
 
 def cancelling_norm(graph: Graph, name: str) -> str | None:
