@@ -54,6 +54,34 @@ def test_below_float64_the_yardstick_is_the_models_own_noise(dtype: torch.dtype,
     assert "(the reference's own rounding" in str(report)
 
 
+class Noisy(nn.Module):
+    """Scores, and beside them what rounding turns over completely."""
+
+    def __init__(self, *, scores: bool) -> None:
+        super().__init__()
+        self.linear, self.scores = nn.Linear(8, 50), scores
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.linear(x)
+        return [*([y] if self.scores else []), (y * 1e8).sin()]
+
+
+def test_a_noisy_output_excuses_no_other() -> None:
+    torch.manual_seed(0)
+    model, x = Noisy(scores=True), torch.randn(16, 8)
+    assert sf.verify(model, copy.deepcopy(model), x).passed
+    report = sf.verify(model, changed(model, "linear.weight", 1.001), x, raise_on_mismatch=False)
+    assert (report.passed, report.worst_output, report.tolerance) == (False, "output[0]", 1e-6)
+
+
+def test_outputs_that_are_nothing_but_rounding_are_not_compared() -> None:
+    torch.manual_seed(0)
+    model, x = Noisy(scores=False), torch.randn(16, 8)
+    with pytest.raises(VerifyError, match=r"rounding to float32 alone changes .* so that everything would pass"):
+        sf.verify(model, changed(model, "linear.weight", 1.5), x)
+    assert sf.verify(model.double(), copy.deepcopy(model), x).passed
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_small_change_is_seen_and_named(dtype: torch.dtype) -> None:
     model = tiny(dtype)

@@ -48,12 +48,21 @@ def worst_error(other: Mapping[str, Tensor], reference: Mapping[str, Tensor]) ->
     Raises:
         VerifyError: the two outputs are not made alike.
     """
+    errors = relative_errors(other, reference)
+    worst = max(errors, key=lambda path: errors[path])
+    return worst, errors[worst]
+
+
+def relative_errors(other: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, float]:
+    """Path -> relative error of every output.
+
+    Raises:
+        VerifyError: the two outputs are not made alike.
+    """
     if list(other) != list(reference):
         structures = " and ".join(", ".join(list(outputs)[:4]) for outputs in (reference, other))
         raise VerifyError(f"the two models return different structures: {structures}")
-    errors = {path: relative_error(other[path], reference[path]) for path in reference}
-    worst = max(errors, key=lambda path: errors[path])
-    return worst, errors[worst]
+    return {path: relative_error(other[path], reference[path]) for path in reference}
 
 
 def predictions(outputs: Mapping[str, Tensor]) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
-from stripefold.folding.outputs import compared, predictions, worst_error
+from stripefold.folding.outputs import compared, predictions, relative_errors
 from stripefold.folding.run import call, place, run_both
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
@@ -24,7 +24,7 @@ FLOORS = {torch.float32: 1e-6, torch.float16: 8 * 2**-10, torch.bfloat16: 8 * 2*
 
 
 class NothingComparedError(VerifyError):
-    """Both outputs are empty: neither a match nor a mismatch."""
+    """Both outputs are empty, or nothing but rounding: neither a match nor a mismatch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,12 @@ class EquivalenceReport:
     Attributes:
         passed: ``error <= tolerance``.
         dtype: the dtype both models ran in.
-        error: of the other model, against the truth (float64; for float64 models, the reference itself).
-        reference_error: of the reference model, against the same truth: its own rounding noise.
+        error: of the other model, against the truth (float64; for float64 models, the reference itself), in the worst
+            output.
+        reference_error: of the reference model, against the same truth: its own rounding noise, in the output that
+            sets the tolerance.
         tolerance: 1e-10 in float64, else 4 times ``reference_error`` with the dtype's floor.
-        worst_output: path of the output with the largest error.
+        worst_output: path of the output with the largest error, of those that fail if any does.
         worst_layer: the module, common to both, whose outputs differ most, and by how much.
         layers: the common modules that were compared: (path, error), in call order; of a run whose layers return more
             than 2 GiB, the first ones.
@@ -102,16 +104,18 @@ def verify(
         expected, found, layers = run_both(model, other, inputs, dtype)
     _check_not_empty(expected, found)
     truth = expected if dtype == torch.float64 else _truth(model, place(model, inputs, dtype))
-    noise = worst_error(expected, truth)[1]
-    _check_finite(truth, noise, dtype)
-    where, error = worst_error(found, truth)
-    allowed = tolerance if tolerance is not None else _tolerance(dtype, noise)
+    noise = relative_errors(expected, truth)
+    _check_finite(truth, max(noise.values()), dtype)
+    errors = relative_errors(found, truth)
+    yardstick = noise if tolerance is not None else _yardsticks(truth, noise, dtype)
+    allowed = {path: _tolerance(dtype, own) if tolerance is None else tolerance for path, own in yardstick.items()}
+    where = max(errors, key=lambda path: (errors[path] > allowed[path], errors[path]))
     report = EquivalenceReport(
-        passed=error <= allowed,
+        passed=errors[where] <= allowed[where],
         dtype=str(dtype).removeprefix("torch."),
-        error=error,
-        reference_error=noise,
-        tolerance=allowed,
+        error=errors[where],
+        reference_error=yardstick[where],
+        tolerance=allowed[where],
         worst_output=where,
         worst_layer=max(layers.items(), key=lambda item: item[1]) if layers else None,
         layers=tuple(layers.items()),
@@ -121,6 +125,25 @@ def verify(
     if raise_on_mismatch and not report.passed:
         raise VerifyError(f"{report}. Worst at {where}. First layer that differs: {_first_difference(report)}")
     return report
+
+
+def _yardsticks(truth: Mapping[str, Tensor], noise: Mapping[str, float], dtype: torch.dtype) -> dict[str, float]:
+    """Path -> the noise that an output is judged by: that of the noisiest output, without those that say nothing.
+
+    These are judged by their own alone: indices, which jump, and what rounding turns over completely.
+
+    Raises:
+        NothingComparedError: no output says anything.
+    """
+    telling = [path for path in noise if truth[path].is_floating_point() and _tolerance(dtype, noise[path]) < 1]
+    if not telling and any(truth[path].is_floating_point() and truth[path].numel() for path in noise):
+        raise NothingComparedError(
+            f"rounding to {str(dtype).removeprefix('torch.')} alone changes the reference's outputs by "
+            f"{max(noise.values()):.2g} of their largest value, so that everything would pass: nothing was compared. "
+            "Verify in float64"
+        )
+    common = max((noise[path] for path in telling), default=0.0)
+    return {path: common if path in telling else own for path, own in noise.items()}
 
 
 def _tolerance(dtype: torch.dtype, noise: float) -> float:
