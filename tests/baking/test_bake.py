@@ -421,3 +421,24 @@ def test_a_model_that_cannot_be_copied() -> None:
 
     model = sf.attach_(prepared(Stuck().double(), images(8)), "se", form="dynamic").eval()
     assert_refused(model, lambda: sf.bake_(model, data()), BakeError, r"Stuck cannot be copied \(holds a lock\)")
+
+
+class Normalising(nn.Module):
+    """Writes into its images before it uses them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.sub_(0.5).div_(0.5))
+
+
+def test_images_that_the_model_writes_into_are_the_same_in_every_pass() -> None:
+    batches = data()
+    plain, report = sf.bake(Normalising(gated()).eval(), batches, max_drop=100.0)
+    assert all(torch.equal(x, y) for (x, _), (y, _) in zip(batches, data(), strict=True))
+    outside = [((x - 0.5) / 0.5, labels) for x, labels in data()]
+    wanted, other = sf.bake(gated(), outside, max_drop=100.0)
+    assert (report.before, report.constant) == (other.before, other.constant)
+    assert error(plain(images()), wanted((images() - 0.5) / 0.5)) <= EXACT

@@ -118,6 +118,41 @@ def test_dropout_is_off_and_statistics_are_fixed() -> None:
     assert sf.verify(model, copy.deepcopy(model), x).error == 0
 
 
+class Normalising(nn.Module):
+    """Writes into its input, as preprocessing inside a model does, perhaps after a look at the values."""
+
+    def __init__(self, *, looks: bool) -> None:
+        super().__init__()
+        self.net, self.looks = tiny(), looks
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.looks and float(x.max()) > 100:
+            raise ValueError("pixels above 100")
+        return self.net(x.sub_(0.5).div_(0.25))
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_model_that_writes_into_its_input(looks: bool) -> None:
+    model, x = Normalising(looks=looks).eval(), images()
+    assert sf.verify(model, copy.deepcopy(model), x).error == 0
+    plain = sf.fold(sf.attach(model, where="norm", example=x), fuse=True, example=x)
+    assert torch.equal(x, images())
+    assert not sf.verify(model, plain, (x,), raise_on_mismatch=False).passed  # the gates
+    assert torch.equal(x, images())
+
+
+def test_a_tensor_given_twice_is_one_tensor() -> None:
+    class Same(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a * (2 if a is b else 3)
+
+    class Double(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a + b
+
+    assert sf.verify(Same(), Double(), (x := images(), x)).passed
+
+
 @dataclass
 class Result:
     scores: Tensor

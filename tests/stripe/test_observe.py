@@ -500,3 +500,21 @@ def test_a_gate_that_some_batches_reach_counts_those() -> None:
     report = sf.observe(model, [x - 5, x + 5, x - 5, x + 6])
     assert [layer.images for layer in report.layers] == [24, 24]
     assert_statistics(report, stored(model.net, torch.cat([x + 5, x + 6])))
+
+
+class Normalising(Overwriting):
+    """Writes into its images before it uses them, so that a batch which runs again would not be the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(2))
+
+
+def test_a_model_that_writes_into_its_images() -> None:
+    model, x = seeded(Normalising).eval(), images()
+    report = sf.observe(model, [x])
+    assert torch.equal(x, images())
+    wanted = sf.observe(seeded(Overwriting).eval(), [(images() - 0.5) * 2])
+    assert [layer.name for layer in report.layers] == [layer.name for layer in wanted.layers] != []
+    for layer, other in zip(report.layers, wanted.layers, strict=True):
+        close(layer.mean, other.mean)
+        close(layer.m2, other.m2)

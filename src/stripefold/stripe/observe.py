@@ -134,35 +134,35 @@ class _Job:
 
     def _pass(self, batches: Iterator[Batch], recording: Recording, sums: Accumulator) -> int:
         images = 0
-        last: tuple[Tensor, Example, Batch] | None = None
+        last: tuple[Tensor, Batch] | None = None
         with recording.watching(self.model):
             for batch in batches:
                 if self.by_class:
                     _check_labels(batch)
-                inputs = self._placed(batch.inputs)
-                self._record(recording, inputs, batch)
+                self._record(recording, batch)
                 finite = sums.add(recording, batch)
                 self._check_finite(last)
-                last = finite, inputs, batch
+                last = finite, batch
                 images += batch.size
                 if self.progress is not None:
                     self.progress(images)
             self._check_finite(last)
         return images
 
-    def _record(self, recording: Recording, inputs: Example, batch: Batch) -> None:
+    def _record(self, recording: Recording, batch: Batch) -> None:
         recording.start()
-        self._forward(inputs, batch)
+        self._forward(batch)
         if recording.overwritten():
             recording.start()
-            self._forward(inputs, batch)
+            self._forward(batch)
 
-    def _check_finite(self, last: tuple[Tensor, Example, Batch] | None) -> None:
+    def _check_finite(self, last: tuple[Tensor, Batch] | None) -> None:
         """Look at a batch after the next one was started: an accelerator does not stand still for the answer."""
         if last is not None and not bool(last[0]):
-            raise ObserveError(first_not_finite(self.model, last[1], str(last[2])))
+            raise ObserveError(first_not_finite(self.model, self._placed(last[1].inputs), str(last[1])))
 
-    def _forward(self, inputs: Example, batch: Batch) -> None:
+    def _forward(self, batch: Batch) -> None:
+        inputs = self._placed(batch.inputs)
         try:
             run_example(self.model, inputs)
         except ObserveError:

@@ -6,6 +6,7 @@ keeps the closure as it is, so the copy goes on with the original's modules, and
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -37,7 +38,8 @@ def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> st
             found.append(names[module])
 
     like = first_parameter(copied)
-    placed = example if like is None else example_to(example, like.device, like.dtype)
+    device, dtype = (torch.device("cpu"), None) if like is None else (like.device, like.dtype)
+    placed = example_to(example, device, dtype)
     handle = register_module_forward_pre_hook(look)
     try:
         with undisturbed(model), undisturbed(copied):

@@ -26,13 +26,23 @@ def run_example(model: nn.Module, example: Example) -> Any:
 
 
 def example_to(example: Example, device: torch.device, dtype: torch.dtype | None) -> Example:
-    """The example on another device, its floating-point tensors in another dtype (None: as they are)."""
+    """The example on another device, its floating-point tensors in another dtype (None: as they are).
+
+    Always a copy, since a model may write into what it is given: the example itself, and what the next model gets of
+    it, stay as they are. A tensor that is there twice is one in the copy, too.
+    """
+    return _moved(example, device, dtype, {})
+
+
+def _moved(example: Example, device: torch.device, dtype: torch.dtype | None, known: dict[int, Tensor]) -> Example:
     if isinstance(example, Tensor):
-        return example.to(device, dtype if example.is_floating_point() else None)
+        if id(example) not in known:
+            known[id(example)] = example.to(device, dtype if example.is_floating_point() else None, copy=True)
+        return known[id(example)]
     if isinstance(example, Mapping):
-        return {key: example_to(value, device, dtype) for key, value in example.items()}
+        return {key: _moved(value, device, dtype, known) for key, value in example.items()}
     if isinstance(example, (list, tuple)):
-        moved = (example_to(value, device, dtype) for value in example)
+        moved = (_moved(value, device, dtype, known) for value in example)
         return type(example)(*moved) if hasattr(example, "_fields") else type(example)(moved)  # a namedtuple
     return example
 
