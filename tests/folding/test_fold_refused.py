@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import types
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,20 @@ def test_a_model_that_cannot_be_copied_folds_in_place() -> None:
     with pytest.raises(FoldError, match="cannot be copied .*use fold_"):
         sf.fold(model)
     assert error(sf.fold_(model, check=False)(images()), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("verb", [sf.fold, sf.attach, sf.detach, lambda model: sf.branch(model, "repvgg")])
+def test_a_model_that_holds_a_scripted_function_is_not_copied(verb: Any) -> None:
+    model = tiny()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer torch says that scripting goes away
+        model.scripted = torch.jit.script(_twice)
+    with pytest.raises(sf.errors.StripefoldError, match=r"TinyNet cannot be copied \(ScriptFunction .*in place"):
+        verb(model)
+
+
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
 
 
 class FromAList(nn.Module):

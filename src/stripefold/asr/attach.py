@@ -20,6 +20,7 @@ from stripefold.attention.registry import attention_names
 from stripefold.errors import AttachError
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import (
+    NO_COPY,
     first_parameter,
     forget_compiled,
     is_sharded,
@@ -111,7 +112,7 @@ def _copied(model: nn.Module) -> nn.Module:
     _check_root(model)
     try:
         return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
+    except NO_COPY as error:
         raise AttachError(
             f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place"
         ) from error

@@ -9,7 +9,7 @@ from torch import nn
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
-from stripefold.surgery.modules import forget_compiled, replace_modules
+from stripefold.surgery.modules import NO_COPY, forget_compiled, replace_modules
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -20,7 +20,7 @@ def detach(model: nn.Module) -> nn.Module:
     """
     try:
         return detach_(copy.deepcopy(model))
-    except (RuntimeError, TypeError) as error:
+    except NO_COPY as error:
         raise AttachError(
             f"{type(model).__name__} cannot be copied ({error}): use detach_, which works in place"
         ) from error

@@ -16,6 +16,7 @@ from stripefold.errors import BakeError
 from stripefold.stripe.discover import Discovery
 from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example
+from stripefold.surgery.modules import NO_COPY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Recipe:
         """
         try:
             copied = copy.deepcopy(model)
-        except (RuntimeError, TypeError) as error:
+        except NO_COPY as error:
             raise BakeError(
                 f"{type(model).__name__} cannot be copied ({error}), and baking compares a baked copy with the model"
             ) from error

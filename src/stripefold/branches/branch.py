@@ -15,6 +15,7 @@ from stripefold.branches.registry import build_block, check_options, kind_named
 from stripefold.branches.select import Where, select
 from stripefold.errors import BranchError
 from stripefold.surgery.modules import (
+    NO_COPY,
     forget_compiled,
     is_sharded,
     move_call_hooks,
@@ -42,7 +43,7 @@ def branch(
     _check_root(model)
     try:
         copied = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
+    except NO_COPY as error:
         raise BranchError(
             f"{type(model).__name__} cannot be copied ({error}): use branch_, which works in place"
         ) from error

@@ -19,7 +19,7 @@ from stripefold.folding.verify import NothingComparedError, verify
 from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import forget_compiled, is_sharded, tensor_owners, unwrap_name, unwrapped
+from stripefold.surgery.modules import NO_COPY, forget_compiled, is_sharded, tensor_owners, unwrap_name, unwrapped
 
 Check = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"
@@ -159,7 +159,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
+    except NO_COPY as error:
         raise FoldError(
             f"{type(model).__name__} cannot be copied ({error}): use fold_(model, check=False), which works in place"
         ) from error

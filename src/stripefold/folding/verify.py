@@ -13,7 +13,7 @@ from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, predictions, relative_errors
 from stripefold.folding.run import call, place, run_both
 from stripefold.surgery.example import Example
-from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.modules import NO_COPY, first_parameter
 from stripefold.surgery.undisturbed import undisturbed
 
 FLOAT64_TOLERANCE = 1e-10
@@ -167,7 +167,7 @@ def _truth(model: nn.Module, inputs: Example) -> dict[str, Tensor]:
     """The outputs in float64 for inputs that are already rounded to the model's dtype, as its weights are."""
     try:
         exact = copy.deepcopy(model).double()
-    except (RuntimeError, TypeError) as error:
+    except NO_COPY as error:
         raise VerifyError(
             f"{type(model).__name__} cannot be copied ({error}), so there is no float64 reference: compare in float64 "
             "with verify(model.double(), other.double(), ...)"

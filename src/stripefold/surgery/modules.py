@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,8 @@ _CALL_HOOKS = (
     "_backward_hooks",
     "_is_full_backward_hook",
 )
+NO_COPY = (RuntimeError, TypeError, pickle.PickleError)
+"""What ``copy.deepcopy`` raises on modules that hold locks, tensors in the middle of a graph, scripted functions."""
 _SHAPELESS = (UninitializedParameter, UninitializedBuffer)
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel", "ScriptModule")
 
