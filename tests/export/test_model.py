@@ -122,7 +122,7 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
 
 def test_float64_is_exact(tmp_path: Path) -> None:
     report = export_model(attached(), tmp_path / "net.pt2")
-    assert report.outcome.tolerance == 1e-10
+    assert {check.tolerance for check in report.outcome.checks} == {1e-10}
 
 
 def test_weights_load_into_the_stock_class(tmp_path: Path) -> None:
@@ -194,6 +194,28 @@ def test_other_numbers_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(VerifyError, match="reads back as other numbers"):
         export_model(tiny(FLOAT32), tmp_path / "net.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+class Noisy(nn.Module):
+    """Scores, and beside them what rounding turns over completely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 50)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x)
+        return y, (y * 1e8).sin()
+
+
+def test_a_noisy_output_excuses_no_other() -> None:
+    from stripefold.export.check import check_file
+
+    torch.manual_seed(0)
+    model, x = Noisy(), {"noise": torch.randn(16, 8)}
+    check_file(model, model, x)
+    with pytest.raises(VerifyError, match=r"something else than the model: on noise: .* \(allowed 1.00e-06"):
+        check_file(lambda x: (1.001 * model.linear(x), model(x)[1]), model, x)
 
 
 def test_a_file_of_another_shape_of_output(tmp_path: Path) -> None:

@@ -17,17 +17,20 @@ class Check:
         inputs: what both were run on, such as ``noise, batch 3``.
         error: largest difference of the file's output from the float64 truth, over the truth's largest value.
         reference_error: the same of the eager model: its own rounding.
+        tolerance: the largest error that this rounding allows.
         agreement: fraction of equal arg-max predictions, or None where the output does not look like scores.
     """
 
     inputs: str
     error: float
     reference_error: float
+    tolerance: float
     agreement: float | None = None
 
     def __str__(self) -> str:
         agreement = "" if self.agreement is None else f", predictions agree {self.agreement:.2%}"
-        return f"{self.inputs}: relative error {self.error:.2e} (eager {self.reference_error:.2e}){agreement}"
+        allowed = f"allowed {self.tolerance:.2e}, eager {self.reference_error:.2e}"
+        return f"{self.inputs}: relative error {self.error:.2e} ({allowed}){agreement}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +40,11 @@ class Outcome:
     Attributes:
         checked: whether it was read back at all.
         checks: the comparisons with the eager model (programs).
-        tolerance: the largest error they allowed.
         notes: what else was found.
     """
 
     checked: bool
     checks: tuple[Check, ...] = ()
-    tolerance: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -72,7 +73,5 @@ class ExportReport:
         folded = f"folded {len(self.folding.folded)}, left {len(self.folding.left)}"
         lines = [f"{self.path}: {self.form}, {self.about['kind']}, {self.bytes / 2**20:.1f} MiB; {folded}"]
         lines += [f"checked on {check}" for check in self.outcome.checks]
-        if self.outcome.tolerance is not None:
-            lines.append(f"allowed: {self.outcome.tolerance:.2e}")
         lines += self.outcome.notes if self.outcome.checked else ("not checked",)
         return "\n  ".join(lines)

@@ -80,8 +80,8 @@ def write_program(
             save_pt2(program, temporary, about)
         if not samples:
             return Outcome(checked=False)
-        checks, tolerance = check_file(_reader(form)(temporary), model, samples)
-    return Outcome(checked=True, checks=checks, tolerance=tolerance)
+        checks = check_file(_reader(form)(temporary), model, samples)
+    return Outcome(checked=True, checks=checks)
 
 
 def samples_for(example: Example, inputs: Example | None, *, dynamic_batch: bool) -> dict[str, Example]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
+from stripefold.folding.judge import FLOAT64_TOLERANCE
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.outputs import compared, worst_error
 from stripefold.folding.substitute import has_call_hooks
-from stripefold.folding.verify import FLOAT64_TOLERANCE
 from stripefold.surgery.float64 import KeepFloat64
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import first_parameter

@@ -13,9 +13,10 @@ from torch import nn
 from stripefold.errors import FoldError
 from stripefold.folding.biases import plan_biases
 from stripefold.folding.fuse import fuse_, trace_for_fuse
+from stripefold.folding.judge import NothingComparedError
 from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldReport
-from stripefold.folding.verify import NothingComparedError, verify
+from stripefold.folding.verify import verify
 from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote

@@ -10,21 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
-from stripefold.folding.outputs import compared, predictions, relative_errors
+from stripefold.folding.judge import NothingComparedError, agreement, judge
+from stripefold.folding.outputs import compared
 from stripefold.folding.run import call, place, run_both
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import NO_COPY, first_parameter
 from stripefold.surgery.undisturbed import undisturbed
-
-FLOAT64_TOLERANCE = 1e-10
-NOISE_FACTOR = 4.0
-"""How much more rounding error than the reference the other model may show."""
-FLOORS = {torch.float32: 1e-6, torch.float16: 8 * 2**-10, torch.bfloat16: 8 * 2**-7}
-"""Smallest tolerance per dtype: about eight roundings, for outputs that happen to be hit by hardly any."""
-
-
-class NothingComparedError(VerifyError):
-    """Both outputs are empty, or nothing but rounding: neither a match nor a mismatch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,52 +95,23 @@ def verify(
         expected, found, layers = run_both(model, other, inputs, dtype)
     _check_not_empty(expected, found)
     truth = expected if dtype == torch.float64 else _truth(model, place(model, inputs, dtype))
-    noise = relative_errors(expected, truth)
-    _check_finite(truth, max(noise.values()), dtype)
-    errors = relative_errors(found, truth)
-    yardstick = noise if tolerance is not None else _yardsticks(truth, noise, dtype)
-    allowed = {path: _tolerance(dtype, own) if tolerance is None else tolerance for path, own in yardstick.items()}
-    where = max(errors, key=lambda path: (errors[path] > allowed[path], errors[path]))
+    _check_no_nan(truth)
+    verdict = judge(found, expected, truth, dtype, tolerance=tolerance)
     report = EquivalenceReport(
-        passed=errors[where] <= allowed[where],
+        passed=verdict.passed,
         dtype=str(dtype).removeprefix("torch."),
-        error=errors[where],
-        reference_error=yardstick[where],
-        tolerance=allowed[where],
-        worst_output=where,
+        error=verdict.error,
+        reference_error=verdict.reference_error,
+        tolerance=verdict.tolerance,
+        worst_output=verdict.where,
         worst_layer=max(layers.items(), key=lambda item: item[1]) if layers else None,
         layers=tuple(layers.items()),
-        agreement=_agreement(expected, found),
+        agreement=agreement(expected, found),
         blind=_same_for_every_sample(truth),
     )
     if raise_on_mismatch and not report.passed:
-        raise VerifyError(f"{report}. Worst at {where}. First layer that differs: {_first_difference(report)}")
+        raise VerifyError(f"{report}. Worst at {verdict.where}. First layer that differs: {_first_difference(report)}")
     return report
-
-
-def _yardsticks(truth: Mapping[str, Tensor], noise: Mapping[str, float], dtype: torch.dtype) -> dict[str, float]:
-    """Path -> the noise that an output is judged by: that of the noisiest output, without those that say nothing.
-
-    These are judged by their own alone: indices, which jump, and what rounding turns over completely.
-
-    Raises:
-        NothingComparedError: no output says anything.
-    """
-    telling = [path for path in noise if truth[path].is_floating_point() and _tolerance(dtype, noise[path]) < 1]
-    if not telling and any(truth[path].is_floating_point() and truth[path].numel() for path in noise):
-        raise NothingComparedError(
-            f"rounding to {str(dtype).removeprefix('torch.')} alone changes the reference's outputs by "
-            f"{max(noise.values()):.2g} of their largest value, so that everything would pass: nothing was compared. "
-            "Verify in float64"
-        )
-    common = max((noise[path] for path in telling), default=0.0)
-    return {path: common if path in telling else own for path, own in noise.items()}
-
-
-def _tolerance(dtype: torch.dtype, noise: float) -> float:
-    if dtype == torch.float64:
-        return FLOAT64_TOLERANCE
-    return max(NOISE_FACTOR * noise, FLOORS.get(dtype, 1e-6))
 
 
 def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
@@ -184,27 +146,15 @@ def _check_not_empty(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
         )
 
 
-def _check_finite(outputs: Mapping[str, Tensor], noise: float, dtype: torch.dtype) -> None:
+def _check_no_nan(outputs: Mapping[str, Tensor]) -> None:
     for path, tensor in outputs.items():
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise VerifyError(f"{path} of the reference model is NaN: nothing can be compared. Look at its weights")
-    if noise == float("inf"):  # it would allow every error
-        raise VerifyError(
-            f"the reference model overflows in {str(dtype).removeprefix('torch.')} on this example, and not in "
-            "float64: nothing can be compared. Verify in a wider dtype, or on another example"
-        )
 
 
 def _same_for_every_sample(outputs: Mapping[str, Tensor]) -> bool:
     batched = [tensor for tensor in outputs.values() if tensor.is_floating_point() and tensor.dim() and len(tensor) > 1]
     return bool(batched) and all(bool((tensor == tensor[:1]).all()) for tensor in batched)
-
-
-def _agreement(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:
-    a, b = predictions(expected), predictions(found)
-    if a is None or b is None or a.shape != b.shape:
-        return None
-    return float((a == b).double().mean())
 
 
 def _first_difference(report: EquivalenceReport) -> str:
