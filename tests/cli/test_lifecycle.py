@@ -128,6 +128,22 @@ def test_a_file_in_the_way_of_a_folder(run: Path, tmp_path: Path, capsys: pytest
     assert "a file is in the way; choose another folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("plain.bin", "end its name in .safetensors"), ("folder.safetensors", "a folder of this name is in the way")],
+)
+def test_a_name_that_holds_no_weights(
+    run: Path, name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    for command in ("fold", "bake"):
+        assert main([command, str(run), "-o", str(tmp_path / name), "--overwrite"]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert said in printed.err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder.safetensors"]
+
+
 def test_free_folder(tmp_path: Path) -> None:
     wanted = tmp_path / "demo"
     assert free_folder(wanted) == wanted

@@ -146,6 +146,24 @@ def test_the_other_charts_follow_and_show_the_report(browser: Any, page: Path) -
     assert browser.get_log("browser") == []
 
 
+def test_epochs_are_whole_numbers(browser: Any, tmp_path: Path) -> None:
+    trajectory = make_trajectory((8, 16, 32), epochs=(0, 1, 2, 3))
+    show(browser, sf.write_report(report(), tmp_path, trajectory=trajectory))
+    for chart, axis in (("epochs", "x"), ("means", "y")):
+        marks = f"document.querySelectorAll('#{chart} .{axis}tick text')"
+        assert browser.execute_script(f"return Array.from({marks}, (mark) => mark.textContent)") == ["0", "1", "2", "3"]
+
+
+def test_nothing_overlaps_where_the_colour_bar_lies_under_the_chart(browser: Any, page: Path) -> None:
+    show(browser, page, width=400)
+    for chart in ("stripes", "means"):
+        title, bar = (
+            browser.execute_script(f"return document.querySelector('#{chart} {part}').getBoundingClientRect().toJSON()")
+            for part in (".xtitle", ".cbfills")
+        )
+        assert title["bottom"] < bar["top"]
+
+
 def test_channels_sort_and_colours_span_all_gates(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select

@@ -159,3 +159,10 @@ def test_the_figures_name_the_gates_that_stand_out() -> None:
     assert shown["least striped"] == (f"{worst.stripe_index:.3f}", worst.name)
     assert shown["epochs recorded"] == ("4", "0 to 6")
     assert tiles(make_report(()), None) == []
+
+
+def test_epochs_are_marked_by_whole_numbers() -> None:
+    from stripefold.figures.pictures import draw_trajectory
+
+    for axes in draw_trajectory(make_trajectory(epochs=(0, 1, 2, 3))).axes:
+        assert all(float(mark).is_integer() for mark in axes.get_xticks())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.cli.arguments import Device, Size, check_device, own_place
-from stripefold.cli.output import make_folder, print_line
+from stripefold.cli.output import check_weights_file, make_folder, print_line
 from stripefold.errors import BakeError, ConfigError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def bake(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
-    if output is not None and output.exists() and not overwrite:
-        raise BakeError(f"{output} exists; choose another --output, or say --overwrite")
+    if output is not None:
+        check_weights_file(output, overwrite=overwrite)
     if recalibrate not in _RECALIBRATE:
         raise ConfigError(f"--recalibrate {recalibrate!r} is unknown, choose auto, yes or no")
     place, device = own_place(device)

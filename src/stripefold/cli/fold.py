@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stripefold.cli.output import make_folder, print_line
+from stripefold.cli.output import check_weights_file, make_folder, print_line
 from stripefold.errors import FoldError
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ def fold(
     from stripefold.training.agreement import verify_task
     from stripefold.training.loading import load_run
 
-    if output.exists() and not overwrite:
-        raise FoldError(f"{output} exists; choose another --output, or say --overwrite")
+    check_weights_file(output, overwrite=overwrite)
     run = load_run(source)
     if run.kind != "attached":
         raise FoldError(f"{run.path} is of kind {run.kind!r} and has no gates to fold; give the run or its checkpoint")

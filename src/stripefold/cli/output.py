@@ -48,6 +48,20 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"cannot write into {folder}: {reason}; choose another folder") from error
 
 
+def check_weights_file(output: Path, *, overwrite: bool) -> None:
+    """Refuse, before the work, a name under which no command would read the weights, and a file that is there.
+
+    Raises:
+        ConfigError: The name does not end in .safetensors, is a folder's, or is taken.
+    """
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"cannot write {output}: what is written is a safetensors file, end its name in .safetensors")
+    if output.is_dir():
+        raise ConfigError(f"cannot write {output}: a folder of this name is in the way; choose another --output")
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output} exists; choose another --output, or say --overwrite")
+
+
 def print_line(text: object = "") -> None:
     """Print text as it is."""
     print(text)

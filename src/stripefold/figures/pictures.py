@@ -87,6 +87,7 @@ def draw_trajectory(trajectory: Trajectory) -> Figure:
         trajectory: With at least one epoch and one gate.
     """
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     figure = _figure(_WIDTH, 6.4)
     panels = figure.subplots(3, 1, sharex=True)
@@ -103,6 +104,7 @@ def draw_trajectory(trajectory: Trajectory) -> Figure:
         axes.set_ylabel(label)
     panels[0].set_ylim(-0.03, 1.03)
     panels[-1].set_xlabel("epoch")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{trajectory.model}: {len(trajectory.gates)} gates over training", fontsize="medium")
     return figure
 
