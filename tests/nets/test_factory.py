@@ -67,6 +67,21 @@ def test_refuses_with_a_way_out(name: str, options: dict, match: str) -> None:
         create_model(name, **options)
 
 
+@pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/resnet18"])
+def test_weights_that_cannot_be_downloaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **options: object) -> None:
+        raise OSError("Name or service\nnot known")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
+    known = name.partition("/")[2]
+    with pytest.raises(
+        ConfigError, match=rf"weights of '{known}'.*leave out pretrained .*service not known"
+    ):
+        create_model(name, num_classes=1000, pretrained=True)
+
+
 @pytest.mark.parametrize(
     ("name", "match"),
     [

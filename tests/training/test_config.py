@@ -43,7 +43,7 @@ from stripefold.training.schedule import rate_factor
         ("milestones", ["a"], "milestones is .*; give a list of int"),
         ("milestones", 3, "milestones is 3; give a list"),
         ("warmup_epochs", -1, "warmup_epochs is -1; it must be at least 0"),
-        ("resume", True, "resume is True, but run_dir is None"),
+        ("resume", True, "resume needs run_dir"),
         ("compile", "yes", "compile is 'yes'; give true or false"),
         ("data", 3, "data is 3; give a text"),
         ("where", [1], "where is .*; give a list of str"),

@@ -70,6 +70,11 @@ def test_folder_of_val_and_odd_sizes(folder: Path) -> None:
     assert data.test[0][0].shape == (3, 8, 8)
 
 
+def test_hidden_folders_are_no_classes(folder: Path) -> None:
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    assert load_data(TrainConfig(data=f"folder:{folder}")).spec.classes == ("cat", "dog")
+
+
 def remove(part: str) -> Callable[[Path], None]:
     return lambda folder: (folder / part).rename(folder / "other")
 

@@ -153,7 +153,7 @@ def test_a_killed_process_ends_the_run_and_it_is_resumed(
     told, gone = stopped[f"killed, {way}"]
     assert gone == "killed"
     assert told.startswith("TrainingError: another process has ended, or did not answer in time")
-    assert told.endswith("go on with resume from run/checkpoints/last.ckpt")
+    assert told.endswith("go on with `stripefold train --resume --run-dir run` (resume=True)")
     assert all(said["epochs"] == 1 for said in stopped[way])
     assert difference(alone["folder"] / "one", stopped["folder"] / way) < NOISE
 

@@ -121,7 +121,9 @@ def test_worker_processes_change_nothing(config: TrainConfig, tmp_path: Path) ->
 
 def test_an_occupied_folder_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     train(config.with_overrides(epochs=1))
-    with pytest.raises(ConfigError, match="holds a run already; choose another, or go on with resume: true"):
+    with pytest.raises(
+        ConfigError, match="holds a run already; choose another, or go on with `stripefold train --resume"
+    ):
         train(config)
     with pytest.raises(ConfigError, match="cannot resume .*: epochs was 1 and is now 2; resume with"):
         train(config.with_overrides(resume=True))

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from stripefold.errors import ConfigError
-from stripefold.nets.external import _load
+from stripefold.nets.external import _load, published_weights
 
 WEIGHTS = "DEFAULT"
 
@@ -40,10 +40,11 @@ def build_resnet(name: str, *, norm: str, pretrained: bool) -> nn.Module:
         pretrained: Whether its ImageNet weights are loaded.
 
     Raises:
-        ConfigError: If ``norm`` is another word.
+        ConfigError: If ``norm`` is another word, or the weights cannot be loaded.
     """
     build = getattr(_load("torchvision.models"), name)
-    return cast("nn.Module", build(weights=WEIGHTS if pretrained else None, norm_layer=norm_layer(norm)))
+    with published_weights(name):
+        return cast("nn.Module", build(weights=WEIGHTS if pretrained else None, norm_layer=norm_layer(norm)))
 
 
 def build_mobilenet(name: str, *, norm: str, pretrained: bool, **options: Any) -> Any:
@@ -56,12 +57,13 @@ def build_mobilenet(name: str, *, norm: str, pretrained: bool, **options: Any) -
         options: Of torchvision's builder, such as ``dilated`` and ``reduced_tail``.
 
     Raises:
-        ConfigError: If ``norm`` is another word.
+        ConfigError: If ``norm`` is another word, or the weights cannot be loaded.
     """
     build = getattr(_load("torchvision.models"), name)
     # 0.01, torchvision's own, needs hundreds of steps before evaluation means anything; SSDlite's builder takes 0.03.
     layer = norm_layer(norm, eps=0.001, momentum=0.03)
-    return build(weights=WEIGHTS if pretrained else None, norm_layer=layer, **options)
+    with published_weights(name):
+        return build(weights=WEIGHTS if pretrained else None, norm_layer=layer, **options)
 
 
 def stage_ends(features: Any) -> list[int]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from stripefold.errors import ConfigError
 from stripefold.nets.backbones import build_mobilenet, build_resnet, norm_layer, stage_ends
-from stripefold.nets.external import _load, unknown_among
+from stripefold.nets.external import _load, published_weights, unknown_among
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 SMALL = {
@@ -73,10 +73,11 @@ def create_detector(
 def _own(name: str, num_classes: int, image_size: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     fixed = {} if name.startswith("ssd") else {"min_size": image_size, "max_size": image_size}
     weights = "DEFAULT" if pretrained else None
-    model = _load("torchvision.models").get_model(
-        name, weights=None, weights_backbone=weights, num_classes=num_classes, **{**fixed, **options}
-    )
-    return cast("nn.Module", model)
+    with published_weights(name):
+        model = _load("torchvision.models").get_model(
+            name, weights=None, weights_backbone=weights, num_classes=num_classes, **{**fixed, **options}
+        )
+        return cast("nn.Module", model)
 
 
 def _on_pyramid(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, cast
 
@@ -69,6 +70,23 @@ def _unknown(library: str, name: str, known: list[str]) -> ConfigError:
     return ConfigError(f"{library} knows no classifier {name!r}; {hint}")
 
 
+@contextmanager
+def published_weights(name: str) -> Iterator[None]:
+    """Around a build that may download weights: what the libraries raise without a network becomes a ConfigError.
+
+    Args:
+        name: The model, as it was asked for.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"the published weights of {name!r} could not be loaded; run where they can be downloaded, put them into "
+            f"the libraries' cache (HF_HOME, TORCH_HOME), or leave out pretrained ({type(error).__name__}: {reason})"
+        ) from error
+
+
 def from_timm(
     name: str, *, num_classes: int, in_channels: int, image_size: int | None, pretrained: bool, options: dict[str, Any]
 ) -> nn.Module:
@@ -94,7 +112,8 @@ def from_timm(
         sized["img_size"] = image_size
     given = {"num_classes": num_classes, "in_chans": in_channels, **sized, **options}
     try:
-        model = timm.create_model(name, pretrained=pretrained, **given)
+        with published_weights(name):
+            model = timm.create_model(name, pretrained=pretrained, **given)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         # timm passes options through to hundreds of constructors, so the kinds of failure are as many.
         wish = f"{in_channels} channels, image_size {image_size}, pretrained {pretrained}, model_options {options}"
@@ -133,7 +152,8 @@ def from_torchvision(
     weights = "DEFAULT" if pretrained else None
     given = {**({} if image_size is None else _size_option(name, image_size)), **options}
     try:
-        return cast("nn.Module", models.get_model(name, weights=weights, num_classes=num_classes, **given))
+        with published_weights(name):
+            return cast("nn.Module", models.get_model(name, weights=weights, num_classes=num_classes, **given))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"torchvision cannot build {name!r} with model_options {options}: {error}") from error
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from stripefold.errors import ConfigError
 from stripefold.nets.backbones import build_mobilenet, build_resnet, stage_ends
-from stripefold.nets.external import _load, unknown_among
+from stripefold.nets.external import _load, published_weights, unknown_among
 
 SMALL_BACKBONES = ("resnet18", "resnet34")
 SMALL = {
@@ -51,10 +51,11 @@ def create_segmenter(
             return _small(*SMALL[name], num_classes=num_classes, pretrained=pretrained, **given)
         if name in _own_names():
             weights = "DEFAULT" if pretrained else None
-            model = _load("torchvision.models").get_model(
-                name, weights=None, weights_backbone=weights, num_classes=num_classes, **given
-            )
-            return cast("nn.Module", model)
+            with published_weights(name):
+                model = _load("torchvision.models").get_model(
+                    name, weights=None, weights_backbone=weights, num_classes=num_classes, **given
+                )
+                return cast("nn.Module", model)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"cannot build the segmenter {name!r} with model_options {given}: {error}") from error
     raise ConfigError(unknown_among("segmentation network", name, segmenter_names()))

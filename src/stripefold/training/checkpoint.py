@@ -59,7 +59,7 @@ def write_failure(path: Path, error: OSError) -> str:
         free = shutil.disk_usage(path.parent).free / 2**20
         reason = f"the disk is full ({free:.0f} MiB free)"
         cure = "free some space"
-    return f"cannot write {path}: {reason}; the last good checkpoint is kept: {cure}, then go on with resume"
+    return f"cannot write {path}: {reason}; the last good checkpoint is kept: {cure}, then go on with --resume"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"no checkpoint {path}: no such file or folder; give a run's folder or one of its .ckpt files"
+            f"no checkpoint {path}: no such file or folder; give a run's folder, a .ckpt or a .safetensors file"
         ) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} is damaged or holds more than data; nothing in it was run") from error

@@ -193,7 +193,7 @@ class TrainConfig:
         if self.nesterov and (self.momentum == 0 or self.optimizer != "sgd"):
             raise ConfigError(f"nesterov is True; it needs sgd with momentum (optimizer {self.optimizer!r})")
         if self.resume and self.run_dir is None:
-            raise ConfigError("resume is True, but run_dir is None; name the folder of the run to go on with")
+            raise ConfigError("resume needs run_dir (--run-dir): the folder of the run to go on with")
         if BatchNoise.read(self.batch_noise) is not None and self.compile:
             raise ConfigError("batch_noise is put in by hooks, which compile would leave out; set compile to false")
         if self.task != "classification":

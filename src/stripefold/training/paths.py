@@ -69,6 +69,11 @@ class RunPaths:
         """What happened, to read."""
         return self.root / "summary.md"
 
+    @property
+    def how_to_go_on(self) -> str:
+        """For messages."""
+        return f"go on with `stripefold train --resume --run-dir {self.root}` (resume=True)"
+
 
 def open_run(config: TrainConfig) -> RunPaths:
     """Make or reopen the folder of a run and write the resolved configuration into it.
@@ -115,7 +120,7 @@ def _to_yaml(config: TrainConfig, paths: RunPaths) -> str:
 
 def _check_same(config: TrainConfig, paths: RunPaths) -> None:
     if not config.resume:
-        raise ConfigError(f"run_dir {paths.root} holds a run already; choose another, or go on with resume: true")
+        raise ConfigError(f"run_dir {paths.root} holds a run already; choose another, or {paths.how_to_go_on}")
     before, now = load_config(paths.config).to_dict(), config.to_dict()
     for name, value in before.items():
         if name not in FREE_ON_RESUME and now[name] != value:

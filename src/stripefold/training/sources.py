@@ -117,8 +117,15 @@ def _folder(root: Path) -> Source:
 def _scan(folder: Path) -> tuple[tuple[str, ...], FileImages]:
     from torchvision.datasets import ImageFolder
 
+    class Visible(ImageFolder):
+        """Without the folders that tools hide between the classes, such as ``.ipynb_checkpoints``."""
+
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+            return names, {name: number for number, name in enumerate(names)}
+
     try:
-        found = ImageFolder(str(folder))
+        found = Visible(str(folder))
     except (FileNotFoundError, OSError) as error:
         raise DataError(f"{folder} is no folder of classes: {error}") from error
     return tuple(found.classes), FileImages(list(found.samples))

@@ -159,4 +159,4 @@ def _explained(error: RuntimeError, paths: RunPaths) -> Exception | None:
 
 
 def _kept(paths: RunPaths) -> str:
-    return f"go on with resume from {paths.last}" if paths.last.exists() else "no epoch was finished"
+    return paths.how_to_go_on if paths.last.exists() else "no epoch was finished"
