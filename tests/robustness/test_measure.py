@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import statistics
 from pathlib import Path
 
@@ -212,6 +213,17 @@ def test_what_is_written(report: RobustnessReport, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match="cannot write into .*file"):
         write_robustness(report, tmp_path / "file")
+
+
+def test_what_draws_is_missed_before_anything_is_written(
+    report: RobustnessReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stripefold.robustness import write_robustness
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"drawn by matplotlib, which is not installed: pip install 'strip"):
+        write_robustness(report, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_door() -> None:
