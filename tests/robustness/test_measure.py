@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +138,19 @@ def test_freezing_gates_that_are_not_there_is_no_experiment(folder: Path, form: 
     assert len({network.label for network in found}) == 1
     gated = [write_run(folder, "static", 0, epochs=3), write_run(folder, "static", 1, epochs=3, freeze=("psi",))]
     assert len({network.label for network in load_networks(gated)[0]}) == 4
+
+
+def test_the_start_of_blocks_makes_an_experiment_and_options_without_blocks_do_not(folder: Path) -> None:
+    starts = [
+        write_run(folder, "none", seed, branch="acnet", init=init) for seed, init in ((0, "paper"), (1, "identity"))
+    ]
+    found, _ = load_networks(starts)
+    assert [network.label for network in found] == [
+        "backbone, acnet blocks (init=paper)",
+        "backbone, acnet blocks (init=identity)",
+    ]
+    idle = [write_run(folder, "static", 0, epochs=4), write_run(folder, "static", 1, epochs=4, branch_where="layer1.*")]
+    assert [network.label for network in load_networks(idle)[0]] == ["ASR(SE), attached"] * 2 + ["ASR(SE), folded"] * 2
 
 
 def test_runs_that_cannot_be_compared(folder: Path, sources: list[Path]) -> None:
