@@ -78,7 +78,7 @@ def measure(case: str, data: str, options: argparse.Namespace) -> dict[str, Any]
             "epochs": options.epochs,
             "blocks": sum(isinstance(module, BranchBlock) for module in trained.model.modules()),
             "gates": len(sf.scales(trained.model)) if case == GATED else 0,
-            "losses": _losses(folder),
+            "losses": losses(folder),
             "accuracy": 100 * evaluate(folder).accuracy,
             "accuracy_folded": 100 * evaluate(file).accuracy,
             "error64": _error64(trained),
@@ -88,7 +88,7 @@ def measure(case: str, data: str, options: argparse.Namespace) -> dict[str, Any]
         }
 
 
-def _losses(folder: Path) -> list[float]:
+def losses(folder: Path) -> list[float]:
     """The training loss of every epoch."""
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return [float(row["train_loss"]) for row in csv.DictReader(file)]

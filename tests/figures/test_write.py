@@ -17,6 +17,7 @@ import stripefold as sf
 from stripefold.errors import ObserveError
 from stripefold.figures.page import render_page
 from stripefold.figures.words import describe, tiles
+from stripefold.figures.write import DRAWING
 from stripefold.stripe.report import StripeReport
 from stripefold.stripe.trajectory import Trajectory
 from tests.figures.reports import make_layer, make_report, make_trajectory
@@ -118,9 +119,12 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         sf.write_report(make_report(), tmp_path / "file")
 
 
-def test_what_draws_is_missed_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ModuleNotFoundError, match="jinja2"):
+@pytest.mark.parametrize("library", DRAWING)
+def test_what_draws_is_missed_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"drawn by {library}, which is not installed: pip install 'strip"):
         sf.write_report(make_report(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -123,6 +123,14 @@ def test_the_reasons() -> None:
     )
 
 
+def test_the_report_says_how_a_fused_file_is_loaded() -> None:
+    said = "a file of these weights is loaded into fold(create(), fuse=True)"
+    torch.manual_seed(0)
+    model = Swapped().double()
+    assert said in str(fused(model, images())[1])
+    assert said not in str(sf.fold(model, example=images(), report=True)[1])
+
+
 def test_call_order_counts_not_definition_order() -> None:
     torch.manual_seed(0)
     plain, report = fused(Swapped().double(), images())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,19 @@ def test_freezing_gates_that_are_not_there_is_no_experiment(folder: Path, form: 
     assert len({network.label for network in load_networks(gated)[0]}) == 4
 
 
+def test_the_start_of_blocks_makes_an_experiment_and_options_without_blocks_do_not(folder: Path) -> None:
+    starts = [
+        write_run(folder, "none", seed, branch="acnet", init=init) for seed, init in ((0, "paper"), (1, "identity"))
+    ]
+    found, _ = load_networks(starts)
+    assert [network.label for network in found] == [
+        "backbone, acnet blocks (init=paper)",
+        "backbone, acnet blocks (init=identity)",
+    ]
+    idle = [write_run(folder, "static", 0, epochs=4), write_run(folder, "static", 1, epochs=4, branch_where="layer1.*")]
+    assert [network.label for network in load_networks(idle)[0]] == ["ASR(SE), attached"] * 2 + ["ASR(SE), folded"] * 2
+
+
 def test_runs_that_cannot_be_compared(folder: Path, sources: list[Path]) -> None:
     with pytest.raises(ConfigError, match="no run was named"):
         measure_robustness([])
@@ -212,6 +226,17 @@ def test_what_is_written(report: RobustnessReport, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match="cannot write into .*file"):
         write_robustness(report, tmp_path / "file")
+
+
+def test_what_draws_is_missed_before_anything_is_written(
+    report: RobustnessReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stripefold.robustness import write_robustness
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"drawn by matplotlib, which is not installed: pip install 'strip"):
+        write_robustness(report, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_door() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -24,22 +25,32 @@ settings:
   too wide: {attention: se, attention_options: {reductions: 1}}
 seeds: 2
 """
+# The backbone and seven attentions, three seeds each.
+MANY = """
+title: Twenty-four tiny runs
+base: digits
+set: {model: resnet8, epochs: 1, limit_train: 64, limit_test: 64, warmup_epochs: 0, accelerator: cpu}
+grid: {attention: [se, ie, eca, ge, ese, gct, scale]}
+seeds: 3
+"""
 WAIT_SECONDS = 240.0
+LONG_SECONDS = 1800.0
 
 
-Start = Callable[[], "subprocess.Popen[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start the command; whatever becomes of the test, none of its processes stays."""
-    (tmp_path / "six.yaml").write_text(TEXT, encoding="utf-8")
+    for name, text in (("six", TEXT), ("many", MANY)):
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     sessions: list[int] = []
 
-    def run() -> subprocess.Popen[str]:
+    def run(name: str = "six") -> subprocess.Popen[str]:
         started = subprocess.Popen(
-            [sys.executable, "-m", "stripefold", "sweep", "six.yaml"],
+            [sys.executable, "-m", "stripefold", "sweep", f"{name}.yaml"],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -68,8 +79,8 @@ def processes(session: int) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + WAIT_SECONDS
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.1)
@@ -83,9 +94,9 @@ def kill(session: int) -> None:
             continue
 
 
-def traces(folder: Path) -> dict[str, tuple[int, int]]:
+def traces(folder: Path, name: str = "six") -> dict[str, tuple[int, int]]:
     """What a repeated run would change: when its checkpoint was written, and how many lines it has logged."""
-    runs = folder / "sweeps" / "six"
+    runs = folder / "sweeps" / name
     return {
         path.stem: (
             (runs / "runs" / path.stem / "checkpoints" / "last.ckpt").stat().st_mtime_ns,
@@ -133,4 +144,36 @@ def test_a_sweep_survives_sigkill_and_ctrl_c(tmp_path: Path, start: Start) -> No
         scores = {row["run"]: row["score"] for row in csv.DictReader(file)}
     differences = [float(scores[f"se-seed{seed}"]) - float(scores[f"backbone-seed{seed}"]) for seed in (0, 1)]
     assert float(rows["se"]["difference_mean"]) == pytest.approx(sum(differences) / 2)
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.zoo
+@pytest.mark.timeout(2 * LONG_SECONDS)  # minutes on a quiet machine
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds Ray's processes in /proc")
+def test_twenty_four_runs_survive_being_killed_twice(tmp_path: Path, start: Start) -> None:
+    folder = tmp_path / "sweeps" / "many"
+    finished: dict[str, tuple[int, int]] = {}
+    for enough in (5, 12):
+        killed = start("many")
+        wait_until(
+            lambda least=enough: len(list((folder / "outcomes").glob("*.json"))) >= least,
+            "the runs never ended",
+            LONG_SECONDS,
+        )
+        kill(killed.pid)
+        killed.communicate()
+        assert finished.items() <= traces(tmp_path, "many").items()
+        finished = traces(tmp_path, "many")
+        assert enough <= len(finished) < 24
+    last = start("many")
+    printed, errors = last.communicate(timeout=LONG_SECONDS)
+    assert last.returncode == 0, errors
+    assert f"{len(finished)} of 24 runs are finished" in printed
+    ended = traces(tmp_path, "many")
+    assert len(ended) == 24
+    assert finished.items() <= ended.items()  # no finished run was touched
+    for name, rows in (("results", 8), ("runs", 24)):
+        with (folder / f"{name}.csv").open(encoding="utf-8") as file:
+            assert len(list(csv.DictReader(file))) == rows
+        assert pyarrow.parquet.read_table(folder / f"{name}.parquet").num_rows == rows
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")

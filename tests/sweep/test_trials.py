@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from stripefold.errors import ConfigError
 from stripefold.sweep import Sweep
-from stripefold.sweep.trials import IDLE, canonical, list_settings, list_trials, shown
+from stripefold.sweep.trials import list_settings, list_trials, shown
 from stripefold.training import TrainConfig
-from stripefold.training.build import build_model
-from stripefold.training.data import ImageSpec
-
-SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
 
 
 def labels(drawn: list[dict[str, Any]] | None = None, **options: Any) -> list[tuple[str, str | None]]:
@@ -95,24 +90,10 @@ def test_a_refused_setting_is_named() -> None:
         labels(grid={"repeats": [2]}, control={"form": "odd"})
 
 
-@pytest.mark.parametrize("form", sorted(IDLE))
-def test_idle_options_do_nothing(form: str) -> None:
-    odd = {
-        "attention": "eca", "where": "norm", "repeats": 3, "psi": 0.7, "freeze": ("psi",),
-        "attention_options": {"kernel_size": 5}, "init": "identity",
-    }  # fmt: skip
-    changed = {name: odd[name] for name in (*IDLE[form], "init")}
-    config = TrainConfig(model="resnet8", form=form, **changed)
-    assert canonical(config) == TrainConfig(model="resnet8", form=form)
-    plain, other = (build_model(each, SPEC).state_dict() for each in (canonical(config), config))
-    assert plain.keys() == other.keys()
-    assert all(torch.equal(plain[name], other[name]) for name in plain)
-
-
-def test_what_is_not_idle_stays() -> None:
-    config = TrainConfig(form="both", repeats=2, psi=0.3, branch="acnet", init="identity")
-    assert canonical(config) == config
-    assert canonical(config.with_overrides(form="none")).init == "identity"  # of the blocks
+def test_the_weight_decay_of_gates_makes_one_backbone() -> None:
+    assert [label for label, _ in labels(grid={"gate_weight_decay": [0.0, 0.1]})] == [
+        "backbone", "gate_weight_decay=0", "gate_weight_decay=0.1",
+    ]  # fmt: skip
 
 
 def test_shown() -> None:

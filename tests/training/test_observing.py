@@ -128,7 +128,7 @@ def test_what_draws_must_be_there_from_the_start(config: TrainConfig, monkeypatc
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "plotly" else real(name, *more)
     )
-    with pytest.raises(ConfigError, match=r"drawn by plotly, which is missing: pip install \"stripefold\[plot\]\""):
+    with pytest.raises(ConfigError, match=r"drawn by plotly, which is not installed: pip install 'stripefold\[plot\]'"):
         train(config.with_overrides(**WATCHED))
     with pytest.raises(ConfigError, match="drawn by plotly"):
         StripeCallback(torch.zeros(2, 1, 8, 8), folder="stripes")

@@ -66,6 +66,12 @@ def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -
     if config.form == "dynamic":
         if not attention.dynamic:
             raise AttachError(f"attention {config.attention!r} has no dynamic form: use form='static'")
+        if attention.chained:
+            raise AttachError(
+                f"attention {config.attention!r} hands a state on from site to site, and dynamic gates stand alone: "
+                "each would start anew, with a module of its own, which is another attention. Use form='static', or "
+                f"call {type(attention).__name__}.forward_chained in the network's own forward"
+            )
         return DynamicGate(attention, options=config.options)
     attention.keep_excite_()
     psi = start_psi(attention, config.psi).to(place.like.device, place.like.dtype)

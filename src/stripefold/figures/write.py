@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from stripefold.stripe.trajectory import Trajectory
 
 PICTURES = "pictures"
+DRAWING = ("matplotlib", "plotly", "jinja2")
 _DPI = 160
 _LONGEST_NAME = 80
 
@@ -52,8 +54,9 @@ def write_report(
 
     Raises:
         ObserveError: The folder cannot be written.
-        ModuleNotFoundError: matplotlib, plotly or jinja2 is missing: ``pip install "stripefold[plot]"``.
+        ModuleNotFoundError: matplotlib, plotly or jinja2 is missing; nothing is written then.
     """
+    require(DRAWING, "the report of an observation")
     place = Path(folder).expanduser()
     page = render_page(report, trajectory=trajectory, title=title)
     writers = _tables(report, trajectory) | _pictures(report, trajectory)
@@ -70,6 +73,23 @@ def write_report(
             f"cannot write the report into {place}: {error.strerror or error}; choose another folder or make room"
         ) from error
     return place / "index.html"
+
+
+def require(libraries: Iterable[str], what: str) -> None:
+    """Refuse before anything is written what could not be drawn.
+
+    Args:
+        libraries: What draws.
+        what: What they draw, for the message.
+
+    Raises:
+        ModuleNotFoundError: One of them is not installed; says how it is.
+    """
+    name = next((each for each in libraries if importlib.util.find_spec(each) is None), None)
+    if name is not None:
+        raise ModuleNotFoundError(
+            f"{what} is drawn by {name}, which is not installed: pip install 'stripefold[plot]'", name=name
+        )
 
 
 def _tables(report: StripeReport, trajectory: Trajectory | None) -> dict[str, Callable[[Path], object]]:

@@ -15,7 +15,8 @@ class FoldReport:
         notes: one row per gate site or block of ours, and with ``fuse=True`` per re-parameterizable block, static scale
             and BatchNorm: merged, or kept and why.
         unmoved: sites whose gate never moved from its start: was the optimiser built before attaching?
-        fused: whether ``fuse=True`` changed keys: the file is then loaded into ``fold(create(), fuse=True)``.
+        fused: whether it was asked to fuse: a file of the result is then loaded into ``fold(create(), fuse=True)``, as
+            keys change where something is fused.
         verification: the equivalence report as text, or why no check was made.
         new_keys: biases of folded branch blocks that the stock model does not have, because no BatchNorm behind them
             could take them; with ``fuse=True`` keys change anyway, and none is listed.
@@ -44,5 +45,9 @@ class FoldReport:
             listed = ", ".join(self.unmoved[:5]) + (" ..." if len(self.unmoved) > 5 else "")
             lines.append(
                 f"gates that never moved from their start: {listed}. Was the optimiser built before attaching?"
+            )
+        if self.fused:
+            lines.append(
+                "a file of these weights is loaded into fold(create(), fuse=True): keys change where something is fused"
             )
         return "\n".join([*lines, *([self.verification] if self.verification else [])])

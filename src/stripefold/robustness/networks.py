@@ -16,6 +16,7 @@ from stripefold.branches.block import BranchBlock
 from stripefold.errors import ConfigError
 from stripefold.folding.fold import fold
 from stripefold.training.config import FREE_ON_RESUME, TrainConfig
+from stripefold.training.idle import canonical
 from stripefold.training.loading import LoadedRun, load_run
 
 SAME = ("task", "data", "limit_train", "limit_test")
@@ -160,13 +161,8 @@ def _name(run: LoadedRun) -> str:
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """The options that make a run the experiment it is; how a network without attention would attach one does not."""
-    attaching = {"attention", "where", "repeats", "psi", "init", "freeze", "attention_options", "gate_weight_decay"}
-    left_out = IGNORED | (attaching if config.form == "none" else set())
-    values = config.to_dict()
-    if config.form in ("none", "dynamic"):
-        left_out = left_out | {"repeats", "psi", "freeze"}
-    return {name: None if name in left_out else value for name, value in values.items()}
+    """The options that make a run the experiment it is; what does nothing in it does not."""
+    return {name: None if name in IGNORED else value for name, value in canonical(config).to_dict().items()}
 
 
 def _plain(value: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import ConfigError
+from stripefold.figures.write import require
 from stripefold.robustness.pictures import draw_curves
 from stripefold.robustness.report import RobustnessReport
 
@@ -29,8 +30,9 @@ def write_robustness(report: RobustnessReport, folder: str | os.PathLike[str]) -
 
     Raises:
         ConfigError: The folder cannot be written.
-        ModuleNotFoundError: matplotlib is missing: ``pip install "stripefold[plot]"``.
+        ModuleNotFoundError: matplotlib is missing; nothing is written then.
     """
+    require(["matplotlib"], "the picture of a robustness report")
     place = Path(folder).expanduser()
     figure = draw_curves(report)
     try:

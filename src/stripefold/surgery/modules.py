@@ -30,14 +30,6 @@ _SHAPELESS = (UninitializedParameter, UninitializedBuffer)
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel", "ScriptModule")
 
 
-def module_paths(model: nn.Module) -> dict[int, list[str]]:
-    """``id(module)`` -> every dotted path it is registered under, the first one first."""
-    paths: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(id(module), []).append(name)
-    return paths
-
-
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Put new modules where old ones are, at every position: a shared module has several.
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from stripefold.atomic import write_text
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep.draw import draw
-from stripefold.sweep.trials import DEFAULTS
 from stripefold.training.config import FREE_ON_RESUME
+from stripefold.training.idle import DEFAULTS
 from stripefold.training.paths import RunPaths
 from stripefold.training.recipe import load_config
 

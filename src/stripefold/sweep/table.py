@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stripefold.atomic import atomic_path
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep.statistics import LEVEL, Estimate
-from stripefold.sweep.trials import IDLE
+from stripefold.training.idle import IDLE
 
 if TYPE_CHECKING:
     from stripefold.sweep.result import Row, SweepResult

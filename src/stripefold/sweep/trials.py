@@ -12,17 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stripefold.errors import ConfigError
-from stripefold.training.config import TrainConfig
+from stripefold.training.idle import canonical
 
 if TYPE_CHECKING:
     from stripefold.sweep.spec import Sweep
+    from stripefold.training.config import TrainConfig
 
-IDLE: dict[str, tuple[str, ...]] = {
-    "none": ("attention", "where", "repeats", "psi", "freeze", "attention_options"),
-    "dynamic": ("repeats", "psi", "freeze"),
-}
-"""Options that do nothing under a form."""
-DEFAULTS = TrainConfig().to_dict()
 NAME_LENGTH = 80
 
 
@@ -100,21 +95,6 @@ def list_trials(sweep: Sweep, settings: Sequence[Setting]) -> list[Trial]:
         for seed in sweep.seeds
         for setting in settings
     ]
-
-
-def canonical(config: TrainConfig) -> TrainConfig:
-    """The configuration with every option that does nothing there at its default: equal runs become one run.
-
-    Args:
-        config: Any.
-
-    >>> canonical(TrainConfig(form="none", repeats=3)) == TrainConfig(form="none")
-    True
-    """
-    idle = list(IDLE.get(config.form, ()))
-    if config.branch is None:
-        idle += ["branch_where", "branch_options", *(["init"] if config.form in IDLE else [])]
-    return config.with_overrides(**{name: DEFAULTS[name] for name in idle})
 
 
 def shown(value: Any) -> str:

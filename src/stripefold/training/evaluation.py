@@ -28,9 +28,10 @@ def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
         overrides: Options of the run to change, such as ``data``, ``data_dir``, ``batch_size``, ``accelerator``.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or does not come from a training run.
+        CheckpointError: If the file is missing, damaged, does not come from a training run, or tells another number of
+            classes apart than the data has.
         ConfigError: If an override is no option.
-        DataError: If the test images are missing, or have other classes than the network.
+        DataError: If the test images are missing.
     """
     run = load_run(source, **overrides)
     data = load_data(run.config)

@@ -27,7 +27,7 @@ class LoadedRun:
 
     Attributes:
         model: The model, with its weights.
-        kind: ``attached``, ``backbone``, ``folded``, ``fused`` or ``plain``.
+        kind: What was read: ``attached``, ``backbone``, ``plain``, ``folded``, ``fused`` or ``baked``.
         config: The configuration of its run.
         spec: What its images look like.
         path: The file.

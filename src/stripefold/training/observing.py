@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from stripefold.training.config import TrainConfig
     from stripefold.training.data import Data
 
-DRAWING = ("matplotlib", "plotly", "jinja2")
 STATIC = "StaticGate"
 _BATCH = 128
 
@@ -220,8 +218,9 @@ def check_drawing() -> None:
     Raises:
         ConfigError: A library that draws is missing.
     """
-    missing = [name for name in DRAWING if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f'the report of an observation is drawn by {missing[0]}, which is missing: pip install "stripefold[plot]"'
-        )
+    from stripefold.figures.write import DRAWING, require
+
+    try:
+        require(DRAWING, "the report of an observation")
+    except ModuleNotFoundError as error:
+        raise ConfigError(str(error)) from error

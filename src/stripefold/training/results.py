@@ -26,7 +26,7 @@ class EvalResult:
         task: ``classification``, ``segmentation`` or ``detection``.
         images: How many images were looked at.
         seconds: Wall-clock time of the pass.
-        kind: ``attached``, ``folded`` or ``backbone``.
+        kind: What was evaluated: ``attached``, ``backbone``, ``plain``, ``folded``, ``fused`` or ``baked``.
         source: The file that was evaluated.
     """
 

@@ -1,0 +1,42 @@
+"""What does nothing in a run makes no other run of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stripefold.asr.groups import param_groups
+from stripefold.training import TrainConfig
+from stripefold.training.build import build_model
+from stripefold.training.data import ImageSpec
+from stripefold.training.idle import IDLE, canonical
+
+SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
+
+
+@pytest.mark.parametrize("form", sorted(IDLE))
+def test_idle_options_do_nothing(form: str) -> None:
+    odd = {
+        "attention": "eca", "where": "norm", "repeats": 3, "psi": 0.7, "freeze": ("psi",),
+        "attention_options": {"kernel_size": 5}, "gate_weight_decay": 0.3, "init": "identity",
+    }  # fmt: skip
+    changed = {name: odd[name] for name in (*IDLE[form], "init")}
+    config = TrainConfig(model="resnet8", form=form, **changed)
+    assert canonical(config) == TrainConfig(model="resnet8", form=form)
+    plain, other = (build_model(each, SPEC).state_dict() for each in (canonical(config), config))
+    assert plain.keys() == other.keys()
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
+
+
+def test_what_is_not_idle_stays() -> None:
+    config = TrainConfig(form="both", repeats=2, psi=0.3, branch="acnet", init="identity")
+    assert canonical(config) == config
+    assert canonical(config.with_overrides(form="none")).init == "identity"  # of the blocks
+
+
+def test_the_weight_decay_of_gates_is_idle_where_there_are_none() -> None:
+    for form in ("none", "dynamic", "static"):
+        config = TrainConfig(model="resnet8", form=form, gate_weight_decay=0.3)
+        groups = param_groups(build_model(config, SPEC), weight_decay=0.1, gate_weight_decay=0.3)
+        assert ({group["weight_decay"] for group in groups} == {0.1}) == (form == "none")
+        assert (canonical(config).gate_weight_decay is None) == (form == "none")
