@@ -76,9 +76,7 @@ def test_weights_that_cannot_be_downloaded(name: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
     known = name.partition("/")[2]
-    with pytest.raises(
-        ConfigError, match=rf"weights of '{known}'.*leave out pretrained .*service not known"
-    ):
+    with pytest.raises(ConfigError, match=rf"weights of '{known}'.*leave out pretrained .*service not known"):
         create_model(name, num_classes=1000, pretrained=True)
 
 
