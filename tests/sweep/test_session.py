@@ -18,7 +18,7 @@ from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep import Machines, launch, session
 from stripefold.sweep.folder import read_error
 from stripefold.sweep.launch import Listener, _callback, _resources
-from stripefold.sweep.session import import_ray, ray_session
+from stripefold.sweep.session import Interrupts, import_ray, ray_session
 from stripefold.sweep.trials import Trial
 from stripefold.training import TrainConfig
 from tests.sweep.conftest import Room
@@ -75,7 +75,7 @@ def use(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 def test_a_session_starts_ray_of_its_own_and_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ray, before, handler = use(FakeRay(), monkeypatch), dict(os.environ), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), ray_session(None):
+    with pytest.raises(KeyboardInterrupt), ray_session(None, Interrupts()):
         raise KeyboardInterrupt
     (_, options), stopped = ray.calls
     assert options["address"] == "local"  # never a cluster that happens to run here
@@ -87,26 +87,58 @@ def test_a_session_starts_ray_of_its_own_and_stops_it(monkeypatch: pytest.Monkey
 
 def test_sigterm_leaves_a_session_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = use(FakeRay(), monkeypatch)
-    with pytest.raises(SystemExit), ray_session(None):
+    with pytest.raises(SystemExit), ray_session(None, Interrupts()):
         signal.raise_signal(signal.SIGTERM)
     assert ray.calls[-1][0] == "shutdown"
+
+
+class SwallowingRay(FakeRay):
+    """As Ray does where the exception comes up inside one of its callbacks."""
+
+    def init(self, **options: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        super().init(**options)
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError("its processes were interrupted")])
+def test_a_swallowed_ctrl_c_is_raised_again(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    ray = use(SwallowingRay(error=error), monkeypatch)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts, ray_session(None, interrupts):
+        pytest.fail("went on")
+    assert ray.calls[-1][0] == "shutdown"
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_swallowed_ctrl_c_ends_the_runs(room: Room) -> None:
+    with Interrupts() as interrupts:
+        ends = _callback(import_ray().tune, room.paths, Listener(print, print), interrupts)
+        ends.on_step_begin(1, [])
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            ends.on_step_begin(2, [])
 
 
 def test_a_session_joins_a_cluster_with_nothing_but_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = use(FakeRay(), monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
-        with ray_session(address):
+        with ray_session(address, Interrupts()):
             pass
     assert ray.calls[0][1] == {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
-    with pytest.raises(ConfigError, match=f"no Ray cluster at '{address}': .*refused; start one"), ray_session(address):
+    with (
+        pytest.raises(ConfigError, match=f"no Ray cluster at '{address}': .*refused; start one"),
+        ray_session(address, Interrupts()),
+    ):
         pass
     assert len(ray.calls) == 2  # nobody listens there any more: Ray was not asked, which tries for minutes
 
 
 def test_a_session_of_the_caller_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = use(FakeRay(initialized=True), monkeypatch)
-    with ray_session(None) as found:
+    with ray_session(None, Interrupts()) as found:
         assert found is ray
     assert ray.calls == []
 
@@ -120,7 +152,7 @@ def test_a_session_of_the_caller_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_unreachable(address: str | None, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = use(FakeRay(error=ConnectionError("nobody")), monkeypatch)
-    with pytest.raises(ConfigError, match=match), ray_session(address):
+    with pytest.raises(ConfigError, match=match), ray_session(address, Interrupts()):
         pass
     assert ray.calls[-1][0] == "shutdown"
 
@@ -129,7 +161,10 @@ def test_a_cluster_that_asks_for_its_token(monkeypatch: pytest.MonkeyPatch) -> N
     error = ConnectionError("Failed to connect")
     error.__cause__ = RuntimeError("Last connection error: RPC error: InvalidAuthToken: missing")
     use(FakeRay(error=error), monkeypatch)
-    with pytest.raises(ConfigError, match="asks for its token: set RAY_AUTH_MODE=token"), ray_session("auto"):
+    with (
+        pytest.raises(ConfigError, match="asks for its token: set RAY_AUTH_MODE=token"),
+        ray_session("auto", Interrupts()),
+    ):
         pass
 
 
@@ -169,7 +204,7 @@ def test_ray_that_gives_up_is_one_error(room: Room, monkeypatch: pytest.MonkeyPa
             raise ray.tune.TuneError("the head\nnode is gone")
 
     @contextlib.contextmanager
-    def fake_session(address: str | None) -> Iterator[Any]:
+    def fake_session(address: str | None, interrupts: Interrupts) -> Iterator[Any]:
         nodes = [{"Alive": False, "Resources": {}}, {"Alive": True, "Resources": {"CPU": 2.0}}]
         yield SimpleNamespace(nodes=lambda: nodes, tune=ray.tune, exceptions=ray.exceptions)
 
@@ -183,7 +218,7 @@ def test_what_is_told_of_a_run_that_ended(room: Room) -> None:
     told: list[tuple[str, float | None, str]] = []
     recovered: list[str] = []
     listener = Listener(lambda *words: told.append(words), recovered.append)
-    ends = _callback(import_ray().tune, room.paths, listener)
+    ends = _callback(import_ray().tune, room.paths, listener, Interrupts())
     names = [{"trial": trial.name} for trial in room.trials]
     ends.on_trial_complete(1, [], SimpleNamespace(config=names[0], last_result={"score": 0.5, "error": ""}))
     ends.on_trial_complete(1, [], SimpleNamespace(config=names[1], last_result={"score": math.nan, "error": "E: no"}))

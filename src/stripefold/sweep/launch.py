@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep.folder import SweepPaths, write_error
-from stripefold.sweep.session import Machines, ray_session
+from stripefold.sweep.session import Interrupts, Machines, ray_session
 from stripefold.sweep.trial import Job, run_trial, versions
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, liste
         ConfigError: If Ray cannot be had, or no machine has room for a run.
         TrainingError: If Ray gives up on the whole sweep.
     """
-    with ray_session(machines.address) as ray:
+    with Interrupts() as interrupts, ray_session(machines.address, interrupts) as ray:
         resources = _resources(trials, machines, [node for node in ray.nodes() if node["Alive"]])
         job = Job(
             root=str(paths.root),
@@ -56,8 +56,10 @@ def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, liste
             gpus=resources["GPU"],
         )
         try:
-            _tuner(ray.tune, job, resources, machines.parallel, listener).fit()
+            _tuner(ray.tune, job, resources, machines.parallel, listener, interrupts).fit()
+            interrupts.check()
         except (ray.exceptions.RayError, ray.tune.TuneError) as error:
+            interrupts.check()
             raise TrainingError(f"Ray gave up: {' '.join(str(error).split())}; the same command goes on") from error
 
 
@@ -81,7 +83,9 @@ def _may_use_gpus(trials: Sequence[Trial]) -> bool:
     return any(trial.config.accelerator != "cpu" for trial in trials)
 
 
-def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | None, listener: Listener) -> Any:
+def _tuner(
+    tune: Any, job: Job, resources: dict[str, float], parallel: int | None, listener: Listener, interrupts: Interrupts
+) -> Any:
     paths = SweepPaths(Path(job.root))
 
     def called(trial: Any) -> str:
@@ -100,16 +104,19 @@ def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | Non
             name="tune",
             storage_path=str(paths.ray),
             verbose=0,
-            callbacks=[_callback(tune, paths, listener)],
+            callbacks=[_callback(tune, paths, listener, interrupts)],
             failure_config=tune.FailureConfig(max_failures=LOST_PROCESSES),
         ),
     )
 
 
-def _callback(tune: Any, paths: SweepPaths, listener: Listener) -> Any:
+def _callback(tune: Any, paths: SweepPaths, listener: Listener, interrupts: Interrupts) -> Any:
     """What Tune calls when a run ends, with a result or because its process was lost too often, and what in between."""
 
     class Ends(tune.Callback):
+        def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+            interrupts.check()
+
         def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             listener.lost(trial.config["trial"])
 

@@ -80,15 +80,48 @@ def import_ray() -> Any:
     return ray
 
 
+class Interrupts:
+    """Ctrl-C, seen even where Ray swallows it: an exception that comes up inside its callbacks is only printed."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        # A handler of the caller's own stays; other threads are not given signals.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _in_main_thread():
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def check(self) -> None:
+        """Raise what was swallowed.
+
+        Raises:
+            KeyboardInterrupt: If Ctrl-C was pressed.
+        """
+        if self._pressed:
+            raise KeyboardInterrupt
+
+    def _press(self, number: int, frame: object) -> None:
+        self._pressed = True
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def ray_session(address: str | None) -> Iterator[Any]:
+def ray_session(address: str | None, interrupts: Interrupts) -> Iterator[Any]:
     """Ray, started here (and stopped again, whatever happens) or joined (and only left).
 
     Args:
         address: As in ``Machines``.
+        interrupts: What was pressed while Ray started.
 
     Raises:
         ConfigError: If Ray is not installed, or cannot be started or joined.
+        KeyboardInterrupt: If Ctrl-C was pressed.
     """
     ray = import_ray()
     if ray.is_initialized():  # the caller's own, and nothing of it is ours to stop
@@ -101,7 +134,9 @@ def ray_session(address: str | None) -> Iterator[Any]:
             try:
                 _start(ray, address)
             except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+                interrupts.check()
                 raise ConfigError(_unreachable(address, error)) from error
+            interrupts.check()
             _end_in_order()
             yield ray
         finally:
@@ -154,14 +189,14 @@ def _environment() -> Iterator[None]:
 
 def _end_in_order() -> None:
     """On SIGTERM leave through every ``finally``; Ray's own handler prints a stack and aborts."""
-    if threading.current_thread() is threading.main_thread():
+    if _in_main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
 
 
 @contextmanager
 def _handlers() -> Iterator[None]:
     """SIGTERM, which Ray takes over, is the caller's again afterwards."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
@@ -169,3 +204,7 @@ def _handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
