@@ -1,8 +1,8 @@
 """Backbone, + SE and ASR(SE), trained with and without noise in BatchNorm, under every disturbance.
 
-Small networks trained briefly on a part of the CIFAR-10 images, on one thread of a CPU: it shows what the command gives
-and which differences are larger than the spread over the seeds at this size. It says nothing about networks of the
-paper's size. Runs that are there already are taken as they are.
+ResNet-20 on 15,000 of the CIFAR-10 images, ten epochs under autocast to bfloat16, on one thread of a CPU: it shows
+which differences are larger than the spread over the seeds at this size. It says nothing about networks of the paper's
+size. Runs that are there already are taken as they are.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ NOISES: dict[str, dict[str, Any]] = {
     "random": {"kind": "random", "scale": 0.3, "shift": 0.3},
 }
 FORMS = {"quiet": ("none", "dynamic", "static"), "random": ("none", "static")}
-SEEDS = {"quiet": (0, 1, 2), "random": (0, 1)}
+SEEDS = (0, 1, 2)
 BATCH = ["batch-constant", "batch-random"]
 KINDS = {"quiet": None, "random": BATCH}
-SEVERITIES = (1, 5)
-IMAGES = 200
-"""Of the 500 that the runs were tested on: the first of the same random choice."""
+SEVERITIES = (1, 3, 5)
+IMAGES = 500
+"""Of the 1,000 that the runs were tested on: the first of the same random choice."""
 
 
 def configure(data: Path, form: str, noise: str, seed: int, **changes: Any) -> TrainConfig:
@@ -43,13 +43,14 @@ def configure(data: Path, form: str, noise: str, seed: int, **changes: Any) -> T
     values: dict[str, Any] = {
         "data": f"folder:{data}",
         "image_size": 32,
-        "limit_train": 2500,
-        "limit_test": 500,
+        "limit_train": 15_000,
+        "limit_test": 1000,
         "augmentation": "crop-flip",
-        "model": "resnet8",
+        "model": "resnet20",
         "form": form,
-        "epochs": 8,
-        "batch_size": 64,
+        "epochs": 10,
+        "batch_size": 128,
+        "precision": "bf16-mixed",
         "learning_rate": 0.1,
         "weight_decay": 5e-4,
         "warmup_epochs": 1,
@@ -67,7 +68,7 @@ def train_all(data: Path, runs: Path, noise: str, **changes: Any) -> list[Path]:
     """Train what is not there yet; returns the runs' folders."""
     folders = []
     for form in FORMS[noise]:
-        for seed in SEEDS[noise]:
+        for seed in SEEDS:
             folder = runs / noise / f"{form}-{seed}"
             if not (folder / "summary.md").is_file():
                 shutil.rmtree(folder, ignore_errors=True)
