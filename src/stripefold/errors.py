@@ -39,6 +39,10 @@ class ResolutionError(StripefoldError):
     """A gate over positions met a map of another resolution than the one it was attached at."""
 
 
+class ChainError(StripefoldError):
+    """A site of a chained attention ran without the state of the site before it."""
+
+
 class ExportError(StripefoldError):
     """A deployed file could not be written or checked; no file is left behind."""
 

@@ -50,7 +50,6 @@ BAD_OPTIONS = {
     "saddle": ({"attention": "ie", "psi": 0.0}, "'ie' cannot start at psi = 0: .*a saddle that training never leaves"),
     "static option, dynamic form": ({"form": "dynamic", "repeats": 2}, "repeats has a meaning only with form='static'"),
     "psi, dynamic form": ({"form": "dynamic", "psi": 0.5}, "psi has a meaning only with form='static'"),
-    "a chain of dynamic gates": ({"attention": "dia", "form": "dynamic"}, "'dia' hands a state on from site to site"),
     "no dynamic form": ({"attention": "scale", "form": "dynamic"}, "'scale' has no dynamic form"),
     "identity too near zero": (
         {"attention": "scale", "psi": 1e-5, "init": "identity"},

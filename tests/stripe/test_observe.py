@@ -190,7 +190,7 @@ def test_tokens() -> None:
     assert_statistics(sf.observe(model, in_batches(x, 4, 5)), [scale])
 
 
-OWN = [name for name in sf.attention_names(acts="channels", how="multiply") if name not in ("scale", "dia")]
+OWN = [name for name in sf.attention_names(acts="channels", how="multiply") if name != "scale"]
 
 
 @pytest.mark.parametrize("attention", OWN)

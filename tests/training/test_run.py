@@ -16,6 +16,7 @@ from stripefold.errors import CheckpointError, ConfigError, StripefoldError
 from stripefold.folding.files import file_info
 from stripefold.training import TrainConfig, evaluate, load_config, train
 from stripefold.training.build import build_backbone, build_model
+from stripefold.training.checkpoint import read_checkpoint
 from stripefold.training.data import ImageSpec, load_data
 from stripefold.training.task import Classification
 from tests.training.conftest import TinyNet
@@ -93,6 +94,30 @@ def test_resuming_a_finished_run_changes_nothing(config: TrainConfig) -> None:
     # Not the file's bytes: older safetensors write their metadata in any order.
     assert all(torch.equal(tensor, folded[key]) for key, tensor in load_file(again.folded_file).items())
     assert again.epochs_run == 0
+
+
+def test_a_dynamic_chain_goes_on_with_the_same_bits(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of dia is of one forward: no checkpoint holds any, none is missed."""
+    plan = config.with_overrides(model="resnet20", attention="dia", form="dynamic", attention_options={})
+    alone = train(plan.with_overrides(run_dir=f"{plan.run_dir}-alone"))
+    with monkeypatch.context() as patch:
+        step = Classification.training_step
+
+        def stopping(self: Classification, *args: object) -> torch.Tensor:
+            if self.global_step == 3:  # in the middle of the second epoch
+                raise RuntimeError("stopped here")
+            return step(self, *args)
+
+        patch.setattr(Classification, "training_step", stopping)
+        with pytest.raises(Exception, match="stopped here"):
+            train(plan)
+    resumed = train(plan.with_overrides(resume=True))
+    assert resumed.epochs_run == 1
+    ends = [read_checkpoint(run.last_checkpoint) for run in (alone, resumed)]
+    assert ends[0]["state_dict"].keys() == ends[1]["state_dict"].keys()
+    assert all(torch.equal(tensor, ends[1]["state_dict"][key]) for key, tensor in ends[0]["state_dict"].items())
+    assert evaluate(resumed.run_dir).accuracy == resumed.attached.accuracy == alone.attached.accuracy
+    assert evaluate(resumed.folded_file).loss == pytest.approx(resumed.attached.loss, rel=1e-6)
 
 
 def test_a_moved_folder_is_resumed(config: TrainConfig, tmp_path: Path) -> None:

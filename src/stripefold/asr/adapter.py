@@ -86,12 +86,13 @@ def _read(path: str, about: FileInfo) -> tuple[dict[str, str], dict[str, list[di
         expected = {name: str(about.extra["fingerprint"][name]) for name in ("structure", "weights")}
         plan = {
             str(name): [
-                {key: gate[key] for key in ("form", "attention", "options", "frozen")} | {"place": gate.get("place")}
+                {key: gate[key] for key in ("form", "attention", "options", "frozen")}
+                | {"place": gate.get("place"), "position": int(gate.get("position", 0))}
                 for gate in gates
             ]
             for name, gates in about.extra["plan"].items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise AdapterError(f"{path}: its plan of gates is damaged ({type(error).__name__}: {error})") from error
     return expected, plan
 
@@ -139,6 +140,7 @@ def _describe(gate: nn.Module, site: Gated) -> dict[str, Any]:
         "options": gate.options,
         "frozen": [part for part, frozen in _frozen(gate) if frozen],
         "place": _place(gate, site),
+        "position": gate.position,
     }
 
 
@@ -161,19 +163,19 @@ def _frozen(gate: StaticGate | DynamicGate) -> list[tuple[str, bool]]:
 
 
 def _attach_plan(model: nn.Module, plan: Mapping[str, list[dict[str, Any]]]) -> nn.Module:
-    """Attach kind by kind, in the order of the first site, so that repeats and chains come out as they were.
+    """Attach kind by kind, in the order of the first site, so that repeats come out as they were; chains in their own.
 
     Gates over positions come first: a site in one of theirs has its path from it.
     """
     kinds = dict.fromkeys(_kind(gate) for gates in plan.values() for gate in gates)
     for kind in sorted(kinds, key=lambda kind: not kind[0]):
         where, places = {}, {}
-        for name, gates in plan.items():
-            chosen = [gate for gate in gates if _kind(gate) == kind]
-            if chosen:
-                where[glob.escape(name)] = _options(chosen)
-                if chosen[0]["place"] is not None:
-                    places[name] = _known_place(name, chosen[0]["place"])
+        chosen = {name: [gate for gate in gates if _kind(gate) == kind] for name, gates in plan.items()}
+        for name, gates in sorted(chosen.items(), key=lambda item: item[1][0]["position"] if item[1] else 0):
+            if gates:
+                where[glob.escape(name)] = _options(gates)
+                if gates[0]["place"] is not None:
+                    places[name] = _known_place(name, gates[0]["place"])
         model = attach_at(model, where, kind[1], places)
     return model
 

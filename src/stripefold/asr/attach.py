@@ -12,7 +12,7 @@ from torch import nn
 
 from stripefold.asr.build import Chains
 from stripefold.asr.config import Form, GateConfig, Init, Psi
-from stripefold.asr.plan import check_inside_blocks, plan_gates
+from stripefold.asr.plan import as_listed, check_inside_blocks, plan_gates
 from stripefold.asr.select import Selection, Where, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
@@ -135,7 +135,7 @@ def _check_root(model: nn.Module) -> None:
 def attach_at(
     model: nn.Module, where: Mapping[str, Mapping[str, Any]], form: Form, places: Mapping[str, PositionPlace]
 ) -> nn.Module:
-    """As ``attach`` with a mapping, for places of gates over positions that are known: nothing is traced for them.
+    """As ``attach`` with a mapping, in its order, for places of gates over positions that are known (no trace is made).
 
     Raises:
         AttachError: as ``attach``.
@@ -159,7 +159,8 @@ def _attach(model: nn.Module, where: Where, config: GateConfig, known: _Known, *
             "the model itself is the site and cannot be replaced in place: use model = attach(model, ...)"
         )
     chains, like = Chains(), first_parameter(model)
-    planned = [plan_gates(candidate, config, chains, like) for candidate in selection.chosen]
+    chosen = selection.chosen if known.places is None else as_listed(selection.chosen, where)
+    planned = [plan_gates(candidate, config, chains, like) for candidate in chosen]
     check_inside_blocks(model, planned)
     _warn(selection, {each.candidate.name for each in planned if each.adds})
     forget_compiled(model)
@@ -171,7 +172,7 @@ def _attach(model: nn.Module, where: Where, config: GateConfig, known: _Known, *
         if site is not each.candidate.module:
             site.take_hooks_()
             replacements[each.candidate.module] = site
-    return replace_modules(model, replacements)
+    return chains.begin_with_(replace_modules(model, replacements))
 
 
 def _select(model: nn.Module, where: Where, config: GateConfig, known: _Known) -> Selection:

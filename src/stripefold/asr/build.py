@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from stripefold.asr.chain import StateChain
 from stripefold.asr.config import GateConfig
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.attention.base import ChannelAttention
@@ -36,10 +37,20 @@ class Place:
 
 @dataclass
 class Chains:
-    """The shared module and the last gate of each chain (DIA: one LSTM along all sites of one width)."""
+    """The shared module of each chain (DIA: one LSTM along all sites of one width), and how its gates are linked.
+
+    Static gates know the one before, dynamic ones what hands the state on.
+    """
 
     owners: dict[tuple[object, ...], ChannelAttention] = field(default_factory=dict)
     last: dict[tuple[object, ...], StaticGate] = field(default_factory=dict)
+    states: dict[tuple[object, ...], StateChain] = field(default_factory=dict)
+
+    def begin_with_(self, model: nn.Module) -> nn.Module:
+        """See ``StateChain.begin_with_``, for all of them; returns the model."""
+        for chain in self.states.values():
+            chain.begin_with_(model)
+        return model
 
 
 def build_gates(place: Place, config: GateConfig, chains: Chains) -> list[StaticGate | DynamicGate]:
@@ -61,18 +72,10 @@ def build_gates(place: Place, config: GateConfig, chains: Chains) -> list[Static
 
 
 def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -> StaticGate | DynamicGate:
-    key = (config.form, config.attention, place.channels, repeat, repr(sorted(config.options.items())))
+    key = _key(place, config, repeat)
     attention = chains.owners.get(key) or _attention(place, config)
     if config.form == "dynamic":
-        if not attention.dynamic:
-            raise AttachError(f"attention {config.attention!r} has no dynamic form: use form='static'")
-        if attention.chained:
-            raise AttachError(
-                f"attention {config.attention!r} hands a state on from site to site, and dynamic gates stand alone: "
-                "each would start anew, with a module of its own, which is another attention. Use form='static', or "
-                f"call {type(attention).__name__}.forward_chained in the network's own forward"
-            )
-        return DynamicGate(attention, options=config.options)
+        return _dynamic_gate(place, config, chains, attention)
     attention.keep_excite_()
     psi = start_psi(attention, config.psi).to(place.like.device, place.like.dtype)
     if not psi.is_meta:
@@ -86,6 +89,29 @@ def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -
         chains.last[key] = gate
     _finish(gate, config)
     return gate
+
+
+def _dynamic_gate(place: Place, config: GateConfig, chains: Chains, attention: ChannelAttention) -> DynamicGate:
+    name = config.attention
+    if not attention.dynamic:
+        raise AttachError(f"attention {name!r} has no dynamic form: use form='static'")
+    if not attention.chained:
+        return DynamicGate(attention, options=config.options)
+    if not hasattr(attention, "forward_chained"):
+        raise AttachError(
+            f"attention {name!r} is chained and has no forward_chained(x, state) -> (y, state), which is its dynamic "
+            "form along a chain: write it, or use form='static'"
+        )
+    key = _key(place, config)
+    attention = chains.owners.setdefault(key, attention)
+    chain = chains.states.setdefault(key, StateChain())
+    return DynamicGate(attention, options=config.options, chain=chain, position=chain.join(place.name))
+
+
+def _key(place: Place, config: GateConfig, repeat: int = 0) -> tuple[object, ...]:
+    """What the gates of one chain have in common; a dynamic one squeezes maps, so their channel axis, too."""
+    axis = place.axis if config.form == "dynamic" else None
+    return (config.form, config.attention, place.channels, axis, repeat, repr(sorted(config.options.items())))
 
 
 def _attention(place: Place, config: GateConfig) -> ChannelAttention:

@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
@@ -43,4 +44,6 @@ def detach_(model: nn.Module) -> nn.Module:
         site.gates = nn.ModuleList(gate for gate in site.gates if not isinstance(gate, DynamicGate))
         left = site.without_static_gates_()
         bare[site] = bare.get(left, left)
-    return replace_modules(model, bare)
+    model = replace_modules(model, bare)
+    tidy_chains_(model)
+    return model

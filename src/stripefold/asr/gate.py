@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stripefold.asr.chain import StateChain
 from stripefold.attention.base import ChannelAttention
 
 
@@ -42,6 +43,14 @@ class StaticGate(nn.Module):
         # In a tuple, so that it is a reference and not a submodule: the chain runs through the model, not down it.
         self._previous = (previous,) if previous is not None else ()
         self._born: Tensor | None = None
+
+    @property
+    def position(self) -> int:
+        """How many gates stand before this one in its chain; 0 without one."""
+        count, before = 0, self._previous
+        while before:
+            count, before = count + 1, before[0]._previous
+        return count
 
     def forward(self, dtype: torch.dtype | None = None) -> Tensor:
         """The scale v, shape (C,) or (P,) over positions, computed in at least float32 with autocast off.
@@ -104,14 +113,41 @@ class StaticGate(nn.Module):
 
 
 class DynamicGate(nn.Module):
-    """The ordinary, input-dependent attention on a site's output (the "+ SE" of the paper's tables)."""
+    """The ordinary, input-dependent attention on a site's output (the "+ SE" of the paper's tables).
 
-    def __init__(self, attention: ChannelAttention, *, options: Mapping[str, Any] | None = None) -> None:
+    Args:
+        attention: called on the output; one module for all sites of a chain.
+        options: what the attention was built with, for adapter files.
+        chain: for a chained attention (DIA): hands its state on to the next site within one forward.
+        position: of this gate in the chain, from 0.
+    """
+
+    chain: StateChain | None = None
+    position: int = 0
+
+    def __init__(
+        self,
+        attention: ChannelAttention,
+        *,
+        options: Mapping[str, Any] | None = None,
+        chain: StateChain | None = None,
+        position: int = 0,
+    ) -> None:
         super().__init__()
         self.options = dict(options or {})
         self.attention = attention
+        self.chain, self.position = chain, position
 
     def forward(self, activation: Tensor) -> Tensor:
-        """Scale a feature map (N, C, ...) or (N, ..., C) by its own attention."""
-        result: Tensor = self.attention(activation)
+        """Scale a feature map (N, C, ...) or (N, ..., C) by its own attention.
+
+        Raises:
+            ChainError: the site before in the chain has not run just before.
+        """
+        if self.chain is None:
+            result: Tensor = self.attention(activation)
+            return result
+        state = self.chain.take(self.position, activation)
+        result, state = self.attention.forward_chained(activation, state)  # type: ignore[operator]
+        self.chain.leave(self.position, activation, state)
         return result

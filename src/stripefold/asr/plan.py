@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -52,6 +52,12 @@ class Planned:
         if place is not None and place.kind == "flatten":
             return InputSite(module, place, rule)
         return module if isinstance(module, Site) else Site(module, rule)
+
+
+def as_listed(chosen: Sequence[Candidate], where: object) -> list[Candidate]:
+    """The layers in the order in which a mapping glob -> options names them, which is the order of a chain there."""
+    globs = list(where) if isinstance(where, Mapping) else []
+    return sorted(chosen, key=lambda candidate: globs.index(candidate.glob))
 
 
 def plan_gates(candidate: Candidate, defaults: GateConfig, chains: Chains, like: Tensor | None) -> Planned:

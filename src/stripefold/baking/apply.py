@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.site import Site
 from stripefold.baking.hold import constant_gates
 from stripefold.baking.modules import ConstantGate, ConstantScale, like_parameter
@@ -66,7 +67,9 @@ def apply_(
         move_call_hooks(old, new)
         new.train(old.training)
     replacements |= _open_sites_(model, modules, final, constants)
-    return replace_modules(model, replacements), final
+    made = replace_modules(model, replacements)
+    tidy_chains_(made)
+    return made, final
 
 
 def check_root(model: nn.Module) -> None:

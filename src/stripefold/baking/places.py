@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from stripefold.asr.gate import DynamicGate
 from stripefold.asr.site import Site
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.surgery.graph import Graph
@@ -55,6 +56,16 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
             return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
         return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
     return _returning(graph, gate)
+
+
+def dynamic_around(model: nn.Module, path: str) -> DynamicGate | None:
+    """The dynamic gate of ours that a module is (a part of), or None."""
+    while path:
+        module = model.get_submodule(path)
+        if isinstance(module, DynamicGate):
+            return module
+        path = path.rpartition(".")[0]
+    return None
 
 
 def _returning(graph: Graph, gate: ChannelGate) -> Place | str:

@@ -9,7 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from stripefold.baking.places import Place, find_place
+from stripefold.asr.gate import DynamicGate
+from stripefold.baking.places import Place, dynamic_around, find_place
 from stripefold.errors import BakeError
 from stripefold.folding.sides import LayerSides, layers_of
 from stripefold.stripe.discover import ChannelGate, Discovery
@@ -146,6 +147,25 @@ def _places(
     for name, (gate, place) in found.items():
         if not isinstance(place, str) and taken[place.path] > 1:
             found[name] = (gate, f"{place.path!r} gives the gate of {taken[place.path]} products")
+    return _with_whole_chains(model, found)
+
+
+def _with_whole_chains(
+    model: nn.Module, found: dict[str, tuple[ChannelGate, Place | str]]
+) -> dict[str, tuple[ChannelGate, Place | str]]:
+    """A gate of a chain hands its state on: it stays where any gate behind it stays."""
+    links = {name: dynamic_around(model, gate.where) for name, (gate, _) in found.items()}
+    own = {id(link): name for name, link in links.items() if link is not None}
+    gates = [m for m in model.modules() if isinstance(m, DynamicGate) and m.chain is not None]
+    stays: dict[object, str] = {}
+    for link in sorted(gates, key=lambda gate: -gate.position):
+        assert link.chain is not None  # mypy: seen above
+        site, name = link.chain.sites[link.position], own.get(id(link))
+        if name is not None and link.chain in stays:
+            why = f"the attention on {stays[link.chain]!r} stays dynamic and takes its state: bake the whole chain"
+            found[name] = (found[name][0], why)
+        if name is None or isinstance(found[name][1], str):
+            stays[link.chain] = site
     return found
 
 

@@ -8,11 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from stripefold.asr.gate import DynamicGate, StaticGate
+from stripefold.asr.chain import tidy_chains_
+from stripefold.asr.gate import StaticGate
 from stripefold.asr.site import Site
 from stripefold.baking.apply import check_root
 from stripefold.baking.excite import excite_of
 from stripefold.baking.modules import ConstantScale, like_parameter
+from stripefold.baking.places import dynamic_around
 from stripefold.baking.scale_site import ScaleSite
 from stripefold.baking.sites import BakeSite, decided, plan
 from stripefold.errors import BakeError
@@ -58,7 +60,9 @@ def warm_(
     forget_compiled(model)
     for old, new in replacements.items():
         move_call_hooks(old, new)
-    return replace_modules(model, replacements), final
+    made = replace_modules(model, replacements)
+    tidy_chains_(made)
+    return made, final
 
 
 def _planned(
@@ -119,21 +123,11 @@ def _gate(model: nn.Module, discovery: Discovery, site: BakeSite, descriptor: Te
             f"the descriptor of {site.name!r} has shape {tuple(descriptor.shape)}, expected {shape}, all of it finite"
         )
     like = like_parameter(descriptor.reshape(shape), attention, model)
-    options = getattr(_own_dynamic(model, site), "options", None)
+    own = dynamic_around(model, site.place.path) if site.place is not None else None
+    options = getattr(own, "options", None)
     gate = StaticGate(attention.to(like.device), like, options=options)
     gate.remember_birth_()
     return gate
-
-
-def _own_dynamic(model: nn.Module, site: BakeSite) -> DynamicGate | None:
-    """The dynamic gate of ours around a site's attention, or None."""
-    path = site.place.path if site.place is not None else ""
-    while path:
-        module = model.get_submodule(path)
-        if isinstance(module, DynamicGate):
-            return module
-        path = path.rpartition(".")[0]
-    return None
 
 
 def _placed(
