@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -57,8 +57,9 @@ class StripeRecord:
     def _gates(self, images: Tensor) -> dict[str, Tensor]:
         """Site -> v, (N, C) in float64."""
         values: dict[str, Tensor] = {}
+        states: dict[Any, Any] = {}
         gates = [(name, gate) for name, gate in self._model.named_modules() if isinstance(gate, DynamicGate)]
-        handles = [gate.register_forward_pre_hook(partial(_keep, values, name)) for name, gate in gates]
+        handles = [gate.register_forward_pre_hook(partial(_keep, values, states, name)) for name, gate in gates]
         try:
             self._model(images)
         finally:
@@ -67,9 +68,14 @@ class StripeRecord:
         return {name.partition(".gates.")[0]: values[name].double() for name, _ in gates}
 
 
-def _keep(values: dict[str, Tensor], name: str, gate: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    attention: Any = gate.attention
-    values[name] = attention.excite(attention.squeeze(inputs[0]))
+def _keep(
+    values: dict[str, Tensor], states: dict[Any, Any], name: str, gate: nn.Module, inputs: tuple[Tensor, ...]
+) -> None:
+    attention, chain = cast(Any, gate.attention), gate.chain
+    if chain is None:
+        values[name] = attention.excite(attention.squeeze(inputs[0]))
+    else:  # dia: each site goes on from the one before
+        values[name], states[chain] = attention.step(attention.squeeze(inputs[0]), states.get(chain))
 
 
 def _row(site: str, v: Tensor, labels: Tensor, previous: Tensor | None) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class ChannelAttention(nn.Module, ABC):
     source: ClassVar[str] = ""
     """the paper that defines it"""
     chained: ClassVar[bool] = False
-    """whether v depends on the site before (then ``excite_static(psi, state) -> (v, state)``)"""
+    """whether v depends on the site before (then ``excite_static(psi, state) -> (v, state)``, and in the dynamic form
+    ``forward_chained(x, state) -> (y, state)``)"""
     dynamic: ClassVar[bool] = True
     """whether there is a dynamic form"""
     acts: ClassVar[Acts] = "channels"
