@@ -11,6 +11,8 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.asr.adapter import fingerprint
+from stripefold.errors import AdapterError
+from stripefold.folding.files import file_info, load_tensors, save_tensors
 from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
 
 WAYS = {
@@ -91,3 +93,25 @@ def test_names_that_look_like_patterns(tmp_path: Path) -> None:
     sf.save_adapter(model, tmp_path / "adapter.safetensors")
     loaded = sf.load_adapter(backbone, tmp_path / "adapter.safetensors")
     assert torch.equal(loaded["a[b]"].weight, model["a[b]"].weight)
+
+
+@pytest.mark.parametrize("change", [{"position": "first"}, {"position": None}])
+def test_a_damaged_plan(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "adapter"
+    sf.save_adapter(attached("dia"), path)
+    about, tensors = file_info(path), load_tensors(path)
+    for gates in about.extra["plan"].values():
+        gates[0].update(change)
+    save_tensors(tensors, path, kind="adapter", extra=about.extra)
+    with pytest.raises(AdapterError, match="its plan of gates is damaged"):
+        sf.load_adapter(tiny(), path)
+
+
+def test_a_file_of_an_earlier_version_says_no_positions(tmp_path: Path) -> None:
+    path, model = tmp_path / "adapter", attached("dia").eval()
+    sf.save_adapter(model, path)
+    about, tensors = file_info(path), load_tensors(path)
+    for gates in about.extra["plan"].values():
+        del gates[0]["position"]
+    save_tensors(tensors, path, kind="adapter", extra=about.extra)
+    assert error(sf.load_adapter(tiny(), path).eval()(images()), model(images())) == 0

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import stripefold as sf
 from benchmarks import bake_cifar, bake_speed, branch_runs, cifar_results, int8_cifar, stripes_cifar
 from benchmarks.cifar_data import augment, load_cifar
 from benchmarks.stripes_cifar import Plan
+from benchmarks.stripes_record import StripeRecord
 from stripefold.errors import DataError
 
 
@@ -165,3 +167,15 @@ def test_speed_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     bake_speed.main(["--quick", "--output", str(tmp_path), "--date", "2024-01-01"])
     assert "3 of 3 gates baked" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("attention", ["se", "dia"])
+def test_the_record_of_stripes_is_what_the_gates_give(attention: str) -> None:
+    """Along a chain, too: each site goes on from the one before."""
+    torch.manual_seed(0)
+    model = sf.attach(sf.create_model("resnet20").double(), attention, form="dynamic").eval()
+    x = torch.randn(6, 3, 16, 16).double()
+    rows = StripeRecord(model).add(0, x, torch.arange(6) % 2)
+    for row, layer in zip(rows, sf.observe(model, x).layers, strict=True):
+        assert row["mean"] == pytest.approx(float(layer.mean.mean()), rel=1e-10)
+        assert row["within_std_max"] == pytest.approx(float(layer.within_std.max()), rel=1e-6)
