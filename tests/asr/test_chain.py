@@ -323,6 +323,15 @@ def test_checkpointing_a_part_of_a_chain_is_refused(way: tuple[str, bool], match
     step_(model, images())
 
 
+def test_what_a_backward_pass_recomputed_is_no_part_of_a_forward() -> None:
+    model = dynamic(3, Checkpointed())
+    model.way = ("first block", False)
+    model(images()).square().mean().backward()
+    assert len(left(model)) == 1  # of the first block, which ran once more
+    with pytest.raises(ChainError, match=SKIPPED.format(1, 0)):
+        model.blocks[1](model.stem(images()))
+
+
 def test_threads_do_not_meet() -> None:
     """One network serves several threads at once, as any other does; each waits for the other in mid-chain."""
     model = dynamic(3).eval()

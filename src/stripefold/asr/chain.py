@@ -18,6 +18,7 @@ class _Left(NamedTuple):
     state: Any
     samples: int | None
     with_gradients: bool
+    backward: int
 
 
 class StateChain:
@@ -66,7 +67,7 @@ class StateChain:
         if position == 0:
             return None
         here, before = self.sites[position], self.sites[position - 1]
-        if left is None or left.position != position - 1:
+        if left is None or (left.position, left.backward) != (position - 1, _backward()):
             raise ChainError(
                 f"{here!r} ran without the state of {before!r}: the sites of a chain run once each, in the order in "
                 "which they were attached, within one forward. Do not skip or reorder them (stochastic depth that "
@@ -90,7 +91,7 @@ class StateChain:
     def leave(self, position: int, x: Tensor, state: Any) -> None:
         """Leave a state for the next site; the last site leaves none. Arguments as for :meth:`take`."""
         if position + 1 < len(self.sites):
-            self._left[_thread()] = _Left(position, state, _samples(x), torch.is_grad_enabled())
+            self._left[_thread()] = _Left(position, state, _samples(x), torch.is_grad_enabled(), _backward())
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: the sites, and no state."""
@@ -117,6 +118,11 @@ def tidy_chains_(model: nn.Module) -> None:
 def _thread() -> int:
     """Which thread this is; code that is being compiled runs in one."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def _backward() -> int:
+    """Which backward pass recomputes something now, -1 outside: what one has left is none of the next one's."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
 
 
 def _samples(x: Any) -> int | None:
