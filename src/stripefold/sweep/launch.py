@@ -56,7 +56,8 @@ def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, liste
             gpus=resources["GPU"],
         )
         try:
-            _tuner(ray.tune, job, resources, machines.parallel, listener, interrupts).fit()
+            ends = _callback(ray.tune, paths, listener, interrupts)
+            _tuner(ray.tune, job, resources, machines.parallel, ends).fit()
             interrupts.check()
         except (ray.exceptions.RayError, ray.tune.TuneError) as error:
             interrupts.check()
@@ -83,11 +84,7 @@ def _may_use_gpus(trials: Sequence[Trial]) -> bool:
     return any(trial.config.accelerator != "cpu" for trial in trials)
 
 
-def _tuner(
-    tune: Any, job: Job, resources: dict[str, float], parallel: int | None, listener: Listener, interrupts: Interrupts
-) -> Any:
-    paths = SweepPaths(Path(job.root))
-
+def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | None, ends: Any) -> Any:
     def called(trial: Any) -> str:
         return str(trial.config["trial"])
 
@@ -102,9 +99,9 @@ def _tuner(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(paths.ray),
+            storage_path=str(SweepPaths(Path(job.root)).ray),
             verbose=0,
-            callbacks=[_callback(tune, paths, listener, interrupts)],
+            callbacks=[ends],
             failure_config=tune.FailureConfig(max_failures=LOST_PROCESSES),
         ),
     )
