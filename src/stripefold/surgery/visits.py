@@ -17,6 +17,8 @@ class Visit:
         outputs: Nodes of the tensors it returned.
         first: The first node made during the call.
         last: The first node made after it.
+        alone: Its one argument was a positional one.
+        written: It wrote into a tensor that it was given.
     """
 
     name: str
@@ -25,6 +27,20 @@ class Visit:
     outputs: tuple[int, ...]
     first: int
     last: int
+    alone: bool = True
+    written: bool = False
+
+
+@dataclass(frozen=True)
+class Results:
+    """How a call ended: the nodes of what it was given, as they are by now, and of what it returned.
+
+    ``alone``: its one argument was a positional one.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    alone: bool
 
 
 class Visits:
@@ -39,7 +55,7 @@ class Visits:
         """A module begins, at this depth of nesting."""
         self._open.append((depth, first, inputs))
 
-    def leave(self, depth: int, name: str | None, last: int, outputs: tuple[int, ...]) -> None:
+    def leave(self, depth: int, name: str | None, last: int, results: Results) -> None:
         """The module at this depth has returned; deeper ones that never did had raised, and are dropped.
 
         So is one that is no part of the model (None).
@@ -50,6 +66,9 @@ class Visits:
             _, first, inputs = self._open.pop()
             if name is None:
                 return
-            visit = Visit(name=name, call=self._counts[name], inputs=inputs, outputs=outputs, first=first, last=last)
+            visit = Visit(
+                name=name, call=self._counts[name], inputs=inputs, outputs=results.outputs, first=first, last=last,
+                alone=results.alone, written=inputs != results.inputs,
+            )  # fmt: skip
             self._counts[name] += 1
             self.done.append(visit)
