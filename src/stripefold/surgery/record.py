@@ -15,7 +15,7 @@ from stripefold.surgery.graph import Call, Graph, Node, Role
 from stripefold.surgery.operations import FACTORIES, INTO_PYTHON, LOOKUPS, OVERWRITES, RECURRENT, WEIGHTED
 from stripefold.surgery.shapes import run
 from stripefold.surgery.values import Key, Values, exchanged, key_of, spread_of, storage_of, tensors_in, tensors_of
-from stripefold.surgery.visits import Results, Visits
+from stripefold.surgery.visits import Results, Visits, is_alone
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif frame is not None and len(self.stack) < frame.depth:
             self._frame = None
         if self._frame is None:
-            results = Results(self._known(args), self._known(output), alone=_is_alone(args, kwargs))
+            results = Results(self._known(args), self._known(output), alone=is_alone(args, kwargs))
             self.visits.leave(len(self.stack), self._names.get(id(module)), len(self.graph.nodes), results)
         if self.stack:
             self.stack.pop()
@@ -232,10 +232,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _is_continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _is_alone(args: Any, kwargs: Any) -> bool:
-    return len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,7 @@ class Visit:
         outputs: Nodes of the tensors it returned.
         first: The first node made during the call.
         last: The first node made after it.
-        alone: Its one argument was a positional one.
+        alone: Its one argument was a tensor, by position.
         written: It wrote into a tensor that it was given.
     """
 
@@ -35,12 +38,17 @@ class Visit:
 class Results:
     """How a call ended: the nodes of what it was given, as they are by now, and of what it returned.
 
-    ``alone``: its one argument was a positional one.
+    ``alone``: its one argument was a tensor, by position.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     alone: bool
+
+
+def is_alone(args: Any, kwargs: Any) -> bool:
+    """Whether a call has one positional argument, a tensor, and nothing else."""
+    return len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
 
 
 class Visits:
