@@ -10,7 +10,6 @@ from torch import nn
 from stripefold.asr.site import Site
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.surgery.graph import Graph
-from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.visits import Visit
 
 # Views that show all of a value in its own order.
@@ -59,15 +58,8 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
                 f"{gate.where!r} is called with more than the feature map, or by keyword, and what would stand in its "
                 "place takes the feature map alone: call it as attention(x)"
             )
-        return _free(model, Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site))
-    found = _returning(graph, gate)
-    return found if isinstance(found, str) else _free(model, found)
-
-
-def _free(model: nn.Module, place: Place) -> Place | str:
-    """A place, or why what a function holds cannot be replaced."""
-    why = why_held(model.get_submodule(place.path), held_by_functions(model))
-    return place if why is None else f"{place.path!r} cannot be replaced: {why}"
+        return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
+    return _returning(graph, gate)
 
 
 def _returning(graph: Graph, gate: ChannelGate) -> Place | str:

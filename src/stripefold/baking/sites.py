@@ -13,6 +13,7 @@ from stripefold.baking.places import Place, find_place
 from stripefold.errors import BakeError
 from stripefold.folding.sides import LayerSides, layers_of
 from stripefold.stripe.discover import ChannelGate, Discovery
+from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.scale_paths import Reason, Target, backward, forward, unused
 
 How = Literal["backward", "forward", "multiply", "keep"]
@@ -161,10 +162,13 @@ def check_constants(gates: Sequence[ChannelGate], constants: Mapping[str, Tensor
 def _places(model: nn.Module, discovery: Discovery, gates: list[ChannelGate]) -> Places:
     """What each gate's constant replaces."""
     found = {gate.name: (gate, find_place(model, discovery, gate)) for gate in gates}
+    held = held_by_functions(model)
     taken = Counter(place.path for _, place in found.values() if not isinstance(place, str))
     for name, (gate, place) in found.items():
         if not isinstance(place, str) and taken[place.path] > 1:
             found[name] = (gate, f"{place.path!r} gives the gate of {taken[place.path]} products")
+        elif not isinstance(place, str) and (why := why_held(model.get_submodule(place.path), held)) is not None:
+            found[name] = (gate, f"{place.path!r} cannot be replaced: {why}")
     return found
 
 
