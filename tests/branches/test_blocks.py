@@ -13,6 +13,7 @@ from torch import nn
 
 from stripefold.branches.dbb import SequenceBranch
 from stripefold.branches.grid import Grid
+from stripefold.errors import BranchError
 from tests.branches.blocks import (
     EXACT,
     KINDS,
@@ -198,3 +199,13 @@ def test_grids_read_the_padding_as_torch_does() -> None:
             assert grid.before == grid.after == convolution.padding
     with pytest.raises(ValueError, match=r"a kernel of \(4, 4\) taps in steps of 1 is larger than one of \(3, 3\)"):
         Grid.of(nn.Conv2d(1, 1, 3)).centred(4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "acnet"])  # which is for maps of two axes
+def test_a_map_without_a_batch_axis_is_refused(kind: str) -> None:
+    """With as many positions as channels a BatchNorm1d would take the one for the other, in silence."""
+    convolution = nn.Conv1d(8, 8, 3, padding=1)
+    block = block_for(kind, convolution, options_for(kind, convolution) or {})
+    assert block(torch.randn(1, 8, 8)).shape == (1, 8, 8)
+    with pytest.raises(BranchError, match=rf"the {kind} block takes maps with a batch axis, 3 axes.*\(8, 8\).*x\[None"):
+        block(torch.randn(8, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import replace
 
@@ -272,3 +273,23 @@ def test_layers_inside_a_layer_are_left_alone() -> None:
     model = nn.Sequential(Composite(nn.Linear(4, 4)), nn.BatchNorm1d(4)).double()
     notes = sf.fold(model, fuse=True, example=torch.randn(3, 4), check=False, report=True)[1].notes
     assert [note.folded for note in notes] == [False]
+
+
+@pytest.mark.parametrize("how", ["call", "partial"])
+def test_a_norm_that_a_function_holds_stays(how: str) -> None:
+    """Its place would be empty, and the function go on running it."""
+
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.run = self.norm.__call__ if how == "call" else functools.partial(self.norm)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.run(self.conv(x)).mean((2, 3))
+
+    model = prepared(Held().double(), images(8)).eval()
+    plain, report = sf.fold(model, fuse=True, example=images(), report=True)
+    assert error(plain(images()), model(images())) == 0
+    assert [(row.name, row.folded) for row in report.notes] == [("norm", False)]
+    assert "'run' holds it inside a function" in report.notes[0].why

@@ -313,3 +313,47 @@ def test_outputs_that_no_sample_changes_say_little() -> None:
     seeing = sf.verify(model, copy.deepcopy(model), torch.randn(4, 3, 2, 2, dtype=torch.float64))
     assert not seeing.blind
     assert "every sample" not in str(seeing)
+
+
+class DoubleFirst(nn.Module):
+    """Casts as its forward has them, and a float64 layer before a float32 one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.double_layer = nn.Conv2d(3, 4, 1).double()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.double_layer(x.double()).float())
+
+
+class PlainTensor(nn.Module):
+    """Keeps a tensor that ``double()`` does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.mix = torch.randn(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).mean((2, 3)) @ self.mix
+
+
+def test_a_dtype_fixed_in_the_forward_is_what_is_named() -> None:
+    x = torch.randn(4, 3, 5, 5)
+    model = DoubleFirst().eval()
+    with pytest.raises(
+        VerifyError, match=r"first parameter is float64.* of float32 as well.*float64 as a whole: verify"
+    ):
+        sf.verify(model, copy.deepcopy(model), x)
+    assert sf.verify(copy.deepcopy(model).double(), copy.deepcopy(model).double(), x).passed  # the way out
+    model = PlainTensor().eval()
+    with pytest.raises(
+        VerifyError, match="copy in float64.*by which float32 rounding is judged.*as a buffer"
+    ) as caught:
+        sf.verify(model, copy.deepcopy(model), x)
+    assert "Give an example" not in str(caught.value)
+    mix = model.mix
+    del model.mix
+    model.register_buffer("mix", mix)
+    assert sf.verify(model, copy.deepcopy(model), x).passed  # the way out

@@ -36,6 +36,20 @@ def test_equal_runs_are_one_run() -> None:
     ]  # fmt: skip
 
 
+def test_options_of_another_optimiser_or_schedule_make_no_other_run() -> None:
+    grid = {
+        "optimizer": ["sgd", "adamw"],
+        "momentum": [0.5, 0.9],
+        "schedule": ["constant", "step"],
+        "decay": [0.1, 0.5],
+    }
+    base = TrainConfig(model="resnet8", milestones=(2,))
+    settings = list_settings(Sweep(base=base, grid=grid, control=None), [])
+    # Two of sgd's momentum and one of adamw, each with a constant rate once and with both factors of the steps.
+    assert len(settings) == (2 + 1) * (1 + 2)
+    assert sum(each.config.optimizer == "adamw" for each in settings) == 3
+
+
 def test_drawn_values_have_controls_of_their_own() -> None:
     drawn = [{"learning_rate": 0.123456}, {"learning_rate": 0.2}]
     options = {"random": {"learning_rate": {"uniform": [0, 1]}}, "samples": 2}

@@ -9,7 +9,9 @@ from stripefold.asr.groups import param_groups
 from stripefold.training import TrainConfig
 from stripefold.training.build import build_model
 from stripefold.training.data import ImageSpec
-from stripefold.training.idle import IDLE, canonical
+from stripefold.training.idle import IDLE, canonical, idle_options
+from stripefold.training.schedule import rate_factor
+from stripefold.training.tasks import make_task
 
 SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
 
@@ -40,3 +42,31 @@ def test_the_weight_decay_of_gates_is_idle_where_there_are_none() -> None:
         groups = param_groups(build_model(config, SPEC), weight_decay=0.1, gate_weight_decay=0.3)
         assert ({group["weight_decay"] for group in groups} == {0.1}) == (form == "none")
         assert (canonical(config).gate_weight_decay is None) == (form == "none")
+
+
+def test_the_optimisers_and_the_schedules_own_options_are_idle_under_the_others() -> None:
+    adamw = TrainConfig(optimizer="adamw", momentum=0.5)
+    assert canonical(adamw) == TrainConfig(optimizer="adamw")
+    assert canonical(TrainConfig(momentum=0.5, nesterov=True)).momentum == 0.5
+    for schedule in ("cosine", "constant"):
+        changed = TrainConfig(schedule=schedule, milestones=(2, 3), decay=0.5)
+        assert canonical(changed) == TrainConfig(schedule=schedule)
+        rates = [[rate_factor(each, 2, step) for step in range(24)] for each in (changed, canonical(changed))]
+        assert rates[0] == rates[1]
+    stepped = TrainConfig(schedule="step", milestones=(2, 3), decay=0.5)
+    assert canonical(stepped) == stepped
+    assert rate_factor(stepped, 2, 23) == 0.25
+    assert not {"momentum", "milestones"} & set(idle_options(stepped))
+
+
+def test_adamw_asks_for_no_momentum() -> None:
+    config = TrainConfig(model="resnet8", optimizer="adamw", momentum=0.5)
+    found = [
+        make_task(each, build_model(each, SPEC), classes=2, steps_per_epoch=1)
+        .configure_optimizers()["optimizer"]
+        .param_groups
+        for each in (config, canonical(config))
+    ]
+    assert [{k: v for k, v in group.items() if k != "params"} for group in found[0]] == [
+        {k: v for k, v in group.items() if k != "params"} for group in found[1]
+    ]

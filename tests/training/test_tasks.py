@@ -47,6 +47,16 @@ RUNS = {
     },
 }  # fmt: skip
 
+ONE_EPOCH = {"learning_rate": 0.003, "optimizer": "adamw", "epochs": 1, "limit_train": 16, "limit_test": 8, **COMMON}
+OTHERS = {
+    "deeplabv3_resnet18": {"task": "segmentation", "where": ["backbone.layer*.bn2"]},
+    "maskrcnn_resnet18_fpn": {"task": "detection", "where": ["backbone.body.layer*.bn2"], "model_options": BOXES},
+    "retinanet_resnet18_fpn": {
+        "task": "detection", "where": ["backbone.body.layer*.bn2"],
+        "model_options": {"stages": 2, "width": 16, "topk_candidates": 40, "detections_per_img": 10},
+    },
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module", params=list(RUNS))
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
@@ -68,6 +78,25 @@ def test_a_run_learns_folds_and_says_so(finished) -> None:
     text = finished.summary_file.read_text()
     for part in (f"| model | test {'mIoU' if 'miou' in task.measures else 'mAP50'} |", "equivalent in float32"):
         assert part in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", list(OTHERS))
+def test_the_other_networks_train_and_fold_too(model: str, tmp_path: Path) -> None:
+    config = TrainConfig(run_dir=str(tmp_path / "run"), model=model, **OTHERS[model], **ONE_EPOCH)
+    finished = train(config)
+    assert finished.verification.passed
+    assert finished.deployed.score == pytest.approx(finished.attached.score, abs=1e-3)
+    trained = load_run(tmp_path / "run")
+    start = sf.scales(build_model(config, trained.spec))
+    now = sf.scales(trained.model)
+    assert len(now) >= 4
+    assert all((v - start[name]).abs().max() > 1e-6 for name, v in now.items())
+    assert not any("gates" in key for key in finished.folded.state_dict())
+    image = finished.example[:1]  # Mask R-CNN's head is asked about 21 boxes of each
+    assert verify_task(config.task, trained.model, sf.fold(trained.model, check=False), image).passed
+    with pytest.raises(VerifyError, match="NOT equivalent"):
+        verify_task(config.task, trained.model, sf.detach(trained.model), image)
 
 
 @pytest.mark.slow

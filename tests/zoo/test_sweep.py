@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.zoo import record, run, summary
+from tests.zoo import check, models_faulty, record, run, summary
+from tests.zoo.subject import Subject
 from tests.zoo.worker import run_one
 
 
@@ -48,6 +49,27 @@ def test_a_model_that_cannot_be_attached_is_a_line() -> None:
     found = run_one("faulty", "no_layer")
     assert not found["passed"]
     assert "affine: no such layer" in found["failure"]
+
+
+def test_a_size_that_did_not_work_is_no_failure_of_a_line_that_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = iter([False, True, False])
+
+    def checked(subject: Subject) -> dict[str, object]:
+        if not next(sizes, False):
+            raise check.Unfit("too small")
+        return {"sites": 2}
+
+    monkeypatch.setattr(check, "check", checked)
+    monkeypatch.setattr(models_faulty, "subjects", lambda name, subjects=models_faulty.subjects: 2 * subjects(name))
+    assert run_one("faulty", "no_layer") == {"name": "no_layer", "passed": True, "tried": "too small", "sites": 2}
+    assert run_one("faulty", "no_layer") == {"name": "no_layer", "passed": False, "failure": "too small"}
+
+
+def test_no_line_that_passed_has_a_failure() -> None:
+    for library in run.LIBRARIES:
+        lines = record.Results(library).lines.values()
+        assert lines
+        assert not [line["name"] for line in lines if line["passed"] == ("failure" in line)]
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,21 +12,14 @@ from torch import nn
 from stripefold.asr.build import Chains
 from stripefold.asr.config import Form, GateConfig, Init, Psi
 from stripefold.asr.plan import as_listed, check_inside_blocks, plan_gates
+from stripefold.asr.root import check_root, copied
 from stripefold.asr.select import Selection, Where, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_names
 from stripefold.errors import AttachError
 from stripefold.surgery.example import Example
-from stripefold.surgery.modules import (
-    NO_COPY,
-    first_parameter,
-    forget_compiled,
-    is_sharded,
-    replace_modules,
-    unwrap_name,
-    wrapped_inside,
-)
+from stripefold.surgery.modules import first_parameter, forget_compiled, replace_modules
 from stripefold.surgery.positions import PositionPlace
 
 
@@ -49,7 +41,7 @@ def attach(
     Takes the arguments of ``attach_`` and raises the same errors.
     """
     config = _config(attention, form, repeats, psi, init, freeze, attention_options)
-    return _attach(_copied(model), where, config, _Known(example), in_place=False)
+    return _attach(copied(model), where, config, _Known(example), in_place=False)
 
 
 def attach_(
@@ -97,7 +89,7 @@ def attach_(
     Source: ASR, Huang et al. 2024, section 3; reference code ``ASRBatchNorm2d``.
     """
     config = _config(attention, form, repeats, psi, init, freeze, attention_options)
-    _check_root(model)
+    check_root(model)
     return _attach(model, where, config, _Known(example), in_place=True)
 
 
@@ -108,30 +100,6 @@ def _config(*values: Any) -> GateConfig:
     )
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    _check_root(model)
-    try:
-        return copy.deepcopy(model)
-    except NO_COPY as error:
-        raise AttachError(
-            f"{type(model).__name__} cannot be copied ({error}): use attach_, which works in place"
-        ) from error
-
-
-def _check_root(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise AttachError(f"attach needs an nn.Module, got {type(model).__name__}")
-    wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
-    if wrapper is not None:
-        raise AttachError(f"the model is wrapped in {wrapper}: attach to the bare model first, then wrap it")
-    inside = wrapped_inside(model, "DistributedDataParallel")
-    if inside is not None:
-        raise AttachError(
-            f"{inside!r} is wrapped in DistributedDataParallel, which would not synchronise new parameters: attach to "
-            "the bare model first, then wrap it"
-        )
-
-
 def attach_at(
     model: nn.Module, where: Mapping[str, Mapping[str, Any]], form: Form, places: Mapping[str, PositionPlace]
 ) -> nn.Module:
@@ -140,7 +108,7 @@ def attach_at(
     Raises:
         AttachError: as ``attach``.
     """
-    return _attach(_copied(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
+    return _attach(copied(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
 
 
 @dataclass(frozen=True)

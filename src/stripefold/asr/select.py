@@ -16,6 +16,7 @@ from stripefold.folding.refusal import refusal_in
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.globs import close_names, matching
+from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.positions import PositionPlace
 from stripefold.surgery.trace import Trace, trace
@@ -82,11 +83,11 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
         raise AttachError(f"expected an nn.Module, got {type(model).__name__}")
     layers = _layers(model)
     chosen, cancelled = _choose(model, layers, where, example)
-    owners = tensor_owners(model)
+    owners, held = tensor_owners(model), held_by_functions(model)
     sites: list[Candidate] = []
     refused: list[Refused] = []
     for candidate in chosen:
-        reason = _refusal(candidate, owners)
+        reason = _refusal(candidate, owners, held)
         if reason is None:
             sites.append(candidate)
         else:
@@ -95,14 +96,14 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
     return Selection(sites, refused, [each for each in cancelled if each.name in names])
 
 
-def _refusal(candidate: Candidate, owners: Mapping[int, list[str]]) -> str | None:
+def _refusal(candidate: Candidate, owners: Mapping[int, list[str]], held: Mapping[nn.Module, str]) -> str | None:
     """An existing site was judged when it was made."""
     name, module = candidate.name, candidate.module
     if isinstance(module, Gated) and not isinstance(module, Site):
         return (
             f"it carries a gate over positions: for gates on its channels name the layer inside it, {name + '.base'!r}"
         )
-    return None if isinstance(module, Site) else refusal_in(name, module, owners)
+    return None if isinstance(module, Site) else refusal_in(name, module, owners) or why_held(module, held)
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -18,6 +18,7 @@ from stripefold.folding.rule import Side, rule_for
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.globs import close_names, matching
+from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.positions import PositionPlace, position_places
 
@@ -52,11 +53,12 @@ def select_positions(
         )
     places, refused = _found(model, example) if known is None else (known, [])
     modules = dict(model.named_modules())
-    owners = tensor_owners(model)
+    owners, held = tensor_owners(model), held_by_functions(model)
     chosen: list[Candidate] = []
     for name, (why, glob) in _chosen(places, modules, where).items():
         place, module = places[name], modules[name]
         reason = _ASIDE if place.aside and where == EVERYWHERE else _refusal(place, module, owners)
+        reason = reason or (None if isinstance(module, Foldable) else why_held(module, held))
         if reason is not None:
             refused.append(Refused(name=name, kind=type(module).__name__, why=reason))
             continue

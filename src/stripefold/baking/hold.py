@@ -80,8 +80,13 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) 
         x = next(tensors_in((args, kwargs))).clone()
         kept[:] = [x * _along(v, x, gate.axis)]
 
+    def held(args: Any, output: Tensor) -> Tensor:
+        if gate.read_on:  # the model goes on with what was written into the input
+            next(tensors_in(args)).copy_(kept[0])
+        return kept[0].to(output.dtype)
+
     which = gate.where_call, gate.where_calls
-    after = _counted(calls, f"where {gate.name}", which, lambda args, output: kept[0].to(output.dtype))
+    after = _counted(calls, f"where {gate.name}", which, held)
     return [
         module.register_forward_pre_hook(before, with_kwargs=True),
         module.register_forward_hook(after),

@@ -52,9 +52,14 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
         times = _calls(graph, gate.where)
         if _has_static_gates(model, site):
             return f"static gates stand on {site!r}, too: fold them first, which leaves the dynamic attention in place"
-        if times == 1:
-            return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
-        return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
+        if times > 1:
+            return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
+        if not all(visit.alone for visit in graph.visits if visit.name == gate.where):
+            return (
+                f"{gate.where!r} is called with more than the feature map, or by keyword, and what would stand in its "
+                "place takes the feature map alone: call it as attention(x)"
+            )
+        return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
     return _returning(graph, gate)
 
 

@@ -14,6 +14,7 @@ from stripefold.baking.places import Place, dynamic_around, find_place
 from stripefold.errors import BakeError
 from stripefold.folding.sides import LayerSides, layers_of
 from stripefold.stripe.discover import ChannelGate, Discovery
+from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.scale_paths import Reason, Target, backward, forward, unused
 
 How = Literal["backward", "forward", "multiply", "keep"]
@@ -89,15 +90,36 @@ def plan(
     if constants is not None:
         check_constants(gates, constants)
     places = _places(model, discovery, gates)
+    while True:
+        found = _planned(model, discovery, places, constants, training=training)
+        # What a gate that stays reads may be in the way of the others: they are planned anew without it.
+        stay = {site.name: site.why for site in found if site.how == "keep"}
+        if all(isinstance(places[name][1], str) for name in stay):
+            return found
+        places |= {name: (places[name][0], why) for name, why in stay.items()}
+
+
+Places = dict[str, tuple[ChannelGate, Place | str]]
+"""Gate -> the module that its constant replaces, or why none can be."""
+
+
+def _planned(
+    model: nn.Module,
+    discovery: Discovery,
+    places: Places,
+    constants: Mapping[str, Tensor] | None,
+    *,
+    training: bool,
+) -> list[BakeSite]:
+    """What baking the gates that have a place means, and why the others stay."""
     graph = discovery.trace.graph
     lost = {gate.product: frozenset(graph.nodes[gate.product].inputs) - {gate.scaled} for gate in _with_place(places)}
     ignoring = unused(graph, lost) if graph.outputs else frozenset()
     sides = LayerSides(model, training=training)
     found = []
-    for gate in gates:
-        place = places[gate.name][1]
-        if isinstance(place, str):
-            found.append(BakeSite(gate=gate, how="keep", why=place))
+    for gate, place in places.values():
+        if isinstance(place, str) or (training and gate.read_on):
+            found.append(BakeSite(gate=gate, how="keep", why=place if isinstance(place, str) else _lost(gate)))
             continue
         targets, reasons = _targets(discovery, gate, place, (sides, ignoring))
         v = None if constants is None else constants[gate.name]
@@ -105,7 +127,7 @@ def plan(
     return found
 
 
-def _with_place(places: Mapping[str, tuple[ChannelGate, Place | str]]) -> list[ChannelGate]:
+def _with_place(places: Places) -> list[ChannelGate]:
     """The gates that have a place."""
     return [gate for gate, place in places.values() if not isinstance(place, str)]
 
@@ -138,21 +160,20 @@ def check_constants(gates: Sequence[ChannelGate], constants: Mapping[str, Tensor
             )
 
 
-def _places(
-    model: nn.Module, discovery: Discovery, gates: list[ChannelGate]
-) -> dict[str, tuple[ChannelGate, Place | str]]:
-    """Gate -> the module that its constant replaces, or why none can be."""
+def _places(model: nn.Module, discovery: Discovery, gates: list[ChannelGate]) -> Places:
+    """What each gate's constant replaces."""
     found = {gate.name: (gate, find_place(model, discovery, gate)) for gate in gates}
+    held = held_by_functions(model)
     taken = Counter(place.path for _, place in found.values() if not isinstance(place, str))
     for name, (gate, place) in found.items():
         if not isinstance(place, str) and taken[place.path] > 1:
             found[name] = (gate, f"{place.path!r} gives the gate of {taken[place.path]} products")
+        elif not isinstance(place, str) and (why := why_held(model.get_submodule(place.path), held)) is not None:
+            found[name] = (gate, f"{place.path!r} cannot be replaced: {why}")
     return _with_whole_chains(model, found)
 
 
-def _with_whole_chains(
-    model: nn.Module, found: dict[str, tuple[ChannelGate, Place | str]]
-) -> dict[str, tuple[ChannelGate, Place | str]]:
+def _with_whole_chains(model: nn.Module, found: Places) -> Places:
     """A gate of a chain hands its state on: it stays where any gate behind it stays."""
     links = {name: dynamic_around(model, gate.where) for name, (gate, _) in found.items()}
     own = {id(link): name for name, link in links.items() if link is not None}
@@ -207,4 +228,14 @@ def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
     reasons = [site.why] if site.why else []
     for way, _ in site.targets:
         reasons.append(f"{way}: a ReLU or a max pooling lies between, and {int((v < 0).sum())} constants are negative")  # type: ignore[union-attr, operator]
+    if site.gate.read_on and site.place.whole:
+        return BakeSite(gate=site.gate, how="keep", why="; ".join([*reasons, _lost(site.gate)]))
     return BakeSite(gate=site.gate, how="multiply", why="; ".join(reasons), place=site.place)
+
+
+def _lost(gate: ChannelGate) -> str:
+    """Why no multiplication can take the place of an attention whose result is not used."""
+    return (
+        f"{gate.where!r} writes into its input, and the model goes on with that and not with what {gate.where!r} "
+        "returns, so that a multiplication in its place would be lost: use what it returns, x = attention(x)"
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stripefold.algebra.kernels import Merged, add_branches
 from stripefold.branches.base import NORMS, Branch, LeadBranch, memory_format
 from stripefold.branches.grid import Grid
-from stripefold.errors import FoldError
+from stripefold.errors import BranchError, FoldError
 from stripefold.folding.refusal import altered
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.computed import computed
@@ -50,7 +50,16 @@ class BranchBlock(Foldable):
         self._shell = (_without_tensors(convolution),)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the convolution's own name for it
-        """The sum of the branches; shapes are the convolution's, (N, C_in, *map) -> (N, C_out, *map)."""
+        """The sum of the branches; shapes are the convolution's, (N, C_in, *map) -> (N, C_out, *map).
+
+        Raises:
+            BranchError: a map without a batch axis.
+        """
+        if isinstance(input, Tensor) and input.dim() != self.grid.axes + 2:
+            raise BranchError(
+                f"the {self.kind} block takes maps with a batch axis, {self.grid.axes + 2} axes in all, and was given "
+                f"{tuple(input.shape)}: its BatchNorms would take another axis for the channels. Call it with x[None]"
+            )
         total: Tensor | None = None
         for branch in self._modules["branches"].values():  # type: ignore[union-attr, operator]
             output = branch(input)

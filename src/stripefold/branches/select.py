@@ -15,6 +15,7 @@ from stripefold.errors import BranchError
 from stripefold.folding.refusal import altered, refusal_in
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.globs import close_names, matching
+from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.modules import tensor_owners
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -39,10 +40,10 @@ def select(model: nn.Module, kind: Kind, where: Where, options: Mapping[str, Any
     """
     modules = _outside_blocks(model)
     names = _names(modules, where)
-    owners = tensor_owners(model)
+    owners, held = tensor_owners(model), held_by_functions(model)
     chosen = Chosen()
     for name in names:
-        reason = _refusal(name, modules[name], kind, options, owners)
+        reason = _refusal(name, modules[name], kind, options, owners) or why_held(modules[name], held)
         if reason is None:
             chosen.convolutions[name] = modules[name]
         else:

@@ -23,6 +23,7 @@ from stripefold.folding.rule import rule_for
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import FoldNote
+from stripefold.surgery.held import held_by_functions
 from stripefold.surgery.modules import move_call_hooks, replace_modules, tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
@@ -73,7 +74,8 @@ def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[Fo
         norms = [name for name, module in modules.items() if is_constant_affine(module)]
         if not norms:
             break
-        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger)
+        held = held_by_functions(model)
+        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger, held)
         other_paths = other_paths or setting.trace.other_paths()
         behind, rows = merge_behind_(setting, norms)
         left = [name for name, row in rows.items() if not row.folded]

@@ -20,6 +20,7 @@ from stripefold.folding.refusal import altered
 from stripefold.folding.rule import Rule, rule_for, type_key
 from stripefold.folding.rules_transformers import keys
 from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.held import why_held
 from stripefold.surgery.trace import Trace
 
 _PLAIN_NORMS = frozenset(
@@ -46,12 +47,14 @@ class Setting:
         modules: dotted path -> module, without what is inside sites.
         owners: ``surgery.modules.tensor_owners`` of the model.
         ledger: what earlier steps have merged.
+        held: ``surgery.held.held_by_functions`` of the model.
     """
 
     trace: Trace
     modules: dict[str, nn.Module]
     owners: dict[int, list[str]]
     ledger: Ledger
+    held: Mapping[nn.Module, str]
 
 
 def outside_sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -118,7 +121,7 @@ def no_constants(setting: Setting, norm_name: str) -> str | None:
     norm = setting.modules[norm_name]
     if is_batchnorm(norm) and getattr(norm, "running_mean", None) is None:
         return "it keeps no running statistics"
-    reason = altered(norm)
+    reason = altered(norm) or why_held(norm, setting.held)
     if reason is not None:
         return f"{norm_name}: {reason}"
     if norm_name in setting.trace.graph.read:

@@ -102,8 +102,13 @@ def _same_duty(layer: nn.Module, other: nn.Module) -> bool:
     return mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
 
 
-def call(model: nn.Module, inputs: Example) -> Any:
+def call(model: nn.Module, inputs: Example, *, copied_from: torch.dtype | None = None) -> Any:
     """What a model returns, its random numbers started anew; a float64 model computes in float64 throughout.
+
+    Args:
+        model: in evaluation mode.
+        inputs: in its dtype, on its device.
+        copied_from: the dtype of the model that this one is a float64 copy of, for messages; None: it is no copy.
 
     Raises:
         VerifyError: the model does not run on the inputs.
@@ -115,9 +120,30 @@ def call(model: nn.Module, inputs: Example) -> Any:
         with keep:
             return run_example(model, inputs)
     except Exception as error:  # a user's forward may raise anything
-        message = (str(error).splitlines() or [""])[0]
-        raise VerifyError(
-            f"{type(model).__name__} does not run on the example {describe(inputs)}: {type(error).__name__}: "
-            f"{message}. Give an example the model accepts: a tensor, a tuple of positional arguments or a mapping of "
-            "keyword arguments"
-        ) from error
+        raise VerifyError(f"{_said(model, inputs, error)}. {_way_out(model, like, copied_from)}") from error
+
+
+def _said(model: nn.Module, inputs: Example, error: Exception) -> str:
+    message = (str(error).splitlines() or [""])[0].rstrip(".")
+    return f"{type(model).__name__} does not run on the example {describe(inputs)}: {type(error).__name__}: {message}"
+
+
+def _way_out(model: nn.Module, like: Tensor | None, copied_from: torch.dtype | None) -> str:
+    """What to do about a model that does not run: the example is to blame, or a dtype that is fixed in its forward."""
+    if copied_from is not None:
+        return (
+            f"This is its copy in float64, by which {str(copied_from).removeprefix('torch.')} rounding is judged; the "
+            "model itself runs. Its forward makes or keeps a tensor of a fixed dtype: register such a tensor as a "
+            "buffer, make one like the values it meets (dtype=x.dtype). Or fold without the comparison: check=False"
+        )
+    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+    if like is not None and like.dtype == torch.float64 and len(dtypes) > 1:
+        others = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - {torch.float64}))
+        return (
+            f"Its first parameter is float64, so that it is compared in float64 throughout, without its casts, but it "
+            f"has parameters of {others} as well. Compare copies that are float64 as a whole: verify("
+            "copy.deepcopy(model).double(), copy.deepcopy(other).double(), ...); fold takes check=False"
+        )
+    return (
+        "Give an example the model accepts: a tensor, a tuple of positional arguments or a mapping of keyword arguments"
+    )

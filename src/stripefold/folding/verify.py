@@ -94,7 +94,7 @@ def verify(
     with undisturbed(model), undisturbed(other):
         expected, found, layers = run_both(model, other, inputs, dtype)
     _check_not_empty(expected, found)
-    truth = expected if dtype == torch.float64 else _truth(model, place(model, inputs, dtype))
+    truth = expected if dtype == torch.float64 else _truth(model, place(model, inputs, dtype), dtype)
     _check_no_nan(truth)
     verdict = judge(found, expected, truth, dtype, tolerance=tolerance)
     report = EquivalenceReport(
@@ -125,7 +125,7 @@ def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
     return dtypes.pop() if dtypes else torch.float32
 
 
-def _truth(model: nn.Module, inputs: Example) -> dict[str, Tensor]:
+def _truth(model: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[str, Tensor]:
     """The outputs in float64 for inputs that are already rounded to the model's dtype, as its weights are."""
     try:
         exact = copy.deepcopy(model).double()
@@ -135,7 +135,7 @@ def _truth(model: nn.Module, inputs: Example) -> dict[str, Tensor]:
             "with verify(model.double(), other.double(), ...)"
         ) from error
     with undisturbed(exact):
-        return compared(call(exact, place(exact, inputs, torch.float64)))
+        return compared(call(exact, place(exact, inputs, torch.float64), copied_from=dtype))
 
 
 def _check_not_empty(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

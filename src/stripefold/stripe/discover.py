@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from stripefold.folding.fuse import is_batchnorm
 from stripefold.folding.rule import rule_for
 from stripefold.stripe.descriptor import Descriptor, descriptor_of
 from stripefold.stripe.products import Product, compact, keeps_order, products
+from stripefold.stripe.read_on import read_on
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import WHOLE_VIEWS
@@ -35,6 +36,8 @@ class ChannelGate:
         source_calls: How many calls of that module there are in one run of the model.
         where_call: Which call of ``where``, from 0.
         where_calls: How many calls of ``where`` there are.
+        read_on: ``where`` writes into what it is given, and the model reads that afterwards, beside or instead of what
+            ``where`` returns.
         whole: ``where`` is nothing but x -> x * v(x): its one input is the scaled value, its one output the product.
         split: Above 1: the gate weighs that many branches, which are summed up (SK, ResNeSt).
         product: The product's node in the trace's graph.
@@ -65,6 +68,7 @@ class ChannelGate:
     rows_first: bool = True
     source_calls: int = 1
     where_calls: int = 1
+    read_on: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +129,11 @@ def discover(model: nn.Module, example: Any) -> Discovery:
         number = names[node.where]
         name = node.where if number == 1 else f"{node.where}#{number}"
         found.append(_described(recorded.graph, product, name, modules))
-    return Discovery(tuple(found), tuple(others), recorded)
+    written = {visit.name for visit in recorded.graph.visits if visit.written}
+    suspects = {gate.where for gate in found if gate.whole and gate.where in written}
+    read = read_on(model, example, suspects, is_layer=_is_layer)
+    gates = tuple(replace(gate, read_on=True) if gate.where in read else gate for gate in found)
+    return Discovery(gates, tuple(others), recorded)
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.held import held_by_functions
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.undisturbed import copy_buffers, undisturbed
 
@@ -28,7 +29,7 @@ def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> st
         model: what it was copied from.
         example: input for the run, which is made only where something could hold on to a module.
     """
-    if not any(_could_hold_on(module) for module in copied.modules()):
+    if not any(_could_hold_on(module) for module in copied.modules()) and not held_by_functions(copied):
         return None
     names = {module: name for name, module in model.named_modules()}
     found: list[str] = []

@@ -15,7 +15,7 @@ from stripefold.surgery.graph import Call, Graph, Node, Role
 from stripefold.surgery.operations import FACTORIES, INTO_PYTHON, LOOKUPS, OVERWRITES, RECURRENT, WEIGHTED
 from stripefold.surgery.shapes import run
 from stripefold.surgery.values import Key, Values, exchanged, key_of, spread_of, storage_of, tensors_in, tensors_of
-from stripefold.surgery.visits import Visits
+from stripefold.surgery.visits import Results, Visits, is_alone
 
 
 @dataclass
@@ -110,8 +110,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif frame is not None and len(self.stack) < frame.depth:
             self._frame = None
         if self._frame is None:
-            name, outputs = self._names.get(id(module)), self._known(output)
-            self.visits.leave(len(self.stack), name, len(self.graph.nodes), outputs)
+            results = Results(self._known(args), self._known(output), alone=is_alone(args, kwargs))
+            self.visits.leave(len(self.stack), self._names.get(id(module)), len(self.graph.nodes), results)
         if self.stack:
             self.stack.pop()
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,8 @@ class Visit:
         outputs: Nodes of the tensors it returned.
         first: The first node made during the call.
         last: The first node made after it.
+        alone: Its one argument was a tensor, by position.
+        written: It wrote into a tensor that it was given.
     """
 
     name: str
@@ -25,6 +30,25 @@ class Visit:
     outputs: tuple[int, ...]
     first: int
     last: int
+    alone: bool = True
+    written: bool = False
+
+
+@dataclass(frozen=True)
+class Results:
+    """How a call ended: the nodes of what it was given, as they are by now, and of what it returned.
+
+    ``alone``: its one argument was a tensor, by position.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    alone: bool
+
+
+def is_alone(args: Any, kwargs: Any) -> bool:
+    """Whether a call has one positional argument, a tensor, and nothing else."""
+    return len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
 
 
 class Visits:
@@ -39,7 +63,7 @@ class Visits:
         """A module begins, at this depth of nesting."""
         self._open.append((depth, first, inputs))
 
-    def leave(self, depth: int, name: str | None, last: int, outputs: tuple[int, ...]) -> None:
+    def leave(self, depth: int, name: str | None, last: int, results: Results) -> None:
         """The module at this depth has returned; deeper ones that never did had raised, and are dropped.
 
         So is one that is no part of the model (None).
@@ -50,6 +74,9 @@ class Visits:
             _, first, inputs = self._open.pop()
             if name is None:
                 return
-            visit = Visit(name=name, call=self._counts[name], inputs=inputs, outputs=outputs, first=first, last=last)
+            visit = Visit(
+                name=name, call=self._counts[name], inputs=inputs, outputs=results.outputs, first=first, last=last,
+                alone=results.alone, written=inputs != results.inputs,
+            )  # fmt: skip
             self._counts[name] += 1
             self.done.append(visit)

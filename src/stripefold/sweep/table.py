@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stripefold.atomic import atomic_path
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep.statistics import LEVEL, Estimate
-from stripefold.training.idle import IDLE
+from stripefold.training.idle import idle_options
 
 if TYPE_CHECKING:
     from stripefold.sweep.result import Row, SweepResult
@@ -155,7 +155,7 @@ def run_records(result: SweepResult) -> list[dict[str, Any]]:
 
 def _options(result: SweepResult, config: TrainConfig) -> dict[str, Any]:
     """What varies, and what makes the control; None where an option does nothing."""
-    values, idle = config.to_dict(), IDLE.get(config.form, ())
+    values, idle = config.to_dict(), idle_options(config)
     names = dict.fromkeys([*(result.sweep.control or {}), *result.sweep.varying])
     return {name: None if name in idle else values[name] for name in names}
 

@@ -9,6 +9,9 @@ IDLE: dict[str, tuple[str, ...]] = {
     "dynamic": ("repeats", "psi", "freeze"),
 }
 """Options that do nothing under a form."""
+OF_THE_OPTIMIZER = {"sgd": ("momentum", "nesterov")}
+OF_THE_SCHEDULE = {"step": ("milestones", "decay")}
+"""Options that do something under one optimiser, or one schedule, alone."""
 DEFAULTS = TrainConfig().to_dict()
 
 
@@ -21,8 +24,19 @@ def canonical(config: TrainConfig) -> TrainConfig:
     >>> canonical(TrainConfig(form="none", repeats=3)) == TrainConfig(form="none")
     True
     """
+    return config.with_overrides(**{name: DEFAULTS[name] for name in idle_options(config)})
+
+
+def idle_options(config: TrainConfig) -> tuple[str, ...]:
+    """The options that do nothing in a run, whatever they say.
+
+    >>> idle_options(TrainConfig(optimizer="adamw", schedule="step", branch="acnet"))
+    ('momentum', 'nesterov')
+    """
     idle = list(IDLE.get(config.form, ()))
     if config.branch is None:
         # ``init`` is of static gates and of blocks.
         idle += ["branch_where", "branch_options", *(["init"] if config.form in IDLE else [])]
-    return config.with_overrides(**{name: DEFAULTS[name] for name in idle})
+    for own, chosen in ((OF_THE_OPTIMIZER, config.optimizer), (OF_THE_SCHEDULE, config.schedule)):
+        idle += [name for owner, names in own.items() if owner != chosen for name in names]
+    return tuple(idle)

@@ -1,0 +1,52 @@
+"""Which attention modules write into what they are given, so that the model reads on there and not what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor, nn
+
+from stripefold.surgery.graph import Graph
+from stripefold.surgery.rehearse import IsLayer
+from stripefold.surgery.scale_paths import unused
+from stripefold.surgery.trace import trace
+from stripefold.surgery.visits import Visit
+
+
+def read_on(model: nn.Module, example: Any, names: Collection[str], *, is_layer: IsLayer) -> frozenset[str]:
+    """The modules among some that write into their input whose input is read afterwards; the model stays as it was.
+
+    ``x = se(x)`` and ``se(x)`` are one and the same to a trace where ``se`` works in place. So each returns a copy
+    here: whoever still reads what the module wrote reads its input.
+
+    Args:
+        model: Any model.
+        example: An input.
+        names: Dotted paths of the modules.
+        is_layer: As for ``trace``.
+
+    Raises:
+        TraceError: The model does not run on the example.
+    """
+    if not names:
+        return frozenset()
+    handles = [model.get_submodule(name).register_forward_hook(_copy, prepend=True) for name in names]
+    try:
+        graph = trace(model, example, is_layer=is_layer).graph
+    finally:
+        for handle in handles:
+            handle.remove()
+    dead = unused(graph, {})
+    return frozenset(visit.name for visit in graph.visits if visit.name in names and _is_read(graph, visit, dead))
+
+
+def _copy(module: nn.Module, args: Any, output: Any) -> Any:
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+def _is_read(graph: Graph, visit: Visit, dead: Collection[int]) -> bool:
+    """Whether a value made during a call is used after it, or returned by the model; the copy is the node behind it."""
+    made = range(visit.first, visit.last)
+    users = {user for index in made for user in graph.consumers[index] if user > visit.last and user not in dead}
+    return bool(users) or any(index in graph.outputs for index in made)
