@@ -57,6 +57,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # what Ray starts is in it as well, and nothing else
+            # Tests in the background of a shell ignore Ctrl-C, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         sessions.append(started.pid)
         return started

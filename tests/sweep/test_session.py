@@ -92,6 +92,14 @@ def test_sigterm_leaves_a_session_in_order(monkeypatch: pytest.MonkeyPatch) -> N
     assert ray.calls[-1][0] == "shutdown"
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, which is not there when the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class SwallowingRay(FakeRay):
     """As Ray does where the exception comes up inside one of its callbacks."""
 
@@ -101,6 +109,7 @@ class SwallowingRay(FakeRay):
         super().init(**options)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("error", [None, ConnectionError("its processes were interrupted")])
 def test_a_swallowed_ctrl_c_is_raised_again(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
     ray = use(SwallowingRay(error=error), monkeypatch)
@@ -111,6 +120,7 @@ def test_a_swallowed_ctrl_c_is_raised_again(monkeypatch: pytest.MonkeyPatch, err
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_swallowed_ctrl_c_ends_the_runs(room: Room) -> None:
     with Interrupts() as interrupts:
         ends = _callback(import_ray().tune, room.paths, Listener(print, print), interrupts)
