@@ -82,6 +82,9 @@ def test_a_closure_does_not_come_along_in_a_copy() -> None:
     gated = scatter_(sf.attach_(model, where="norm"))
     with pytest.raises(FoldError, match="still runs 'norm' of the training model"):
         sf.fold(gated, example=images())
+    for made in (lambda: sf.branch(model, "repvgg", where="conv"), lambda: sf.detach(gated)):
+        with pytest.raises((BranchError, AttachError), match="would still run modules of the model itself"):
+            made()
     inner = Held(lambda model: closed_over(model.norm)).double().eval()
     assert_refused(inner, lambda: sf.attach_(inner, where="norm"), AttachError, "'run' holds it inside a function")
 

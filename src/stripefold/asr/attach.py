@@ -12,7 +12,6 @@ from torch import nn
 from stripefold.asr.build import Chains
 from stripefold.asr.config import Form, GateConfig, Init, Psi
 from stripefold.asr.plan import as_listed, check_inside_blocks, plan_gates
-from stripefold.asr.root import check_root, copied
 from stripefold.asr.select import Selection, Where, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
@@ -21,6 +20,7 @@ from stripefold.errors import AttachError
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter, forget_compiled, replace_modules
 from stripefold.surgery.positions import PositionPlace
+from stripefold.surgery.root import check_bare, copy_of
 
 
 def attach(
@@ -41,7 +41,7 @@ def attach(
     Takes the arguments of ``attach_`` and raises the same errors.
     """
     config = _config(attention, form, repeats, psi, init, freeze, attention_options)
-    return _attach(copied(model), where, config, _Known(example), in_place=False)
+    return _attach(_copied(model), where, config, _Known(example), in_place=False)
 
 
 def attach_(
@@ -89,7 +89,7 @@ def attach_(
     Source: ASR, Huang et al. 2024, section 3; reference code ``ASRBatchNorm2d``.
     """
     config = _config(attention, form, repeats, psi, init, freeze, attention_options)
-    check_root(model)
+    _check_bare(model)
     return _attach(model, where, config, _Known(example), in_place=True)
 
 
@@ -100,6 +100,15 @@ def _config(*values: Any) -> GateConfig:
     )
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    _check_bare(model)
+    return copy_of(model, "attach_", AttachError)
+
+
+def _check_bare(model: nn.Module) -> None:
+    check_bare(model, "attach", "attach to the bare model", AttachError)
+
+
 def attach_at(
     model: nn.Module, where: Mapping[str, Mapping[str, Any]], form: Form, places: Mapping[str, PositionPlace]
 ) -> nn.Module:
@@ -108,7 +117,7 @@ def attach_at(
     Raises:
         AttachError: as ``attach``.
     """
-    return _attach(copied(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
+    return _attach(_copied(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
-from stripefold.surgery.modules import NO_COPY, forget_compiled, replace_modules
+from stripefold.surgery.modules import forget_compiled, replace_modules
+from stripefold.surgery.root import copy_of
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -19,12 +18,7 @@ def detach(model: nn.Module) -> nn.Module:
     Raises:
         AttachError: not a module, or one that cannot be copied.
     """
-    try:
-        return detach_(copy.deepcopy(model))
-    except NO_COPY as error:
-        raise AttachError(
-            f"{type(model).__name__} cannot be copied ({error}): use detach_, which works in place"
-        ) from error
+    return detach_(copy_of(model, "detach_", AttachError))
 
 
 def detach_(model: nn.Module) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -14,15 +13,8 @@ from stripefold.branches.calibrate import calibrate_
 from stripefold.branches.registry import build_block, check_options, kind_named
 from stripefold.branches.select import Where, select
 from stripefold.errors import BranchError
-from stripefold.surgery.modules import (
-    NO_COPY,
-    forget_compiled,
-    is_sharded,
-    move_call_hooks,
-    replace_modules,
-    unwrap_name,
-    wrapped_inside,
-)
+from stripefold.surgery.modules import forget_compiled, move_call_hooks, replace_modules
+from stripefold.surgery.root import check_bare, copy_of
 
 Init = Literal["paper", "identity"]
 
@@ -40,13 +32,8 @@ def branch(
 
     Takes the arguments of ``branch_`` and raises the same errors.
     """
-    _check_root(model)
-    try:
-        copied = copy.deepcopy(model)
-    except NO_COPY as error:
-        raise BranchError(
-            f"{type(model).__name__} cannot be copied ({error}): use branch_, which works in place"
-        ) from error
+    _check_bare(model)
+    copied = copy_of(model, "branch_", BranchError)
     return _branch(copied, kind, where, (init, data), options or {})
 
 
@@ -84,7 +71,7 @@ def branch_(
         BranchError: nothing matched, a convolution cannot be a block, a bad option, or the data did not reach a
             convolution. The model is then unchanged.
     """
-    _check_root(model)
+    _check_bare(model)
     if isinstance(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         raise BranchError(
             "the model itself is the convolution and cannot be replaced in place: use model = branch(model, ...)"
@@ -92,18 +79,8 @@ def branch_(
     return _branch(model, kind, where, (init, data), options or {})
 
 
-def _check_root(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise BranchError(f"branch needs an nn.Module, got {type(model).__name__}")
-    wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
-    if wrapper is not None:
-        raise BranchError(f"the model is wrapped in {wrapper}: put the blocks into the bare model first, then wrap it")
-    inside = wrapped_inside(model, "DistributedDataParallel")
-    if inside is not None:
-        raise BranchError(
-            f"{inside!r} is wrapped in DistributedDataParallel, which would not synchronise new parameters: put the "
-            "blocks into the bare model first, then wrap it"
-        )
+def _check_bare(model: nn.Module) -> None:
+    check_bare(model, "branch", "put the blocks into the bare model", BranchError)
 
 
 def _branch(
