@@ -29,7 +29,7 @@ from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import copy_buffers, undisturbed
+from stripefold.surgery.preserve_state import copy_buffers, preserve_state
 from stripefold.together import from_first
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class Job:
         """A copy that is baked and compared with the model, and the report."""
         metric = self._metric()
         example = self._agreed(self._data.example) if self._given is None else self._given
-        with undisturbed(self._model):
+        with preserve_state(self._model):
             look = self._look(example)
             verdict = self._judge(look, metric)
         self._buffers.restore_()
@@ -223,7 +223,7 @@ class Job:
 
     def _measured(self, made: nn.Module, report: BakeReport, metric: Metric | None) -> BakeReport:
         """The report with what only the baked model can tell."""
-        with undisturbed(made), undisturbed(self._model):
+        with preserve_state(made), preserve_state(self._model):
             copy_buffers(made)
             copy_buffers(self._model)
             after = None if metric is None else measured(metric, made, "of the baked model")

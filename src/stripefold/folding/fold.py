@@ -76,8 +76,8 @@ def fold(
     example = _example(model, example, check, fuse)
     plain, made = _fold_in_place(_copied(model), fuse, example)
     if check is not False and example is not None:
-        made = replace(made, verification=_verified(model, plain, example, check))
         _check_own(model, plain, example)
+        made = replace(made, verification=_verified(model, plain, example, check))
     _announce(made)
     return (plain, made) if report else plain
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from stripefold.errors import TraceError
 from stripefold.folding.biases import warn_of_other_paths
-from stripefold.folding.deployed import Shapes, input_shapes
+from stripefold.folding.deployed import Shapes
 from stripefold.folding.fold_constants import fold_constants_
 from stripefold.folding.fuse_behind import merge_behind_
 from stripefold.folding.fuse_front import merge_in_front_
@@ -59,9 +59,12 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
 
 
 def _block_inputs(model: nn.Module, example: Example) -> Shapes:
-    """What every block that can re-parameterize itself is given."""
-    with input_shapes({name: module for name, module in model.named_modules() if offered(module)}) as shapes:
-        trace_for_fuse(model, example)
+    """What every block that can re-parameterize itself is given, where that is one tensor."""
+    graph = trace_for_fuse(model, example).graph
+    shapes: dict[str, tuple[int, ...]] = {}
+    for visit in graph.visits:
+        if visit.alone and offered(model.get_submodule(visit.name)):
+            shapes.setdefault(visit.name, graph.nodes[visit.inputs[0]].shape)
     return shapes
 
 

@@ -83,7 +83,7 @@ def static_constants(graph: Graph, model: nn.Module) -> Iterator[StaticConstant]
 def _operands(node: Node) -> list[tuple[int, int]]:
     """(constant, moved) as a node may have them: ``c - x`` and ``x + alpha c`` are neither scale nor addition."""
     plain = node.kind == "operation" and node.role == "activation" and len(node.inputs) == 2
-    if not plain or node.name not in _KINDS or node.keywords:
+    if not plain or node.name not in _KINDS or node.arguments.get("alpha", 1) != 1:
         return []
     first, second = node.inputs
     return [(second, first)] if node.name == "sub" else [(first, second), (second, first)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ from stripefold.folding.judge import NothingComparedError, agreement, judge
 from stripefold.folding.outputs import compared
 from stripefold.folding.run import call, place, run_both
 from stripefold.surgery.example import Example
+from stripefold.surgery.float64 import float64_copy
 from stripefold.surgery.modules import NO_COPY, first_parameter
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.surgery.undisturbed import on_copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,10 @@ def verify(
     if it is larger than what rounding does to the reference itself.
     """
     dtype = _common_dtype(model, other)
-    with undisturbed(model), undisturbed(other):
-        expected, found, layers = run_both(model, other, inputs, dtype)
+    outcome = run_both(model, other, inputs)
+    expected, found, layers = outcome.expected, outcome.found, outcome.layers
     _check_not_empty(expected, found)
-    truth = expected if dtype == torch.float64 else _truth(model, place(model, inputs, dtype), dtype)
+    truth = expected if dtype == torch.float64 else _truth(model, outcome.inputs, dtype)
     _check_no_nan(truth)
     verdict = judge(found, expected, truth, dtype, tolerance=tolerance)
     report = EquivalenceReport(
@@ -126,16 +126,16 @@ def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
 
 
 def _truth(model: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The outputs in float64 for inputs that are already rounded to the model's dtype, as its weights are."""
+    """The outputs in float64 for inputs as the model took them: rounded, as its weights are."""
     try:
-        exact = copy.deepcopy(model).double()
+        exact = float64_copy(model)
     except NO_COPY as error:
         raise VerifyError(
             f"{type(model).__name__} cannot be copied ({error}), so there is no float64 reference: compare in float64 "
             "with verify(model.double(), other.double(), ...)"
         ) from error
-    with undisturbed(exact):
-        return compared(call(exact, place(exact, inputs, torch.float64), copied_from=dtype))
+    placed = place(exact, inputs, torch.float64)
+    return on_copies(lambda copied: compared(call(copied, placed, copied_from=dtype)), exact)
 
 
 def _check_not_empty(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

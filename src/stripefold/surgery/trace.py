@@ -1,7 +1,6 @@
 """One recorded run of a model: which module's output flows where.
 
-The model runs on the meta device, where tensors have shapes but no content, so it costs neither memory nor
-arithmetic. A model that cannot (it reads values, or keeps tensors outside its parameters and buffers) runs for real.
+It is an ordinary run on real tensors, of a structural copy. A model that lives on the meta device runs there.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import nn
 from stripefold.errors import TraceError
 from stripefold.surgery import flow
 from stripefold.surgery.graph import Call, Graph
-from stripefold.surgery.rehearse import Failure, IsLayer, describe, rehearse, ways_to_run
+from stripefold.surgery.record_run import Failure, IsLayer, describe, record_run
 from stripefold.surgery.residual import Tail, residual_tails
 
 
@@ -25,12 +24,12 @@ class Trace:
         graph: Every value of the run, for questions that are not asked here.
         called: Affine layers that the run used.
         uncalled: Affine layers that the run did not use.
-        on_meta: Whether the run was one without content.
+        writes_parameters: Whether a run has to have parameters of its own, because it writes to them.
     """
 
-    def __init__(self, graph: Graph, layers: Iterable[str], *, on_meta: bool) -> None:
+    def __init__(self, graph: Graph, layers: Iterable[str], *, writes_parameters: bool = False) -> None:
         self.graph = graph
-        self.on_meta = on_meta
+        self.writes_parameters = writes_parameters
         used = {call.name for call in graph.calls}
         self._layers = tuple(layers)
         self.called = frozenset(used)
@@ -94,13 +93,10 @@ def trace(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Trace:
     Raises:
         TraceError: The model does not run on the example.
     """
-    failures: list[Failure] = []
-    for on_meta in ways_to_run(model):
-        result = rehearse(model, example, is_layer=is_layer, on_meta=on_meta)
-        if not isinstance(result, Failure):
-            return Trace(*result, on_meta=on_meta)
-        failures.append(result)
-    raise _error(model, example, failures[-1]) from failures[-1].error
+    result = record_run(model, example, is_layer=is_layer)
+    if isinstance(result, Failure):
+        raise _error(model, example, result) from result.error
+    return Trace(result.graph, result.layers, writes_parameters=result.writes_parameters)
 
 
 def _error(model: nn.Module, example: Any, failure: Failure) -> TraceError:
