@@ -125,8 +125,8 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
         inside = None
         if isinstance(module, Foldable):
             found[name], inside = module, f"{name}."
-        elif name and not any(True for _ in module.children()):
-            found[name] = module
+        elif name and not any(True for _ in module.children()) and not isinstance(module, torch.jit.ScriptModule):
+            found[name] = module  # no hook can be put on what is scripted
     return found
 
 
