@@ -43,8 +43,9 @@ def takers(graph: Graph, source: int, channel_axis: int, *, neutral: Mapping[int
     todo = [(source, channel_axis)]
     while todo:
         index, axis = todo.pop(0)
-        if index in graph.outputs or not graph.consumers[index]:
-            return f"its output {graph.outputs.get(index, 'is not used')}"
+        seen = graph.seen_outside(index)
+        if seen is not None or not graph.consumers[index]:
+            return f"its output {'is not used' if seen is None else seen.rstrip(',')}"
         for user in sorted(set(graph.consumers[index])):
             node = graph.nodes[user]
             if node.kind == "layer":

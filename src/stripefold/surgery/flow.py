@@ -75,8 +75,9 @@ def follower(graph: Graph, name: str) -> Follower:
     index = results[0]
     axis = channel_axis(graph.nodes[index])
     while True:
-        if index in graph.outputs:
-            return Follower(None, f"its output {graph.outputs[index]}")
+        seen = graph.seen_outside(index)
+        if seen is not None:
+            return Follower(None, f"its output {seen.rstrip(',')}")
         users = sorted(set(graph.consumers[index]))
         if len(users) != 1:
             return Follower(None, f"its output is used {len(users)} times")

@@ -88,6 +88,7 @@ class Graph:
         activations: The bit set of nodes whose role is "activation".
         visits: Every call of a module, layer or not, in the order in which they returned.
         tensors: Dotted path of a parameter or buffer -> its node, where the run used it outside layers.
+        exposed: Nodes that a path which the examples did not take may use, or make otherwise, and how.
         visible: Dotted path of a module -> the nodes that the code of its ``forward`` handles.
         decisions: Dotted paths of the modules that took a value which depends on the input into Python: to branch on
             it, perhaps, so that another input may run other layers.
@@ -103,6 +104,7 @@ class Graph:
     activations: int = 0
     visits: list[Visit] = field(default_factory=list)
     tensors: dict[str, int] = field(default_factory=dict)
+    exposed: dict[int, str] = field(default_factory=dict)
     visible: dict[str, set[int]] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
@@ -149,6 +151,10 @@ class Graph:
         if taking and any(call.exchanged for call in self.calls if call.name == name):
             return "a forward pre-hook changes what it is given"
         return None
+
+    def seen_outside(self, index: int) -> str | None:
+        """What sees a value outside of what was recorded, in words that follow "what is scaled"; or None."""
+        return self.outputs.get(index) or self.exposed.get(index)
 
     def operands(self, index: int) -> list[int]:
         """The inputs of a node that are feature maps: those that depend on the model's input, or passed a layer."""

@@ -35,8 +35,9 @@ class ForwardSearch(Search):
             if index != start and node.kind == "layer":
                 self._end(node, scaled[0], carried)
                 continue
-            if index in self.graph.outputs:
-                raise DoesNotCommuteError(f"what is scaled {self.graph.outputs[index]}")
+            seen = self.graph.seen_outside(index)
+            if seen is not None:
+                raise DoesNotCommuteError(f"what is scaled {seen.rstrip(',')}")
             if index != start:
                 carried[index] = self._through(index, scaled, carried)
 

@@ -111,8 +111,9 @@ class Search:
         Raises:
             DoesNotCommuteError: something else does.
         """
-        if index in self.graph.outputs:
-            raise DoesNotCommuteError(f"what is {moved} {self.graph.outputs[index]} un{moved}, too")
+        seen = self.graph.seen_outside(index)
+        if seen is not None:
+            raise DoesNotCommuteError(f"what is {moved} {seen} un{moved}, too")
         others = set(self.graph.consumers[index]) - set(users) - self.ignoring
         if others:
             node = self.graph.nodes[min(others)]

@@ -15,6 +15,7 @@ from stripefold.surgery import flow
 from stripefold.surgery.graph import Call, Graph
 from stripefold.surgery.record_run import Failure, IsLayer, describe, record_run
 from stripefold.surgery.residual import Tail, residual_tails
+from stripefold.surgery.unseen import expose_unseen
 
 
 class Trace:
@@ -24,12 +25,15 @@ class Trace:
         graph: Every value of the run, for questions that are not asked here.
         called: Affine layers that the run used.
         uncalled: Affine layers that the run did not use.
+        unseen: Modules, layers or not, that might run on another input and did not.
         writes_parameters: Whether a run has to have parameters of its own, because it writes to them.
     """
 
-    def __init__(self, graph: Graph, layers: Iterable[str], *, writes_parameters: bool = False) -> None:
+    def __init__(
+        self, graph: Graph, layers: Iterable[str], *, writes_parameters: bool = False, unseen: tuple[str, ...] = ()
+    ) -> None:
         self.graph = graph
-        self.writes_parameters = writes_parameters
+        self.writes_parameters, self.unseen = writes_parameters, unseen
         used = {call.name for call in graph.calls}
         self._layers = tuple(layers)
         self.called = frozenset(used)
@@ -96,7 +100,8 @@ def trace(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Trace:
     result = record_run(model, example, is_layer=is_layer)
     if isinstance(result, Failure):
         raise _error(model, example, result) from result.error
-    return Trace(result.graph, result.layers, writes_parameters=result.writes_parameters)
+    unseen = expose_unseen(model, [result.graph], result.layers)
+    return Trace(result.graph, result.layers, writes_parameters=result.writes_parameters, unseen=unseen)
 
 
 def _error(model: nn.Module, example: Any, failure: Failure) -> TraceError:
