@@ -24,7 +24,7 @@ from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import FoldNote
 from stripefold.surgery.held import held_by_functions
-from stripefold.surgery.modules import move_call_hooks, replace_modules, tensor_owners
+from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
 __all__ = ["fuse_", "is_batchnorm", "trace_for_fuse"]
@@ -43,8 +43,20 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
 
     Raises:
         TraceError: the model does not run on the example.
+        FoldError: what was merged cannot be written. The model is then as it was.
     """
-    ledger = Ledger()
+    ledger, root = Ledger(), model
+    try:
+        model, notes = _merge_(model, example, ledger)
+        ledger.commit_()
+    except BaseException:
+        ledger.undo_(root)
+        raise
+    return model, notes
+
+
+def _merge_(model: nn.Module, example: Example, ledger: Ledger) -> tuple[nn.Module, list[FoldNote]]:
+    """Merge everything that can be; until ``ledger.commit_`` the model's own tensors hold what they held."""
     blocks = BlockFuser(_block_inputs(model, example), ledger) if has_blocks(model) else None
     if blocks is not None:
         model = blocks.run_(model)
@@ -86,9 +98,7 @@ def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[Fo
         for name in left:
             rows[name] = _joined(rows[name], rows_in_front[name])
         notes |= rows
-        for norm, rest in (behind | front).items():
-            move_call_hooks(norm, rest)
-        replace_modules(model, behind | front)
+        ledger.replace_(model, behind | front)
         if not front or len(front) == len(left):  # a norm that is gone may have stood between others
             break
     if any(note.folded for note in notes.values()):

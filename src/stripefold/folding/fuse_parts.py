@@ -15,10 +15,12 @@ from stripefold.algebra.merge import batchnorm_scale_shift
 from stripefold.errors import FoldError
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.names_transformers import FROZEN
-from stripefold.folding.probe import probe
+from stripefold.folding.probe import Side as ProbedSide
+from stripefold.folding.probe import check_affine, disproved
 from stripefold.folding.refusal import altered
 from stripefold.folding.rule import Rule, rule_for, type_key
 from stripefold.folding.rules_transformers import keys
+from stripefold.folding.writable import why_unwritable
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.held import why_held
 from stripefold.surgery.trace import Trace
@@ -80,7 +82,7 @@ def is_constant_affine(module: nn.Module) -> bool:
 def _gain_and_offset(module: nn.Module) -> tuple[str, str] | None:
     """The two tensors of a module that is ``gain x + offset`` of every channel by its rule, or None."""
     rule = rule_for(module)
-    if rule is None or rule.channels is not rule.input_channels or len(rule.output) != 2:
+    if rule is None or not rule.elementwise(module) or len(rule.output) != 2:
         return None
     if rule.norm and type_key(type(module)) != _MOBILEBERT:  # which is called a norm and is none
         return None
@@ -126,24 +128,29 @@ def no_constants(setting: Setting, norm_name: str) -> str | None:
         return f"{norm_name}: {reason}"
     if norm_name in setting.trace.graph.read:
         return f"a tensor of {norm_name} is read outside its call"
-    rule = rule_for(norm)
-    if is_batchnorm(norm) and not hasattr(norm, "eps") and rule is not None:
-        try:
-            probe(norm, rule, "input")  # where the number in its code is seen
-        except FoldError as error:
-            return str(error)
+    try:
+        check_affine(norm, lambda twin: scale_shift(twin, Ledger()), input_axis)
+    except FoldError as error:
+        return str(error)
     if not all(bool(tensor.isfinite().all()) for tensor in scale_shift(norm, setting.ledger)):
         return "its statistics or its affine part are not finite"
     return None
 
 
-def unfit(setting: Setting, layer_name: str) -> str | None:
-    """Why a layer cannot take up any norm, or None."""
-    layer = setting.modules[layer_name]
-    reason = altered(layer)
+def unfit(setting: Setting, layer_name: str, *sides: ProbedSide) -> str | None:
+    """Why a layer cannot take up any norm, or None.
+
+    Args:
+        setting: the model.
+        layer_name: path of the layer.
+        sides: what its rule must hold for.
+    """
+    layer, rule = setting.modules[layer_name], rule_for(setting.modules[layer_name])
+    assert rule is not None  # it is a layer of the trace
+    reason = altered(layer) or why_unwritable(layer) or disproved(layer, rule, *sides)
     if reason is not None:
         return f"{layer_name}: {reason}"
-    for key, tensor in layer._parameters.items():
+    for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
         if tensor is not None and len(setting.owners.get(id(tensor), ())) > 1:
             return f"{layer_name}.{key} is tied to another module"
     if any(call.implicit for call in setting.trace.calls(layer_name)):

@@ -16,6 +16,7 @@ from stripefold.errors import FoldError
 from stripefold.folding.probe import probe
 from stripefold.folding.refusal import altered, refusal, tied_to
 from stripefold.folding.rule import Rule, rule_for
+from stripefold.folding.writable import why_not_writable
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.scale_parts import Part, Side, Takes
@@ -75,16 +76,11 @@ def _lets_pass(layer: nn.Module) -> bool:
 
 def unwritable(layer: nn.Module, rule: Rule, side: Side) -> str | None:
     """Why a tensor of this side cannot be overwritten in place, or None: nothing may fail halfway."""
-    for key in (rule.output if side == "output" else rule.input) or {}:
+    for key in rule.side(side):
         tensor = getattr(layer, key, None)
-        if not isinstance(tensor, Tensor):
-            continue
-        if tensor.is_meta:
-            return f"its {key!r} is on the meta device and has no numbers"
-        if tensor.is_inference() and not torch.is_inference_mode_enabled():
-            return f"its {key!r} was made under torch.inference_mode and is read-only"
-        if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
-            return f"its {key!r} is an expanded tensor, one number for many channels"
+        reason = why_not_writable(tensor) if isinstance(tensor, Tensor) else None
+        if reason is not None:
+            return f"its {key!r} {reason}"
     return None
 
 

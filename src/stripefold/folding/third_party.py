@@ -19,7 +19,7 @@ from stripefold.folding.deployed import Shapes, deployed
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import type_key
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import move_call_hooks, replace_modules
+from stripefold.surgery.modules import replace_modules
 
 METHODS = ("fuse", "reparameterize", "switch_to_deploy")
 
@@ -115,13 +115,12 @@ class BlockFuser:
 
     def __init__(self, shapes: Shapes, ledger: Ledger) -> None:
         self._shapes, self._ledger = shapes, ledger
-        self._replaced: list[tuple[nn.Module, nn.Module]] = []
         self.notes: list[FoldNote] = []
 
     @property
     def changed(self) -> bool:
         """Whether any block was replaced."""
-        return bool(self._replaced)
+        return any(note.folded for note in self.notes)
 
     def run_(self, model: nn.Module) -> nn.Module:
         """Deploy every block, for eval mode; the root may be one itself.
@@ -133,10 +132,7 @@ class BlockFuser:
 
     def undo_(self, model: nn.Module, why: str) -> nn.Module:
         """Put every block back: the model does not run without them, for the reason given."""
-        for block, plain in reversed(self._replaced):
-            move_call_hooks(plain, block)
-            model = replace_modules(model, {plain: block})
-        self._replaced.clear()
+        model = self._ledger.undo_(model)
         self.notes = [replace(note, folded=False, why=why) if note.folded else note for note in self.notes]
         return model
 
@@ -146,18 +142,16 @@ class BlockFuser:
         for name, block in _outermost(root, path):
             plain = self._deploy(name, block)
             if plain is not block:
-                move_call_hooks(block, plain)
                 replacements[block] = plain
-                self._replaced.append((block, plain))
             self._inside(name, plain)
-        return replace_modules(root, replacements)
+        return self._ledger.replace_(root, replacements) if replacements else root
 
     def _inside(self, path: str, block: nn.Module) -> None:
         """A method may leave smaller blocks inside its own."""
         for name, child in list(block.named_children()):
             plain = self._below(f"{path}.{name}" if path else name, child)
             if plain is not child:
-                replace_modules(block, {child: plain})
+                replace_modules(block, {child: plain})  # within what is new
 
     def _deploy(self, name: str, block: nn.Module) -> nn.Module:
         method, kind = offered(block), type(block).__name__
