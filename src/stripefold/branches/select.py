@@ -17,6 +17,7 @@ from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.globs import close_names, matching, renamed
 from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.modules import tensor_owners
+from stripefold.surgery.stand_in import is_plain
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -90,7 +91,7 @@ def _names(model: nn.Module, modules: dict[str, nn.Module], where: Where) -> lis
 
 def _is_spatial(module: nn.Module) -> bool:
     """A convolution of any library with more than one tap, blocks and sites apart."""
-    if not isinstance(module, _CONVOLUTIONS):
+    if not is_plain(module, _CONVOLUTIONS):
         return False
     return any(size > 1 for size in module.kernel_size)
 

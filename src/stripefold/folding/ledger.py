@@ -97,7 +97,9 @@ class Ledger:
         """
         written = [(each, getattr(each.layer, each.key)) for each in self._first_exchanges()]
         written = [(each, new) for each, new in written if each.own is not None and new is not None]
-        check_writable((f"{type(each.layer).__name__}.{each.key}", each.own) for each, _ in written if each.own is not None)
+        check_writable(
+            (f"{type(each.layer).__name__}.{each.key}", each.own) for each, _ in written if each.own is not None
+        )
         with torch.no_grad():
             for each, new in written:
                 assert each.own is not None
