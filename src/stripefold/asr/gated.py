@@ -36,7 +36,8 @@ class Gated(StandIn, Foldable):
     @property
     def stands_for(self) -> nn.Module | None:
         """See ``StandIn``: the base."""
-        return self.__dict__.get("_modules", {}).get("base")
+        base: nn.Module | None = self.__dict__.get("_modules", {}).get("base")
+        return base
 
     def take_hooks_(self) -> None:
         """Move the base's hooks here: from now on this module is what is called."""

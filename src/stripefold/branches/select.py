@@ -91,9 +91,7 @@ def _names(model: nn.Module, modules: dict[str, nn.Module], where: Where) -> lis
 
 def _is_spatial(module: nn.Module) -> bool:
     """A convolution of any library with more than one tap, blocks and sites apart."""
-    if not is_plain(module, _CONVOLUTIONS):
-        return False
-    return any(size > 1 for size in module.kernel_size)
+    return is_plain(module, _CONVOLUTIONS) and any(size > 1 for size in module.kernel_size)
 
 
 def _refusal(

@@ -24,6 +24,7 @@ from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import FoldNote
 from stripefold.surgery.held import held_by_functions
+from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
@@ -57,7 +58,9 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
 
 def _merge_(model: nn.Module, example: Example, ledger: Ledger) -> tuple[nn.Module, list[FoldNote]]:
     """Merge everything that can be; until ``ledger.commit_`` the model's own tensors hold what they held."""
-    blocks = BlockFuser(_block_inputs(model, example), ledger) if has_blocks(model) else None
+    blocks = None
+    if has_blocks(model):
+        blocks = BlockFuser(_block_inputs(model, example), ledger, kept_in_training(model))
     if blocks is not None:
         model = blocks.run_(model)
     try:
@@ -90,7 +93,8 @@ def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[Fo
         if not norms:
             break
         held = held_by_functions(model)
-        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger, held)
+        kept = kept_in_training(model)
+        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger, held, kept)
         other_paths = other_paths or setting.trace.other_paths()
         behind, rows = merge_behind_(setting, norms)
         left = [name for name, row in rows.items() if not row.folded]

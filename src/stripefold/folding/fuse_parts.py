@@ -5,7 +5,7 @@ A *norm* here is every affine map of single channels with constant numbers: ResM
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,7 @@ class Setting:
         owners: ``surgery.modules.tensor_owners`` of the model.
         ledger: what earlier steps have merged.
         held: ``surgery.held.held_by_functions`` of the model.
+        kept: ``surgery.modes.kept_in_training`` of the model.
     """
 
     trace: Trace
@@ -57,6 +58,18 @@ class Setting:
     owners: dict[int, list[str]]
     ledger: Ledger
     held: Mapping[nn.Module, str]
+    kept: Collection[nn.Module]
+
+
+STAYS_IN_TRAINING = (
+    "stays in training mode when the model is used for inference, and normalises by each batch's own statistics"
+)
+
+
+def normalises(module: nn.Module, kept: Collection[nn.Module]) -> bool:
+    """Whether this is a BatchNorm of those ``kept`` in training mode, whose statistics are no constants."""
+    rule = rule_for(module)
+    return module in kept and rule is not None and rule.norm and rule.input_eval_only
 
 
 def outside_sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -123,6 +136,8 @@ def no_constants(setting: Setting, norm_name: str) -> str | None:
     norm = setting.modules[norm_name]
     if is_batchnorm(norm) and getattr(norm, "running_mean", None) is None:
         return "it keeps no running statistics"
+    if normalises(norm, setting.kept):
+        return f"it {STAYS_IN_TRAINING}"
     reason = altered(norm) or why_held(norm, setting.held)
     if reason is not None:
         return f"{norm_name}: {reason}"

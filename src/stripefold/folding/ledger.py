@@ -95,16 +95,16 @@ class Ledger:
         Raises:
             FoldError: one of them cannot be written; nothing is then.
         """
-        written = [(each, getattr(each.layer, each.key)) for each in self._first_exchanges()]
-        written = [(each, new) for each, new in written if each.own is not None and new is not None]
-        check_writable(
-            (f"{type(each.layer).__name__}.{each.key}", each.own) for each, _ in written if each.own is not None
-        )
+        written = [
+            (each, each.own, new)
+            for each in self._first_exchanges()
+            if each.own is not None and (new := getattr(each.layer, each.key)) is not None
+        ]
+        check_writable((f"{type(each.layer).__name__}.{each.key}", own) for each, own, _ in written)
         with torch.no_grad():
-            for each, new in written:
-                assert each.own is not None
-                each.own.copy_(new)
-                _put(each.layer, each.key, each.own)
+            for each, own, new in written:
+                own.copy_(new)
+                _put(each.layer, each.key, own)
         self._changes.clear()
 
     def _first_exchanges(self) -> list[_Exchanged]:

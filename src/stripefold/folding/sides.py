@@ -18,6 +18,7 @@ from stripefold.folding.refusal import altered, refusal, tied_to
 from stripefold.folding.rule import Rule, rule_for
 from stripefold.folding.writable import why_not_writable
 from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.scale_parts import Part, Side, Takes
 
@@ -34,6 +35,7 @@ class LayerSides:
         self._modules = dict(model.named_modules())
         self._owners = tensor_owners(model)
         self._training = training
+        self._kept = kept_in_training(model)
         self._known: dict[tuple[str, Side], Takes | str] = {}
 
     def __call__(self, name: str, side: Side) -> Takes | str:
@@ -63,7 +65,7 @@ class LayerSides:
     def _input_refusal(self, layer: nn.Module, rule: Rule) -> str | None:
         if rule.input is None:
             return f"{type(layer).__name__} has no input side: a scale of its input does not fold into it"
-        if rule.input_eval_only and self._training:
+        if rule.input_eval_only and (self._training or layer in self._kept):
             return "in training its batch statistics undo a scale of its input"
         return altered(layer) or rule.input_refuse(layer) or (refusal(layer) if rule.norm else None)
 

@@ -9,13 +9,14 @@ the block's own; what passes is rounded once to the block's dtype and put in its
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from torch import nn
 
 from stripefold.errors import FoldError
 from stripefold.folding.deployed import Shapes, deployed
+from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import type_key
 from stripefold.surgery.foldable import Foldable, FoldNote
@@ -108,13 +109,14 @@ class BlockFuser:
     Args:
         shapes: what every block is given (``deployed.input_shapes``).
         ledger: learns what was merged.
+        kept: ``surgery.modes.kept_in_training`` of the model.
 
     Attributes:
         notes: one row per block: merged, or kept and why.
     """
 
-    def __init__(self, shapes: Shapes, ledger: Ledger) -> None:
-        self._shapes, self._ledger = shapes, ledger
+    def __init__(self, shapes: Shapes, ledger: Ledger, kept: Collection[nn.Module] = ()) -> None:
+        self._shapes, self._ledger, self._kept = shapes, ledger, kept
         self.notes: list[FoldNote] = []
 
     @property
@@ -160,6 +162,11 @@ class BlockFuser:
                 f"it has a method {unknown_offer(block)!r} that is not known here and was not called; "
                 f"register_block({kind}, {unknown_offer(block)!r}) has it called and checked"
             )
+            self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=why))
+            return block
+        norm = next((path for path, part in block.named_modules() if normalises(part, self._kept)), None)
+        if norm is not None:
+            why = f"{norm or 'it'} in it {STAYS_IN_TRAINING}"
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=why))
             return block
         result = deployed(block, method, self._shapes.get(name), self._ledger)

@@ -3,8 +3,8 @@
 Code that asks ``isinstance(model.norm, nn.BatchNorm2d)`` (to split the weight decay, to initialise, to choose what to
 run) is to find a layer that carries gates as well. ``type(module)`` stays what it is: rules go by exact types.
 
-A walk over all modules (``modules()``, ``named_modules()``, ``apply``) meets the layer inside as well, or the branches of
-a block, with the real parameters. There the layer is the instance, once, and what stands in for it is only itself.
+A walk over all modules (``modules()``, ``named_modules()``, ``apply``) meets the layer inside as well, or the branches
+of a block, with the real parameters. There the layer is the instance, once, and what stands in for it is only itself.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 
+Kind = TypeVar("Kind", bound=nn.Module)
 _BY_TYPE = frozenset(
     {
         "convert_sync_batchnorm",  # torch, timm
@@ -70,7 +71,7 @@ class StandIn(nn.Module):
             cls = type(cls)(cls.__name__, bases, own)
         object.__dict__["__class__"].__set__(self, cls)
 
-    __class__ = property(_read_class, _write_class)  # type: ignore[assignment]
+    __class__ = property(_read_class, _write_class)
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -115,6 +116,6 @@ def _unfilled(cls: type[nn.Module]) -> nn.Module:
     return object.__new__(cls)
 
 
-def is_plain(module: object, types: type[nn.Module] | tuple[type[nn.Module], ...]) -> bool:
+def is_plain(module: object, types: type[Kind] | tuple[type[Kind], ...]) -> TypeGuard[Kind]:
     """Whether a module is itself of these types, and does not just stand in for one."""
     return isinstance(module, types) and not isinstance(module, StandIn)
