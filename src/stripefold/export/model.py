@@ -21,7 +21,7 @@ from stripefold.folding.fold import fold
 from stripefold.folding.verify import verify
 from stripefold.surgery.example import Example, example_to, infer_example
 from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.modes import modes_in_use
+from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import unwrapped
 
 SUFFIXES: dict[str, Form] = {".safetensors": "safetensors", ".pt2": "pt2", ".onnx": "onnx"}
@@ -107,8 +107,9 @@ def export_model(
 
 def as_used(model: nn.Module) -> nn.Module:
     """Set every module of a model to the mode in which it is used for inference; returns the model."""
-    for module, training in modes_in_use(model).items():
-        module.training = training
+    kept = kept_in_training(model)
+    for module in model.modules():
+        module.training = module in kept
     return model
 
 

@@ -15,30 +15,27 @@ from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, relative_errors
-from stripefold.folding.run import place
+from stripefold.folding.run import copied
 from stripefold.surgery.example import Example, run_example
-from stripefold.surgery.undisturbed import copy_buffers, seed_, undisturbed
+from stripefold.surgery.undisturbed import on_copies, random_state_kept
 
 _ROUNDING = 1e-5
 """What the kernels of that path may round otherwise, in models that compute in float32 inside."""
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
-def fast_path_difference(
-    model: nn.Module, other: nn.Module, inputs: Example, dtype: torch.dtype, tolerance: float
-) -> str | None:
+def fast_path_difference(model: nn.Module, other: nn.Module, inputs: Example, tolerance: float) -> str | None:
     """What torch's fused fast path changes between two models that compute the same without it, in words, or None.
 
     Args:
         model: the reference.
         other: the one that is deployed.
-        inputs: the example.
-        dtype: of both.
+        inputs: the example, as the models take it.
         tolerance: the relative error allowed.
     """
     if not torch.backends.mha.get_fastpath_enabled() or not any(isinstance(m, _FUSED) for m in other.modules()):
         return None
-    expected, found = _outputs(model, inputs, dtype), _outputs(other, inputs, dtype)
+    expected, found = on_copies(lambda *copies: tuple(_outputs(each, inputs) for each in copies), model, other)
     try:
         errors = relative_errors(found, expected)
     except VerifyError:
@@ -54,14 +51,11 @@ def fast_path_difference(
     )
 
 
-def _outputs(model: nn.Module, inputs: Example, dtype: torch.dtype) -> Mapping[str, Tensor]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    with undisturbed(model), warnings.catch_warnings():
+def _outputs(model: nn.Module, inputs: Example) -> Mapping[str, Tensor]:
+    """Of a copy; the fused path is taken as the user's process has it."""
+    with random_state_kept(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about what the path is made of; it will warn again
-        torch.backends.mha.set_fastpath_enabled(enabled)
-        copy_buffers(model)
-        seed_(model)
-        return compared(run_example(model, place(model, inputs, dtype)))
+        return compared(run_example(model, copied(inputs)))
 
 
 def _amount(error: float, found: Tensor | None, expected: Tensor | None) -> str:

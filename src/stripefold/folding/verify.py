@@ -114,7 +114,7 @@ def verify(
         layers=tuple(layers.items()),
         agreement=agreement(expected, found),
         blind=_same_for_every_sample(truth),
-        fast_path=fast_path_difference(model, other, inputs, dtype, verdict.tolerance) if verdict.passed else None,
+        fast_path=fast_path_difference(model, other, outcome.inputs, verdict.tolerance) if verdict.passed else None,
     )
     if raise_on_mismatch and not report.passed:
         raise VerifyError(f"{report}. Worst at {verdict.where}. First layer that differs: {_first_difference(report)}")
