@@ -12,6 +12,7 @@ from stripefold.asr.config import check_entry
 from stripefold.asr.gated import Gated
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, TraceError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.refusal import refusal_in
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example, infer_example
@@ -84,10 +85,11 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
     layers = _layers(model)
     chosen, cancelled = _choose(model, layers, where, example)
     owners, held = tensor_owners(model), held_by_functions(model)
+    adapted = under_adapters(model)
     sites: list[Candidate] = []
     refused: list[Refused] = []
     for candidate in chosen:
-        reason = _refusal(candidate, owners, held)
+        reason = adapted.get(candidate.module) or _refusal(candidate, owners, held)
         if reason is None:
             sites.append(candidate)
         else:

@@ -11,6 +11,7 @@ from typing import Literal, overload
 from torch import nn
 
 from stripefold.errors import FoldError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.biases import plan_biases
 from stripefold.folding.fuse import fuse_, trace_for_fuse
 from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
@@ -198,6 +199,7 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     owners = tensor_owners(model) if found else {}
     notes = [note for name, module in found.items() for note in module.check_fold(name, owners)]
     _check_modes(found, kept_in_training(model))
+    _check_adapters(model, found)
     homes = plan_biases(model, found, notes, example)
     unmoved = tuple(name for name, module in found.items() if module.is_at_start())
     if found:
@@ -233,6 +235,13 @@ def _check_modes(found: Mapping[str, Foldable], kept: Collection[nn.Module]) -> 
                 f"cannot fold the block on {name!r}: {norm!r} {STAYS_IN_TRAINING}. Put it into eval mode, if that is "
                 "how the model is used"
             )
+
+
+def _check_adapters(model: nn.Module, found: Mapping[str, Foldable]) -> None:
+    adapted = under_adapters(model) if found else {}
+    for name, module in found.items():
+        if module in adapted:
+            raise FoldError(f"cannot fold what is on {name!r}: {adapted[module]}")
 
 
 def _announce(report: FoldReport) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from stripefold.errors import TraceError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.biases import warn_of_other_paths
 from stripefold.folding.deployed import Shapes
 from stripefold.folding.fold_constants import fold_constants_
@@ -93,8 +94,15 @@ def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[Fo
         if not norms:
             break
         held = held_by_functions(model)
-        kept = kept_in_training(model)
-        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger, held, kept)
+        setting = Setting(
+            trace=trace_for_fuse(model, example),
+            modules=modules,
+            owners=tensor_owners(model),
+            ledger=ledger,
+            held=held,
+            kept=kept_in_training(model),
+            adapted=under_adapters(model),
+        )
         other_paths = other_paths or setting.trace.other_paths()
         behind, rows = merge_behind_(setting, norms)
         left = [name for name, row in rows.items() if not row.folded]

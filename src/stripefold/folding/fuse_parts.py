@@ -51,6 +51,7 @@ class Setting:
         ledger: what earlier steps have merged.
         held: ``surgery.held.held_by_functions`` of the model.
         kept: ``surgery.modes.kept_in_training`` of the model.
+        adapted: ``adapters.under_adapters`` of the model.
     """
 
     trace: Trace
@@ -59,6 +60,7 @@ class Setting:
     ledger: Ledger
     held: Mapping[nn.Module, str]
     kept: Collection[nn.Module]
+    adapted: Mapping[nn.Module, str]
 
 
 STAYS_IN_TRAINING = (
@@ -138,7 +140,7 @@ def no_constants(setting: Setting, norm_name: str) -> str | None:
         return "it keeps no running statistics"
     if normalises(norm, setting.kept):
         return f"it {STAYS_IN_TRAINING}"
-    reason = altered(norm) or why_held(norm, setting.held)
+    reason = setting.adapted.get(norm) or altered(norm) or why_held(norm, setting.held)
     if reason is not None:
         return f"{norm_name}: {reason}"
     if norm_name in setting.trace.graph.read:
@@ -162,7 +164,7 @@ def unfit(setting: Setting, layer_name: str, *sides: ProbedSide) -> str | None:
     """
     layer, rule = setting.modules[layer_name], rule_for(setting.modules[layer_name])
     assert rule is not None  # it is a layer of the trace
-    reason = altered(layer) or why_unwritable(layer) or disproved(layer, rule, *sides)
+    reason = setting.adapted.get(layer) or altered(layer) or why_unwritable(layer) or disproved(layer, rule, *sides)
     if reason is not None:
         return f"{layer_name}: {reason}"
     for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import FoldError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.probe import probe
 from stripefold.folding.refusal import altered, refusal, tied_to
 from stripefold.folding.rule import Rule, rule_for
@@ -36,6 +37,7 @@ class LayerSides:
         self._owners = tensor_owners(model)
         self._training = training
         self._kept = kept_in_training(model)
+        self._adapted = under_adapters(model)
         self._known: dict[tuple[str, Side], Takes | str] = {}
 
     def __call__(self, name: str, side: Side) -> Takes | str:
@@ -49,7 +51,8 @@ class LayerSides:
         rule = rule_for(layer)
         if rule is None or isinstance(layer, Foldable):
             return refusal(layer) or "it carries gates of its own"
-        reason = refusal(layer) if side == "output" else self._input_refusal(layer, rule)
+        reason = self._adapted.get(layer)
+        reason = reason or (refusal(layer) if side == "output" else self._input_refusal(layer, rule))
         reason = reason or tied_to(layer, rule, name, self._owners, side) or unwritable(layer, rule, side)
         if reason is not None:
             return reason
