@@ -30,6 +30,7 @@ from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.preserve_state import copy_buffers, preserve_state
+from stripefold.surgery.stand_in import is_plain
 from stripefold.together import from_first
 
 T = TypeVar("T")
@@ -91,9 +92,9 @@ class Job:
         if self._home is not None:
             self._model.to(self._options.device)
         modules = list(self._model.modules())
-        self._statistics = Statistics.of(m for m in modules if isinstance(m, _BatchNorm))
+        self._statistics = Statistics.of(m for m in modules if is_plain(m, _BatchNorm))
         # A forward may write into buffers of its own, a counter say; new statistics are wanted, that is not.
-        self._buffers = Statistics.of(m for m in modules if not isinstance(m, _BatchNorm))
+        self._buffers = Statistics.of(m for m in modules if not is_plain(m, _BatchNorm))
         return self
 
     def __exit__(self, *error: object) -> None:

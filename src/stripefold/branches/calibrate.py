@@ -19,6 +19,7 @@ from stripefold.branches.block import BranchBlock
 from stripefold.errors import BranchError
 from stripefold.surgery.example import example_to, run_example
 from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.stand_in import is_plain
 from stripefold.surgery.undisturbed import undisturbed
 
 
@@ -77,7 +78,7 @@ def calibrate_(
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_plain(module, nn.modules.batchnorm._BatchNorm)
 
 
 def _run_beside(block: BranchBlock, convolution: nn.Module, args: tuple[Any, ...]) -> None:

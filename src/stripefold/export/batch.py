@@ -17,6 +17,13 @@ TRACED = 2
 """Batch size of the trace: torch takes a 1 for a constant."""
 
 
+def several(examples: Example | list[Example] | None) -> list[Example]:
+    """One input, a list of several, or none, as a list."""
+    if examples is None:
+        return []
+    return examples if isinstance(examples, list) else [examples]
+
+
 def batch_size(example: Example) -> int:
     """Leading dimension of the first tensor of an example.
 

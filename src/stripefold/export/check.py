@@ -1,6 +1,7 @@
 """Does a written file compute what the eager model computes?
 
-The truth is a float64 copy of the eager model, with its own weights; what a runtime may add is 4 times the rounding
+The eager model is the one that was given, gates and norms and all, in the modes in which it is used. The truth is a
+float64 copy of it, with its own weights; what a runtime may add is 4 times the rounding
 error that the eager model shows itself, with the floor of its dtype: the policy of `verify` (docs/numerics.md). One
 tolerance serves all inputs: the noise of the noisiest.
 """
@@ -29,7 +30,7 @@ def check_file(compute: Callable[[Example], Any], model: nn.Module, inputs: Mapp
 
     Args:
         compute: what the file computes; its output may be nested.
-        model: the eager model, folded, on the CPU.
+        model: the eager model, on the CPU.
         inputs: in words -> example.
 
     Returns:

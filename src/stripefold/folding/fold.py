@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Literal, overload
 
 from torch import nn
 
 from stripefold.errors import FoldError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.biases import plan_biases
 from stripefold.folding.fuse import fuse_, trace_for_fuse
+from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
 from stripefold.folding.judge import NothingComparedError
 from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldReport
@@ -20,6 +22,7 @@ from stripefold.folding.verify import verify
 from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
+from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import NO_COPY, forget_compiled, is_sharded, tensor_owners, unwrap_name, unwrapped
 
 Check = Literal["auto"] | bool
@@ -125,7 +128,10 @@ def fold_(
 
 def _verified(model: nn.Module, plain: nn.Module, example: Example, check: Check) -> str:
     try:
-        return str(verify(model, plain, example))
+        report = verify(model, plain, example)
+        if report.fast_path is not None:
+            warnings.warn(f"the folded model is right, but {report.fast_path}", stacklevel=3)
+        return str(report)
     except NothingComparedError as error:
         if check is True:
             raise
@@ -192,6 +198,8 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
         _check_keys(found)
     owners = tensor_owners(model) if found else {}
     notes = [note for name, module in found.items() for note in module.check_fold(name, owners)]
+    _check_modes(found, kept_in_training(model))
+    _check_adapters(model, found)
     homes = plan_biases(model, found, notes, example)
     unmoved = tuple(name for name, module in found.items() if module.is_at_start())
     if found:
@@ -212,6 +220,28 @@ def _check_keys(found: Mapping[str, Foldable]) -> None:
                 f"cannot fold the gate on {name!r} and keep the backbone's keys: {module.new_keys}. Say "
                 "fold(model, fuse=True), which changes keys, or drop the gates with detach(model)"
             )
+
+
+def _check_modes(found: Mapping[str, Foldable], kept: Collection[nn.Module]) -> None:
+    """A norm inside a branch block whose statistics are each batch's own is no part of one convolution."""
+    for name, module in found.items():
+        # A gate scales such a norm as any other; a block that trains as a whole is one in the middle of training.
+        if "base" in module._modules or module in kept:
+            continue
+        inside = (f"{name}.{path}" if name else path for path, part in module.named_modules() if normalises(part, kept))
+        norm = next(inside, None)
+        if norm is not None:
+            raise FoldError(
+                f"cannot fold the block on {name!r}: {norm!r} {STAYS_IN_TRAINING}. Put it into eval mode, if that is "
+                "how the model is used"
+            )
+
+
+def _check_adapters(model: nn.Module, found: Mapping[str, Foldable]) -> None:
+    adapted = under_adapters(model) if found else {}
+    for name, module in found.items():
+        if module in adapted:
+            raise FoldError(f"cannot fold what is on {name!r}: {adapted[module]}")
 
 
 def _announce(report: FoldReport) -> None:

@@ -16,9 +16,9 @@ from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import type_key
 from stripefold.folding.static_constants import StaticConstant, is_step, static_constants
 from stripefold.folding.traced import Traced
+from stripefold.folding.writable import why_not_writable
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import FoldNote
-from stripefold.surgery.modules import move_call_hooks, replace_modules
 from stripefold.surgery.trace import trace
 
 # Blocks that test their scales for None: taken away together, because one test may decide about all of them.
@@ -92,9 +92,8 @@ class _Folding:
             return FoldNote(name=name, kind=kind, folded=False, why=merged)
         for layer, tensors in merged.items():
             self.traced.ledger.write_(self.traced.modules[layer], tensors)
-        with torch.no_grad():
-            tensor.fill_(neutral)
-        self.traced.ledger.note(tensor, torch.full_like(tensor, neutral, dtype=torch.float64))
+        key = constant.path.rpartition(".")[2]
+        self.traced.ledger.write_(holder, {key: torch.full_like(tensor, neutral, dtype=torch.float64)})
         self._empty(constant)
         nothing = "it was ones" if constant.kind == "scale" else "it was zeros"
         why = f"folded into {', '.join(merged)}" if merged else nothing
@@ -116,6 +115,9 @@ class _Folding:
             return constant.hindrance
         if not bool(value.isfinite().all()):
             return "it is not finite"
+        reason = why_not_writable(self._tensor(constant)[1])
+        if reason is not None:
+            return f"it {reason}"
         merged = scale_merged if constant.kind == "scale" else addition_merged
         shape = self.traced.graph.nodes[constant.result].shape
         last = len(shape) - 1
@@ -135,7 +137,6 @@ class _Folding:
             if constant.whole:
                 module = self.traced.modules[constant.module]
                 replacements[module] = nn.Identity().train(module.training)
-                move_call_hooks(module, replacements[module])
             else:
                 path, _, key = constant.path.rpartition(".")
                 gone.setdefault(path, set()).add(key)
@@ -143,5 +144,6 @@ class _Folding:
             holder = self.traced.modules[path]
             together = _OPTIONAL.get(type_key(type(holder)), ())
             if together and all(key in keys or getattr(holder, key, None) is None for key in together):
-                holder._parameters.update(dict.fromkeys(together))
-        replace_modules(model, replacements)
+                for key in together:
+                    self.traced.ledger.drop_(holder, key)
+        self.traced.ledger.replace_(model, replacements)

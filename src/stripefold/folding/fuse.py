@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from stripefold.errors import TraceError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.biases import warn_of_other_paths
 from stripefold.folding.deployed import Shapes
 from stripefold.folding.fold_constants import fold_constants_
@@ -24,7 +25,8 @@ from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import FoldNote
 from stripefold.surgery.held import held_by_functions
-from stripefold.surgery.modules import move_call_hooks, replace_modules, tensor_owners
+from stripefold.surgery.modes import kept_in_training
+from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
 __all__ = ["fuse_", "is_batchnorm", "trace_for_fuse"]
@@ -43,9 +45,23 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
 
     Raises:
         TraceError: the model does not run on the example.
+        FoldError: what was merged cannot be written. The model is then as it was.
     """
-    ledger = Ledger()
-    blocks = BlockFuser(_block_inputs(model, example), ledger) if has_blocks(model) else None
+    ledger, root = Ledger(), model
+    try:
+        model, notes = _merge_(model, example, ledger)
+        ledger.commit_()
+    except BaseException:
+        ledger.undo_(root)
+        raise
+    return model, notes
+
+
+def _merge_(model: nn.Module, example: Example, ledger: Ledger) -> tuple[nn.Module, list[FoldNote]]:
+    """Merge everything that can be; until ``ledger.commit_`` the model's own tensors hold what they held."""
+    blocks = None
+    if has_blocks(model):
+        blocks = BlockFuser(_block_inputs(model, example), ledger, kept_in_training(model))
     if blocks is not None:
         model = blocks.run_(model)
     try:
@@ -78,7 +94,15 @@ def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[Fo
         if not norms:
             break
         held = held_by_functions(model)
-        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger, held)
+        setting = Setting(
+            trace=trace_for_fuse(model, example),
+            modules=modules,
+            owners=tensor_owners(model),
+            ledger=ledger,
+            held=held,
+            kept=kept_in_training(model),
+            adapted=under_adapters(model),
+        )
         other_paths = other_paths or setting.trace.other_paths()
         behind, rows = merge_behind_(setting, norms)
         left = [name for name, row in rows.items() if not row.folded]
@@ -86,9 +110,7 @@ def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[Fo
         for name in left:
             rows[name] = _joined(rows[name], rows_in_front[name])
         notes |= rows
-        for norm, rest in (behind | front).items():
-            move_call_hooks(norm, rest)
-        replace_modules(model, behind | front)
+        ledger.replace_(model, behind | front)
         if not front or len(front) == len(left):  # a norm that is gone may have stood between others
             break
     if any(note.folded for note in notes.values()):

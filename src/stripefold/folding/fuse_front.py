@@ -55,7 +55,8 @@ def _merged(setting: Setting, name: str) -> dict[str, dict[str, Tensor]] | str:
     merged: dict[str, dict[str, Tensor]] = {}
     for layer_name in found:
         layer = setting.modules.get(layer_name)
-        reason = "a part of a site" if layer is None else unfit(setting, layer_name) or no_input_shift(layer)
+        reason = "a part of a site" if layer is None else no_input_shift(layer)
+        reason = reason or unfit(setting, layer_name, "output", "input", "shift")
         if reason is not None or layer is None:
             return f"{layer_name}: {reason}"
         tensors = _with_norm(layer, norm, setting.ledger)

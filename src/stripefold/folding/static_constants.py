@@ -57,7 +57,7 @@ def is_step(module: nn.Module) -> bool:
     if isinstance(module, Foldable) or is_constant_affine(module):
         return True
     rule = rule_for(module)
-    return rule is not None and (rule.norm or rule.channels is not rule.input_channels)
+    return rule is not None and (rule.norm or not rule.elementwise(module))
 
 
 def static_constants(graph: Graph, model: nn.Module) -> Iterator[StaticConstant]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
+from stripefold.folding.as_deployed import fast_path_difference
 from stripefold.folding.judge import NothingComparedError, agreement, judge
 from stripefold.folding.outputs import compared
 from stripefold.folding.run import call, place, run_both
@@ -37,6 +38,8 @@ class EquivalenceReport:
         agreement: fraction of equal arg-max predictions, or None where the output does not look like scores.
         blind: whether every sample of the inputs gives the reference the same outputs, as with a head that starts at
             zero: equal outputs then say little, and the layers have to be looked at.
+        fast_path: what torch's own fused fast path changes when the models run as they are deployed, in words; None
+            where it changes nothing. Everything else is compared without it.
     """
 
     passed: bool
@@ -49,6 +52,7 @@ class EquivalenceReport:
     layers: tuple[tuple[str, float], ...]
     agreement: float | None
     blind: bool = False
+    fast_path: str | None = None
 
     def __str__(self) -> str:
         verdict = "equivalent" if self.passed else "NOT equivalent"
@@ -63,6 +67,8 @@ class EquivalenceReport:
             text += f"; predictions agree {100 * self.agreement:.2f} %"
         if self.blind:
             text += "; but the outputs are the same for every sample, so that only the layers say something"
+        if self.fast_path is not None:
+            text += f"; {self.fast_path}"
         return text
 
 
@@ -74,7 +80,7 @@ def verify(
     tolerance: float | None = None,
     raise_on_mismatch: bool = True,
 ) -> EquivalenceReport:
-    """Compare two models in eval mode on the same inputs.
+    """Compare two models on the same inputs, each as it is used: in eval mode, but for what is kept out of it.
 
     Args:
         model: the reference, such as the training model.
@@ -108,6 +114,7 @@ def verify(
         layers=tuple(layers.items()),
         agreement=agreement(expected, found),
         blind=_same_for_every_sample(truth),
+        fast_path=fast_path_difference(model, other, outcome.inputs, verdict.tolerance) if verdict.passed else None,
     )
     if raise_on_mismatch and not report.passed:
         raise VerifyError(f"{report}. Worst at {verdict.where}. First layer that differs: {_first_difference(report)}")

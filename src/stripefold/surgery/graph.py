@@ -146,7 +146,7 @@ class Graph:
             name: The layer.
             taking: Whether it is to take up something from its input, so that hooks before it matter.
         """
-        if any({"unsqueeze", "squeeze"} <= set(self.nodes[i].inner) for i in self.results(name)):
+        if any(_without_batch(self.nodes[i].inner) for i in self.results(name)):
             return "it is called without a batch axis, so that its channels lie on the first one"
         if taking and any(call.exchanged for call in self.calls if call.name == name):
             return "a forward pre-hook changes what it is given"
@@ -160,6 +160,11 @@ class Graph:
         """The inputs of a node that are feature maps: those that depend on the model's input, or passed a layer."""
         sources = dict.fromkeys(self.nodes[index].inputs)
         return [i for i in sources if self.nodes[i].role == "activation" or self.layers_behind[i]]
+
+
+def _without_batch(inner: tuple[str, ...]) -> bool:
+    """Whether a layer gave its input a batch axis and took it away again; a pooling over one axis does so anyway."""
+    return {"unsqueeze", "squeeze"} <= set(inner) and not any("pool" in name for name in inner)
 
 
 def first_calls(graph: Graph, names: Iterable[str]) -> list[str]:

@@ -45,12 +45,6 @@ VIEWS = names(
 )
 # Views under which a layer and its only consumer are still neighbours.
 RESHAPES = names("view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze clone")
-# Commute with a positive scale of each channel, beside the views.
-HOMOGENEOUS = names(
-    "relu leaky_relu max_pool2d max_pool2d_with_indices max_pool1d max_pool3d_with_indices avg_pool1d avg_pool2d "
-    "avg_pool3d _adaptive_avg_pool2d adaptive_avg_pool2d mean constant_pad_nd reflection_pad2d replication_pad2d cat "
-    "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa"
-)
 # Views that show every element of their operand and no other, in whatever shape.
 WHOLE_VIEWS = names(
     "view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze permute transpose t movedim expand "
