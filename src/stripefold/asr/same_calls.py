@@ -7,7 +7,6 @@ or for the parameters by name sees the difference, and may take another path.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from torch import nn
 
@@ -35,9 +34,8 @@ def steps_of(model: nn.Module, example: Example | None, layers: Collection[nn.Mo
     def is_layer(module: nn.Module) -> bool:
         return id(module) in chosen or isinstance(module, Foldable) or rule_for(module) is not None
 
-    inputs: list[Any] = example if isinstance(example, list) else [example]
     try:
-        graphs = [trace(model, each, is_layer=is_layer).graph for each in inputs]
+        graphs = trace(model, example, is_layer=is_layer).graphs
     except TraceError:
         return None
     return [

@@ -1,6 +1,6 @@
 """Layers under adapters of PEFT that are merged into them, or switched off.
 
-A merged adapter will be subtracted from the layer's weights again, one that is switched off will be added to its output:
+A merged adapter will be subtracted from the weights again, one that is switched off will be added to the output:
 whoever changes the layer meanwhile changes what comes out then. By the names of PEFT's classes, which is not imported.
 """
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, relative_errors
-from stripefold.folding.run import copied
-from stripefold.surgery.example import Example, run_example
+from stripefold.surgery.example import Example, example_copy, run_example
 from stripefold.surgery.undisturbed import on_copies, random_state_kept
 
 _ROUNDING = 1e-5
@@ -55,7 +54,7 @@ def _outputs(model: nn.Module, inputs: Example) -> Mapping[str, Tensor]:
     """Of a copy; the fused path is taken as the user's process has it."""
     with random_state_kept(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about what the path is made of; it will warn again
-        return compared(run_example(model, copied(inputs)))
+        return compared(run_example(model, example_copy(inputs)))
 
 
 def _amount(error: float, found: Tensor | None, expected: Tensor | None) -> str:

@@ -24,9 +24,11 @@ from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import NO_COPY, forget_compiled, is_sharded, tensor_owners, unwrap_name, unwrapped
+from stripefold.surgery.unseen import unseen_in_words
 
 Check = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"
+_DID_NOT_RUN = "did not run on the example"
 
 
 @overload
@@ -200,7 +202,7 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     notes = [note for name, module in found.items() for note in module.check_fold(name, owners)]
     _check_modes(found, kept_in_training(model))
     _check_adapters(model, found)
-    homes = plan_biases(model, found, notes, example)
+    homes, unseen = plan_biases(model, found, notes, example)
     unmoved = tuple(name for name, module in found.items() if module.is_at_start())
     if found:
         forget_compiled(model)
@@ -208,8 +210,9 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     notes = [replace(note, why=f"{note.why}; {homes[note.name]}") if note.name in homes else note for note in notes]
     fuse_notes: list[FoldNote] = []
     if fuse:
-        plain, fuse_notes = fuse_(plain, example)
-    return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse, _NOT_CHECKED, () if fuse else new_keys)
+        plain, fuse_notes, unseen = fuse_(plain, example)
+    rows = (*notes, *fuse_notes)
+    return plain, FoldReport(rows, unmoved, fuse, _NOT_CHECKED, () if fuse else new_keys, unseen if rows else ())
 
 
 def _check_keys(found: Mapping[str, Foldable]) -> None:
@@ -245,6 +248,13 @@ def _check_adapters(model: nn.Module, found: Mapping[str, Foldable]) -> None:
 
 
 def _announce(report: FoldReport) -> None:
+    if any(_DID_NOT_RUN in note.why for note in report.left):
+        warnings.warn(
+            f"{unseen_in_words(report.unseen)} {_DID_NOT_RUN}: what such a layer may meet was left as it "
+            "is. To merge there as well, give example=[...], a list with an input for each way in which the model is "
+            "used",
+            stacklevel=3,
+        )
     if report.new_keys:
         listed = ", ".join(report.new_keys[:5]) + (" ..." if len(report.new_keys) > 5 else "")
         warnings.warn(

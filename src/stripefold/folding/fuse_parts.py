@@ -143,7 +143,7 @@ def no_constants(setting: Setting, norm_name: str) -> str | None:
     reason = setting.adapted.get(norm) or altered(norm) or why_held(norm, setting.held)
     if reason is not None:
         return f"{norm_name}: {reason}"
-    if norm_name in setting.trace.graph.read:
+    if norm_name in setting.trace.read:
         return f"a tensor of {norm_name} is read outside its call"
     try:
         check_affine(norm, lambda twin: scale_shift(twin, Ledger()), input_axis)
@@ -172,7 +172,7 @@ def unfit(setting: Setting, layer_name: str, *sides: ProbedSide) -> str | None:
             return f"{layer_name}.{key} is tied to another module"
     if any(call.implicit for call in setting.trace.calls(layer_name)):
         return f"the weights of {layer_name} are used without calling it"
-    if layer_name in setting.trace.graph.read:
+    if layer_name in setting.trace.read:
         return f"a tensor of {layer_name} is read outside its call"
     return None
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, relative_error
-from stripefold.surgery.example import Example, example_to, placements, run_example
+from stripefold.surgery.example import Example, example_copy, example_to, placements, run_example
 from stripefold.surgery.float64 import KeepFloat64
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import first_parameter
@@ -51,11 +50,6 @@ def place(model: nn.Module, inputs: Example, dtype: torch.dtype) -> Example:
     return example_to(inputs, like.device if like is not None else torch.device("cpu"), dtype)
 
 
-def copied(inputs: Example) -> Example:
-    """The inputs once more: a model may write into what it is given."""
-    return tree_map_only(Tensor, torch.clone, inputs)
-
-
 def run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
     """Run copies of both on the example as it is given, or else in the type of the first parameter.
 
@@ -74,14 +68,14 @@ def run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
 
 def _run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
     common = _comparable(_layers(model), _layers(other))
-    expected, recorded = _record(model, copied(inputs), common)
+    expected, recorded = _record(model, example_copy(inputs), common)
     errors: dict[str, float] = {}
 
     def compare(name: str, output: Tensor) -> None:
         if recorded.get(name):
             errors[name] = max(errors.get(name, 0.0), relative_error(output, recorded[name].pop(0)))
 
-    found = _run(other, copied(inputs), common, compare)
+    found = _run(other, example_copy(inputs), common, compare)
     order = {name: index for index, name in enumerate(recorded)}
     layers = dict(sorted(errors.items(), key=lambda item: order[item[0]]))
     return Outcome(inputs=inputs, expected=expected, found=found, layers=layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from stripefold.folding.as_deployed import fast_path_difference
 from stripefold.folding.judge import NothingComparedError, agreement, judge
 from stripefold.folding.outputs import compared
 from stripefold.folding.run import call, place, run_both
-from stripefold.surgery.example import Example
+from stripefold.surgery.example import Example, examples_of
 from stripefold.surgery.float64 import float64_copy
 from stripefold.surgery.modules import NO_COPY, first_parameter
 from stripefold.surgery.undisturbed import on_copies
@@ -40,6 +40,8 @@ class EquivalenceReport:
             zero: equal outputs then say little, and the layers have to be looked at.
         fast_path: what torch's own fused fast path changes when the models run as they are deployed, in words; None
             where it changes nothing. Everything else is compared without it.
+        inputs: how many inputs were compared.
+        worst_input: which of them, from 0, the report is about: the worst.
     """
 
     passed: bool
@@ -53,10 +55,14 @@ class EquivalenceReport:
     agreement: float | None
     blind: bool = False
     fast_path: str | None = None
+    inputs: int = 1
+    worst_input: int = 0
 
     def __str__(self) -> str:
         verdict = "equivalent" if self.passed else "NOT equivalent"
         text = f"{verdict} in {self.dtype}: relative error {self.error:.2e}, allowed {self.tolerance:.2e}"
+        if self.inputs > 1:
+            text += f" on the worst of {self.inputs} inputs (number {self.worst_input + 1})"
         if self.dtype != "float64":
             text += f" (the reference's own rounding {self.reference_error:.2e})"
         if self.worst_layer is not None and self.worst_layer[1] == 0:
@@ -85,7 +91,7 @@ def verify(
     Args:
         model: the reference, such as the training model.
         other: what should compute the same, such as the folded model; same dtype and device.
-        inputs: tensor, tuple of arguments or mapping of keyword arguments.
+        inputs: tensor, tuple of arguments or mapping of keyword arguments; or a list of such, all of which are run.
         tolerance: relative error allowed; None follows the numeric policy (see ``EquivalenceReport.tolerance``).
         raise_on_mismatch: raise, or only report.
 
@@ -97,13 +103,40 @@ def verify(
     if it is larger than what rounding does to the reference itself.
     """
     dtype = _common_dtype(model, other)
+    reports: list[EquivalenceReport] = []
+    empty: NothingComparedError | None = None
+    for each in examples_of(inputs):
+        try:
+            reports.append(_compared(model, other, each, dtype, tolerance))
+        except NothingComparedError as error:
+            empty = error
+    if empty is not None and not reports:
+        raise empty
+    worst = max(range(len(reports)), key=lambda k: (not reports[k].passed, reports[k].error))
+    report = replace(
+        reports[worst],
+        inputs=len(reports),
+        worst_input=worst,
+        fast_path=next((each.fast_path for each in reports if each.fast_path is not None), None),
+    )
+    if raise_on_mismatch and not report.passed:
+        raise VerifyError(
+            f"{report}. Worst at {report.worst_output}. First layer that differs: {_first_difference(report)}"
+        )
+    return report
+
+
+def _compared(
+    model: nn.Module, other: nn.Module, inputs: Example, dtype: torch.dtype, tolerance: float | None
+) -> EquivalenceReport:
+    """The report on one input."""
     outcome = run_both(model, other, inputs)
     expected, found, layers = outcome.expected, outcome.found, outcome.layers
     _check_not_empty(expected, found)
     truth = expected if dtype == torch.float64 else _truth(model, outcome.inputs, dtype)
     _check_no_nan(truth)
     verdict = judge(found, expected, truth, dtype, tolerance=tolerance)
-    report = EquivalenceReport(
+    return EquivalenceReport(
         passed=verdict.passed,
         dtype=str(dtype).removeprefix("torch."),
         error=verdict.error,
@@ -116,9 +149,6 @@ def verify(
         blind=_same_for_every_sample(truth),
         fast_path=fast_path_difference(model, other, outcome.inputs, verdict.tolerance) if verdict.passed else None,
     )
-    if raise_on_mismatch and not report.passed:
-        raise VerifyError(f"{report}. Worst at {verdict.where}. First layer that differs: {_first_difference(report)}")
-    return report
 
 
 def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.example import Example, example_to, examples_of, run_example
 from stripefold.surgery.held import held_by_functions
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.structural_copy import structural_copies
@@ -39,7 +39,8 @@ def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> st
     like = first_parameter(copied)
     device, dtype = (torch.device("cpu"), None) if like is None else (like.device, like.dtype)
     with torch.no_grad(), random_state_kept(run):
-        run_example(run.eval() if run.training else run, example_to(example, device, dtype))
+        for each in examples_of(example):
+            run_example(run.eval() if run.training else run, example_to(each, device, dtype))
     return found[0] if found else None
 
 

@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stripefold.errors import StripefoldError
 from stripefold.surgery.modules import first_parameter
 
 Example = Any
-"""A tensor, a tuple of positional arguments, or a mapping of keyword arguments."""
+"""A tensor, a tuple of positional arguments, or a mapping of keyword arguments; or a list of several such inputs."""
 
 _TORCHVISION_SIZES = {"torchvision.models.inception": 299, "torchvision.models.video": 112}
+
+
+def examples_of(example: Example) -> list[Example]:
+    """The inputs that are given: each of a list, or the one."""
+    if isinstance(example, list) and not example:
+        raise StripefoldError("example=[] holds no input: give a tensor, tuple or dict, or a list of such")
+    return example if isinstance(example, list) else [example]
 
 
 def run_example(model: nn.Module, example: Example) -> Any:
@@ -32,6 +40,11 @@ def example_to(example: Example, device: torch.device, dtype: torch.dtype | None
     it, stay as they are. A tensor that is there twice is one in the copy, too.
     """
     return _moved(example, device, dtype, {})
+
+
+def example_copy(example: Example) -> Example:
+    """The example once more, on its devices and in its types: a model may write into what it is given."""
+    return _moved(example, None, None, {})
 
 
 def placements(model: nn.Module, example: Example) -> list[Example]:
@@ -56,7 +69,9 @@ def _tensors(example: Example) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _moved(example: Example, device: torch.device, dtype: torch.dtype | None, known: dict[int, Tensor]) -> Example:
+def _moved(
+    example: Example, device: torch.device | None, dtype: torch.dtype | None, known: dict[int, Tensor]
+) -> Example:
     if isinstance(example, Tensor):
         if id(example) not in known:
             wanted = dtype if example.is_floating_point() else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 def names(words: str) -> frozenset[str]:
-    """The operations named in a text."""
+    """The words of a text."""
     return frozenset(words.split())
 
 

@@ -3,7 +3,8 @@
 Which layers run may hang on an argument, an attribute, a size, a value. A layer that did not run would be called by the
 code of the innermost module around it that did run. So every value which that code handles may go into the layer, or
 may be what the layer gives on the other path: nothing may be moved across such a value. What lies between two layers
-inside another module's call is not seen by that code, and may be merged.
+inside another module's call is not seen by that code, and may be merged. A layer that this code does not mention is
+called by nobody.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from stripefold.surgery.graph import Graph
+from stripefold.surgery.mentions import may_call
 
 # Nothing changes by going past one of these, whichever path is taken.
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -61,16 +63,19 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
         The first paths of what did not run.
     """
     tree = _tree(model, graphs)
-    opaque = tuple(f"{path}." for path in layers)
+    opaque = tuple(f"{path}." if path else "" for path in layers)
     unseen: dict[str, None] = {}
     for path, module in tree.modules.items():
         if path.startswith(opaque) or not _can_run(module) or tree.name(path) in tree.called:
             continue
         if not module._modules and not _is_neutral(module) and not _is_used(path, module, graphs):
+            caller = tree.caller(path)
+            if not may_call(tree.modules[caller], path.removeprefix(f"{caller}." if caller else "").split(".")[0]):
+                continue
             unseen[tree.name(path)] = None
             reason = f"may meet {path!r}, which did not run on the example,"
             for graph in graphs:
-                _expose(graph, graph.visible.get(tree.caller(path), ()), reason)
+                _expose(graph, graph.visible.get(caller, ()), reason)
         elif module._modules:
             _expose_shared(tree, path, graphs)
     return tuple(unseen)
