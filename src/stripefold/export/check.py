@@ -77,7 +77,8 @@ def _file_outputs(name: str, compute: Callable[[Example], Any], example: Example
     except Exception as error:  # of a runtime: a guard of the program, a shape that it has fixed
         message = (str(error).strip().splitlines() or ["no message"])[0]
         raise VerifyError(
-            f"the file does not take {name}, which the model does: {type(error).__name__}: {message}. No file was written"
+            f"the file does not take {name}, which the model does: {type(error).__name__}: {message}. No file was "
+            "written"
         ) from error
 
 
