@@ -146,7 +146,7 @@ def test_a_forward_that_asks_what_a_layer_is_takes_the_same_path(follows: Any) -
     for gate in (site.gates[0] for site in model.layers[1:]):
         gate.psi.data.normal_()
     assert error(sf.fold(model, example=x)(x), model(x)) < 1e-12
-    assert error(model(x), plain(x)) > 1e-3  # the control: the gates do something
+    assert error(model(x), plain(x)) > 1e-5  # the control: the gates do something
 
 
 @pytest.mark.parametrize("way", ["compile", "export", "strict export", "jit", "pickle"])
