@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from stripefold.errors import ConfigError, DataError
 from stripefold.processes import ALONE, Place
 from stripefold.training import transforms
 from stripefold.training.images import Images, choose
+from stripefold.training.loader import EpochLoader
 from stripefold.training.scene_data import (
     Fitting,
     PlainScenes,
@@ -194,7 +195,7 @@ def _augmentation(name: str, size: int) -> list[transforms.Transform]:
     return steps
 
 
-def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> DataLoader[Any]:
+def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> EpochLoader:
     """Batches (N, C, size, size) and (N,) in the order of (seed, epoch), or a process's part of each.
 
     A last batch of a single image is left out: BatchNorm needs two values per channel.
@@ -220,10 +221,10 @@ def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, ev
         even=even,
     )
     batches = ShareBatches(EpochSampler(count, config.seed), shares)
-    return DataLoader(data.train, batch_sampler=batches, **_loader_options(config))
+    return EpochLoader(data.train, batch_sampler=batches, **_loader_options(config))
 
 
-def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> DataLoader[Any]:
+def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> EpochLoader:
     """Batches (N, C, size, size) and (N,) of the test images in their order, or a process's part of each.
 
     Args:
@@ -240,7 +241,7 @@ def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, 
     if not count:
         raise DataError(f"{config.data} has no test images; put some under test/ or val/")
     shares = Shares(count=count, batch_size=config.batch_size, place=place, even=even)
-    return DataLoader(data.test, batch_sampler=ShareBatches(range(count), shares), **_loader_options(config))
+    return EpochLoader(data.test, batch_sampler=ShareBatches(range(count), shares), **_loader_options(config))
 
 
 def _loader_options(config: TrainConfig) -> dict[str, Any]:
