@@ -89,13 +89,16 @@ def bake(
     if not place.first:
         return
     _tell("", 0, 0)
+    written = []  # before anything is said: nobody may be left to hear it
+    if report is not None:
+        written.append(f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
+    if output is not None:
+        written.append(f"written: {output} ({_save(given, model, made, output)})")
     print_line(made)
     if max_drop is not None:
         print_line("The gates were chosen by the same test images that the figures are of.")
-    if report is not None:
-        print_line(f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
-    if output is not None:
-        print_line(f"written: {output} ({_save(given, model, made, output)})")
+    for line in written:
+        print_line(line)
 
 
 def _given(source: str, data: str | None, weights: Path | None, size: int | None, *, pretrained: bool) -> Deployable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,11 +121,15 @@ class Data:
         train: Training images.
         test: Test images.
         spec: What the network must know.
+        whole: Training and test images as the source gives them, before any limit; what ``fingerprint`` looks at.
+        root: Where they lie, which is no part of that.
     """
 
     train: TrainingImages | TrainingScenes
     test: PlainImages | PlainScenes
     spec: ImageSpec
+    whole: tuple[Any, ...] = ()
+    root: str = ""
 
 
 def load_data(config: TrainConfig) -> Data:
@@ -153,7 +158,14 @@ def load_data(config: TrainConfig) -> Data:
         train=TrainingImages(choose(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
         test=PlainImages(choose(source.test, config.limit_test), transforms.compose([*before, middle]), after),
         spec=spec,
+        whole=(source.train, source.test),
+        root=_root(config),
     )
+
+
+def _root(config: TrainConfig) -> str:
+    """The folder of the data, in which the names of its files begin."""
+    return str(Path(config.data.partition(":")[2] or config.data_dir or "data").expanduser())
 
 
 def _load_scenes(config: TrainConfig) -> Data:
@@ -167,6 +179,8 @@ def _load_scenes(config: TrainConfig) -> Data:
         train=TrainingScenes(choose_scenes(train, config.limit_train), fitting, flips=flips, seed=config.seed),
         test=PlainScenes(choose_scenes(test, config.limit_test), fitting),
         spec=ImageSpec(classes=("background", *train.classes), channels=3, size=size),
+        whole=(train, test),
+        root=_root(config),
     )
 
 
