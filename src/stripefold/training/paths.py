@@ -110,15 +110,13 @@ def open_run(config: TrainConfig) -> RunPaths:
         config: The run's configuration, with its folder.
 
     Raises:
-        ConfigError: If the folder holds a run and ``resume`` is False, holds a run of other options, or what a run left
-            without the checkpoint to go on from.
+        ConfigError: If the folder holds a run and ``resume`` is False, or holds a run of other options.
         TrainingError: If the folder cannot be written.
     """
     assert config.run_dir is not None
     paths = RunPaths(Path(config.run_dir).expanduser())
     if paths.config.exists():
         _check_same(config, paths)
-        _check_complete(paths)
     elif any(path.is_file() and path != paths.lock and not path.match(LEFTOVER) for path in paths.root.rglob("*")):
         raise ConfigError(f"run_dir {paths.root} is not empty and holds no run; choose another")
     try:
@@ -165,19 +163,6 @@ def _check_same(config: TrainConfig, paths: RunPaths) -> None:
     found = differing_option(load_config(paths.config).to_dict(), config)
     if found is not None:
         raise ConfigError(
-            f"cannot resume {paths.root}: {found}; resume with the run's own {paths.config.name} (other epochs are asked "
-            "for with extend: true, or --epochs beside --resume), or start a new run"
-        )
-
-
-def _check_complete(paths: RunPaths) -> None:
-    """Refuse to begin anew over what is left of a run whose last checkpoint is gone."""
-    if paths.last.exists():
-        return
-    others = [*sorted(paths.last.parent.glob("*.ckpt")), paths.metrics, paths.folded, paths.summary]
-    left = [str(path.relative_to(paths.root)) for path in others if path.exists()]
-    if left:
-        raise ConfigError(
-            f"cannot resume {paths.root}: checkpoints/{paths.last.name} is missing, and {', '.join(left)} would be "
-            f"overwritten; put it back (a copy of another checkpoint of the run does), or choose another run_dir"
+            f"cannot resume {paths.root}: {found}; resume with the run's own {paths.config.name} (other epochs are "
+            "asked for with extend: true, or --epochs beside --resume), or start a new run"
         )

@@ -54,9 +54,10 @@ def check_resumable(config: TrainConfig, paths: RunPaths, data: Mapping[str, Any
 
     Raises:
         CheckpointError: If the checkpoint is damaged.
-        ConfigError: Naming the first difference, with both values.
+        ConfigError: Naming the first difference, with both values; or if only the last checkpoint is gone.
     """
     if not paths.last.exists():
+        _check_nothing_lost(paths)
         return 0
     checkpoint = read_checkpoint(paths.last)
     about = checkpoint[KEY]
@@ -77,6 +78,17 @@ def check_resumable(config: TrainConfig, paths: RunPaths, data: Mapping[str, Any
             f"cannot resume {paths.root}: it has {behind} epochs behind it, and epochs is {config.epochs}"
         )
     return behind
+
+
+def _check_nothing_lost(paths: RunPaths) -> None:
+    """Refuse to begin anew over what is left of a run whose last checkpoint is gone."""
+    others = [*sorted(paths.last.parent.glob("*.ckpt")), paths.metrics, paths.folded, paths.summary]
+    left = [str(path.relative_to(paths.root)) for path in others if path.exists()]
+    if left:
+        raise ConfigError(
+            f"cannot resume {paths.root}: checkpoints/{paths.last.name} is missing, and {', '.join(left)} would be "
+            "overwritten; put it back (a copy of another checkpoint of the run does), or choose another run_dir"
+        )
 
 
 def rows_of(checkpoint: Mapping[str, Any], paths: RunPaths) -> list[dict[str, float]]:
