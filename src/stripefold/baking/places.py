@@ -45,6 +45,8 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
     graph = discovery.trace.graph
     if gate.split > 1:
         return f"it weighs {gate.split} branches that are summed up: not a scale of one value"
+    if gate.groups > 1:
+        return f"its channels lie in {gate.groups} groups along the sample axis, where one constant cannot reach them"
     site = _site_around(model, gate.where)
     if gate.whole:
         if not gate.where:

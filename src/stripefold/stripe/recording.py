@@ -163,7 +163,8 @@ class Recording:
                 expected = self._expected[i]
                 if gate.where_call == call and found == expected.signature:
                     if self._products[i] == expected.position:
-                        self._scales[i] = self._keep((first, second)[expected.factor], gate.channels)
+                        factor = (first, second)[expected.factor]
+                        self._scales[i] = self._keep(factor, gate.channels, batched=gate.rows_first)
                     self._products[i] += 1
 
         return watching_products(module, enter, see)
