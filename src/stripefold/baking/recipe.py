@@ -14,9 +14,7 @@ from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.warm import warm_
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import Discovery
-from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example
-from stripefold.surgery.modules import NO_COPY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +53,15 @@ class Recipe:
         """Do it to a copy and compare that with the model, its gates held constant by hooks.
 
         Args:
-            model: stays as it is.
+            model: a copy of the user's model to work on (see ``working_copy``); hooks stand on it meanwhile.
             example: an input.
             in_place: refuse what cannot be done to the model itself.
 
         Raises:
-            BakeError: the model cannot be copied, or its copy runs modules of the model, or it would have to be
-                replaced as a whole.
+            BakeError: it would have to be replaced as a whole.
             VerifyError: the copy computes something else.
         """
-        try:
-            copied = copy.deepcopy(model)
-        except NO_COPY as error:
-            raise BakeError(
-                f"{type(model).__name__} cannot be copied ({error}), and baking compares a baked copy with the model"
-            ) from error
-        _check_own(model, copied, example)
+        copied = copy.deepcopy(model)
         made, final = self.apply_(copied)
         if in_place and made is not copied:
             raise BakeError("the model itself is what is baked and cannot be replaced in place: use bake, which copies")
@@ -78,12 +69,3 @@ class Recipe:
         if held:
             verify_baked(model, self.discovery.gates, made, held, example)
         return made, final
-
-
-def _check_own(model: nn.Module, copied: nn.Module, example: Example) -> None:
-    name = borrowed_module(copied, model, example)
-    if name is not None:
-        raise BakeError(
-            f"a copy of {type(model).__name__} still runs {name!r} of the model itself, so that nothing baked in it "
-            f"would take effect: {REMEDY}"
-        )
