@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.site import Site
+from stripefold.baking.graph_modules import fold_out_
 from stripefold.baking.hold import constant_gates
-from stripefold.baking.modules import ConstantGate, ConstantScale, like_parameter
+from stripefold.baking.modules import ConstantGate, ConstantScale, Idle, like_parameter
 from stripefold.baking.places import Place
 from stripefold.baking.sites import BakeSite, check_constants, decided
+from stripefold.baking.spare import Spare
 from stripefold.errors import BakeError, FoldError
 from stripefold.folding.sides import ScaleWriter
 from stripefold.folding.verify import EquivalenceReport, verify
@@ -55,7 +58,7 @@ def apply_(
     writer = ScaleWriter(modules)
     for site in final:
         for part in site.target.parts if site.target is not None else ():
-            writer.add(part, constants[site.name])
+            writer.add(part, site.factor(constants[site.name]))
     try:
         writer.check()
     except FoldError as error:
@@ -66,8 +69,10 @@ def apply_(
     for old, new in replacements.items():
         move_call_hooks(old, new)
         new.train(old.training)
+    replacements |= _idle(modules, final)
     replacements |= _open_sites_(model, modules, final, constants)
     made = replace_modules(model, replacements)
+    final = [_out_of_graph_(made, site, constants) for site in final]
     tidy_chains_(made)
     return made, final
 
@@ -113,10 +118,31 @@ def _replacements(
     found: dict[nn.Module, nn.Module] = {}
     for site in sites:
         place = site.place
-        if place is not None and place.site is None:
+        if place is not None and place.site is None and not place.in_graph:
             old = modules[place.path]
             found[old] = _constant(site, place, like_parameter(constants[site.name], old, model))
     return found
+
+
+def _out_of_graph_(model: nn.Module, site: BakeSite, constants: Mapping[str, Tensor]) -> BakeSite:
+    """Take a gate out of a ``torch.fx`` graph with all that computed it; the site says what could not go."""
+    place = site.place
+    if place is None or not place.in_graph:
+        return site
+    graph = model.get_submodule(site.gate.where)
+    v = like_parameter(constants[site.name], graph, model) if site.target is None else None
+    left = fold_out_(model, place.path, v, (site.from_end, place.shape))
+    return replace(site, spare=Spare(modules={}, operations=left, costly=left > 0))
+
+
+def _idle(modules: Mapping[str, nn.Module], sites: Sequence[BakeSite]) -> dict[nn.Module, nn.Module]:
+    """Modules that served baked gates alone -> one that does nothing; their hooks go with them."""
+    return {
+        modules[path]: Idle(shape).train(modules[path].training)
+        for site in sites
+        if site.how != "keep"
+        for path, shape in site.spare.modules.items()
+    }
 
 
 def _constant(site: BakeSite, place: Place, v: Tensor) -> nn.Module:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
+from stripefold.baking.graph_modules import Probe, discover_probed_, insert_probes_
 from stripefold.baking.hold import can_hold
 from stripefold.baking.judge import Judge, Verdict, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst
@@ -25,7 +26,7 @@ from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
 from stripefold.baking.working_copy import check_own, working_copy
 from stripefold.errors import BakeError
-from stripefold.stripe.discover import ChannelGate, Discovery, discover
+from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
@@ -90,6 +91,7 @@ class Job:
         self._home = None if like is None or options.device is None else like.device
         self._recipe: Recipe | None = None
         self._norms: tuple[str, ...] = ()
+        self._probes: tuple[Probe, ...] = ()
 
     def at_home(self, model: nn.Module) -> nn.Module:
         """The model where it was before the call."""
@@ -104,8 +106,9 @@ class Job:
             self._model.to(self._options.device)
         # A forward may write into buffers of its own, a counter say; new statistics are wanted, that is not.
         buffers = Statistics.of(m for m in self._model.modules() if not isinstance(m, _BatchNorm))
+        discovery, self._probes = discover_probed_(self._model, example)
         with preserve_state(self._model):
-            look = self._look(example)
+            look = self._look(discovery, example)
             judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
             verdict = judge.decide(look.priors, self._data, self._training)
         buffers.restore_()
@@ -125,6 +128,7 @@ class Job:
             norm, own = self._model.get_submodule(name), self._users.get_submodule(name)
             for found, buffer in zip(norm.buffers(recurse=False), own.buffers(recurse=False), strict=True):
                 buffer.copy_(found)
+        insert_probes_(self._users, self._probes)
         self._recipe.apply_(self._users)
 
     def _metric(self) -> Metric | None:
@@ -138,9 +142,8 @@ class Job:
         """What the first process finds, on all of them: what may hang on a share must not decide differently."""
         return from_first(run, self._group, BakeError)
 
-    def _look(self, example: Example) -> Look:
+    def _look(self, discovery: Discovery, example: Example) -> Look:
         model = self._model
-        discovery = discover(model, example)
         if not discovery.gates:
             others = f" ({len(discovery.others)} other products depend on the image)" if discovery.others else ""
             raise BakeError(

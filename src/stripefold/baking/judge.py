@@ -23,7 +23,6 @@ from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.surgery.example import run_example
 from stripefold.surgery.modules import first_parameter
 
-
 _RELATIVE = 1e-3
 """What no metric need tell apart: one borderline image of a thousand."""
 _REPEATS, _SPREADS = 3, 4

@@ -62,6 +62,32 @@ class ConstantGate(nn.Module):
         return f"shape={self.shape}"
 
 
+class Idle(nn.Module):
+    """Takes the place of a module whose result nothing needs any more, but whose caller still calls it.
+
+    Args:
+        shape: of what it returned for one sample.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A single 1 that is seen as (N, *shape).
+
+        Raises:
+            BakeError: no tensor among the arguments.
+        """
+        for tensor in tensors_in((args, kwargs)):
+            return tensor.new_ones(()).expand(tensor.shape[0], *self.shape)
+        raise BakeError("a module that does nothing was called without a tensor, so that the samples are unknown")
+
+    def extra_repr(self) -> str:
+        """The shape for one sample."""
+        return f"shape={self.shape}"
+
+
 def like_parameter(v: Tensor, module: nn.Module, model: nn.Module) -> Tensor:
     """v on the device and in the dtype of a module's parameters, or of its model's where it has none."""
     for tensor in (*module.parameters(), *model.parameters(), *model.buffers()):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from stripefold.baking.apply import apply_, verify_baked
+from stripefold.baking.graph_modules import drop_probes_
 from stripefold.baking.options import To
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.warm import warm_
@@ -17,7 +18,7 @@ from stripefold.stripe.discover import Discovery
 from stripefold.surgery.example import Example
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Recipe:
     """Constants or trainable gates in the place of some gates.
 
@@ -26,12 +27,14 @@ class Recipe:
         to: "plain" or "asr".
         constants: gate -> v (C,) of those that are replaced; for "asr", what the gates start with.
         descriptors: gate -> mean descriptor (D,); for "asr".
+        idle: modules that serve a gate alone are replaced by some that do nothing; ``tried`` finds out if that may be.
     """
 
     discovery: Discovery
     to: To
     constants: Mapping[str, Tensor]
     descriptors: Mapping[str, Tensor]
+    idle: bool = True
 
     def apply_(self, model: nn.Module) -> tuple[nn.Module, list[BakeSite]]:
         """Do it, in place; everything is checked before the first change.
@@ -43,11 +46,15 @@ class Recipe:
             The model (another object only where it was a site itself), and what became of each gate.
         """
         names = list(self.constants)
-        if not names:
-            return model, []
-        if self.to == "asr":
-            return warm_(model, self.discovery, self.descriptors, names)
-        return apply_(model, plan(model, self.discovery, names, constants=self.constants), self.constants)
+        made = model
+        final: list[BakeSite] = []
+        if names and self.to == "asr":
+            made, final = warm_(model, self.discovery, self.descriptors, names)
+        elif names:
+            sites = plan(model, self.discovery, names, constants=self.constants, idle=self.idle)
+            made, final = apply_(model, sites, self.constants)
+        drop_probes_(made)
+        return made, final
 
     def tried(self, model: nn.Module, example: Example, *, in_place: bool) -> tuple[nn.Module, list[BakeSite]]:
         """Do it to a copy and compare that with the model, its gates held constant by hooks.
@@ -61,6 +68,22 @@ class Recipe:
             BakeError: it would have to be replaced as a whole.
             VerifyError: the copy computes something else.
         """
+        try:
+            return self._compared(model, example, in_place=in_place)
+        except Exception:
+            # The code around a gate may read what a module that only serves the gate returned, or an attribute of it.
+            if not self.idle or not self._has_idle(model):
+                raise
+        self.idle = False
+        return self._compared(model, example, in_place=in_place)
+
+    def _has_idle(self, model: nn.Module) -> bool:
+        if self.to == "asr" or not self.constants:
+            return False
+        sites = plan(model, self.discovery, list(self.constants), constants=self.constants)
+        return any(site.spare.modules for site in sites)
+
+    def _compared(self, model: nn.Module, example: Example, *, in_place: bool) -> tuple[nn.Module, list[BakeSite]]:
         copied = copy.deepcopy(model)
         made, final = self.apply_(copied)
         if in_place and made is not copied:

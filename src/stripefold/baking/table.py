@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _NAME, _KIND = 34, 20
-SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "dynamic": "dynamic"}
+SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "dynamic": "dynamic",
+       "constant": "constant, still computed"}  # fmt: skip
 
 
 def as_text(report: BakeReport) -> str:
@@ -21,6 +22,9 @@ def as_text(report: BakeReport) -> str:
 
 def _headline(report: BakeReport) -> str:
     parts = [f"{count} {say}" for key, say in SAY.items() if (count := sum(s.outcome == key for s in report.baked))]
+    if report.still_computed:
+        left = sum(site.remaining for site in report.still_computed)
+        parts.append(f"{len(report.still_computed)} constant, still computed by {left} operations")
     ends = f" ({', '.join(parts)})" if parts else ""
     return (
         f"baked {report.model}: {len(report.baked)} of {len(report.sites)} gates{ends}; constants are the "

@@ -1,4 +1,4 @@
-"""A copy of the user's model to judge on: the model itself may be looked at by the metric, so no hook may stand on it."""
+"""A copy of the user's model to judge on: a metric may look at the model itself, so no hook may stand on that."""
 
 from __future__ import annotations
 

@@ -162,9 +162,7 @@ def _layer_axes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     return {name: rule.axis for name, rule in rules.items() if rule is not None}
 
 
-def _described(
-    graph: Graph, product: Product, name: str, modules: Mapping[str, nn.Module], groups: int
-) -> ChannelGate:
+def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, nn.Module], groups: int) -> ChannelGate:
     where = graph.nodes[product.node].where
     shape = graph.nodes[product.node].shape
     channels = shape[product.axis] * product.split * groups

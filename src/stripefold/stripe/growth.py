@@ -1,8 +1,8 @@
 """How a value grows when the map it is computed from is scaled: what tells a normalisation from a gate.
 
 Multiply a map by s > 0. A factor that normalises it is measured on the map itself and falls as 1/s, so that the product
-stays what it was; a gate's factor does not, whatever it is computed by. So the question is about degrees of homogeneity,
-f(s x) = s^d f(x), and the recorded run answers it operation by operation, however the normalisation is written.
+stays what it was; a gate's factor does not, whatever it is computed by. So the question is about degrees of
+homogeneity, f(s x) = s^d f(x), and the recorded run answers it operation by operation, however it is written.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def _names(words: str) -> frozenset[str]:
 
 
 _SAME_DEGREE = VIEWS | _names(
-    "mean sum amax amin max min median abs neg relu leaky_relu prelu _prelu_kernel elu celu selu gelu silu hardswish mish "
-    "softplus std std_mean norm linalg_vector_norm cumsum floor ceil round trunc sort topk kthvalue masked_fill pad "
-    "constant_pad_nd reflection_pad2d replication_pad2d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "mean sum amax amin max min median abs neg relu leaky_relu prelu _prelu_kernel elu celu selu gelu silu hardswish "
+    "mish softplus std std_mean norm linalg_vector_norm cumsum floor ceil round trunc sort topk kthvalue masked_fill "
+    "pad constant_pad_nd reflection_pad2d replication_pad2d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d "
     "adaptive_max_pool2d max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices im2col nan_to_num "
     "index index_select gather diagonal tril triu write"
@@ -84,7 +84,7 @@ def normalises(graph: Graph, scaled: int, factor: int, *, divided: bool = False)
 
 
 def common_origin(graph: Graph, values: Iterable[int]) -> tuple[int | None, list[int]]:
-    """The latest value through which all of some values depend on the model's input; and what lies between, in order."""
+    """The latest value through which some values depend on the model's input; and what lies between, in order."""
     frontier = {-index for index in values}
     heap = sorted(frontier)
     between: list[int] = []
@@ -108,7 +108,9 @@ def _behind(graph: Graph, value: int, between: list[int]) -> list[int]:
 
 def _has_open_exponent(graph: Graph, index: int) -> bool:
     node = graph.nodes[index]
-    return node.name in ("pow", "float_power") and len(node.inputs) > 1 and graph.nodes[node.inputs[1]].role == "constant"
+    return (
+        node.name in ("pow", "float_power") and len(node.inputs) > 1 and graph.nodes[node.inputs[1]].role == "constant"
+    )
 
 
 def _growths(graph: Graph, origin: int, between: list[int]) -> dict[int, Growth | None]:
@@ -263,5 +265,3 @@ def _affine(given: Iterable[Growth]) -> bool:
 def _number(node: Node) -> float | None:
     numbers = [a for a in node.arguments if isinstance(a, (int, float)) and not isinstance(a, bool)]
     return float(numbers[0]) if numbers else None
-
-

@@ -18,13 +18,18 @@ from stripefold.stripe.growth import is_further_result, normalises
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import VIEWS, WHOLE_VIEWS
 
-_MULTIPLIED = frozenset({"mul", "div"})
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_MULTIPLIED = _names("mul div")
 # What does a gate's work without being a multiplication of its own.
-_GATE_LIKE = frozenset({"addcmul", "addcdiv", "add", "bmm", "baddbmm", "lerp", "where", "masked_fill"})
+_GATE_LIKE = _names("addcmul addcdiv add bmm baddbmm lerp where masked_fill")
 # Show elements again, moved or cut, beside zeros; a sum over windows weighs neighbours of one map.
-_REARRANGING = VIEWS | frozenset("stack cat concat concatenate im2col unfold constant_pad_nd write copy".split())
-_POOLS = frozenset("mean sum amax adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool2d".split())
-_WITH_WEIGHT = frozenset("convolution linear batch_norm native_batch_norm layer_norm group_norm instance_norm".split())
+_REARRANGING = VIEWS | _names("stack cat concat concatenate im2col unfold constant_pad_nd write copy")
+_POOLS = _names("mean sum amax adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool2d")
+_WITH_WEIGHT = _names("convolution linear batch_norm native_batch_norm layer_norm group_norm instance_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +146,7 @@ def _chosen(graph: Graph, index: int, layer_axes: LayerAxes) -> Iterator[Product
 
 
 def _beside_unseen(graph: Graph, index: int, operands: Sequence[int]) -> Iterator[Product]:
-    """A map times one row of numbers per image that torch did not compute from the image: it came through numpy, say."""
+    """A map times one row of numbers per image that torch did not compute: it came through numpy, say."""
     rank = len(graph.nodes[index].shape)
     maps = [i for i in operands if graph.nodes[i].role == "activation"]
     others = [i for i in operands if graph.nodes[i].role == "constant"]
