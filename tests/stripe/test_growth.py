@@ -29,6 +29,15 @@ def scale(model: Gated, x: Tensor) -> Tensor:
     return model.scale(x)[:, :, None, None]
 
 
+def largest(x: Tensor) -> Tensor:
+    """1 for the two channels of the largest mean."""
+    return torch.zeros(len(x), CHANNELS, dtype=x.dtype).scatter(1, x.mean((2, 3)).topk(2).indices, 1.0)
+
+
+def halves(model: Gated, x: Tensor) -> Tensor:
+    return x * torch.sigmoid(F.conv2d(energy(x), model.fc.weight[:, :3, None, None], groups=2))
+
+
 NORMALISATIONS: dict[str, Gate] = {
     "division by a root": lambda m, x: x / energy(x).sqrt(),
     "reciprocal": lambda m, x: x * (energy(x).sqrt() + 1e-6).reciprocal(),
@@ -58,7 +67,8 @@ GATES: dict[str, Gate] = {
     "straight-through": lambda m, x: x * ((scale(m, x) > 0.5).to(x.dtype) - scale(m, x).detach() + scale(m, x)),
     "rounded": lambda m, x: x * scale(m, x).round(),
     "the largest few": lambda m, x: (
-        x * torch.zeros(len(x), CHANNELS, dtype=x.dtype).scatter(1, x.mean((2, 3)).topk(2).indices, 1.0)[..., None, None]
+        x
+        * torch.zeros(len(x), CHANNELS, dtype=x.dtype).scatter(1, x.mean((2, 3)).topk(2).indices, 1.0)[..., None, None]
     ),
     "hard sigmoid written out": lambda m, x: x * (m.fc(x.mean((2, 3))) / 6 + 0.5).clamp(0, 1)[:, :, None, None],
     "hard sigmoid of the mean": lambda m, x: x * (x.mean((2, 3), keepdim=True) + 0.5).clamp(0, 1),
@@ -67,7 +77,7 @@ GATES: dict[str, Gate] = {
     "sigmoid of the mean": lambda m, x: x * (1 / (1 + torch.exp(-x.mean((2, 3), keepdim=True)))),
     "by the deviation": lambda m, x: x * spread(x),
     "relative energy": lambda m, x: x * (energy(x) / energy(x).mean(1, keepdim=True)),
-    "grouped convolution": lambda m, x: x * torch.sigmoid(F.conv2d(energy(x), m.fc.weight[:, :3, None, None], groups=2)),
+    "grouped convolution": halves,
 }
 
 

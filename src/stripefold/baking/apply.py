@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from stripefold.asr.chain import tidy_chains_
@@ -31,7 +32,7 @@ from stripefold.surgery.modules import (
 
 
 def apply_(
-    model: nn.Module, sites: Sequence[BakeSite], constants: Mapping[str, Tensor]
+    model: nn.Module, sites: Sequence[BakeSite], constants: Mapping[str, Tensor], *, once: bool = False
 ) -> tuple[nn.Module, list[BakeSite]]:
     """Bake constants into a model, in place: everything is checked, then everything is changed.
 
@@ -43,6 +44,8 @@ def apply_(
         model: the model that was planned for, unchanged since.
         sites: one ``plan``, all of it: its gates were judged together.
         constants: gate -> v (C,); products are formed in float64 and rounded once.
+        once: what takes the place of a module that returned a gate returns one row for all samples, which costs
+            nothing; most code broadcasts it.
 
     Returns:
         The model (another object only where the model itself was a site of ours), and the sites as they were baked:
@@ -63,13 +66,13 @@ def apply_(
         writer.check()
     except FoldError as error:
         raise BakeError(f"cannot bake: {error}") from error
-    replacements = _replacements(model, modules, final, constants)
+    replacements = _replacements(model, modules, final, constants, once=once)
     forget_compiled(model)
     writer.write_()
     for old, new in replacements.items():
         move_call_hooks(old, new)
         new.train(old.training)
-    replacements |= _idle(modules, final)
+    replacements = _idle(model, modules, final, once=once) | replacements
     replacements |= _open_sites_(model, modules, final, constants)
     made = replace_modules(model, replacements)
     final = [_out_of_graph_(made, site, constants) for site in final]
@@ -112,7 +115,12 @@ def verify_baked(
 
 
 def _replacements(
-    model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[BakeSite], constants: Mapping[str, Tensor]
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    sites: Sequence[BakeSite],
+    constants: Mapping[str, Tensor],
+    *,
+    once: bool,
 ) -> dict[nn.Module, nn.Module]:
     """Old module -> the new one that takes its place, for gates outside sites of ours; nothing is put there yet."""
     found: dict[nn.Module, nn.Module] = {}
@@ -120,7 +128,8 @@ def _replacements(
         place = site.place
         if place is not None and place.site is None and not place.in_graph:
             old = modules[place.path]
-            found[old] = _constant(site, place, like_parameter(constants[site.name], old, model))
+            v = like_parameter(site.given(constants[site.name]), old, model)
+            found[old] = _constant(site, place, v, once=once)
     return found
 
 
@@ -135,20 +144,22 @@ def _out_of_graph_(model: nn.Module, site: BakeSite, constants: Mapping[str, Ten
     return replace(site, spare=Spare(modules={}, operations=left, costly=left > 0))
 
 
-def _idle(modules: Mapping[str, nn.Module], sites: Sequence[BakeSite]) -> dict[nn.Module, nn.Module]:
+def _idle(
+    model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[BakeSite], *, once: bool
+) -> dict[nn.Module, nn.Module]:
     """Modules that served baked gates alone -> one that does nothing; their hooks go with them."""
     return {
-        modules[path]: Idle(shape).train(modules[path].training)
+        modules[path]: Idle(shape, like_parameter(torch.ones(()), modules[path], model), once=once)
         for site in sites
         if site.how != "keep"
         for path, shape in site.spare.modules.items()
     }
 
 
-def _constant(site: BakeSite, place: Place, v: Tensor) -> nn.Module:
+def _constant(site: BakeSite, place: Place, v: Tensor, *, once: bool) -> nn.Module:
     if site.target is not None:
         return nn.Identity()
-    return ConstantScale(v, place.axis) if place.whole else ConstantGate(v, place.shape)
+    return ConstantScale(v, place.axis) if place.whole else ConstantGate(v, place.shape, once=once)
 
 
 def _open_sites_(

@@ -89,6 +89,8 @@ def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
         chain.append(node.inputs[0])
     visits = [v for v in graph.visits if v.name and len(v.outputs) == 1 and v.outputs[0] in chain]
     visits = [v for v in visits if not v.first <= gate.product < v.last]
+    if not visits and gate.tail is not None:
+        visits = [v for v in graph.visits if (v.name, v.call) == (gate.tail.module, gate.tail.call)]
     if not visits:
         return (
             f"no module returns the gate: {gate.where or 'the model'!r} computes it in its own forward; move that "

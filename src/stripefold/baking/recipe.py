@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.graph_modules import drop_probes_
+from stripefold.baking.modules import ConstantGate, Idle
 from stripefold.baking.options import To
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.warm import warm_
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import Discovery
 from stripefold.surgery.example import Example
+from stripefold.surgery.values import tensors_in
 
 
 @dataclass(kw_only=True)
@@ -28,6 +31,7 @@ class Recipe:
         constants: gate -> v (C,) of those that are replaced; for "asr", what the gates start with.
         descriptors: gate -> mean descriptor (D,); for "asr".
         idle: modules that serve a gate alone are replaced by some that do nothing; ``tried`` finds out if that may be.
+        once: what takes their place returns one row for all samples; likewise.
     """
 
     discovery: Discovery
@@ -35,6 +39,7 @@ class Recipe:
     constants: Mapping[str, Tensor]
     descriptors: Mapping[str, Tensor]
     idle: bool = True
+    once: bool = False
 
     def apply_(self, model: nn.Module) -> tuple[nn.Module, list[BakeSite]]:
         """Do it, in place; everything is checked before the first change.
@@ -52,7 +57,7 @@ class Recipe:
             made, final = warm_(model, self.discovery, self.descriptors, names)
         elif names:
             sites = plan(model, self.discovery, names, constants=self.constants, idle=self.idle)
-            made, final = apply_(model, sites, self.constants)
+            made, final = apply_(model, sites, self.constants, once=self.once)
         drop_probes_(made)
         return made, final
 
@@ -68,20 +73,22 @@ class Recipe:
             BakeError: it would have to be replaced as a whole.
             VerifyError: the copy computes something else.
         """
-        try:
-            return self._compared(model, example, in_place=in_place)
-        except Exception:
-            # The code around a gate may read what a module that only serves the gate returned, or an attribute of it.
-            if not self.idle or not self._has_idle(model):
-                raise
-        self.idle = False
+        free = self.to == "plain" and self._stands_in_code(model)
+        one = all(tensor.shape[0] == 1 for tensor in tensors_in(example) if tensor.dim())
+        # The code around a gate may not take one row for all samples, or may read an attribute of what was replaced.
+        ways = [(True, True), (True, False), (False, False)][one:] if free else [(True, False)]
+        for self.idle, self.once in ways[:-1]:
+            with suppress(Exception):
+                return self._compared(model, example, in_place=in_place)
+        self.idle, self.once = ways[-1]
         return self._compared(model, example, in_place=in_place)
 
-    def _has_idle(self, model: nn.Module) -> bool:
-        if self.to == "asr" or not self.constants:
+    def _stands_in_code(self, model: nn.Module) -> bool:
+        """Whether any gate is called for by the code of a block, which goes on with what it is given instead."""
+        if not self.constants:
             return False
         sites = plan(model, self.discovery, list(self.constants), constants=self.constants)
-        return any(site.spare.modules for site in sites)
+        return any(site.spare.modules or (site.place is not None and not site.place.whole) for site in sites)
 
     def _compared(self, model: nn.Module, example: Example, *, in_place: bool) -> tuple[nn.Module, list[BakeSite]]:
         copied = copy.deepcopy(model)
@@ -89,6 +96,15 @@ class Recipe:
         if in_place and made is not copied:
             raise BakeError("the model itself is what is baked and cannot be replaced in place: use bake, which copies")
         held = {site.name: self.constants[site.name] for site in final if site.how != "keep"}
+        versions = _versions(made)
         if held:
             verify_baked(model, self.discovery.gates, made, held, example)
+        if _versions(made) != versions:
+            raise BakeError("the code around a gate writes into it, and would write into the constant there")
         return made, final
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often the constants in the place of modules were written to."""
+    kept = [m for m in model.modules() if isinstance(m, (ConstantGate, Idle))]
+    return [tensor._version for module in kept for tensor in (*module.parameters(), *module.buffers())]

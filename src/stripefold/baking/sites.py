@@ -54,6 +54,11 @@ class BakeSite:
         """
         return (1 + v.double()) / 2 if self.beside and self.target is not None else v
 
+    def given(self, v: Tensor) -> Tensor:
+        """What the module in the gate's place returns for a constant v (C,)."""
+        tail = self.gate.tail
+        return v if tail is None or self.place is None or self.place.path != tail.module else tail.before(v)
+
     @property
     def name(self) -> str:
         """The gate's name."""

@@ -70,7 +70,7 @@ class SpareParts:
             () if not free else sorted(self._visits.items())
         ):  # what is around comes before what is inside
             ours = self._inside(calls)
-            if ours and ours <= left and not _related(name, [place.path, *modules]):
+            if ours & left and ours <= self._dead and not _related(name, [place.path, *modules]):
                 shape = self._shape(name, calls)
                 if shape is not None:
                     modules[name] = shape

@@ -15,6 +15,7 @@ from stripefold.stripe.axes import groups_of_samples
 from stripefold.stripe.descriptor import Descriptor, descriptor_of
 from stripefold.stripe.products import Product, compact, keeps_order, products
 from stripefold.stripe.read_on import read_on
+from stripefold.stripe.tail import Tail, tail_of
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import WHOLE_VIEWS
@@ -41,6 +42,7 @@ class ChannelGate:
             ``where`` returns.
         whole: ``where`` is nothing but x -> x * v(x): its one input is the scaled value, its one output the product.
         split: Above 1: the gate weighs that many branches, which are summed up (SK, ResNeSt).
+        tail: Where no module returns the gate, the last one that computes it, and the functions behind that.
         groups: Above 1: that many groups of the channels lie along the sample axis, (N G, C / G, ...); the gate's
             statistics are those of all C channels.
         product: The product's node in the trace's graph.
@@ -73,6 +75,7 @@ class ChannelGate:
     where_calls: int = 1
     read_on: bool = False
     groups: int = 1
+    tail: Tail | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,7 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
         whole=call is not None and _is_whole(graph, product, call),
         split=product.split,
         groups=groups,
+        tail=tail_of(graph, product.factor, product.node) if source is None else None,
         product=product.node,
         gate=product.factor,
         scaled=product.scaled,
