@@ -174,7 +174,7 @@ BLENDS: dict[str, tuple[Gate, str]] = {
 def test_what_is_no_product_of_its_own_has_a_row(gate: Gate) -> None:
     discovery = discover(seeded(Gated, gate), images())
     assert discovery.gates == ()
-    assert [OTHERS[gate] in other.why for other in discovery.others] == [True]
+    assert sum(OTHERS[gate] in other.why for other in discovery.others) == 1
 
 
 @pytest.mark.parametrize("name", BLENDS)

@@ -22,7 +22,7 @@ from stripefold.stripe.discover import ChannelGate, Discovery, discover
 from stripefold.surgery.example import Example, example_to, run_example
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import copy_buffers, undisturbed
+from stripefold.surgery.undisturbed import on_copies
 from stripefold.surgery.values import storage_of
 
 _PRODUCTS: tuple[object, ...] = (
@@ -304,7 +304,7 @@ def _probes_in(model: nn.Module, path: str, found: Discovery, example: Example, 
     nodes = range(calls[0].first, calls[0].last)
     traced = [i for i in nodes if graph.nodes[i].where == path and graph.nodes[i].name == "mul"]
     traced = [i for i in traced if graph.nodes[i].kind != "layer"]
-    seen = _multiplications(model, module, example)
+    seen = _multiplications(model, path, example)
     if len(seen) != len(traced):
         return {}
     positions = {node: k for k, node in enumerate(module.graph.nodes)}
@@ -351,26 +351,21 @@ def _unexpanded(seen: _Seen, node: fx.Node, gate: ChannelGate) -> fx.Node | None
     return node if value.dim() > 1 and value.numel() == value.shape[0] * gate.channels else None
 
 
-def _multiplications(model: nn.Module, module: fx.GraphModule, example: Example) -> list[_Seen]:
-    given: list[tuple[Any, Any]] = []
-    like = first_parameter(model)
-    inputs = example_to(example, torch.device("cpu") if like is None else like.device, None)
+def _multiplications(model: nn.Module, path: str, example: Example) -> list[_Seen]:
+    """Those of the own code of a graph module, in order; none where it is called by keyword."""
 
-    def note(_: nn.Module, args: Any, kwargs: Any) -> None:
-        given.append((args, kwargs))
-
-    handle = module.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        with undisturbed(model):
-            copy_buffers(model)
-            run_example(model, inputs)
-    finally:
-        handle.remove()
-    if len(given) != 1 or given[0][1]:
-        return []  # called by keyword
-    watch = _Watch()
-    with undisturbed(model), torch.no_grad():
-        copy_buffers(model)
+    def watched(copied: nn.Module) -> list[_Seen]:
+        like = first_parameter(copied)
+        inputs = example_to(example, torch.device("cpu") if like is None else like.device, None)
+        given: list[tuple[Any, Any]] = []
+        module = _graph(copied, path)
+        module.register_forward_pre_hook(lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True)
+        run_example(copied, inputs)
+        if len(given) != 1 or given[0][1]:
+            return []
+        watch = _Watch()
         with watch:
             _Interpreter(module, watch).run(*given[0][0])
-    return watch.seen
+        return watch.seen
+
+    return on_copies(watched, model)

@@ -256,7 +256,7 @@ def added_to(graph: Graph, gate: ChannelGate, ignoring: Collection[int]) -> int 
     total = users.pop()
     node = graph.nodes[total]
     alone = set(graph.consumers[gate.scaled]) - set(ignoring) == {gate.product, total}
-    plain = node.kind == "operation" and node.name == "add" and not node.arguments and not node.keywords
+    plain = node.kind == "operation" and node.name == "add" and node.arguments.get("alpha") == 1
     return total if alone and plain and sorted(node.inputs) == sorted((gate.scaled, gate.product)) else None
 
 

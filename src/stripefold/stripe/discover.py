@@ -150,7 +150,7 @@ def _unseen(graph: Graph) -> Iterator[tuple[str, str]]:
     """Where values that depend on the image leave what can be followed, and why that matters."""
     for where in dict.fromkeys(graph.decisions):
         yield where, "it reads values that depend on the image into Python: what it scales by them is not seen"
-    roles = {graph.nodes[index].role for index in graph.outputs}
+    roles = {graph.nodes[index].role for index, why in graph.outputs.items() if "returned" in why}
     if roles == {"constant"} and any(node.kind == "input" and node.role == "activation" for node in graph.nodes):
         yield "", "nothing that it returns depends on its input as far as torch can see: numpy computes a part of it"
 

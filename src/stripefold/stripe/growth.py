@@ -126,14 +126,6 @@ def _growths(graph: Graph, origin: int, between: list[int]) -> dict[int, Growth 
     return known
 
 
-def is_further_result(graph: Graph, index: int) -> bool:
-    """Whether a value is not the first result of its operation: the mean of ``var_mean``."""
-    if not index:
-        return False
-    before, node = graph.nodes[index - 1], graph.nodes[index]
-    return (before.name, before.inputs, before.arguments) == (node.name, node.inputs, node.arguments)
-
-
 def _after(graph: Graph, index: int, given: list[Growth]) -> Growth | None:
     """What an operation makes of it; None where that is not known."""
     node = graph.nodes[index]
@@ -145,7 +137,7 @@ def _after(graph: Graph, index: int, given: list[Growth]) -> Growth | None:
     if any(growth.logarithm for growth in moving):
         return _of_logarithms(node, given, moving)
     if node.name == "var_mean":
-        return moving[0] if is_further_result(graph, index) else _power(moving[0], 2.0)
+        return moving[0] if node.position > 0 else _power(moving[0], 2.0)
     if node.name in ("add", "sub", "rsub"):
         return _sum(node, given, [graph.nodes[i].spread for i in node.inputs])
     if node.name == "div":
@@ -171,7 +163,7 @@ def _through_power(node: Node, given: list[Growth], moving: list[Growth]) -> Gro
         return _power(moving[0], _POWERS[node.name])
     if node.name in _LOGARITHMS:
         return Growth(moving[0].degree / math.log(_LOGARITHMS[node.name]), logarithm=True)
-    number = _number(node)
+    number = _number(node, "exponent")
     if node.name in ("pow", "float_power") and number is not None:
         return _power(moving[0], number)
     return None
@@ -202,8 +194,9 @@ def _of_logarithms(node: Node, given: list[Growth], moving: list[Growth]) -> Gro
     first = moving[0]
     if node.name in _EXPONENTIALS:
         return Growth(first.degree * math.log(_EXPONENTIALS[node.name]))
-    if node.name == "pow" and number is not None and number > 0:  # number ** value
-        return Growth(first.degree * math.log(number))
+    base = _number(node, "self")
+    if node.name == "pow" and base is not None and base > 0:
+        return Growth(first.degree * math.log(base))
     if not all(growth.logarithm or growth == CONSTANT for growth in given):
         return None
     if node.name in ("add", "sub", "rsub"):
@@ -247,21 +240,19 @@ def _clamped(node: Node, given: list[Growth]) -> Growth:
 
 
 def _bounds(node: Node) -> tuple[object, object]:
-    keywords = dict(pair for pair in node.keywords if isinstance(pair, tuple) and len(pair) == 2)
-    given = [*node.arguments, None, None]
-    if node.name in ("clamp_min", "threshold"):
+    given = node.arguments
+    if node.name == "threshold":
         return 0, None
-    if node.name == "clamp_max":
-        return None, 0
     if len(node.inputs) > 1:  # tensors as bounds
         return 0, 0 if len(node.inputs) > 2 else None
-    return keywords.get("min", given[0]), keywords.get("max", given[1])
+    return given.get("min", given.get("min_val")), given.get("max", given.get("max_val"))
 
 
 def _affine(given: Iterable[Growth]) -> bool:
     return any(growth.affine for growth in given)
 
 
-def _number(node: Node) -> float | None:
-    numbers = [a for a in node.arguments if isinstance(a, (int, float)) and not isinstance(a, bool)]
-    return float(numbers[0]) if numbers else None
+def _number(node: Node, name: str = "other") -> float | None:
+    """An argument that is a number, or None."""
+    number = node.arguments.get(name)
+    return float(number) if isinstance(number, (int, float)) and not isinstance(number, bool) else None

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stripefold.stripe.axes import LayerAxes, axis_ahead, axis_behind
-from stripefold.stripe.growth import is_further_result, normalises
+from stripefold.stripe.growth import normalises
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import VIEWS, WHOLE_VIEWS
 
@@ -179,7 +179,7 @@ def _with_computed_weight(graph: Graph, index: int) -> Iterator[Product]:
     """A convolution or a norm whose weight is computed from the image: dynamic convolution, conditional norms."""
     node = graph.nodes[index]
     names = node.inner if node.kind == "layer" else (node.name,)
-    if len(names) != 1 or names[0] not in _WITH_WEIGHT or len(node.inputs) < 2 or is_further_result(graph, index):
+    if len(names) != 1 or names[0] not in _WITH_WEIGHT or len(node.inputs) < 2 or node.position:
         return
     map_, weight = node.inputs[:2]
     if not (_depends_on_a_map(graph, map_) and _depends_on_a_map(graph, weight)):

@@ -93,11 +93,11 @@ def _reads_a_map(graph: Graph, gate: int, product: int) -> bool:
 
 
 def _step(node: Node) -> tuple[str, float] | None:
-    numbers = [a for a in node.arguments if isinstance(a, (int, float)) and not isinstance(a, bool)]
     if node.name in _PLAIN:
         return node.name, 0.0
-    if node.name in _WITH_NUMBER and len(numbers) == len(node.arguments) == 1 and not node.keywords:
-        number = float(numbers[0])
+    number, alpha, rounding = (node.arguments.get(key) for key in ("other", "alpha", "rounding_mode"))
+    plain = isinstance(number, (int, float)) and alpha in (None, 1) and rounding is None
+    if node.name in _WITH_NUMBER and plain:
         return (node.name, number) if number or node.name not in ("mul", "div") else None
     return None
 
