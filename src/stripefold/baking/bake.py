@@ -47,8 +47,9 @@ def bake(
         model: any trained model; it stays as it is, and all runs are those of a copy in evaluation mode.
         data: calibration batches, as ``observe`` takes them; read more than once, so no generator.
         example: input for the trace; None takes it from the data.
-        constants: "mean" of v over the images, or "descriptor": the attention's own function of the mean descriptor,
-            which is also where the gates of ``to="asr"`` start.
+        constants: "mean" of v over the images; "energy", or "least-squares": weighted by the energy of what is scaled,
+            which leaves the least squared error of that; or "descriptor": the attention's own function of the mean
+            descriptor, which is also where the gates of ``to="asr"`` start.
         to: "plain", or "asr": trainable gates of ASR instead (psi is the mean descriptor, theta the trained attention),
             to be trained further and folded by ``fold``.
         where: only the gates of these names: a glob, a list of globs, or a predicate ``(name, module) -> bool``.

@@ -24,6 +24,7 @@ from stripefold.baking.results import site_results
 from stripefold.baking.sensitivity import priors_of
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
+from stripefold.baking.weighted import weighted_constants
 from stripefold.baking.working_copy import check_own, working_copy
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import ChannelGate, Discovery
@@ -156,7 +157,10 @@ class Job:
             model, self._data.data, example=example, process_group=self._group,
             progress=lambda images: self._options.tell("observing", images),
         )  # fmt: skip
-        constants, reasons = constants_of(model, discovery, stripes.layers, self._options.kind)
+        kind, weighted = self._options.kind, None
+        if kind in ("energy", "least-squares"):
+            weighted = weighted_constants(model, discovery, self._data, self._group)
+        constants, reasons = constants_of(model, discovery, stripes.layers, kind, weighted)
         left = self._left(discovery, chosen, stripes, reasons)
         names = [gate.name for gate in discovery.gates if gate.name not in left]
         if not names:

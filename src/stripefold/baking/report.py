@@ -34,6 +34,9 @@ class SiteResult:
         outcome: "folded" into layers, "multiply" (a constant factor remains), "asr" (a trainable gate), "constant" (its
             value is constant, but what computed it still runs, so it is not baked) or "dynamic".
         remaining: operations that computed it and still run, for nothing.
+        moving_channels: effective number of channels that vary over the images; few of many make a small mean deviation
+            say nothing.
+        largest_share: share of the variance in the channel that varies most.
         place: the layers that took it, or the module that remains.
         why: the reason, in words.
     """
@@ -50,6 +53,8 @@ class SiteResult:
     place: str
     why: str
     remaining: int = 0
+    moving_channels: float | None = None
+    largest_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,7 @@ class BakeReport:
     Attributes:
         model: class of the model.
         sites: one row per gate, in the order of the network.
-        constants: what the constants are: "mean" or "descriptor".
+        constants: what the constants are: "mean", "energy", "least-squares" or "descriptor".
         to: "plain" or "asr".
         images: images that the constants come from.
         metric: what the figures are, or None where nothing could be measured.

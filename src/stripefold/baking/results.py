@@ -55,6 +55,8 @@ def site_results(
                 alone=verdict.alone.get(gate.name),
                 cumulative=cumulative.get(gate.name),
                 outcome=outcome,
+                moving_channels=None if layer is None else layer.moving_channels,
+                largest_share=None if layer is None else layer.largest_share,
                 remaining=0 if site is None or outcome == "dynamic" else site.spare.operations,
                 place=place,
                 why=why,

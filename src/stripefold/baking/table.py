@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _NAME, _KIND = 34, 20
+_FEW = 8
+"""Less than this fraction of the channels is few."""
 SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "dynamic": "dynamic",
        "constant": "constant, still computed"}  # fmt: skip
 
@@ -42,7 +44,7 @@ def _row(report: BakeReport, site: SiteResult) -> str:
     index = "-" if site.stripe_index is None else f"{site.stripe_index:.3f}"
     return (
         f"{_cut(site.name or '(the model)', _NAME):<{_NAME}} {_cut(site.kind, _KIND):<{_KIND}} {site.channels:>5} "
-        f"{index:>6} {ratio:>8} {alone:>8}  {SAY[site.outcome]}"
+        f"{index:>6} {ratio:>8} {alone:>8}  {SAY[site.outcome].rpartition(', ')[2]}"
     )
 
 
@@ -68,6 +70,7 @@ def _figures(report: BakeReport) -> list[str]:
         lines += _wrapped(f"{report.metric}: {', '.join(shown)}")
     if any(site.alone is not None for site in report.sites):
         lines.append("alone: change of the metric when this gate alone is constant")
+    lines += _moving(report)
     lines.append("index: 1 where every image gets the same vector; std/|v|: deviation over images / mean of |v|")
     if report.max_drop is not None:
         lines.append(f"budget: the metric may fall by {report.max_drop:g} before any repair")
@@ -78,6 +81,16 @@ def _figures(report: BakeReport) -> list[str]:
             f"({report.speed.ratio:.3f} x)"
         )
     return [*lines, *(line for note in report.notes for line in _wrapped(note))]
+
+
+def _moving(report: BakeReport) -> list[str]:
+    """The gates in which a few channels hold most of the variance, so that the mean deviation misleads."""
+    few = [
+        f"{site.name or '(the model)'} ({site.moving_channels:.1f} of {site.channels}, {site.largest_share:.0%})"
+        for site in report.sites
+        if site.moving_channels and site.largest_share and site.moving_channels < site.channels / _FEW
+    ]
+    return _wrapped(f"few channels move (effective number, share of the largest): {_some(few)}") if few else []
 
 
 def _cut(text: str, width: int) -> str:

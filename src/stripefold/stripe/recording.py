@@ -46,7 +46,7 @@ class Recording:
         self._products: Counter[int] = Counter()
         self._calls: Counter[str] = Counter()
         self._copied = False
-        self._expected = {i: _Expected(self.graph, gate) for i, gate in enumerate(self.gates) if gate.source is None}
+        self._expected = {i: Expected(self.graph, gate) for i, gate in enumerate(self.gates) if gate.source is None}
 
     def start(self) -> None:
         """A new batch: forget the last one."""
@@ -170,7 +170,7 @@ class Recording:
         return watching_products(module, enter, see)
 
 
-class _Expected:
+class Expected:
     """How a gate's product is recognised among those of the module in which it stands.
 
     Attributes:
