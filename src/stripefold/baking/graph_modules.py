@@ -247,7 +247,8 @@ def _graph(model: nn.Module, path: str) -> fx.GraphModule:
 
 
 def _node_of(module: fx.GraphModule, name: str) -> fx.Node:
-    return next(node for node in module.graph.nodes if node.op == "call_module" and node.target == name)
+    found: fx.Node = next(n for n in module.graph.nodes if n.op == "call_module" and n.target == name)
+    return found
 
 
 def _sourced(graph: Graph, gate: ChannelGate, probe: Probe | None) -> ChannelGate:

@@ -96,10 +96,10 @@ def _step(node: Node) -> tuple[str, float] | None:
     if node.name in _PLAIN:
         return node.name, 0.0
     number, alpha, rounding = (node.arguments.get(key) for key in ("other", "alpha", "rounding_mode"))
-    plain = isinstance(number, (int, float)) and alpha in (None, 1) and rounding is None
-    if node.name in _WITH_NUMBER and plain:
-        return (node.name, number) if number or node.name not in ("mul", "div") else None
-    return None
+    if node.name not in _WITH_NUMBER or not isinstance(number, (int, float)):
+        return None
+    plain = alpha in (None, 1) and rounding is None and (number or node.name not in ("mul", "div"))
+    return (node.name, float(number)) if plain else None
 
 
 def _undone(name: str, number: float, v: Tensor) -> Tensor:
