@@ -245,7 +245,7 @@ def test_a_block_that_looks_at_values_keeps_its_layers() -> None:
     baked, report = sf.bake(model, [x], recalibrate=False)
     (site,) = report.sites
     assert site.outcome == "constant"
-    assert site.remaining >= 3
+    assert site.remaining >= 1
     assert isinstance(baked.fc1, nn.Conv2d)
 
 

@@ -106,7 +106,7 @@ class Job:
         if self._home is not None:
             self._model.to(self._options.device)
         # A forward may write into buffers of its own, a counter say; new statistics are wanted, that is not.
-        buffers = Statistics.of(m for m in self._model.modules() if not isinstance(m, _BatchNorm))
+        buffers = Statistics.of(m for m in self._model.modules() if not is_plain(m, _BatchNorm))
         discovery, self._probes = discover_probed_(self._model, example)
         with preserve_state(self._model):
             look = self._look(discovery, example)

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.graph_modules import drop_probes_
-from stripefold.baking.modules import ConstantGate, Idle
 from stripefold.baking.options import To
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.warm import warm_
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import Discovery
-from stripefold.surgery.example import Example
+from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.undisturbed import undisturbed
 from stripefold.surgery.values import tensors_in
 
 
@@ -96,15 +98,19 @@ class Recipe:
         if in_place and made is not copied:
             raise BakeError("the model itself is what is baked and cannot be replaced in place: use bake, which copies")
         held = {site.name: self.constants[site.name] for site in final if site.how != "keep"}
-        versions = _versions(made)
         if held:
             verify_baked(model, self.discovery.gates, made, held, example)
-        if _versions(made) != versions:
-            raise BakeError("the code around a gate writes into it, and would write into the constant there")
+        if self.once:
+            _check_not_written(made, example)
         return made, final
 
 
-def _versions(model: nn.Module) -> list[int]:
-    """How often the constants in the place of modules were written to."""
-    kept = [m for m in model.modules() if isinstance(m, (ConstantGate, Idle))]
-    return [tensor._version for module in kept for tensor in (*module.parameters(), *module.buffers())]
+def _check_not_written(made: nn.Module, example: Example) -> None:
+    """See that the code around a gate does not write into the constant that it is given.
+
+    Raises:
+        ParametersWrittenError: it does.
+    """
+    like = first_parameter(made)
+    with undisturbed(made) as copied:
+        run_example(copied, example_to(example, torch.device("cpu") if like is None else like.device, None))
