@@ -106,6 +106,23 @@ def test_the_model_is_not_even_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(seen)
 
 
+def test_a_norm_that_was_left_in_training_mode_is_judged_as_it_runs() -> None:
+    model = made(before_norm, se=SE(), norm=nn.BatchNorm2d(C))
+    model.norm.train()
+    before = snapshot(model)
+    mean = model.norm.running_mean.clone()
+
+    def score(other: nn.Module) -> float:
+        return float(outputs(other).abs().sum())
+
+    baked, report = sf.bake(model, data(), metric=score, recalibrate=False)
+    assert snapshot(model) == before
+    assert baked.norm.training
+    assert torch.equal(baked.norm.running_mean, mean)
+    assert report.before == pytest.approx(score(model), rel=1e-10)
+    assert report.after == pytest.approx(score(baked), rel=1e-10)
+
+
 class Structural:
     """Judges how a model is built beside what it computes."""
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
@@ -33,7 +32,6 @@ from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.preserve_state import copy_buffers, preserve_state
-from stripefold.surgery.stand_in import is_plain
 from stripefold.together import from_first
 
 T = TypeVar("T")
@@ -105,14 +103,16 @@ class Job:
         check_own(self._users, self._model, example)
         if self._home is not None:
             self._model.to(self._options.device)
-        # A forward may write into buffers of its own, a counter say; new statistics are wanted, that is not.
-        buffers = Statistics.of(m for m in self._model.modules() if not is_plain(m, _BatchNorm))
         discovery, self._probes = discover_probed_(self._model, example)
+        buffers = {name: Statistics.of([module]) for name, module in self._model.named_modules()}
         with preserve_state(self._model):
             look = self._look(discovery, example)
             judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
             verdict = judge.decide(look.priors, self._data, self._training)
-        buffers.restore_()
+        # A forward may write into buffers, a counter say; new statistics are wanted, that is not.
+        for name, statistics in buffers.items():
+            if name not in verdict.norms:
+                statistics.restore_()
         self._norms = verdict.norms
         descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
         self._recipe = Recipe(
