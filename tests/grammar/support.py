@@ -68,7 +68,8 @@ def picture(n: int, size: int, dtype: torch.dtype) -> Tensor:
 def prepared(net: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
     """Every number random, scales of both signs, in the wanted dtype and in eval mode."""
     generator = torch.Generator().manual_seed(seed)
-    net = net.to(dtype).eval()
+    # `net.to(dtype)` would make complex parameters real.
+    net = net._apply(lambda t: t.to(dtype) if t.is_floating_point() else t).eval()
     with torch.no_grad():
         for module in net.modules():
             for name, p in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):

@@ -37,7 +37,7 @@ TYPES = pieces(
     {
         "name": "complex_parameter",
         "init": "self.norm@ = nn.BatchNorm2d($c)\nself.w@ = nn.Parameter(torch.randn($c, 1, 1, dtype=torch.complex128))",
-        "forward": "x = (self.norm@(x) * self.w@).<<real|abs()>>",
+        "forward": "x = (self.norm@(x) * self.w@).<<real|abs()>>.to(x.dtype)",
     },
     {
         "name": "embedding",
