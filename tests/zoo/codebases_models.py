@@ -103,13 +103,12 @@ def _speechbrain() -> Iterator[Model]:
         ("ECAPA_TDNN", "ECAPA_TDNN", (20,), {"channels": [16, 16, 16, 16, 48], "lin_neurons": 12,
          "attention_channels": 8, "se_channels": 8}, (40, 20)),
         ("Xvector", "Xvector", (), {"in_channels": 20, "tdnn_channels": [16, 16, 16, 16, 48], "lin_neurons": 12}, (40, 20)),
-        ("ResNet", "ResNet", (), {"in_channels": 1, "input_size": 40, "channels": [8, 8, 16, 16],
-         "block_sizes": [1, 1, 1, 1], "lin_neurons": 16}, (40, 40)),
+        ("ResNet", "ResNet", (), {"input_size": 40, "channels": [8, 8, 16, 16], "block_sizes": [1, 1, 1, 1],
+         "lin_neurons": 16}, (40, 40)),
         ("CRDNN", "CRDNN", (), {"input_size": 20, "cnn_blocks": 1, "cnn_channels": [8], "rnn_layers": 1,
          "rnn_neurons": 12, "dnn_blocks": 1, "dnn_neurons": 12, "rnn_bidirectional": False}, (40, 20)),
-        ("ContextNet", "ContextNet", (), {"input_shape": (2, 40, 20), "out_channels": [16, 16],
-         "conv_channels": [16, 16], "kernel_sizes": [3, 3], "strides": [1, 1], "num_blocks": [1, 1],
-         "num_layers": [2, 2], "inner_dim": 4, "alpha": 1}, (40, 20)),
+        ("ContextNet", "ContextNet", (), {"input_shape": (2, 40, 20), "out_channels": 16, "conv_channels": [16, 16],
+         "strides": [1, 2], "num_blocks": 2, "num_layers": 2, "inner_dim": 4, "residuals": [False, True]}, (40, 20)),
     )  # fmt: skip
     for module, name, args, options, shape in rows:
         build = partial(_from, room + module, name, *args, **options)
@@ -130,7 +129,7 @@ def _efficientnet_named(name: str) -> nn.Module:
 def _torchreid() -> Iterator[Model]:
     rows = (
         ("osnet_x0_25", (3, 128, 64)), ("osnet_ain_x0_25", (3, 128, 64)), ("osnet_ibn_x1_0", (3, 128, 64)),
-        ("mlfn", (3, 128, 64)), ("shufflenet", (3, 128, 64)), ("resnet50_ibn_a", (3, 128, 64)), ("hacnn", (3, 160, 64)),
+        ("mlfn", (3, 128, 64)), ("shufflenet", (3, 128, 64)), ("mobilenetv2_x1_0", (3, 128, 64)), ("shufflenet_v2_x1_0", (3, 128, 64)),
     )  # fmt: skip
     for name, shape in rows:
         build = partial(
