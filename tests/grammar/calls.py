@@ -33,17 +33,21 @@ def check_sites(subject: Subject) -> None:
 
 
 def check_attach(subject: Subject) -> None:
-    """``attach`` scales what the sites give, ``fold`` keeps that: with and without a check, ``fuse`` and both examples."""
+    """``attach`` scales what the sites give, and ``fold`` keeps that: with and without a check, and fused."""
     rng = subject.rng("attach")
     with loaded_from(subject.network) as loaded:
         attached = _attached(subject, loaded, rng, _example(loaded, rng))
         if attached is None:
             return
         truth = _truth(subject, "attach", attached, loaded)
-        for name, options in () if truth is None else (
-            ("attach, fold", {"check": False}),
-            ("attach, fold, checked", {"check": True}),
-            ("attach, fuse", {"check": False, "fuse": True}),
+        for name, options in (
+            ()
+            if truth is None
+            else (
+                ("attach, fold", {"check": False}),
+                ("attach, fold, checked", {"check": True}),
+                ("attach, fuse", {"check": False, "fuse": True}),
+            )
         ):
             _fold(subject, name, attached, truth, loaded, {**options, "example": _example(loaded, rng)})
 
@@ -103,10 +107,14 @@ def check_branch(subject: Subject) -> None:
             return
         randomise_(branched, rng, lambda name: True)
         truth = _truth(subject, "branch", branched, loaded)
-        for name, options in () if truth is None else (
-            ("branch, fold", {"check": False}),
-            ("branch, fold, checked", {"check": True}),
-            ("branch, fuse", {"check": False, "fuse": True}),
+        for name, options in (
+            ()
+            if truth is None
+            else (
+                ("branch, fold", {"check": False}),
+                ("branch, fold, checked", {"check": True}),
+                ("branch, fuse", {"check": False, "fuse": True}),
+            )
         ):
             _fold(subject, name, branched, truth, loaded, {**options, "example": _example(loaded, rng)})
 
@@ -160,7 +168,7 @@ def randomise_(net: nn.Module, rng: random.Random, chosen: Callable[[str], bool]
 def _attached(
     subject: Subject, loaded: Loaded, rng: random.Random, example: Any, call: str = "attach"
 ) -> nn.Module | None:
-    """The network with random gates, compared with itself under hooks that scale the sites' outputs; None if refused."""
+    """The network with random gates, compared with itself under hooks that scale; None where refused or wrong."""
     attention, where = rng.choice(_ATTENTIONS), rng.choice(["norm", "affine", "residual", "norm", "*"])
     repeats = rng.choice([1, 1, 2])
     good, attached = attempt(

@@ -1,4 +1,4 @@
-"""What every public call owes a network: right on all its calls, or refused with a reason; and no mark on the network."""
+"""What every public call owes a network: right on all its calls or refused with a reason, and no mark on it."""
 
 from __future__ import annotations
 

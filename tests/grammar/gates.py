@@ -6,8 +6,10 @@ from tests.grammar.piece import pieces
 
 _FRONT = "self.conv@, self.norm@ = nn.Conv2d($c, $c, 3, padding=1), nn.BatchNorm2d($c)\n"
 _EXCITE = _FRONT + "self.fc1@, self.fc2@ = nn.Conv2d($c, 2, 1), nn.Conv2d(2, $c, 1)"
-_SQUEEZE = "<<y.mean((2, 3), keepdim=True)|F.adaptive_avg_pool2d(y, 1)|y.amax((2, 3), keepdim=True)" \
+_SQUEEZE = (
+    "<<y.mean((2, 3), keepdim=True)|F.adaptive_avg_pool2d(y, 1)|y.amax((2, 3), keepdim=True)"
     "|y.flatten(2).mean(-1)[..., None, None]|y.sum((2, 3), keepdim=True) / 36>>"
+)
 _VALUE = f"self.fc2@(F.relu(self.fc1@({_SQUEEZE})))"
 
 GATES = pieces(

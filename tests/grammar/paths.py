@@ -95,8 +95,7 @@ PATHS = pieces(
     },
     {
         "name": "path_by_training",
-        "init": "self.conv@, self.norm@ = nn.Conv2d($c, $c, 1), nn.BatchNorm2d($c)\n"
-        "self.aux@ = nn.Conv2d($c, $c, 1)",
+        "init": "self.conv@, self.norm@ = nn.Conv2d($c, $c, 1), nn.BatchNorm2d($c)\nself.aux@ = nn.Conv2d($c, $c, 1)",
         "forward": "y = self.conv@(x)\nif self.training:\n    y = y + self.aux@(y)\nx = self.norm@(y)",
     },
     {

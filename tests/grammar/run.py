@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=60, help="how many networks")
-    parser.add_argument("--only", nargs="+", default=[], choices=list(CHECKS), help="these calls, in place of four drawn")
+    parser.add_argument("--only", nargs="+", default=[], choices=list(CHECKS), help="these, in place of four drawn")
     parser.add_argument("--all", action="store_true", help="every call on every network")
     parser.add_argument("--pieces", nargs="+", default=[], help="networks of these pieces only")
     parser.add_argument("--show", action="store_true", help="print the source text of every network with a fault")
@@ -71,12 +71,13 @@ def main() -> None:
 def table(counts: dict[str, Counter[str]], networks: int, seconds: float) -> str:
     """Counts by call, as Markdown."""
     columns = ("right", "refused", "unseen", *FAULTS, "done", "left")
+    version = torch.__version__.split("+")[0]
     lines = [
         "# Random networks from the grammar",
         "",
-        f"Written by `python -m tests.grammar.run --write` (torch {torch.__version__.split('+')[0]}): {networks} networks "
-        f"in {seconds / 60:.0f} minutes. *done*: layers, gates and blocks that were attached, folded, seen or baked; *left*: those left",
-        "out with a reason. *unseen*: wrong on a way around a layer that the one example does not show.",
+        f"Written by `python -m tests.grammar.run --write` (torch {version}): {networks} networks",
+        f"in {seconds / 60:.0f} minutes. *done*: layers, gates and blocks attached, folded, seen or baked; *left*:",
+        "those left out with a reason. *unseen*: wrong on a way around a layer that one example does not show.",
         "",
         "| call | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),

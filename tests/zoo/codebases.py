@@ -1,11 +1,12 @@
 """Public code bases run whole: attach, fold, fuse, observe, bake, each judged by plain runs of the model itself.
 
-    pip install --no-deps segmentation-models-pytorch monai ultralytics speechbrain efficientnet-pytorch torchreid effdet peft
+    pip install --no-deps segmentation-models-pytorch monai ultralytics speechbrain efficientnet-pytorch \
+        torchreid effdet peft
     python -m tests.zoo.codebases                    # what is installed; what has a result is skipped
     python -m tests.zoo.codebases --only monai --again
 
-Best in an environment of its own, beside the one that has torch. Writes results/codebases.jsonl, one line per model, and
-results/CODEBASES.md.
+Best in an environment of its own, beside the one that has torch. Writes results/codebases.jsonl, one line per model,
+and results/CODEBASES.md.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from tests.zoo.codebases_models import Model, models
 
 FOLDER = Path(__file__).parent / "results"
 RESULTS, TABLE = FOLDER / "codebases.jsonl", FOLDER / "CODEBASES.md"
-COUNTS = ("sites", "gates_folded", "fused", "fuse_left", "gates", "gates_checked", "others", "baked", "baked_checked", "kept")
+COUNTS = (
+    "sites", "gates_folded", "fused", "fuse_left", "gates", "gates_checked", "others", "baked", "baked_checked", "kept",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -56,7 +59,8 @@ def _line(model: Model) -> dict[str, Any]:
             version = importlib.metadata.version(model.package)
             line = dataclasses.asdict(check(model))
         except Exception as failure:
-            return {"package": model.package, "name": model.name, "failure": f"{type(failure).__name__}: {failure}"[:300]}
+            told = f"{type(failure).__name__}: {failure}"[:300]
+            return {"package": model.package, "name": model.name, "failure": told}
     return line | {"version": version, "seconds": round(time.perf_counter() - start, 1)}
 
 
@@ -68,15 +72,16 @@ def _read() -> list[dict[str, Any]]:
 def table(lines: list[dict[str, Any]]) -> str:
     """Counts by package, then every model, then every reason."""
     run = [line for line in lines if "failure" not in line]
+    version = torch.__version__.split("+")[0]
     text = [
         "# Public code bases",
         "",
-        f"Written by `python -m tests.zoo.codebases` (torch {torch.__version__.split('+')[0]}). Random weights, float64, two",
-        "inputs. The truth is never stripefold's own: the bare model under hooks that multiply by the paper's formula, or that",
-        "hold each factor (output over input of its module) at its mean. *error*: the largest difference to it over the largest",
-        "output, the worst of all calls; *control*: how much the gates change the output.",
+        f"Written by `python -m tests.zoo.codebases` (torch {version}). Random weights, float64, two",
+        "inputs. The truth is never stripefold's own: the bare model under hooks that multiply by the paper's formula, or",
+        "that hold each factor (output over input of its module) at its mean. *error*: the largest difference to it over",
+        "the largest output, the worst of all calls; *control*: how much the gates change the output.",
         "",
-        "| package | models | " + " | ".join(name.replace("_", " ") for name in COUNTS) + " | refused | faults | error |",
+        "| package | models | " + _heads() + " | refused | faults | error |",
         "|---|---|" + "---|" * (len(COUNTS) + 3),
     ]
     for package in dict.fromkeys(line["package"] for line in run):
@@ -85,7 +90,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         refused, faults = (sum(len(row[kind]) for row in rows) for kind in ("refused", "faults"))
         worst = max(row["error"] for row in rows)
         text.append(f"| {package} {rows[0]['version']} | {len(rows)} | {sums} | {refused} | {faults} | {worst:.1e} |")
-    text += ["", "| model | " + " | ".join(name.replace("_", " ") for name in COUNTS) + " | error | control |"]
+    text += ["", "| model | " + _heads() + " | error | control |"]
     text += ["|---|" + "---|" * (len(COUNTS) + 2)]
     for line in run:
         counts = " | ".join(str(line[name]) for name in COUNTS)
@@ -99,6 +104,10 @@ def table(lines: list[dict[str, Any]]) -> str:
         text += ["", f"## {title}", "", *(f"- {count} x {reason}" for reason, count in reasons.most_common())]
     failed = [f"- {line['package']} {line['name']}: {line['failure']}" for line in lines if "failure" in line]
     return "\n".join([*text, *(["", "## Not run", "", *failed] if failed else [])]) + "\n"
+
+
+def _heads() -> str:
+    return " | ".join(name.replace("_", " ") for name in COUNTS)
 
 
 if __name__ == "__main__":

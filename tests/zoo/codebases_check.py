@@ -169,7 +169,7 @@ def _scatter_(model: nn.Module) -> None:
 
 
 def paper_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Site -> sigmoid(W2 relu(W1 psi + b1) + b2), from the attached model's state (Hu et al. 2018; Huang et al. 2024)."""
+    """Site -> sigmoid(W2 relu(W1 psi + b1) + b2), from the attached model's state (Hu 2018, Huang 2024)."""
     found: dict[str, Tensor] = {}
     for key in state:
         match = re.fullmatch(r"(?:(.*)\.)?gates\.(\d+)\.psi", key)

@@ -68,14 +68,16 @@ def _smp() -> Iterator[Model]:
 def _monai() -> Iterator[Model]:
     flat = {"spatial_dims": 2, "in_channels": 1}
     rows: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
-        ("UNet", {**flat, "out_channels": 2, "channels": (8, 16, 32), "strides": (2, 2), "num_res_units": 2}, (1, 64, 64)),
+        ("UNet", {**flat, "out_channels": 2, "channels": (8, 16, 32), "strides": (2, 2), "num_res_units": 2},
+         (1, 64, 64)),
         ("UNet", {**flat, "spatial_dims": 3, "out_channels": 2, "channels": (8, 16), "strides": (2,)}, (1, 16, 16, 16)),
         ("BasicUNet", {**flat, "out_channels": 2, "features": (8, 8, 16, 16, 32, 8)}, (1, 64, 64)),
         ("AttentionUnet", {**flat, "out_channels": 2, "channels": (8, 16, 32), "strides": (2, 2)}, (1, 64, 64)),
         ("SegResNet", {**flat, "init_filters": 8, "out_channels": 2}, (1, 64, 64)),
         ("DenseNet121", {**flat, "out_channels": 3}, (1, 64, 64)),
         ("SEResNet50", {**flat, "num_classes": 3}, (1, 64, 64)),
-        ("EfficientNetBN", {**flat, "model_name": "efficientnet-b0", "pretrained": False, "num_classes": 3}, (1, 64, 64)),
+        ("EfficientNetBN", {**flat, "model_name": "efficientnet-b0", "pretrained": False, "num_classes": 3},
+         (1, 64, 64)),
         ("ViT", {**flat, "img_size": (32, 32), "patch_size": (8, 8), "hidden_size": 48, "mlp_dim": 96, "num_layers": 3,
                  "num_heads": 4, "classification": True}, (1, 32, 32)),
         ("UNETR", {**flat, "out_channels": 2, "img_size": (32, 32), "feature_size": 8, "hidden_size": 48, "mlp_dim": 96,
@@ -89,7 +91,8 @@ def _monai() -> Iterator[Model]:
 def _ultralytics() -> Iterator[Model]:
     rows = (
         ("DetectionModel", "yolov8n.yaml"), ("DetectionModel", "yolov5n.yaml"), ("DetectionModel", "yolov9t.yaml"),
-        ("DetectionModel", "yolov10n.yaml"), ("DetectionModel", "yolo11n.yaml"), ("SegmentationModel", "yolov8n-seg.yaml"),
+        ("DetectionModel", "yolov10n.yaml"), ("DetectionModel", "yolo11n.yaml"),
+        ("SegmentationModel", "yolov8n-seg.yaml"),
         ("PoseModel", "yolov8n-pose.yaml"), ("ClassificationModel", "yolov8n-cls.yaml"),
     )  # fmt: skip
     for kind, name in rows:
@@ -102,7 +105,8 @@ def _speechbrain() -> Iterator[Model]:
     rows: tuple[tuple[str, str, tuple[Any, ...], dict[str, Any], tuple[int, ...]], ...] = (
         ("ECAPA_TDNN", "ECAPA_TDNN", (20,), {"channels": [16, 16, 16, 16, 48], "lin_neurons": 12,
          "attention_channels": 8, "se_channels": 8}, (40, 20)),
-        ("Xvector", "Xvector", (), {"in_channels": 20, "tdnn_channels": [16, 16, 16, 16, 48], "lin_neurons": 12}, (40, 20)),
+        ("Xvector", "Xvector", (), {"in_channels": 20, "tdnn_channels": [16, 16, 16, 16, 48], "lin_neurons": 12},
+         (40, 20)),
         ("ResNet", "ResNet", (), {"input_size": 40, "channels": [8, 8, 16, 16], "block_sizes": [1, 1, 1, 1],
          "lin_neurons": 16}, (40, 40)),
         ("CRDNN", "CRDNN", (), {"input_size": 20, "cnn_blocks": 1, "cnn_channels": [8], "rnn_layers": 1,
@@ -129,7 +133,8 @@ def _efficientnet_named(name: str) -> nn.Module:
 def _torchreid() -> Iterator[Model]:
     rows = (
         ("osnet_x0_25", (3, 128, 64)), ("osnet_ain_x0_25", (3, 128, 64)), ("osnet_ibn_x1_0", (3, 128, 64)),
-        ("mlfn", (3, 128, 64)), ("shufflenet", (3, 128, 64)), ("mobilenetv2_x1_0", (3, 128, 64)), ("shufflenet_v2_x1_0", (3, 128, 64)),
+        ("mlfn", (3, 128, 64)), ("shufflenet", (3, 128, 64)), ("mobilenetv2_x1_0", (3, 128, 64)),
+        ("shufflenet_v2_x1_0", (3, 128, 64)),
     )  # fmt: skip
     for name, shape in rows:
         build = partial(

@@ -38,7 +38,7 @@ def model(build: Callable[[], nn.Module] = net) -> Model:
 
 def test_right() -> None:
     line = check(model())
-    assert line.faults == [] and line.refused == []
+    assert line.faults == line.refused == []
     assert (line.sites, line.gates_folded, line.gates, line.gates_checked, line.baked, line.baked_checked) == (1,) * 6
     assert line.fused >= 2
     assert line.error < 1e-10 < 1e-3 < line.control
@@ -88,7 +88,8 @@ def test_scales_by_the_formula() -> None:
 
 def test_every_code_base_is_named_once() -> None:
     keys = [(each.package, each.name) for each in models()]
-    assert len(set(keys)) == len(keys) and len({package for package, _ in keys}) == 8
+    assert len(set(keys)) == len(keys)
+    assert len({package for package, _ in keys}) == 8
 
 
 def test_the_table_is_that_of_the_lines() -> None:
