@@ -30,6 +30,7 @@ def check_sites(subject: Subject) -> None:
         good, table = attempt(subject, "sites", loaded, lambda: sf.sites(loaded.net, where, example=example))
         if good:
             subject.note("sites", "right", done=len(table), left=len(table.refused))
+            _afterwards(subject, "sites", loaded)
 
 
 def check_attach(subject: Subject) -> None:
@@ -127,6 +128,7 @@ def check_verify(subject: Subject) -> None:
         good, report = attempt(subject, "verify", loaded, lambda: sf.verify(loaded.net, same, example))
         if good:
             subject.note("verify", "right" if report.passed else "wrong", f"error {report.error:.2g} of itself")
+        _afterwards(subject, "verify", loaded)
         wrong = None if not good or "lazy" in subject.network.tags else _visibly_wrong(loaded, subject.tolerance)
         if wrong is not None:
             _, report = attempt(
@@ -193,6 +195,9 @@ def _truth(subject: Subject, call: str, net: nn.Module, loaded: Loaded) -> list[
     """What the changed network computes before it is folded; None, and a finding, where it no longer runs."""
     try:
         return outputs(net, loaded.calls)
+    except sf.errors.StripefoldError as problem:
+        subject.note(call, "refused", f"when the result runs: {problem}")
+        return None
     except Exception as problem:
         subject.note(call, "wrong", f"the result raises {told(problem)}")
         return None
@@ -235,6 +240,12 @@ def _examples(loaded: Loaded, rng: random.Random) -> list[Any]:
     """One for each way; what hangs on an attribute no example can show."""
     form = rng.choice(["tensor", "tuple", "mapping"])
     return [call.example(form) for call in loaded.calls if not call.attributes]
+
+
+def _afterwards(subject: Subject, call: str, loaded: Loaded) -> None:
+    """The user's own network still computes what it did, from the state that it was in."""
+    if "lazy" not in subject.network.tags:
+        subject.compare(f"{call}, afterwards", loaded.net, subject.truth, loaded)
 
 
 def _visibly_wrong(loaded: Loaded, tolerance: float) -> nn.Module | None:

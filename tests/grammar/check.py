@@ -81,6 +81,9 @@ class Subject:
         try:
             truth = against if isinstance(against, list) else outputs(against, loaded.calls)
             found = outputs(made, loaded.calls)
+        except sf.errors.StripefoldError as problem:
+            self.note(call, "refused", f"when the result runs: {_line(problem)}", **counts)
+            return False
         except Exception as problem:
             self.note(call, "wrong", f"the result raises {told(problem)}", **counts)
             return False
@@ -103,7 +106,8 @@ class Subject:
         hidden = "bypass" in self.network.tags and apart[0] <= self.tolerance and "all examples" not in call
         worst = max(range(len(apart)), key=apart.__getitem__)
         about = loaded.calls[worst]
-        what = {**about.arguments, **about.attributes}
+        given = {**about.arguments, **about.attributes}
+        what = {name: tuple(value.shape) if isinstance(value, Tensor) else value for name, value in given.items()}
         told = f"off by {apart[worst]:.2g} on call {worst} {what or tuple(about.x.shape)}; call 0 {apart[0]:.1g}"
         self.note(call, "unseen" if hidden else "wrong", told, **counts)
 

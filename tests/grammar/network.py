@@ -22,8 +22,9 @@ from tests.grammar.piece import Piece
 from tests.grammar.shapes import IN_PLACE, SHAPES
 from tests.grammar.support import Call
 from tests.grammar.types import HEADS, STEMS, TYPES
+from tests.grammar.uses import USES
 
-KINDS = (PATHS, SHARED, READ, STATE, HOOKS, MODES, SHAPES, IN_PLACE, GATES, NOT_GATES, TYPES)
+KINDS = (PATHS, SHARED, READ, STATE, HOOKS, MODES, SHAPES, IN_PLACE, GATES, NOT_GATES, TYPES, USES)
 EVERY = {piece.name: piece for piece in itertools.chain(PLAIN, *KINDS, STEMS, HEADS)}
 _CHOICE = re.compile(r"<<((?:(?!<<|>>).)*)>>", re.DOTALL)
 _NUMBER = itertools.count()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import random
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class State:
     def __init__(self, loaded: Loaded) -> None:
         self.own = dict(_own(loaded.net))
         self.flags = _flags()
-        self.random = torch.get_rng_state()
+        self.random = _random_state()
         self.shared = {kind for _, kind in _shared(loaded)}
 
     def differences(self, loaded: Loaded, ordinary: set[Any], *, draws: bool) -> list[str]:
@@ -43,7 +45,7 @@ class State:
         found += [f"{path} is new" for path in now if path not in self.own]
         found += [f"{path} changed" for path in self.own if path in now and not _same(self.own[path], now[path])]
         found += [f"{name} is switched" for name, value in _flags().items() if value != self.flags[name]]
-        if not draws and not torch.equal(self.random, torch.get_rng_state()):
+        if not draws and self.random != _random_state():
             found.append("random state moved on")
         strange = [(path, kind) for path, kind in _shared(loaded) if kind not in self.shared | ordinary]
         return found + [f"{path} holds a tensor {kind}" for path, kind in strange]
@@ -64,6 +66,10 @@ def _flags() -> dict[str, Any]:
         "inference mode": torch.is_inference_mode_enabled(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def _random_state() -> Any:
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
 
 
 def _same(before: tuple[Any, Any], now: tuple[Any, Any]) -> bool:

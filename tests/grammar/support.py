@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
+import random
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "Call", "F", "OrderedDict", "Output", "SimpleNamespace", "Tap", "concurrent", "defaultdict", "deque", "functools",
-    "nn", "picture", "prepared", "torch",
+    "itertools", "nn", "np", "picture", "prepared", "random", "torch",
 ]  # fmt: skip
 
 Output = namedtuple("Output", ["map", "features"])
@@ -37,6 +40,8 @@ class Call:
         """The network's output; draws of random numbers begin at the same place in every run."""
         for name, value in self.attributes.items():
             setattr(net, name, value)
+        random.seed(5)
+        np.random.seed(5)
         torch.default_generator.manual_seed(5)  # `torch.manual_seed` seeds accelerators as well, which takes longer
         with torch.no_grad():
             return net(self.x.clone(), **self.arguments)
