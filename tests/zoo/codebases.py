@@ -77,9 +77,9 @@ def table(lines: list[dict[str, Any]]) -> str:
         "# Public code bases",
         "",
         f"Written by `python -m tests.zoo.codebases` (torch {version}). Random weights, float64, two",
-        "inputs. The truth is never stripefold's own: the bare model under hooks that multiply by the paper's formula, or",
-        "that hold each factor (output over input of its module) at its mean. *error*: the largest difference to it over",
-        "the largest output, the worst of all calls; *control*: how much the gates change the output.",
+        "inputs. The truth is never stripefold's own: the bare model under hooks that multiply by the paper's formula,",
+        "or that hold each factor (output over input of its module) at its mean. *error*: the largest difference to it",
+        "over the largest output, the worst of all calls; *control*: how much the gates change the output.",
         "",
         "| package | models | " + _heads() + " | refused | faults | error |",
         "|---|---|" + "---|" * (len(COUNTS) + 3),
@@ -95,10 +95,11 @@ def table(lines: list[dict[str, Any]]) -> str:
     for line in run:
         counts = " | ".join(str(line[name]) for name in COUNTS)
         text.append(f"| {line['package']} {line['name']} | {counts} | {line['error']:.1e} | {line['control']:.1e} |")
-    left = Counter[str]()
-    for line in run:
-        left.update(line["why_left"])
-    text += ["", "## Left by fuse", "", *(f"- {count} x {reason}" for reason, count in left.most_common())]
+    for title, kind in (("Left by fuse", "why_left"), ("Kept by bake", "why_kept")):
+        kept = Counter[str]()
+        for line in run:
+            kept.update(line.get(kind, {}))
+        text += ["", f"## {title}", "", *(f"- {count} x {reason}" for reason, count in kept.most_common())]
     for title, kind in (("Refused", "refused"), ("Faults", "faults")):
         reasons = Counter(reason for line in run for reason in line[kind])
         text += ["", f"## {title}", "", *(f"- {count} x {reason}" for reason, count in reasons.most_common())]

@@ -11,7 +11,7 @@ import copy
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ class Line:
     baked_checked: int = 0
     kept: int = 0
     why_left: dict[str, int] = field(default_factory=dict)
+    why_kept: dict[str, int] = field(default_factory=dict)
     error: float = 0.0
     control: float = float("inf")
     refused: list[str] = field(default_factory=list)
@@ -64,10 +65,7 @@ class Subject:
 
     def outputs(self, model: nn.Module) -> list[list[Tensor]]:
         """Of every input, on a copy in eval mode."""
-        model = copy.deepcopy(model).eval()
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return [[t for t in flat(model(x.clone())) if t.numel()] for x in self.inputs]
+        return [[t for t in flat(found) if t.numel()] for found in _run(copy.deepcopy(model).eval(), self.inputs)]
 
     def attempt(self, call: str, act: Callable[[], Any]) -> Any:
         """Make a public call; None where it is refused. The model has to stay bit for bit what it was."""
@@ -108,7 +106,7 @@ def check(source: Model) -> Line:
     if made is not None:
         plain, report = made
         subject.line.fused, subject.line.fuse_left = len(report.folded), len(report.left)
-        subject.line.why_left = dict(Counter(re.sub(r"'[^']*'", "'...'", note.why)[:160] for note in report.left))
+        subject.line.why_left = _reasons(note.why for note in report.left)
         subject.compare("fuse", plain, subject.truth)
     same = copy.deepcopy(subject.model)
     report = subject.attempt("verify", lambda: sf.verify(subject.model, same, subject.inputs[0]))
@@ -116,6 +114,10 @@ def check(source: Model) -> Line:
         subject.line.faults.append(f"verify: {report.error:.2g} of itself")
     _attention(subject)
     return subject.line
+
+
+def _reasons(lines: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(re.sub(r"'[^']*'", "'...'", line)[:160] for line in lines))
 
 
 def prepared(source: Model) -> nn.Module:
@@ -221,36 +223,64 @@ def _attention(subject: Subject) -> None:
     baked, baking = made
     names = [site.name for site in baking.baked]
     subject.line.baked, subject.line.kept = len(names), len(baking.kept)
+    subject.line.why_kept = _reasons(site.why for site in baking.kept)
     if all(name in means for name in names):
         subject.line.baked_checked = len(names)
         subject.compare("bake", baked, subject.outputs(_held(subject.model, {name: means[name] for name in names})))
 
 
 def factors(subject: Subject, names: list[str]) -> dict[str, Tensor]:
-    """Gate -> mean over the images of output over input, where its module is x -> x * v(x), or nearly: v from them."""
+    """Gate -> mean over the images of its factor: output over input of its module, or what a part of it gives."""
     model, seen = copy.deepcopy(subject.model), dict[str, list[Tensor]]()
     known = dict(model.named_modules())
     for name in names:
-        if name not in known:
-            continue
-        values = seen.setdefault(name, [])
-        known[name].register_forward_hook(_recorder(values))
-        if hasattr(known[name], "_se_expand"):
-            known[name]._se_expand.register_forward_hook(_expander(values))
-    with torch.no_grad():
-        for x in subject.inputs:
-            model(x.clone())
-    found = {}
-    for name, values in seen.items():
-        if len(values) == len(subject.inputs) and all(v.numel() for v in values):
-            found[name] = torch.cat(values).mean(0)
+        if name in known:
+            part = _part(known[name])
+            record = _recorder if part is None else _PARTS[part].recorder
+            target = known[name] if part is None else getattr(known[name], part)
+            target.register_forward_hook(record(seen.setdefault(name, [])))
+    _run(model, subject.inputs)
+    whole = {name: v for name, v in seen.items() if len(v) == len(subject.inputs) and all(each.numel() for each in v)}
+    return {name: torch.cat(values).mean(0) for name, values in whole.items()}
+
+
+def _run(model: nn.Module, inputs: list[Tensor]) -> list[Any]:
+    found = []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for x in inputs:
+            torch.manual_seed(5)  # speechbrain's pooling draws numbers
+            found.append(model(x.clone()))
     return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A module whose output is the factor, or its logit."""
+
+    logits: bool
+
+    def recorder(self, values: list[Tensor]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            values.append((output.sigmoid() if self.logits else output).detach().flatten(1))
+
+        return hook
+
+    def holder(self, mean: Tensor) -> Callable[..., Tensor]:
+        value = mean.logit() if self.logits else mean
+        return lambda module, args, output: value.view(1, -1, *[1] * (output.dim() - 2)).expand_as(output)
+
+
+# efficientnet-pytorch's blocks, smp's scSE, timm's SE; the factor of a channel that a ReLU left empty is seen only so.
+_PARTS = {"_se_expand": _Part(logits=True), "cSE": _Part(logits=False), "gate": _Part(logits=False)}
+
+
+def _part(module: nn.Module) -> str | None:
+    return next((name for name in _PARTS if isinstance(getattr(module, name, None), nn.Module)), None)
 
 
 def _recorder(values: list[Tensor]) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if hasattr(module, "_se_expand"):  # efficientnet-pytorch: the product stands in the block's own forward
-            return
         x, v = args[0] if args else None, None
         if isinstance(x, Tensor) and x.dim() > 2:
             v = _factor(x, output)
@@ -270,14 +300,15 @@ def _factor(x: Tensor, output: Any) -> Tensor | None:
     return v if float((a * v[..., None] - b).abs().max()) <= 1e-12 * float(b.abs().max()) else None
 
 
-def _expander(values: list[Tensor]) -> Callable[..., None]:
-    return lambda module, args, output: values.append(output.detach().sigmoid().flatten(1))
-
-
 def _held(model: nn.Module, means: Mapping[str, Tensor]) -> nn.Module:
     hooked = copy.deepcopy(model)
     for name, mean in means.items():
-        hooked.get_submodule(name).register_forward_hook(
-            lambda module, args, output, mean=mean: args[0] * mean.view(1, -1, *[1] * (args[0].dim() - 2))
-        )
+        module = hooked.get_submodule(name)
+        part = _part(module)
+        if part is not None:
+            getattr(module, part).register_forward_hook(_PARTS[part].holder(mean))
+        else:
+            module.register_forward_hook(
+                lambda module, args, output, mean=mean: args[0] * mean.view(1, -1, *[1] * (args[0].dim() - 2))
+            )
     return hooked

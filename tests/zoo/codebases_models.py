@@ -62,7 +62,8 @@ def _smp() -> Iterator[Model]:
         build = partial(
             _from, "segmentation_models_pytorch", name, encoder_name=encoder, encoder_weights=None, classes=3, **options
         )
-        yield Model(package="segmentation-models-pytorch", name=f"{name} {encoder}", build=build, shape=(3, 64, 64))
+        side = 128 if name == "PAN" else 64
+        yield Model(package="segmentation-models-pytorch", name=f"{name} {encoder}", build=build, shape=(3, side, side))
 
 
 def _monai() -> Iterator[Model]:
