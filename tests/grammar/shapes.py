@@ -98,6 +98,15 @@ SHAPES = pieces(
         ".unbind(1)>>\nx = self.next@(torch.cat([<<self.half@(a), b|b, a|a.relu(), self.half@(b)|b.flip(1), a>>], 1))",
     },
     {
+        "name": "shuffled_halves",
+        "init": _FRONT + "\nself.half@, self.next@ = nn.BatchNorm2d($c // 2), nn.<<Conv2d($c, $c, 1)|BatchNorm2d($c)"
+        "|GroupNorm(2, $c)>>",
+        "forward": "n, c, h, w = x.shape\na, b = self.norm@(self.conv@(x)).chunk(2, 1)\n"
+        "y = torch.cat([<<a, self.half@(b)|self.half@(b), a|self.half@(a).relu(), b|a, b, self.half@(b)>>], 1)[:, :c]\n"
+        "x = self.next@(<<F.channel_shuffle(y, 2)|y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)"
+        "|y.reshape(n, c, h * w).reshape(n, c, h, w)|y.unflatten(1, (2, -1)).flatten(1, 2)>>)",
+    },
+    {
         "name": "unfolded",
         "init": _FRONT + "\nself.lin@ = nn.Linear(9 * $c, $c)",
         "forward": "n, c, h, w = x.shape\ncolumns = F.unfold(self.norm@(self.conv@(x)), 3, padding=1)\n"

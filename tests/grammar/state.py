@@ -27,7 +27,7 @@ class State:
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        self.own = dict(_own(loaded.net))
+        self.own = dict(own_state(loaded.net))
         self.flags = _flags()
         self.random = _random_state()
         self.shared = {kind for _, kind in _shared(loaded)}
@@ -40,10 +40,7 @@ class State:
             ordinary: What tensors an ordinary run leaves in functions and globals.
             draws: Whether the call may draw random numbers.
         """
-        now = dict(_own(loaded.net))
-        found = [f"{path} is gone" for path in self.own if path not in now]
-        found += [f"{path} is new" for path in now if path not in self.own]
-        found += [f"{path} changed" for path in self.own if path in now and not _same(self.own[path], now[path])]
+        found = changes(self.own, dict(own_state(loaded.net)))
         found += [f"{name} is switched" for name, value in _flags().items() if value != self.flags[name]]
         if not draws and self.random != _random_state():
             found.append("random state moved on")
@@ -68,6 +65,13 @@ def _flags() -> dict[str, Any]:
     }
 
 
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of ``own_state`` is no longer as it was."""
+    found = [f"{path} is gone" for path in before if path not in now]
+    found += [f"{path} is new" for path in now if path not in before]
+    return found + [f"{path} changed" for path in before if path in now and not _same(before[path], now[path])]
+
+
 def _random_state() -> Any:
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
 
@@ -76,7 +80,7 @@ def _same(before: tuple[Any, Any], now: tuple[Any, Any]) -> bool:
     return before[0] is now[0] and before[1] == now[1]
 
 
-def _own(net: nn.Module) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def own_state(net: nn.Module) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Path -> (object, content) of everything that the network holds without a function in between."""
     seen: set[int] = set()
     for name, module in net.named_modules(remove_duplicate=False):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from tests.grammar.compare import distances, flat
-from tests.lifecycle import snapshot
+from tests.grammar.state import changes, own_state
 from tests.zoo.codebases_models import Model
 from tests.zoo.prepare import Randomness, jitter_, randomise_, statistics_of_the_last_batch
 
@@ -60,7 +60,7 @@ class Subject:
         self.model = prepared(source)
         self.inputs = [source.inputs(1), source.inputs(2)]
         self.line = Line(source.package, source.name)
-        self.before = snapshot(self.model)
+        self.before = dict(own_state(self.model))
         self.truth = self.outputs(self.model)
 
     def outputs(self, model: nn.Module) -> list[list[Tensor]]:
@@ -78,10 +78,11 @@ class Subject:
             self.line.refused.append(f"{call}: {str(problem).splitlines()[0][:200]}")
         except Exception as problem:
             self.line.faults.append(f"{call}: {type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:160]}")
-        if snapshot(self.model) != self.before:
-            self.line.faults.append(f"{call}: the model changed")
+        changed = changes(self.before, dict(own_state(self.model)))
+        if changed:
+            self.line.faults.append(f"{call}: {changed[0]}")
             self.model = prepared(self.source)
-            self.before = snapshot(self.model)
+            self.before = dict(own_state(self.model))
         return result
 
     def compare(self, call: str, made: nn.Module, truth: list[list[Tensor]]) -> None:

@@ -76,7 +76,7 @@ def test_a_changed_model_and_an_exception_are_faults(monkeypatch: pytest.MonkeyP
         raise KeyError("x")
 
     monkeypatch.setattr(sf, "verify", wrong)
-    assert check(model()).faults == ["verify: KeyError: 'x'", "verify: the model changed"]
+    assert check(model()).faults == ["verify: KeyError: 'x'", "verify: (root) changed"]
 
 
 def test_scales_by_the_formula() -> None:
