@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import re
 import time
 import warnings
 from collections import Counter
@@ -98,7 +99,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     for title, kind in (("Left by fuse", "why_left"), ("Kept by bake", "why_kept")):
         kept = Counter[str]()
         for line in run:
-            kept.update(line.get(kind, {}))
+            for reason, count in line.get(kind, {}).items():
+                kept[re.sub(r"\b\w+(\.\w+)+\b", "...", reason)] += count
         text += ["", f"## {title}", "", *(f"- {count} x {reason}" for reason, count in kept.most_common())]
     for title, kind in (("Refused", "refused"), ("Faults", "faults")):
         reasons = Counter(reason for line in run for reason in line[kind])

@@ -145,7 +145,7 @@ def _torchreid() -> Iterator[Model]:
 
 
 def _effdet() -> Iterator[Model]:
-    for name in ("tf_efficientdet_lite0", "efficientdet_d0", "efficientdet_q0"):
+    for name in ("tf_efficientdet_lite0", "efficientdet_d0"):
         yield Model(package="effdet", name=name, build=partial(_efficientdet, name), shape=(3, 128, 128))
 
 
