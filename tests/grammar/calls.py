@@ -128,6 +128,12 @@ def check_verify(subject: Subject) -> None:
         good, report = attempt(subject, "verify", loaded, lambda: sf.verify(loaded.net, same, example))
         if good:
             subject.note("verify", "right" if report.passed else "wrong", f"error {report.error:.2g} of itself")
+        several = _examples(loaded, rng)
+        good_on_all, on_all = attempt(
+            subject, "verify, all examples", loaded, lambda: sf.verify(loaded.net, same, several)
+        )
+        if good_on_all:
+            subject.note("verify, all examples", "right" if on_all.passed else "wrong")
         _afterwards(subject, "verify", loaded)
         wrong = None if not good or "lazy" in subject.network.tags else _visibly_wrong(loaded, subject.tolerance)
         if wrong is not None:
