@@ -28,7 +28,6 @@ OPEN: dict[str, Known] = {
     "hook_collects": Known(_FOLDS, "as hook_always_called"),
     "hook_feeds_on": Known(_FOLDS, "a copy's hook writes into the original's object"),
     "in_a_list": Known(("attach", *_FOLDS), "the layer is called through a container that still holds the old one"),
-    "isinstance_walk": Known(("attach",), "a walk that passes a site by or reads its tensors"),
     "lazy": Known(("sites", "attach", "observe", "bake", "branch", *_FOLDS), "torch's own error comes out"),
     "norm_by_attribute": Known(_FOLDS, "the other way takes an nn.Identity, which counts as no layer"),
     "normalised_by_hand": Known(("observe",), "a normalisation is reported as a gate"),

@@ -223,10 +223,15 @@ READ = pieces(
         "|for layer in self.part@:\n    if type(layer) in (nn.Conv2d, nn.BatchNorm2d):\n        x = layer(x)"
         "|for layer in self.part@:\n    if 'Norm' in type(layer).__name__ or hasattr(layer, 'kernel_size'):\n"
         "        x = layer(x)"
-        "|for layer in self.part@:\n    if isinstance(layer, nn.BatchNorm2d):\n        x = F.batch_norm(x, "
-        "layer.running_mean, layer.running_var, layer.weight, layer.bias)\n    else:\n        x = layer(x)"
         "|for layer in self.part@:\n    match layer:\n        case nn.BatchNorm2d():\n            x = layer(x)\n"
         "        case nn.Conv2d():\n            x = layer(x)>>",
+    },
+    {
+        "name": "isinstance_reads",
+        "tags": frozenset({"reads"}),
+        "init": "self.part@ = nn.Sequential(nn.Conv2d($c, $c, 1), nn.BatchNorm2d($c), nn.ReLU())",
+        "forward": "for layer in self.part@:\n    if isinstance(layer, nn.BatchNorm2d):\n        x = F.batch_norm(x, "
+        "layer.running_mean, layer.running_var, layer.weight, layer.bias)\n    else:\n        x = layer(x)",
     },
     {
         "name": "isinstance_inside_residual",
