@@ -15,7 +15,7 @@ from stripefold.atomic import write_text
 from stripefold.baking import table
 from stripefold.errors import BakeError
 
-Outcome = Literal["folded", "multiply", "asr", "dynamic"]
+Outcome = Literal["folded", "multiply", "asr", "computed", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class SiteResult:
         prior: the relative squared error a constant makes in the gate's output (see ``sensitivity.prior``).
         alone: the metric with this gate constant and all others as they were; None where it was not measured.
         cumulative: the metric with it and those accepted before it constant; None without ``max_drop``.
-        outcome: "folded" into layers, "multiply" (a constant factor remains), "asr" (a trainable gate) or "dynamic".
+        outcome: "folded" into layers, "multiply" (a constant factor remains), "asr" (a trainable gate), "computed"
+            (constant, and what computes it runs on) or "dynamic".
         place: the layers that took it, or the module that remains.
         why: the reason, in words.
     """
@@ -113,8 +114,8 @@ class BakeReport:
 
     @property
     def baked(self) -> tuple[SiteResult, ...]:
-        """Gates that are no longer dynamic."""
-        return tuple(site for site in self.sites if site.outcome != "dynamic")
+        """Gates of which nothing runs any more but a constant."""
+        return tuple(site for site in self.sites if site.outcome not in ("dynamic", "computed"))
 
     @property
     def kept(self) -> tuple[SiteResult, ...]:
@@ -141,7 +142,8 @@ class BakeReport:
             BakeError: the file cannot be written.
         """
         text = io.StringIO()
-        writer = csv.DictWriter(text, [spec.name for spec in fields(SiteResult)], lineterminator="\n")
+        kind = type(self.sites[0]) if self.sites else SiteResult
+        writer = csv.DictWriter(text, [spec.name for spec in fields(kind)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(site) for site in self.sites)
         return _written(path, text.getvalue())
