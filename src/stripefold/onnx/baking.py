@@ -120,13 +120,14 @@ class _Job:
         model, folded, found = fold_constants(network, baked, held, dtypes, run_shapes(network, first.feed))
         proto = to_proto(model, network)
         session = Session(proto, network.name, threads=options.threads)
-        comparison = self._compared(session, switched, Switched(network, gates, dtypes, optimised=False), held)
+        noisy = Switched(network, gates, dtypes, threads=options.threads, optimised=False)
+        comparison = self._compared(session, switched, noisy, held)
         after = judge.measure(session.run, "of the baked network")
         report = self._report(
             observation, verdict, proto, folded, notes=tuple(found), comparison=comparison, after=after
         )
         if options.output is not None:
-            write_model(proto, options.output, lambda file: self._compared(file, switched, switched, held))
+            write_model(proto, options.output, lambda file: self._compared(file, switched, noisy, held))
         return proto, report
 
     def _compared(self, session: Session, switched: Switched, noisy: Switched, held: Constants) -> Comparison:
