@@ -225,7 +225,11 @@ def measure(path: Path, scale: float, rounds: int) -> dict[str, Any]:
         "error": priced.error,
         "tolerance": priced.tolerance,
         "images": priced.images,
-        "time": timed({"original": onnx.load(path), "copy": onnx.load(path), "baked": proto, "budget": within}, data[0][:1], rounds),
+        "time": timed(
+            {"original": onnx.load(path), "copy": onnx.load(path), "baked": proto, "budget": within},
+            data[0][:1],
+            rounds,
+        ),
         "versions": dict(priced.versions),
     }
     return json.loads(json.dumps(found))

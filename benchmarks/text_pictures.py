@@ -1,7 +1,7 @@
 """Rendered text: single lines, and scenes with many lines, for the networks that read and find text.
 
-Fonts are Debian's (``apt-get install fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-noto-cjk``); whatever of them is
-there is used, and pictures differ with the fonts. Everything else follows from the seed.
+Fonts are Debian's (``apt-get install fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-noto-cjk``); whatever of
+them is there is used, and pictures differ with the fonts. Everything else follows from the seed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 FONT_FOLDERS = (Path("/usr/share/fonts/truetype"), Path("/usr/share/fonts/opentype"))
 LATIN = ("DejaVu", "Liberation", "Free", "NotoSans-", "NotoSerif-")
 CHINESE = ("NotoSansCJK-Regular", "NotoSerifCJK-Regular")
-COMMON = "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后小么心多天而能好都然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
+COMMON = (
+    "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后"
+    "小么心多天而能好都然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
+)
 HINT = "apt-get install fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-noto-cjk"
 
 

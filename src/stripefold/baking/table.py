@@ -10,7 +10,13 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _NAME, _KIND = 34, 20
-SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "computed": "constant, still computed", "dynamic": "dynamic"}
+SAY = {
+    "folded": "folded",
+    "multiply": "multiply",
+    "asr": "ASR gate",
+    "computed": "constant, still computed",
+    "dynamic": "dynamic",
+}
 
 
 def as_text(report: BakeReport) -> str:

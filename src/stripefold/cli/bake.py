@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.cli.arguments import Device, Size, check_device, own_place
+from stripefold.cli.onnx_files import Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
 from stripefold.cli.output import check_weights_file, make_folder, print_line
 from stripefold.errors import BakeError, ConfigError
 
@@ -27,14 +28,17 @@ _RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
 
 def bake(
     source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, or a model's name.")
+        str,
+        typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, an ONNX file, a model's name."),
     ],
     *,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The safetensors file to write; none: only tell.")
+        Path | None,
+        typer.Option("-o", "--output", help="The safetensors or ONNX file to write; none: only tell."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="folder:PATH, cifar10, digits ...; the run's own if not given.")
+        str | None,
+        typer.Option(help="folder:PATH, cifar10, digits ...; for ONNX also FILE.npz, FILE.py:FUNCTION."),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of a model that is given by name.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
@@ -43,7 +47,7 @@ def bake(
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
     ] = None,
-    constants: Annotated[str, typer.Option(help="mean, or descriptor.")] = "mean",
+    constants: Annotated[str, typer.Option(help="mean, or descriptor; for ONNX energy, least-squares.")] = "mean",
     to: Annotated[str, typer.Option(help="plain, or asr: trainable gates that start there.")] = "plain",
     where: Annotated[list[str] | None, typer.Option(help="A glob of gate names; may be given again.")] = None,
     max_drop: Annotated[
@@ -56,8 +60,23 @@ def bake(
     speed: Annotated[bool, typer.Option("--speed", help="Also measure a forward pass before and after.")] = False,
     device: Device = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    preprocess: Preprocess = None,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
+    if is_onnx(source):
+        refuse(
+            {
+                "--weights": weights, "--pretrained": pretrained, "--size": size, "--test-images": test_images,
+                "--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs,
+                "--device": device != "cpu",
+            }
+        )  # fmt: skip
+        wanted: dict[str, Any] = {"constants": constants, "where": where or None, "max_drop": max_drop, "speed": speed}
+        wanted |= {"max_images": images, "progress": _tell}
+        files: dict[str, Any] = {"output": output, "overwrite": overwrite, "report": report}
+        bake_onnx(Path(source), data, preprocess, options=wanted, **files)
+        return
+    refuse_preprocess(preprocess)
     if output is not None:
         check_weights_file(output, overwrite=overwrite)
     if recalibrate not in _RECALIBRATE:

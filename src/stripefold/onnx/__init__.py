@@ -6,7 +6,8 @@ gate. Nothing here needs torch but ``observe``, whose report is that of ``stripe
 - ``read``: files are judged before anything runs. ``shapes``, ``values``, ``axes``, ``gates``: gates are found by shape
   and dependence, not by operator names.
 - ``switched``: one session with a switch per gate. ``statistics``: moments and constants, streamed.
-- ``fold``, ``backward``, ``forward``, ``weights``: where constants go, in float64, rounded once. ``write``: checked files.
+- ``fold``, ``paths``, ``scale``, ``layers``, ``weights``: where constants go, in float64, rounded once.
+- ``write``: files are compared with the switched network before they are there.
 
 Inside this package ``import onnx`` is the library: absolute imports always are.
 """

@@ -17,8 +17,8 @@ _LAST = frozenset({"MatMul", "Gemm", "LayerNormalization"})
 _CARRIED = frozenset(
     {
         "Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mish", "Elu", "Selu", "Softplus",
-        "Tanh", "Erf", "Gelu", "Swish", "QuickGelu", "Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div", "Pow", "Sqrt",
-        "Abs", "Exp", "Resize", "Upsample", "Pad", "Slice", "Concat", "Where", "Min", "Max", "Celu", "Softmax",
+        "Tanh", "Erf", "Gelu", "Swish", "QuickGelu", "Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div", "Pow",
+        "Sqrt", "Abs", "Exp", "Resize", "Upsample", "Pad", "Slice", "Concat", "Where", "Min", "Max", "Celu", "Softmax",
     }
 )  # fmt: skip
 _LOOKAHEAD = 12

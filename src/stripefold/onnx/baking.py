@@ -48,8 +48,8 @@ def bake(
     """Replace the dynamic channel attention of an ONNX network by constants, and fold those into its layers.
 
     With ``max_drop``, a metric decides: each gate is made constant alone, then they are added one by one, the cheapest
-    first, as long as the metric stays within the budget; the others keep their dynamic attention. The result is compared
-    with the network whose gates are held at the same constants, on real inputs, before it is written or returned.
+    first, as long as the metric stays within the budget; the others keep their dynamic attention. The result is
+    compared with the network whose gates are held at the same constants, on real inputs, before it is returned.
 
     Args:
         source: a file, its bytes, or a model in memory; it stays as it is.
@@ -61,8 +61,8 @@ def bake(
             (channels too: the least squared error in what is scaled).
         where: only the gates of these names: a glob, a list of globs, or a predicate of the name.
         metric: a function of the network, which it may call with arrays by name or with the one array, and which
-            returns a list of outputs; higher is better. None is the top-1 accuracy in percent where there are labels, and
-            else the agreement with the outputs of the original, which are stored.
+            returns a list of outputs; higher is better. None is the top-1 accuracy in percent where there are labels,
+            and else the agreement with the outputs of the original, which are stored.
         max_drop: how much the metric may fall, in its own units; None bakes every gate.
         validation: other data for the metric.
         price: measure each gate alone even without a budget: one pass over the data for each.
@@ -133,7 +133,11 @@ class _Job:
     def _compared(self, session: Session, switched: Switched, noisy: Switched, held: Constants) -> Comparison:
         feeds = [batch.feed for batch in itertools.islice(self._data, _COMPARED)]
         return compare(
-            session.run, lambda feed: switched.run(feed, held), lambda feed: noisy.run(feed, held), feeds, session.outputs
+            session.run,
+            lambda feed: switched.run(feed, held),
+            lambda feed: noisy.run(feed, held),
+            feeds,
+            session.outputs,
         )
 
     def _report(

@@ -37,7 +37,9 @@ class Input:
         """
         if value.dtype is None or value.dtype == ir.DataType.STRING:
             raise DataError(f"the input {value.name!r} is no tensor of numbers: such networks are not observed")
-        sizes = None if value.shape is None else tuple(s if isinstance(s, int) and s >= 0 else None for s in value.shape)
+        sizes = (
+            None if value.shape is None else tuple(s if isinstance(s, int) and s >= 0 else None for s in value.shape)
+        )
         return cls(value.name or "", value.dtype.numpy(), sizes)
 
 

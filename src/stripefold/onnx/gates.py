@@ -20,7 +20,16 @@ _VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "
 _WIDENING = frozenset({"Expand", "Tile", "Resize", "Upsample"})
 # Needed only where a map has a single position, so that shapes cannot tell what was pooled.
 _POOLS = frozenset(
-    {"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceSum", "ReduceMax"}
+    {
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "GlobalLpPool",
+        "AveragePool",
+        "MaxPool",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceMax",
+    }
 )
 _FACTOR_KINDS_LOOKED_THROUGH = 8
 

@@ -100,14 +100,17 @@ class Images:
         names = [path.relative_to(self.folder).parts for path in files]
         loose = next((parts[0] for parts in names if len(parts) < 2), None)
         if loose is not None:
-            raise DataError(f"labels: {loose} lies in {self.folder} itself; put every image into the folder of its class")
+            raise DataError(
+                f"labels: {loose} lies in {self.folder} itself; put every image into the folder of its class"
+            )
         order = {name: index for index, name in enumerate(sorted({parts[0] for parts in names}))}
         return np.asarray([order[parts[0]] for parts in names])
 
     def _image(self, path: Path, size: tuple[int, int], layout: Layout) -> Array:
         pixels = self._pixels(path, size) * np.float32(self.scale)
         pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return pixels.transpose(2, 0, 1) if layout == "nchw" else pixels
+        prepared: Array = pixels.transpose(2, 0, 1) if layout == "nchw" else pixels
+        return prepared
 
     def _pixels(self, path: Path, size: tuple[int, int]) -> Array:
         """The image (height, width, channels) in the wanted size, 0 to 255."""

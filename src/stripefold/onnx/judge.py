@@ -1,4 +1,4 @@
-"""The judgement on a network that is not changed: constants stand in the gates' place in one session, and are undone."""
+"""The judgement on a network that is not changed: constants stand in the gates' place in one session."""
 
 from __future__ import annotations
 

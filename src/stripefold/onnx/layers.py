@@ -61,7 +61,8 @@ def conv_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
     def change(weight: Array) -> Array:
         parts = weight.reshape(groups, -1, *weight.shape[1:])
         factors = scale.values.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))
-        return (parts * factors).reshape(weight.shape)
+        scaled: Array = (parts * factors).reshape(weight.shape)
+        return scaled
 
     return [_edit(context, node, 1, change)]
 
@@ -74,7 +75,8 @@ def conv_transpose_out(context: Context, node: ir.Node, scale: Scale) -> list[Ed
     def change(weight: Array) -> Array:
         parts = weight.reshape(groups, -1, *weight.shape[1:])
         factors = scale.values.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))
-        return (parts * factors).reshape(weight.shape)
+        scaled: Array = (parts * factors).reshape(weight.shape)
+        return scaled
 
     edits = [_edit(context, node, 1, change)]
     return edits + ([_edit(context, node, 2, lambda bias: bias * scale.values)] if _has(node, 2) else [])

@@ -38,11 +38,13 @@ class Accuracy:
         for batch in self._batches:
             scores = run(batch.feed)[0]
             if batch.labels is None:
-                raise BakeError(f"batch {batch.number} has no labels, and the first one has: give labels to all or none")
+                raise BakeError(
+                    f"batch {batch.number} has no labels, and the first one has: give labels to all or none"
+                )
             if scores.ndim != 2 or len(scores) != batch.size:
                 raise BakeError(
-                    f"the first output has the shape {scores.shape}, no scores (N, classes): give metric=, a function of "
-                    "the network, or leave the labels out"
+                    f"the first output has the shape {scores.shape}, no scores (N, classes): give metric=, a function "
+                    "of the network, or leave the labels out"
                 )
             if int(batch.labels.max()) >= scores.shape[1]:
                 raise BakeError(

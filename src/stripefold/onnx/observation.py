@@ -37,7 +37,8 @@ def observe(
 
     Args:
         source: a file, its bytes, or a model in memory.
-        data: a folder of images or ``Images``, an ``.npz`` file, arrays, batches of them, or a function that gives them.
+        data: a folder of images or ``Images``, an ``.npz`` file, arrays, batches of them, or a function that gives
+            them.
         max_images: stop after that many.
         keep: how many samples' vectors are kept for pictures, the first ones.
         by_class: also the mean of every class; needs labels.
@@ -143,7 +144,10 @@ def _report(network: Network, observation: Observation) -> StripeReport:
         )
     return StripeReport(
         layers=tuple(layers),
-        others=tuple(NotAGate(name=other.name, shape=other.shape, factor=other.factor, why=other.why) for other in observation.others),
+        others=tuple(
+            NotAGate(name=other.name, shape=other.shape, factor=other.factor, why=other.why)
+            for other in observation.others
+        ),
         images=observation.images,
         model=network.name,
         versions={"stripefold": __version__, **runtime_versions()},

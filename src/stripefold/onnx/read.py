@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx_ir.passes.common import InlinePass
 
 from stripefold.errors import OnnxError
@@ -117,7 +117,8 @@ def _refuse_node(node: onnx.NodeProto, name: str) -> None:
         )
     if node.op_type in _QUANTISED or node.op_type.startswith("QLinear"):
         raise OnnxError(
-            f"{name} is quantised ({where}): its weights are rounded already. Bake the float network, quantise the result"
+            f"{name} is quantised ({where}): its weights are rounded already. Bake the float network, then "
+            "quantise the result"
         )
 
 

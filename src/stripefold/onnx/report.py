@@ -13,7 +13,7 @@ _NAME, _KIND = 26, 12
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxSiteResult(SiteResult):
-    """What became of one gate; beside what ``SiteResult`` holds:
+    """What became of one gate: ``SiteResult``, and which channels move.
 
     Attributes:
         largest_channel: share of the variance over the images that lies in the one channel that moves most.

@@ -77,10 +77,12 @@ class GateStatistics:
         the mean.
         """
         if kind == "mean":
-            return self.mean.copy()
+            mean: Array = self.mean.copy()
+            return mean
         if kind == "energy":
             total = self._energy.sum()
-            return self._by_image / total if total > 0 else self.mean.copy()
+            found: Array = self._by_image / total if total > 0 else self.mean.copy()
+            return found
         safe = np.where(self._energy > 0, self._energy, 1.0)
         return np.where(self._energy > 0, self._by_energy / safe, self.mean)
 
@@ -140,4 +142,4 @@ class GateStatistics:
 
     def _still(self, variance: float) -> bool:
         rounding = float(np.finfo(self.dtype).eps) * float(np.abs(self.mean).max())
-        return variance**0.5 <= rounding
+        return bool(variance**0.5 <= rounding)

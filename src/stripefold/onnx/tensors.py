@@ -98,7 +98,7 @@ def load_external(proto: onnx.ModelProto, folder: Path | None, name: str) -> int
 def _external(tensor: onnx.TensorProto, folder: Path, where: str) -> bytes:
     try:
         info = ExternalDataInfo(tensor)
-        offset, length = int(info.offset or 0), int(info.length) if info.length else None
+        offset, length = int(info.offset or 0), int(info.length or 0)
     except (TypeError, ValueError) as error:
         raise OnnxError(f"{where} says where its data lie in no readable way: {error}") from error
     location = str(info.location or "")
@@ -106,7 +106,7 @@ def _external(tensor: onnx.TensorProto, folder: Path, where: str) -> bytes:
     if not location or Path(location).is_absolute() or folder not in path.parents:
         raise OnnxError(f"{where} has its data in {location!r}, outside the model's folder: that is refused")
     expected = _bytes(tensor, math.prod(tensor.dims))
-    if (length is not None and length != expected) or offset < 0:
+    if (length and length != expected) or offset < 0:
         raise OnnxError(f"{where} has {length} bytes at {offset}, {expected} expected: the file is damaged")
     try:
         with path.open("rb") as file:
@@ -139,5 +139,7 @@ def _bytes(tensor: onnx.TensorProto, count: int) -> int:
     try:
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)
     except ValueError as error:
-        raise OnnxError(f"tensor {tensor.name!r} has the unknown type {tensor.data_type}: the file is damaged") from error
+        raise OnnxError(
+            f"tensor {tensor.name!r} has the unknown type {tensor.data_type}: the file is damaged"
+        ) from error
     return (count * _BITS.get(kind, 8) + 7) // 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -101,7 +100,8 @@ def add_constant(model: ir.Model, before: ir.Node, array: Array, name: str) -> i
     return node.outputs[0]
 
 
-def _dtype(model: ir.Model, node: ir.Node, index: int) -> np.dtype[ml_dtypes.bfloat16] | np.dtype[np.generic]:
+def _dtype(model: ir.Model, node: ir.Node, index: int) -> np.dtype[np.generic]:
     found = constant(model, node.inputs[index])
     assert found is not None
-    return found.dtype
+    kind: np.dtype[np.generic] = found.dtype
+    return kind
