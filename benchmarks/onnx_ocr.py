@@ -3,9 +3,9 @@
     pip download --no-deps rapidocr-onnxruntime==1.4.4 rapidocr==3.10 -d /tmp/ocr      # and unpack the wheels there
     python -m benchmarks.onnx_ocr FILES.onnx ... --output benchmarks/results/ocr
 
-Files are told apart by their names: ``det`` finds text, ``cls`` tells its direction, ``rec`` reads it. Constants come from
-one set of pictures, a budget is judged on a second, and the figures are of a third. Time is the median of interleaved
-rounds on one thread beside an identical copy, so it can be read on a machine that is not quiet.
+Files are told apart by their names: ``det`` finds text, ``cls`` tells its direction, ``rec`` reads it. Constants come
+from one set of pictures, a budget is judged on a second, and the figures are of a third. Time is the median of
+interleaved rounds on one thread beside an identical copy, so it can be read on a machine that is not quiet.
 """
 
 from __future__ import annotations
@@ -223,6 +223,7 @@ def measure(path: Path, scale: float, rounds: int) -> dict[str, Any]:
             "bytes": chosen.bytes_after,
         },
         "error": priced.error,
+        "rms_error": priced.rms_error,
         "tolerance": priced.tolerance,
         "images": priced.images,
         "time": timed(
@@ -263,46 +264,68 @@ def timed(models: dict[str, onnx.ModelProto], feed: np.ndarray, rounds: int) -> 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
     """The tables, as a page."""
-    names = " | ".join(("network", "gates", "as given", *CONSTANTS, f"budget {BUDGET:g}: gates, score"))
-    out = [
-        "# Text networks, baked",
+    parts = [
+        _HEAD,
+        *map(_scores, results),
         "",
-        "Written by `python -m benchmarks.onnx_ocr` (rendered lines and scenes; small sets: one or two points are noise).",
-        "Constants come from one set, the budget is judged on a second, the figures are of a third.",
+        "All gates baked, constants the mean:",
         "",
-        f"| {names} |",
-        "|---" * 7 + "|",
+        _SIZES,
+        *map(_sizes, results),
     ]
     for each in results:
-        scores = " | ".join(f"{each['all'][kind]:.1f}" for kind in CONSTANTS)
-        budget = each["budget"]
-        title = f"{', '.join(each['files'])} ({each['task']})"
-        out.append(
-            f"| {title} | {len(each['gates'])} | {each['before']:.1f} | {scores} | {budget['baked']}, "
-            f"{budget['after']:.1f} |"
-        )
-    out += ["", "All gates baked:", "", _SIZES, "|---" * 6 + "|"]
-    for each in results:
-        (first, second), (fewer, rest) = each["bytes"], each["operations"]
-        ratio, copy = each["time"]["ratio"]["baked"], each["time"]["ratio"]["copy"]
-        out.append(
-            f"| {each['files'][0]} | {first} -> {second} ({second / first - 1:+.1%}) | {fewer} -> {rest} | "
-            f"{each['time']['milliseconds']:.1f} | {ratio[1]:.3f} ({ratio[0]:.3f} to {ratio[2]:.3f}), copy {copy[1]:.3f} | "
-            f"{each['error']:.1e} |"
-        )
-    for each in results:
-        out += ["", f"## {each['files'][0]}", "", _GATES, "|---" * 8 + "|"]
-        for gate in each["gates"]:
-            out.append(
-                f"| {gate['name']} | {gate['channels']} | {gate['stripe_index']:.3f} | {gate['within_over_mean']:.3f} | "
-                f"{gate['moving_channels']:.1f} | {gate['largest_channel']:.2f} | {gate['alone'] - each['before']:+.1f} | "
-                f"{gate['outcome']}: {gate['place']} |"
-            )
-    return "\n".join(out) + "\n"
+        parts += ["", f"## {each['files'][0]}", "", _GATES, *(_gate(gate, each["before"]) for gate in each["gates"])]
+    return "\n".join(parts) + "\n"
 
 
-_SIZES = "| network | bytes | operations | ms, one thread | time ratio (quartiles), and of an identical copy | error |"
-_GATES = "| gate | C | stripe index | std/abs(v) | moving channels | share of the largest | alone | result |"
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _head(*cells: str) -> str:
+    return _row(*cells) + "\n" + "|---" * len(cells) + "|"
+
+
+def _scores(each: dict[str, Any]) -> str:
+    budget, title = each["budget"], f"{', '.join(each['files'])}: {each['task']}"
+    scores = [f"{each['all'][kind]:.1f}" for kind in CONSTANTS]
+    return _row(title, len(each["gates"]), f"{each['before']:.1f}", *scores, budget["baked"], f"{budget['after']:.1f}")
+
+
+def _sizes(each: dict[str, Any]) -> str:
+    (first, second), (fewer, rest) = each["bytes"], each["operations"]
+    ratio, copy = each["time"]["ratio"]["baked"], each["time"]["ratio"]["copy"]
+    return _row(
+        each["files"][0],
+        f"{first} -> {second} ({second / first - 1:+.1%})",
+        f"{fewer} -> {rest}",
+        f"{each['time']['milliseconds']:.1f}",
+        f"{ratio[1]:.3f} ({ratio[0]:.2f} to {ratio[2]:.2f})",
+        f"{copy[1]:.3f} ({copy[0]:.2f} to {copy[2]:.2f})",
+        f"{each['error']:.1e} ({each['tolerance']:.1e})",
+        f"{each['rms_error']:.1e}",
+    )
+
+
+def _gate(gate: dict[str, Any], before: float) -> str:
+    figures = (f"{gate['stripe_index']:.3f}", f"{gate['within_over_mean']:.3f}", f"{gate['moving_channels']:.1f}")
+    cost = f"{gate['alone'] - before:+.1f}"
+    place = f"{gate['outcome']}: {gate['place']}"
+    return _row(gate["name"], gate["channels"], *figures, f"{gate['largest_channel']:.2f}", cost, place)
+
+
+_HEAD = f"""# Text networks, baked
+
+Written by `python -m benchmarks.onnx_ocr`: rendered lines and scenes, so the scores are of this text, not of photos;
+one or two points are noise. Constants come from one set, a budget is judged on a second, the figures are of a third.
+All gates constant, with each kind of constant; then what a budget of {BUDGET:g} keeps (least squares), and its score.
+
+{_head("network", "gates", "as given", *CONSTANTS, "baked within the budget", "score")}"""
+_SIZES = _head(
+    "network", "bytes", "operations", "ms, one thread", "time, baked / given (quartiles)", "time of an identical copy",
+    "largest difference (allowed)", "root mean square",
+)  # fmt: skip
+_GATES = _head("gate", "C", "index", "std/mean", "moving channels", "share of the largest", "alone", "result")
 
 
 def main() -> None:
@@ -311,13 +334,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--scale", type=float, default=1.0, help="of all sets: 0.1 to see whether it runs")
     parser.add_argument("--rounds", type=int, default=61)
+    parser.add_argument("--keep", action="store_true", help="go on from the results that are there")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
+    if options.keep and (options.output / "ocr.json").is_file():
+        found = json.loads((options.output / "ocr.json").read_text(encoding="utf-8"))
+        results = {each["key"]: {**each, "files": []} for each in found}
     for path in options.files:
         key = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         if key not in results:
-            results[key] = {"files": [], **measure(path, options.scale, options.rounds)}
+            results[key] = {"key": key, "files": [], **measure(path, options.scale, options.rounds)}
             print(path.name, results[key]["before"], results[key]["all"], results[key]["time"], flush=True)
         results[key]["files"].append(path.name)
         write_text(options.output / "ocr.json", json.dumps(list(results.values()), indent=1) + "\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 C = 6
 
@@ -113,7 +113,9 @@ def classifier(gates: int = 2) -> onnx.ModelProto:
 def data(batches: int = 3, size: int = 2, shape: tuple[int, ...] = (3, 8, 10), dtype: Any = np.float32) -> list[Any]:
     """Images of quite different brightness, so that gates move."""
     rng = np.random.default_rng(1)
-    made = [rng.standard_normal((size, *shape)) * rng.uniform(0.2, 3, (size, *(1,) * len(shape))) for _ in range(batches)]
+    made = [
+        rng.standard_normal((size, *shape)) * rng.uniform(0.2, 3, (size, *(1,) * len(shape))) for _ in range(batches)
+    ]
     return [each.astype(dtype) for each in made]
 
 

@@ -1,4 +1,4 @@
-"""Where constants go: into layers, in both directions, or into one product; each compared with the network that holds them."""
+"""Where constants go: into layers, both ways, or into one product; compared with the network that holds them."""
 
 from __future__ import annotations
 
@@ -231,7 +231,9 @@ def test_into_gemm_and_through_it() -> None:
         factor = graph.op("Sigmoid", graph.op("MatMul", graph.mean(x, 1), graph.weight(C, C)))
         flat = graph.op("ReduceMax", graph.op("Mul", graph.op("Exp", x), factor), axes=[1], keepdims=0)
         shape = (4, C) if transposed else (C, 4)
-        model = graph.model(graph.op("Gemm", flat, graph.weight(*shape), graph.weight(4), transB=transposed), shape=("N", 7, 5))
+        model = graph.model(
+            graph.op("Gemm", flat, graph.weight(*shape), graph.weight(4), transB=transposed), shape=("N", 7, 5)
+        )
         _, report = assert_bakes_exactly(model, data(shape=(7, 5)), *product_of(model))
         assert report.sites[0].outcome == "multiply"  # a reduction that drops its axis moves the channels
         assert "changes the channel axis" in report.sites[0].why or "does not commute" in report.sites[0].why
@@ -417,3 +419,24 @@ def test_interface_and_metadata_stay() -> None:
     assert made.producer_name == model.producer_name
     # The given model is as it was.
     assert model.SerializeToString() == se_net().SerializeToString()
+
+
+def test_a_gate_within_the_attention_of_another() -> None:
+    graph = Graph()
+    x = graph.conv("x", C, 3, 3)
+    inner = graph.se(graph.conv(x))
+    outer = graph.op("Mul", x, graph.excite(graph.op("GlobalMaxPool", inner)))
+    model = graph.model(graph.conv(outer))
+    made, report = so.bake(model, data(), threads=1)
+    assert [site.outcome for site in report.sites] == ["folded", "folded"]
+    assert "nothing needs what it scales" in report.sites[0].why
+    assert kinds(made) == ["Conv", "Conv"]
+
+
+def test_operations_that_nothing_uses() -> None:
+    graph = Graph()
+    x = graph.conv("x", C, 3, 3)
+    graph.se(x)
+    model = graph.model(graph.conv(graph.se(x)))
+    _, report = so.bake(model, data(), threads=1)
+    assert len(report.sites) == 1

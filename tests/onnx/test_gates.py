@@ -12,7 +12,16 @@ from stripefold import onnx as so
 from tests.onnx.exact import assert_bakes_exactly, run
 from tests.onnx.nets import FORMS, C, Graph, classifier, data, gated, kinds
 
-POOLS = {"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "AveragePool", "Sigmoid", "HardSigmoid", "Clip"}
+POOLS = {
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "ReduceMean",
+    "ReduceSum",
+    "AveragePool",
+    "Sigmoid",
+    "HardSigmoid",
+    "Clip",
+}
 
 
 @pytest.mark.parametrize("opset", [13, 18, 21])
@@ -149,7 +158,9 @@ def test_what_is_no_gate_is_named(form: Callable[[Graph, str], str], why: str) -
 
 def test_a_factor_from_another_input_is_no_attention() -> None:
     graph = Graph()
-    factor = graph.op("Reshape", graph.op("Gemm", "y", graph.weight(5, C)), graph.const(np.asarray([0, C, 1, 1], np.int64)))
+    factor = graph.op(
+        "Reshape", graph.op("Gemm", "y", graph.weight(5, C)), graph.const(np.asarray([0, C, 1, 1], np.int64))
+    )
     output = graph.conv(graph.op("Mul", graph.conv("x", C, 3), factor))
     model = graph.model(output, inputs={"x": ("N", 3, 8, 10), "y": ("N", 5)})
     rng = np.random.default_rng(0)
@@ -181,7 +192,11 @@ def test_moments_are_those_of_the_factor_whatever_the_batches() -> None:
     wide.CopyFrom(model)
     wide.graph.output.append(onnx.helper.make_empty_tensor_value_info(factor))
     values = np.concatenate([run(wide, batch)[-1].reshape(-1, C) for batch in batches]).astype(np.float64)
-    for split in (batches, [np.concatenate(batches)], lambda: (each[:1] for batch in batches for each in np.split(batch, 3))):
+    for split in (
+        batches,
+        [np.concatenate(batches)],
+        lambda: (each[:1] for batch in batches for each in np.split(batch, 3)),
+    ):
         layer = so.observe(model, split, keep=5).layers[0]
         assert layer.images == 12
         np.testing.assert_allclose(layer.mean.numpy(), values.mean(0), rtol=1e-6)

@@ -10,7 +10,7 @@ import typer
 
 from stripefold.cli.arguments import Device, Size, check_device, own_place
 from stripefold.cli.onnx_files import Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
-from stripefold.cli.output import check_weights_file, make_folder, print_line
+from stripefold.cli.output import check_weights_file, make_folders, print_line
 from stripefold.errors import BakeError, ConfigError
 
 if TYPE_CHECKING:
@@ -63,18 +63,13 @@ def bake(
     preprocess: Preprocess = None,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
+    options: dict[str, Any] = {"constants": constants, "where": where or None, "max_drop": max_drop, "speed": speed}
     if is_onnx(source):
-        refuse(
-            {
-                "--weights": weights, "--pretrained": pretrained, "--size": size, "--test-images": test_images,
-                "--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs,
-                "--device": device != "cpu",
-            }
-        )  # fmt: skip
-        wanted: dict[str, Any] = {"constants": constants, "where": where or None, "max_drop": max_drop, "speed": speed}
-        wanted |= {"max_images": images, "progress": _tell}
-        files: dict[str, Any] = {"output": output, "overwrite": overwrite, "report": report}
-        bake_onnx(Path(source), data, preprocess, options=wanted, **files)
+        refuse({"--weights": weights, "--pretrained": pretrained, "--size": size, "--test-images": test_images})
+        refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
+        refuse({"--device": device != "cpu"})
+        options |= {"max_images": images, "progress": _tell}
+        bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
         return
     refuse_preprocess(preprocess)
     if output is not None:
@@ -88,20 +83,10 @@ def bake(
 
     given = _given(source, data, weights, size, pretrained=pretrained)
     _check_to(given, to, output)
-    for folder in (report, None if output is None else output.parent):
-        if folder is not None:
-            make_folder(folder)
+    make_folders(report, output)
     calibration, test = _images(given, images, test_images, place)
-    options: dict[str, Any] = {
-        "constants": constants,
-        "to": to,
-        "where": where or None,
-        "max_drop": max_drop,
-        "validation": test,
-        "recalibrate": _RECALIBRATE[recalibrate],
-        "finetune": _finetune(given, finetune_epochs, finetune_rate),
-        "speed": speed,
-    }
+    options |= {"to": to, "validation": test, "recalibrate": _RECALIBRATE[recalibrate]}
+    options["finetune"] = _finetune(given, finetune_epochs, finetune_rate)
     with joined(place) as group:
         tell = _tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold.cli.output import make_folder, print_line
+from stripefold.cli.output import make_folders, print_line
 from stripefold.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Preprocess = Annotated[
     list[str] | None,
     typer.Option(
-        help="For ONNX files, how images are prepared, as KEY=VALUE words: size=48x192 "
-        "fit=stretch|crop|pad scale=1/255 mean=0.5 std=0.5,0.5,0.5 order=rgb|bgr|gray layout=nchw|nhwc labels=folders batch=16; may be given again."
+        help="For ONNX files, how images are prepared, as KEY=VALUE words: size=48x192 fit=stretch|crop|pad "
+        "scale=1/255 mean=0.5 std=0.5,0.5,0.5 order=rgb|bgr|gray layout=nchw|nhwc labels=folders batch=16."
     ),
 ]
 _NOISE = "noise"
@@ -66,7 +66,7 @@ def observe_onnx(
 
 
 def bake_onnx(
-    path: Path,
+    source: str,
     data: str | None,
     preprocess: Sequence[str] | None,
     *,
@@ -78,11 +78,10 @@ def bake_onnx(
     """Bake a file, print what was done, and write what was asked for."""
     from stripefold.onnx import bake
 
+    path = Path(source)
     if output is not None:
         _check_output(output, path, overwrite=overwrite)
-    for folder in (report, None if output is None else output.parent):
-        if folder is not None:
-            make_folder(folder)
+    make_folders(report, output)
     _, made = bake(path, data_of(path, data, preprocess), output=output, **options)
     options["progress"]("", 0, 0)
     print_line(made)

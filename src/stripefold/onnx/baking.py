@@ -120,25 +120,22 @@ class _Job:
         model, folded, found = fold_constants(network, baked, held, dtypes, run_shapes(network, first.feed))
         proto = to_proto(model, network)
         session = Session(proto, network.name, threads=options.threads)
-        noisy = Switched(network, gates, dtypes, threads=options.threads, optimised=False)
-        comparison = self._compared(session, switched, noisy, held)
+        plain = Switched(network, gates, dtypes, threads=options.threads, optimised=False)
+        comparison = self._compared(session, switched, plain, held)
         after = judge.measure(session.run, "of the baked network")
         report = self._report(
             observation, verdict, proto, folded, notes=tuple(found), comparison=comparison, after=after
         )
         if options.output is not None:
-            write_model(proto, options.output, lambda file: self._compared(file, switched, noisy, held))
+            write_model(proto, options.output, lambda file: self._compared(file, switched, plain, held))
         return proto, report
 
-    def _compared(self, session: Session, switched: Switched, noisy: Switched, held: Constants) -> Comparison:
+    def _compared(self, session: Session, switched: Switched, plain: Switched, held: Constants) -> Comparison:
+        """Compare with the switched network; operation by operation, and with nudged constants, it shows rounding."""
         feeds = [batch.feed for batch in itertools.islice(self._data, _COMPARED)]
-        return compare(
-            session.run,
-            lambda feed: switched.run(feed, held),
-            lambda feed: noisy.run(feed, held),
-            feeds,
-            session.outputs,
-        )
+        nudged = switched.nudged(held)
+        nearly = [lambda feed: plain.run(feed, held), lambda feed: switched.run(feed, nudged)]
+        return compare(session.run, lambda feed: switched.run(feed, held), nearly, feeds, session.outputs)
 
     def _report(
         self,
@@ -178,5 +175,6 @@ class _Job:
             operations_after=operations(proto),
             error=0.0 if comparison is None else comparison.error,
             tolerance=0.0 if comparison is None else comparison.tolerance,
+            rms_error=0.0 if comparison is None else comparison.rms_error,
             path="" if options.output is None or not folded else os.fspath(options.output),
         )

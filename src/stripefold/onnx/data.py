@@ -134,7 +134,7 @@ class Batches:
 
     def _arrays(self, path: Path) -> Callable[[], Iterable[Any]]:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, BadZipFile, EOFError) as error:
             raise DataError(f"{self._name}: {path} cannot be read: {error}") from error

@@ -134,6 +134,8 @@ def _merge_sum(one: _Constant) -> None:
 
 def _fold(context: Context, weights: Weights, one: _Constant, *, absorb: bool) -> Folded | str:
     """Try the ways of one constant; why none of them leads anywhere."""
+    if one.node.graph is None:  # it served another gate's attention alone
+        return Folded("folded", "", "nothing needs what it scales any more")
     scale = Scale(one.values, one.gate.axis)
     reasons = []
     for how, words in (("back", "into the layer in front"), ("forward", "into the layers behind")):

@@ -7,31 +7,14 @@ A gate is a product of two values that depend on the data: one is a map, the oth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from stripefold.onnx.axes import axis_ahead, axis_behind
+from stripefold.onnx.factors import compact, ending, extents, is_normalising, pooled_operand, reduces_a_map
 from stripefold.onnx.shapes import Shapes
-from stripefold.onnx.values import ancestors, constant, data_dependent
-
-_VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Identity", "Cast", "Expand", "Tile"})
-_WIDENING = frozenset({"Expand", "Tile", "Resize", "Upsample"})
-# Needed only where a map has a single position, so that shapes cannot tell what was pooled.
-_POOLS = frozenset(
-    {
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "GlobalLpPool",
-        "AveragePool",
-        "MaxPool",
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceMax",
-    }
-)
-_FACTOR_KINDS_LOOKED_THROUGH = 8
+from stripefold.onnx.values import ancestors, data_dependent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +67,13 @@ def find_gates(model: ir.Model, shapes: Shapes) -> tuple[list[Gate], list[Other]
         The gates in the order of computation, and the products that are none.
     """
     dependent = data_dependent(model)
+    alive = {id(value) for output in model.graph.outputs for value in ancestors(output)}
     nodes = list(model.graph)
     gates: list[Gate] = []
     others: list[Other] = []
     names: dict[str, int] = {}
     for index, node in enumerate(nodes):
-        if not _is_product(node, dependent):
+        if not _is_product(node, dependent) or id(node.outputs[0]) not in alive:
             continue
         name = node.name or node.outputs[0].name or f"node {index}"
         names[name] = names.get(name, 0) + 1
@@ -116,7 +100,7 @@ class _Found:
         shape = shapes[product.name]
         return Gate(
             name=name,
-            kind=_kind(self.factor),
+            kind=ending(self.factor),
             product=product.name,
             factor=self.factor.name or given.name,
             operand=self.operand,
@@ -136,26 +120,26 @@ def _is_product(node: ir.Node, dependent: set[str]) -> bool:
 
 def _judged(model: ir.Model, node: ir.Node, shapes: Shapes, dependent: set[str]) -> _Found | str:
     """The gate that a product is, or why it is none."""
-    first, second = (_compact(value, shapes) for value in node.inputs if value is not None)
+    first, second = (compact(value, shapes) for value in node.inputs if value is not None)
     shape = shapes.get(node.outputs[0].name or "", ())
-    full = _extents(shape, len(shape))
-    axes = [_extents(shapes.get(value.name or "", ()), len(shape)) for value in (first, second)]
+    full = extents(shape, len(shape))
+    axes = [extents(shapes.get(value.name or "", ()), len(shape)) for value in (first, second)]
     operand = 1 if len(axes[0]) >= len(axes[1]) else 0
     factor, scaled = (second, first) if operand else (first, second)
     if axes[1 - operand] != full:
         return "an outer product: neither factor has the shape of the result"
     if axes[operand] == full:
-        pooled = _pooled_operand(first, second, shape, shapes)
+        pooled = pooled_operand(first, second, shape, shapes)
         if pooled is None:
             return "element by element: the factor has the shape of the map"
         operand, axes[pooled] = pooled, (1,)
         factor, scaled = (second, first) if operand else (first, second)
-    if node.op_type == "Div" or _is_normalising(model, factor):
+    if node.op_type == "Div" or is_normalising(model, factor):
         return "a normalisation: the factor is one over a size of the map itself"
     axis = _channel_axis(node, scaled, [each for each in axes[operand] if each], shapes)
     if isinstance(axis, str):
         return axis
-    if not _reduces_a_map(factor, shapes, dependent):
+    if not reduces_a_map(factor, shapes, dependent):
         return "not reduced from a feature map: its factor comes from another input"
     return _Found(operand, factor, axis)
 
@@ -177,80 +161,3 @@ def _channel_axis(node: ir.Node, scaled: ir.Value, axes: list[int], shapes: Shap
     if channel is None and rank == 3:
         return "no layer beside it says which axis holds the channels"
     return axes[0]
-
-
-def _compact(value: ir.Value, shapes: Shapes) -> ir.Value:
-    """The value before it was widened to the shape of its partner."""
-    node = value.producer()
-    while node is not None and node.op_type in _WIDENING and node.inputs[0] is not None:
-        before, after = shapes.get(node.inputs[0].name or "", ()), shapes.get(value.name or "", ())
-        kept = set(_extents(before, len(after)))
-        same = all(before[axis - len(after)] == after[axis] for axis in kept if len(after) - axis <= len(before))
-        if len(before) > len(after) or not same or not kept < set(_extents(after, len(after))):
-            return value
-        value = node.inputs[0]
-        node = value.producer()
-    return value
-
-
-def _extents(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """The axes of a value of ``rank`` dimensions along which a factor of this shape differs."""
-    lead = rank - len(shape)
-    return tuple(lead + axis for axis, size in enumerate(shape) if size > 1)
-
-
-def _pooled_operand(first: ir.Value, second: ir.Value, shape: tuple[int, ...], shapes: Shapes) -> int | None:
-    """Which factor of (N, C, 1, 1) times (N, C, 1, 1) was pooled from the other."""
-    if len(shape) < 3 or any(size > 1 for size in shape[2:]):
-        return None
-    for operand, factor, scaled in ((1, second, first), (0, first, second)):
-        pools = {id(node.outputs[0]) for node in scaled.consumers() if node.op_type in _POOLS}
-        if any(id(value) in pools for value in ancestors(factor)):
-            return operand
-    return None
-
-
-def _is_normalising(model: ir.Model, value: ir.Value) -> bool:
-    for node in _factor_nodes(model, value):
-        if node.op_type in ("Reciprocal", "Rsqrt"):
-            return True
-        if node.op_type == "Div" and constant(model, node.inputs[0]) is not None:
-            return True
-        if node.op_type == "Pow":
-            power = constant(model, node.inputs[1])
-            return power is not None and bool((power < 0).all())
-    return False
-
-
-def _factor_nodes(model: ir.Model, value: ir.Value) -> Iterator[ir.Node]:
-    """The operations that end a factor, through views and products with constants."""
-    for _ in range(_FACTOR_KINDS_LOOKED_THROUGH):
-        node = value.producer()
-        if node is None:
-            return
-        yield node
-        inputs = [each for each in node.inputs if each is not None]
-        if node.op_type == "Mul":
-            inputs = [each for each in inputs if constant(model, each) is None]
-            if len(inputs) != 1:
-                return
-        elif node.op_type not in _VIEWS:
-            return
-        value = inputs[0]
-
-
-def _kind(value: ir.Value) -> str:
-    node = value.producer()
-    while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return "input" if node is None else node.op_type
-
-
-def _reduces_a_map(factor: ir.Value, shapes: Shapes, dependent: set[str]) -> bool:
-    """Whether anything behind a factor has positions beside samples and channels."""
-    for value in ancestors(factor):
-        shape = shapes.get(value.name or "", ())
-        if value.name in dependent and sum(size > 1 for size in shape[1:]) > 1:
-            return True
-    return False

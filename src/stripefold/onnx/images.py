@@ -71,10 +71,10 @@ class Images:
         Raises:
             DataError: no images, one that cannot be read, or no size.
         """
+        files = self.files()
         layout = self.layout or _layout(shape)
         size = self.size or _size(shape, layout)
         batch = (shape[0] if shape else None) or self.batch
-        files = self.files()
         classes = self._classes(files) if self.labels else None
         for start in range(0, len(files), batch):
             part = files[start : start + batch]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +28,19 @@ class Comparison:
 
     Attributes:
         error: largest difference of an output over its largest value, of all outputs and inputs that were tried.
-        tolerance: what was allowed.
+        tolerance: what was allowed for that.
+        rms_error: largest root mean square of the difference over that of the output.
     """
 
     error: float
     tolerance: float
+    rms_error: float
 
 
 def compare(
     baked: Callable[[Feed], list[Array]],
     switched: Callable[[Feed], list[Array]],
-    unoptimised: Callable[[Feed], list[Array]],
+    nearly: Sequence[Callable[[Feed], list[Array]]],
     feeds: Iterable[Feed],
     outputs: list[str],
 ) -> Comparison:
@@ -47,17 +49,18 @@ def compare(
     Args:
         baked: the new network.
         switched: the original with the same gates held constant.
-        unoptimised: the same, run operation by operation: how far the two are apart is rounding.
+        nearly: networks that differ from it by rounding alone: how far they are apart is what rounding can do here.
         feeds: inputs.
         outputs: their names, for messages.
 
     Raises:
         VerifyError: an output differs by more than 1e-5 and than rounding explains.
     """
-    worst, allowed = 0.0, TOLERANCE
+    worst, allowed, spread = 0.0, TOLERANCE, 0.0
     for feed in feeds:
-        expected, noisy, found = switched(feed), unoptimised(feed), baked(feed)
-        for name, before, other, after in zip(outputs, expected, noisy, found, strict=True):
+        expected, found = switched(feed), baked(feed)
+        others = [run(feed) for run in nearly]
+        for index, (name, before, after) in enumerate(zip(outputs, expected, found, strict=True)):
             if before.shape != after.shape or before.dtype != after.dtype:
                 raise VerifyError(
                     f"the output {name!r} of the baked network is {after.dtype} {after.shape}, and was {before.dtype} "
@@ -66,15 +69,16 @@ def compare(
             if not np.issubdtype(before.dtype, np.floating):
                 _check_equal(name, before, after)
                 continue
-            tolerance = max(_least(before), _NOISE_FACTOR * relative_error(before, other))
-            error = relative_error(before, after)
+            noise = max((relative_error(before, other[index]) for other in others), default=0.0)
+            tolerance, error = max(_least(before), _NOISE_FACTOR * noise), relative_error(before, after)
             if not error <= tolerance:
                 raise VerifyError(
                     f"the output {name!r} of the baked network differs by {error:.1e} of its size from the one with "
                     f"constant gates, {tolerance:.1e} is allowed: nothing was written"
                 )
             worst, allowed = max(worst, error), max(allowed, tolerance)
-    return Comparison(worst, allowed)
+            spread = max(spread, rms_error(before, after))
+    return Comparison(worst, allowed, spread)
 
 
 def _least(output: Array) -> float:
@@ -94,6 +98,14 @@ def relative_error(before: Array, after: Array) -> float:
     return error / size if size else error
 
 
+def rms_error(before: Array, after: Array) -> float:
+    """Root mean square of the difference over that of the value; over what is finite."""
+    first, second = before.astype(np.float64), after.astype(np.float64)
+    finite = np.isfinite(first)
+    size, error = np.linalg.norm(first[finite]), np.linalg.norm(first[finite] - second[finite])
+    return float(error / size) if size else float(error)
+
+
 def _check_equal(name: str, before: Array, after: Array) -> None:
     share = float((before == after).mean()) if before.size else 1.0
     if share < _LEAST_EQUAL:
@@ -109,6 +121,10 @@ def to_proto(model: ir.Model, network: Network) -> onnx.ModelProto:
         BakeError: it is not, or it is too large.
     """
     proto = ir.to_proto(model)
+    known = {each.name for each in network.proto.graph.value_info}
+    kept = [each for each in proto.graph.value_info if each.name in known]  # and not what weights say themselves
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
     if proto.ByteSize() > MOST_BYTES:
         raise BakeError(f"{network.name}: the baked network has more than 2 GiB, which one ONNX file cannot hold")
     try:
