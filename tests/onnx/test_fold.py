@@ -324,6 +324,61 @@ def test_a_weight_that_others_use_is_copied() -> None:
     np.testing.assert_array_equal(kept[shared], before[shared])
 
 
+def test_users_of_one_weight_that_change_alike_share_it_on() -> None:
+    """Two branches with the same convolution and the same gate: nothing grows."""
+    graph = Graph()
+    shared, bias = graph.weight(C, 3, 3, 3), graph.weight(C)
+    first, second = (graph.op("Conv", "x", shared, bias, pads=[1] * 4) for _ in range(2))
+    factor = graph.excite(graph.op("GlobalAveragePool", graph.conv("x", C, 3)))
+    outputs = [graph.op("Sigmoid", graph.op("Mul", x, factor)) for x in (first, second)]
+    model = graph.model(graph.op("Add", *outputs))
+    made, report = so.bake(model, data(), threads=1)
+    assert [site.outcome for site in report.sites] == ["folded", "folded"]
+    assert len(made.graph.initializer) == 2
+    assert report.bytes_after < report.bytes_before
+
+
+def test_a_weight_that_the_constant_does_not_change_is_no_copy() -> None:
+    graph = Graph()
+    zeros = graph.const(np.zeros((C, C, 1, 1), np.float32))
+    x = graph.op("Conv", graph.se(graph.op("Sigmoid", graph.conv("x", C, 3))), zeros)
+    model = graph.model(graph.op("Add", x, graph.op("Conv", graph.conv("x", C, 3), zeros)))
+    made, report = so.bake(model, data(), threads=1)
+    assert report.sites[0].outcome == "folded"
+    assert report.notes == ()
+    assert zeros in {tensor.name for tensor in made.graph.initializer}
+
+
+def _reshaped(g: Graph, x: str) -> str:
+    """The map as exporters flatten it: (N, C, H * W)."""
+    flat = g.op("Reshape", x, g.const(np.asarray([0, C, -1], np.int64)))
+    factor = g.op(
+        "Sigmoid", g.op("Reshape", g.conv(g.op("GlobalAveragePool", x)), g.const(np.asarray([0, C, 1], np.int64)))
+    )
+    return g.op("Reshape", g.op("Mul", flat, factor), g.op("Shape", x))
+
+
+def test_through_a_reshape() -> None:
+    made, report = baked(lambda g: (g.op("Sigmoid", _reshaped(g, g.conv("x", C, 3, 3))),))
+    assert report.sites[0].outcome == "folded"
+    assert report.sites[0].why.startswith("back")
+    made, report = baked(lambda g: (g.conv(_reshaped(g, g.op("Sigmoid", g.conv("x", C, 3, 3)))),))
+    assert report.sites[0].why.startswith("forward")
+    assert "Mul" not in kinds(made)
+
+
+def test_not_through_a_reshape_that_holds_for_one_size_only() -> None:
+    """80 positions in a row: with twice as many the rows would be halves of channels."""
+    graph = Graph()
+    x = graph.op("Sigmoid", graph.se(graph.op("Sigmoid", graph.conv("x", C, 3, 3))))
+    gated = graph.se(graph.op("Sigmoid", graph.conv(x)))
+    rows = graph.op("Reshape", gated, graph.const(np.asarray([0, -1, 80], np.int64)))
+    model = graph.model(graph.op("Conv", graph.op("Reshape", rows, graph.op("Shape", gated)), graph.weight(4, C, 1, 1)))
+    _, report = so.bake(model, data(), threads=1)
+    assert [site.outcome for site in report.sites] == ["multiply", "multiply"]
+    assert "depends on the size of the input" in report.sites[1].why
+
+
 def test_a_weight_that_the_caller_may_give_is_not_folded_into() -> None:
     graph = Graph()
     weight = graph.weight(C, 3, 3, 3)
@@ -364,7 +419,8 @@ def test_half_precision_and_what_it_cannot_hold() -> None:
 def test_a_weight_that_its_type_cannot_hold_is_left_alone() -> None:
     """Weights near the end of the range of float16, times 1 + v: the product stays beside the layer."""
     graph = Graph(dtype=np.float16)
-    x = graph.op("Conv", "x", graph.const(np.full((C, 3, 1, 1), 4e4, np.float16)))
+    weight = graph.const(np.full((C, 3, 1, 1), 4e4, np.float16))
+    x = graph.op("Relu", graph.op("Conv", "x", weight))  # the runtime would merge a product right behind into it
     gate = graph.excite(graph.op("GlobalAveragePool", graph.op("Mul", x, graph.const(np.float16(1e-2)))))
     gated = graph.op("Mul", graph.op("Add", x, graph.op("Mul", x, gate)), graph.const(np.float16(1e-2)))
     model = graph.model(graph.op("Sigmoid", gated))
@@ -372,7 +428,7 @@ def test_a_weight_that_its_type_cannot_hold_is_left_alone() -> None:
     made, report = so.bake(model, dim, threads=1)
     assert report.sites[0].outcome == "multiply"
     assert "float16 cannot hold the weights" in report.sites[0].why
-    assert kinds(made) == ["Conv", "Mul", "Mul", "Sigmoid"]
+    assert kinds(made) == ["Conv", "Relu", "Mul", "Mul", "Sigmoid"]
 
 
 def test_a_gate_whose_value_is_needed_elsewhere_is_still_computed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from stripefold.onnx.shapes import Shapes
+from stripefold.onnx.shapes import Shapes, view_axis
 from stripefold.onnx.values import attribute_ints
 
 _SECOND = frozenset(
@@ -21,6 +21,7 @@ _CARRIED = frozenset(
         "Sqrt", "Abs", "Exp", "Resize", "Upsample", "Pad", "Slice", "Concat", "Where", "Min", "Max", "Celu", "Softmax",
     }
 )  # fmt: skip
+_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _LOOKAHEAD = 12
 
 
@@ -35,6 +36,9 @@ def axis_behind(value: ir.Value, shapes: Shapes) -> int | None:
             return 1
         if node.op_type in _LAST:
             return len(shapes[value.name or ""]) - 1
+        if node.op_type in _VIEWS and node.inputs[0] is not None:
+            axis = axis_behind(node.inputs[0], shapes)
+            return None if axis is None else view_axis(shapes[node.inputs[0].name or ""], shape, axis)
         following = _source(node, shapes)
         if following is None:
             return None

@@ -20,7 +20,7 @@ from stripefold.onnx.read import Network, Source, read_network
 from stripefold.onnx.report import OnnxBakeReport
 from stripefold.onnx.results import operations, site_results
 from stripefold.onnx.session import Session
-from stripefold.onnx.shapes import run_shapes
+from stripefold.onnx.shapes import other_shapes, run_shapes
 from stripefold.onnx.speed import side_by_side
 from stripefold.onnx.statistics import Kind
 from stripefold.onnx.switched import Constants, Switched
@@ -116,8 +116,9 @@ class _Job:
             notes = ("no gate fits into the budget: nothing was baked, and nothing was written",)
             return network.proto, self._report(observation, verdict, network.proto, {}, notes=notes)
         held = {gate.name: constants[gate.name] for gate in baked}
-        first = self._data.first()
-        model, folded, found = fold_constants(network, baked, held, dtypes, run_shapes(network, first.feed))
+        first = self._data.first().feed
+        shapes = [run_shapes(network, first), *other_shapes(network, first, inputs_of(network))]
+        model, folded, found = fold_constants(network, baked, held, dtypes, shapes)
         proto = to_proto(model, network)
         session = Session(proto, network.name, threads=options.threads)
         plain = Switched(network, gates, dtypes, threads=options.threads, optimised=False)

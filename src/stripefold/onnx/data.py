@@ -28,6 +28,10 @@ class Input:
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
 
+    def is_open(self, axis: int) -> bool:
+        """Whether the network takes any size along an axis."""
+        return self.shape is None or (axis < len(self.shape) and self.shape[axis] is None)
+
     @classmethod
     def of(cls, value: ir.Value) -> Input:
         """Read it from the graph.

@@ -16,7 +16,7 @@ from stripefold.onnx.read import Network
 from stripefold.onnx.scale import CannotFoldError, Context, Scale, label
 from stripefold.onnx.session import Array
 from stripefold.onnx.shapes import Shapes
-from stripefold.onnx.values import ancestors, values_of, weights_are_inputs
+from stripefold.onnx.values import ancestors, users, values_of, weights_are_inputs
 from stripefold.onnx.weights import Weights, add_constant
 
 
@@ -53,7 +53,11 @@ class _Constant:
 
 
 def fold_constants(
-    network: Network, gates: Sequence[Gate], constants: Mapping[str, Array], dtypes: Mapping[str, str], shapes: Shapes
+    network: Network,
+    gates: Sequence[Gate],
+    constants: Mapping[str, Array],
+    dtypes: Mapping[str, str],
+    shapes: Sequence[Shapes],
 ) -> tuple[ir.Model, dict[str, Folded], list[str]]:
     """Bake gates.
 
@@ -62,7 +66,7 @@ def fold_constants(
         gates: those that become constant.
         constants: gate -> v (C,), float64.
         dtypes: gate -> the type in which it is computed.
-        shapes: of every value in one run.
+        shapes: of every value in one run, and in runs on inputs of other sizes.
 
     Returns:
         The new graph, gate -> what became of it, and notes for the user.
@@ -75,7 +79,7 @@ def fold_constants(
         assert node is not None
         held.append(_Constant(gate, node, constants[gate.name].astype(np.float64), np.dtype(dtypes[gate.name])))
         _hold(model, held[-1])
-    context = Context(model, dict(shapes))
+    context = Context(model, shapes[0], shapes[1:])
     for one in held:
         _merge_sum(one)
     _remove_unused(model)
@@ -119,10 +123,10 @@ def _hold(model: ir.Model, one: _Constant) -> None:
 def _merge_sum(one: _Constant) -> None:
     """X + x * v is x * (1 + v), and x - x * v is x * (1 - v)."""
     product = one.node.outputs[0]
-    uses = list(product.uses())
-    if len(uses) != 1 or product.is_graph_output():
+    taken = users(product)
+    if len(taken) != 1 or product.is_graph_output():
         return
-    total, index = uses[0].node, uses[0].idx
+    total, index = taken[0]
     if total.op_type not in ("Add", "Sub") or total.inputs[1 - index] is not one.scaled or total.domain != "":
         return
     if total.op_type == "Sub":

@@ -16,6 +16,7 @@ from stripefold.onnx.scale import (
     static_operand,
     through,
 )
+from stripefold.onnx.values import users
 from stripefold.onnx.weights import Edit, Weights
 
 _LONGEST = 64  # operations on one way, all branches together
@@ -49,7 +50,7 @@ class Way:
         node = value.producer()
         if node is None:
             raise CannotFoldError("the map is an input of the network")
-        if len(value.uses()) != 1 or value.is_graph_output():
+        if len(users(value)) != 1 or value.is_graph_output():
             raise CannotFoldError(f"what {label(node)} gives is used elsewhere too")
         if node.op_type in OUT and node.domain == "":
             edits = OUT[node.op_type](self._context, node, scale)
@@ -113,8 +114,8 @@ class Way:
         if value.is_graph_output():
             raise CannotFoldError("the scaled map is an output of the network")
         edits: list[Edit] = []
-        for use in list(value.uses()):
-            edits += self._forward_into(use.node, use.idx, scale)
+        for user, index in users(value):
+            edits += self._forward_into(user, index, scale)
         if not edits:
             raise CannotFoldError("nothing takes the scaled map")
         return edits

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from stripefold.onnx.session import Array
-from stripefold.onnx.shapes import Shapes
+from stripefold.onnx.shapes import Shapes, view_axis
 from stripefold.onnx.values import attribute_int, attribute_ints, attribute_text, constant, opset
 
 
@@ -42,10 +43,17 @@ class Scale:
 
 @dataclass(frozen=True)
 class Context:
-    """The graph that a scale moves in."""
+    """The graph that a scale moves in.
+
+    Attributes:
+        model: the graph.
+        shapes: of every value in one run.
+        more: of runs with inputs of other sizes, where the network takes them.
+    """
 
     model: ir.Model
     shapes: Shapes
+    more: Sequence[Shapes] = ()
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...]:
         """The shape of a value as it was seen.
@@ -58,6 +66,13 @@ class Context:
             raise CannotFoldError("a value without a known shape")
         return found
 
+    def view_axis(self, first: ir.Value | None, second: ir.Value | None, axis: int) -> int | None:
+        """Where an axis of a value is after a reshape, if that is the same whatever the input's size."""
+        names = ["" if value is None else value.name or "" for value in (first, second)]
+        runs = [shapes for shapes in (self.shapes, *self.more) if all(name in shapes for name in names)]
+        found = {view_axis(shapes[names[0]], shapes[names[1]], axis) for shapes in runs}
+        return found.pop() if len(found) == 1 else None
+
     def constant(self, value: ir.Value | None) -> Array | None:
         """The numbers of a constant, or None."""
         return constant(self.model, value)
@@ -66,6 +81,7 @@ class Context:
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool"})
 _LINEAR = frozenset({"Identity", "Neg", "AveragePool", "GlobalAveragePool", "Dropout"})
 _POSITIVE = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "GlobalMaxPool", "Abs"})
+_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _REDUCING = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"})
 
 
@@ -88,6 +104,12 @@ def through(context: Context, node: ir.Node, scale: Scale, *, back: bool) -> Sca
     if kind == "Transpose":
         order = attribute_ints(node, "perm") or list(range(len(before)))[::-1]
         return Scale(scale.values, order[scale.axis] if back else order.index(scale.axis))
+    if kind in _VIEWS:
+        ends = (node.outputs[0], node.inputs[0]) if back else (node.inputs[0], node.outputs[0])
+        axis = context.view_axis(ends[0], ends[1], scale.axis)
+        if axis is None:
+            raise CannotFoldError(f"{where} takes the channels apart, or depends on the size of the input")
+        return Scale(scale.values, axis)
     known = kind in _LINEAR or (kind in _POSITIVE and _not_negative(scale)) or _other(context, node, scale)
     if kind in _POSITIVE and not known:
         raise CannotFoldError(f"{where} does not commute with a negative constant")

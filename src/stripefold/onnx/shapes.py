@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
+from stripefold.errors import OnnxError
+from stripefold.onnx.data import Input
 from stripefold.onnx.read import Network
-from stripefold.onnx.session import Feed, Session
+from stripefold.onnx.session import Array, Feed, Session
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -41,3 +47,36 @@ def run_shapes(network: Network, feed: Feed) -> Shapes:
         if value.const_value is not None:
             shapes[name] = tuple(int(size) for size in value.const_value.shape.numpy())
     return shapes
+
+
+def other_shapes(network: Network, feed: Feed, inputs: Sequence[Input]) -> list[Shapes]:
+    """The same for inputs of other sizes: each open axis twice as long, as far as the network runs on that.
+
+    One run shows two sizes that are equal by chance, or a batch of one; what holds in all runs holds by construction.
+    """
+    runs = []
+    ranks = {each.name: feed[each.name].ndim for each in inputs}
+    for axis in range(max(ranks.values(), default=0)):
+        larger = {
+            each.name: _doubled(feed[each.name], axis) if each.is_open(axis) else feed[each.name] for each in inputs
+        }
+        if all(larger[name].shape == feed[name].shape for name in larger):
+            continue
+        try:
+            runs.append(run_shapes(network, {**feed, **larger}))
+        except OnnxError:
+            continue  # it says that the axis is open, and takes this size all the same
+    return runs
+
+
+def view_axis(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
+    """Where an axis of more than one element is after a reshape, if it is there as it was."""
+    if before[axis] == 1:
+        return None
+    lead = math.prod(before[:axis])
+    found = [each for each, size in enumerate(after) if size == before[axis] and math.prod(after[:each]) == lead]
+    return found[0] if found else None
+
+
+def _doubled(array: Array, axis: int) -> Array:
+    return np.concatenate([array, array], axis) if axis < array.ndim else array

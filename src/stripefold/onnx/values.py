@@ -79,6 +79,11 @@ def attribute_text(node: ir.Node, name: str, default: str) -> str:
     return default if found is None else found.as_string()
 
 
+def users(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """The operations that take the numbers of a value, and as which input; those that ask for its shape do not."""
+    return [(use.node, use.idx) for use in value.uses() if use.node.op_type not in _SHAPE_ONLY]
+
+
 def ancestors(value: ir.Value) -> Iterator[ir.Value]:
     """A value and everything it is computed from."""
     seen, todo = {id(value)}, [value]

@@ -59,21 +59,37 @@ class Weights:
         return ""
 
     def commit(self) -> None:
-        """Write all changes into the graph."""
+        """Write all changes into the graph; users of one weight that change it alike go on to share it."""
+        changes: dict[str, list[tuple[ir.Node, int, Array]]] = {}
         for (_, index), (node, values) in self._pending.items():
             value = node.inputs[index]
             assert value is not None
-            array = values.astype(_dtype(self._model, node, index))
-            own = value.is_initializer() and not value.is_graph_output() and len(value.uses()) == 1
-            if own and (not value.is_graph_input() or weights_are_inputs(self._model)):
-                value.const_value = ir.tensor(array, name=value.name)
-                value.shape = ir.Shape(array.shape)
-                continue
-            if len(value.uses()) > 1:
-                self.copied.append(value.name or "")
-            made = add_constant(self._model, node, array, f"{value.name}/baked")
-            node.replace_input_with(index, made)
+            array, before = values.astype(_dtype(self._model, node, index)), constant(self._model, value)
+            if before is None or before.shape != array.shape or before.tobytes() != array.tobytes():
+                changes.setdefault(value.name or "", []).append((node, index, array))
+        for users in changes.values():
+            self._write(users)
         self._pending.clear()
+
+    def _write(self, users: Sequence[tuple[ir.Node, int, Array]]) -> None:
+        """The new numbers of one weight, in its place where all its users want the same, else beside it."""
+        node, index, array = users[0]
+        value = node.inputs[index]
+        assert value is not None
+        alike = all(other.shape == array.shape and other.tobytes() == array.tobytes() for _, _, other in users)
+        own = value.is_initializer() and not value.is_graph_output() and len(value.uses()) == len(users)
+        if own and alike and (not value.is_graph_input() or weights_are_inputs(self._model)):
+            value.const_value = ir.tensor(array, name=value.name)
+            value.shape = ir.Shape(array.shape)
+            return
+        if len(value.uses()) > 1:
+            self.copied.append(value.name or "")
+        made: dict[tuple[tuple[int, ...], bytes], ir.Value] = {}
+        for node, index, array in users:
+            key = array.shape, array.tobytes()
+            if key not in made or weights_are_inputs(self._model):  # there it is a Constant in front of one user
+                made[key] = add_constant(self._model, node, array, f"{value.name}/baked")
+            node.replace_input_with(index, made[key])
 
 
 def add_constant(model: ir.Model, before: ir.Node, array: Array, name: str) -> ir.Value:
