@@ -201,7 +201,7 @@ def measure(path: Path, scale: float, rounds: int) -> dict[str, Any]:
     judged, tested = task.metric(task.judged), task.metric(task.test)
     data = task.calibration.batches
     options: dict[str, Any] = {"threads": 1}
-    proto, priced = so.bake(path, data, metric=tested, **options)
+    proto, priced = so.bake(path, data, metric=tested, constants="mean", **options)
     all_gates = {"mean": priced.after}
     for kind in CONSTANTS[1:]:
         all_gates[kind] = so.bake(path, data, metric=tested, constants=kind, price=False, **options)[1].after
@@ -287,7 +287,7 @@ def _head(*cells: str) -> str:
 
 
 def _scores(each: dict[str, Any]) -> str:
-    budget, title = each["budget"], f"{', '.join(each['files'])}: {each['task']}"
+    budget, title = each["budget"], f"{', '.join(dict.fromkeys(each['files']))}: {each['task']}"
     scores = [f"{each['all'][kind]:.1f}" for kind in CONSTANTS]
     return _row(title, len(each["gates"]), f"{each['before']:.1f}", *scores, budget["baked"], f"{budget['after']:.1f}")
 

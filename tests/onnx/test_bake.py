@@ -208,7 +208,7 @@ def test_the_written_file_and_the_report(tmp_path: Path) -> None:
     assert report.operations_after == 3 < report.operations_before == 9
     assert sorted(each.name for each in tmp_path.iterdir()) == ["baked.onnx", "net.onnx"]
     text = str(report)
-    assert text.startswith("baked net.onnx: 1 of 1 gates (1 folded); constants are the mean over 6 images")
+    assert text.startswith("baked net.onnx: 1 of 1 gates (1 folded); constants are the least-squares over 6")
     for part in ("speed: ", "checked: relative difference ", "size: ", "9 -> 3 operations"):
         assert part in text
     content = json.loads(report.save(tmp_path / "bake.json").read_text())
@@ -326,7 +326,7 @@ def test_bad_options_of_observe(options: dict[str, Any], match: str) -> None:
 def test_observe_refuses() -> None:
     with pytest.raises(ObserveError, match="by_class needs labels, and batch 0 has none"):
         so.observe(se_net(), data(), by_class=True)
-    with pytest.raises(ObserveError, match="gives values that are not finite"):
+    with pytest.raises(ObserveError, match="has values that are not finite"):
         so.observe(se_net(), np.full((2, 3, 4, 4), np.nan, np.float32))
 
 

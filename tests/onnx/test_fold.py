@@ -496,3 +496,20 @@ def test_operations_that_nothing_uses() -> None:
     model = graph.model(graph.conv(graph.se(x)))
     _, report = so.bake(model, data(), threads=1)
     assert len(report.sites) == 1
+
+
+def test_identities_stand_in_nobodys_way() -> None:
+    """Some exporters put one behind every operation, and around every weight."""
+    graph = Graph()
+    weight, bias = graph.op("Identity", graph.weight(C, 3, 3, 3)), graph.op("Identity", graph.weight(C))
+    x = graph.op("Identity", graph.op("Conv", "x", weight, bias, pads=[1] * 4))
+    factor = graph.op("Identity", graph.excite(graph.op("Identity", graph.op("GlobalAveragePool", x))))
+    gated = graph.op("Identity", graph.op("Mul", graph.op("Identity", x), factor))
+    model = graph.model(graph.op("Identity", graph.op("Sigmoid", graph.op("Add", x, gated))))
+    made, report = so.bake(model, data(), threads=1)
+    assert report.sites[0].outcome == "folded"
+    assert kinds(made) == ["Conv", "Sigmoid", "Identity"]
+    # What is still computed is found behind them, too.
+    model = graph.model(graph.op("Sigmoid", gated), factor)
+    made, report = so.bake(model, data(), threads=1)
+    assert report.sites[0].outcome == "computed"

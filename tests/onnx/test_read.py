@@ -60,6 +60,26 @@ def test_cut_off_anywhere(share: float) -> None:
         read_network(content[: int(share * len(content))])
 
 
+def test_bytes_changed_at_random() -> None:
+    """Whatever the damage: an error of ours, or a network that can be read."""
+    content, rng, errors = se_net().SerializeToString(), np.random.default_rng(0), 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        for place in rng.integers(len(content), size=2):
+            damaged[place] = rng.integers(256)
+        try:
+            read_network(bytes(damaged))
+        except OnnxError:
+            errors += 1
+    assert errors > 100
+
+
+def test_names_that_are_no_text() -> None:
+    content = se_net().SerializeToString()
+    place = content.index(b"\x22\x11GlobalAveragePool") + 2  # the kind, not the name
+    refused(content[:place] + b"\xff" + content[place + 1 :], "no text")
+
+
 def test_a_file_that_is_too_large(tmp_path: Path) -> None:
     path = tmp_path / "huge.onnx"
     with path.open("wb") as file:

@@ -47,7 +47,10 @@ def bake(
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
     ] = None,
-    constants: Annotated[str, typer.Option(help="mean, or descriptor; for ONNX energy, least-squares.")] = "mean",
+    constants: Annotated[
+        str | None,
+        typer.Option(help="mean (the default), descriptor; ONNX: least-squares (the default), energy, mean."),
+    ] = None,
     to: Annotated[str, typer.Option(help="plain, or asr: trainable gates that start there.")] = "plain",
     where: Annotated[list[str] | None, typer.Option(help="A glob of gate names; may be given again.")] = None,
     max_drop: Annotated[
@@ -63,7 +66,8 @@ def bake(
     preprocess: Preprocess = None,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
-    options: dict[str, Any] = {"constants": constants, "where": where or None, "max_drop": max_drop, "speed": speed}
+    options: dict[str, Any] = {"where": where or None, "max_drop": max_drop, "speed": speed}
+    options |= {} if constants is None else {"constants": constants}
     if is_onnx(source):
         refuse({"--weights": weights, "--pretrained": pretrained, "--size": size, "--test-images": test_images})
         refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})

@@ -34,7 +34,7 @@ def bake(
     data: Any,
     *,
     output: str | os.PathLike[str] | None = None,
-    constants: Kind = "mean",
+    constants: Kind = "least-squares",
     where: Where | None = None,
     metric: Metric | None = None,
     max_drop: float | None = None,
@@ -57,8 +57,9 @@ def bake(
             pairs, mappings of input names to arrays, batches of these, or a function that gives them. Read more than
             once, so no generator.
         output: the file to write, whole or not at all.
-        constants: "mean" of v over the images, "energy" (images weigh by the energy of the map) or "least-squares"
-            (channels too: the least squared error in what is scaled).
+        constants: "least-squares" (the least squared error in what is scaled, channel by channel), "energy" (images
+            weigh by the energy of their map) or "mean" of v over the images. In five text networks the first was never
+            worse than the mean.
         where: only the gates of these names: a glob, a list of globs, or a predicate of the name.
         metric: a function of the network, which it may call with arrays by name or with the one array, and which
             returns a list of outputs; higher is better. None is the top-1 accuracy in percent where there are labels,

@@ -42,6 +42,7 @@ class _Constant:
 
     gate: Gate
     node: ir.Node
+    factor: ir.Value
     values: Array
     dtype: np.dtype[np.generic]
 
@@ -75,10 +76,13 @@ def fold_constants(
     named = values_of(model)
     held = []
     for gate in gates:
-        node = named[gate.product].producer()
+        node, factor = named[gate.product].producer(), _source(named[gate.factor])
         assert node is not None
-        held.append(_Constant(gate, node, constants[gate.name].astype(np.float64), np.dtype(dtypes[gate.name])))
-        _hold(model, held[-1])
+        values, dtype = constants[gate.name].astype(np.float64), np.dtype(dtypes[gate.name])
+        held.append(_Constant(gate, node, factor, values, dtype))
+    _remove_identities(model)
+    for one in held:
+        _hold(model, one)
     context = Context(model, shapes[0], shapes[1:])
     for one in held:
         _merge_sum(one)
@@ -95,10 +99,28 @@ def fold_constants(
                     folded[one.gate.name] = _multiply(model, one, found)
     weights.commit()
     _remove_unused(model)
-    left = values_of(model)
-    folded = {gate.name: _still_computed(left, gate, folded[gate.name]) for gate in gates}
+    folded = {one.gate.name: _still_computed(one, folded[one.gate.name]) for one in held}
     notes = [f"{name!r} is used elsewhere too and was copied" for name in dict.fromkeys(weights.copied)]
     return model, folded, notes
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """The value that an Identity hands on."""
+    node = value.producer()
+    while node is not None and node.op_type == "Identity" and node.domain == "" and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def _remove_identities(model: ir.Model) -> None:
+    """Operations that only hand a value on stand between others; those that name an output stay."""
+    for node in list(model.graph):
+        if node.op_type == "Identity" and node.domain == "" and not node.outputs[0].is_graph_output():
+            given = node.inputs[0]
+            if given is not None:
+                node.outputs[0].replace_all_uses_with(given)
+                model.graph.remove(node, safe=True)
 
 
 def _remove_unused(model: ir.Model) -> None:
@@ -171,9 +193,9 @@ def _multiply(model: ir.Model, one: _Constant, why: str) -> Folded:
     return Folded("multiply", label(one.node), why)
 
 
-def _still_computed(left: Mapping[str, ir.Value], gate: Gate, found: Folded) -> Folded:
-    value = left.get(gate.factor)
-    if value is None or value.producer() is None:
+def _still_computed(one: _Constant, found: Folded) -> Folded:
+    value, node = one.factor, one.factor.producer()
+    if node is None or node.graph is None:
         return found
     users = sorted({label(node) for node in value.consumers()}) or ["an output of the network"]
     nodes = sum(1 for each in ancestors(value) if each.producer() is not None)

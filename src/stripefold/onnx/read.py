@@ -64,10 +64,18 @@ def read_network(source: Source) -> Network:
     size += load_external(proto, Path(source).parent if isinstance(source, (str, os.PathLike)) else None, name)
     _refuse_kinds(proto, name)
     proto = _without_functions(proto, name)
-    for node in proto.graph.node:
-        _refuse_node(node, name)
+    try:
+        for node in proto.graph.node:
+            _refuse_node(node, name)
+    except TypeError as error:  # what is no UTF-8 comes as bytes
+        raise OnnxError(f"{name} has names that are no text: it is damaged") from error
     _check(proto, name)
-    return Network(proto, name, size)
+    network = Network(proto, name, size)
+    try:
+        network.model()
+    except Exception as error:  # the library raises classes of its own, and what it trips over
+        raise OnnxError(f"{name} holds what onnx-ir cannot read: {_first_line(error)}") from error
+    return network
 
 
 def _proto(source: Source) -> tuple[onnx.ModelProto, str, int]:

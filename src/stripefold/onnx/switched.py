@@ -120,8 +120,10 @@ class Watched:
             factor, energy = found[2 * index], found[2 * index + 1]
             rows = _rows(energy, gate)
             values = np.broadcast_to(_rows(factor, gate), rows.shape).astype(np.float64)
-            if not np.isfinite(values).all():
-                raise ObserveError(f"the gate {gate.name!r} gives values that are not finite: look at the input")
+            if not (np.isfinite(values).all() and np.isfinite(rows).all()):
+                raise ObserveError(
+                    f"the gate {gate.name!r}, or the map it scales, has values that are not finite: look at the input"
+                )
             yield gate, Seen(values, rows.astype(np.float64), str(factor.dtype))
 
 
