@@ -348,7 +348,7 @@ def main() -> None:
             print(path.name, results[key]["before"], results[key]["all"], results[key]["time"], flush=True)
         results[key]["files"].append(path.name)
         write_text(options.output / "ocr.json", json.dumps(list(results.values()), indent=1) + "\n")
-        write_text(options.output / "README.md", render(list(results.values())))
+        write_text(options.output / "README.md", render([each for each in results.values() if each["files"]]))
 
 
 if __name__ == "__main__":
