@@ -30,7 +30,7 @@ from stripefold.atomic import write_text
 from stripefold.onnx.session import Session
 
 HERE = Path(__file__).parent / "results" / "ocr"
-CONSTANTS = ("mean", "energy", "least-squares")
+CONSTANTS = ("mean", "least-squares")
 BUDGET = 1.0
 BATCH = 8
 Metric = Callable[[Any], float]
@@ -311,7 +311,7 @@ def _gate(gate: dict[str, Any], before: float) -> str:
     figures = (f"{gate['stripe_index']:.3f}", f"{gate['within_over_mean']:.3f}", f"{gate['moving_channels']:.1f}")
     cost = f"{gate['alone'] - before:+.1f}"
     place = f"{gate['outcome']}: {gate['place']}"
-    return _row(gate["name"], gate["channels"], *figures, f"{gate['largest_channel']:.2f}", cost, place)
+    return _row(gate["name"], gate["channels"], *figures, f"{gate['largest_share']:.2f}", cost, place)
 
 
 _HEAD = f"""# Text networks, baked

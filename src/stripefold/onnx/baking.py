@@ -57,9 +57,8 @@ def bake(
             pairs, mappings of input names to arrays, batches of these, or a function that gives them. Read more than
             once, so no generator.
         output: the file to write, whole or not at all.
-        constants: "least-squares" (the least squared error in what is scaled, channel by channel), "energy" (images
-            weigh by the energy of their map) or "mean" of v over the images. In five text networks the first was never
-            worse than the mean.
+        constants: "least-squares", also called "energy": in each channel the least squared error of what is scaled; or
+            "mean" of v over the images. In five text networks the first was never worse than the second.
         where: only the gates of these names: a glob, a list of globs, or a predicate of the name.
         metric: a function of the network, which it may call with arrays by name or with the one array, and which
             returns a list of outputs; higher is better. None is the top-1 accuracy in percent where there are labels,

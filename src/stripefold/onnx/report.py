@@ -16,11 +16,11 @@ class OnnxSiteResult(SiteResult):
     """What became of one gate: ``SiteResult``, and which channels move.
 
     Attributes:
-        largest_channel: share of the variance over the images that lies in the one channel that moves most.
+        largest_share: share of the variance over the images that lies in the one channel that moves most.
         moving_channels: effective number of channels that share this variance, 0 to C.
     """
 
-    largest_channel: float | None
+    largest_share: float | None
     moving_channels: float | None
 
 

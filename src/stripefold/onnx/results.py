@@ -41,7 +41,7 @@ def site_results(
                 outcome="dynamic" if found is None else found.outcome,
                 place="" if found is None else found.place,
                 why=why if found is None else found.why,
-                largest_channel=seen.largest_channel,
+                largest_share=seen.largest_share,
                 moving_channels=seen.moving_channels,
             )
         )

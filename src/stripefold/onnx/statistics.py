@@ -38,7 +38,6 @@ class GateStatistics:
     def __post_init__(self) -> None:
         self.mean, self.m2 = np.zeros(self.gate.channels), np.zeros(self.gate.channels)
         self._energy, self._by_energy = np.zeros(self.gate.channels), np.zeros(self.gate.channels)
-        self._by_image = np.zeros(self.gate.channels)
         self._sample: list[Array] = []
         self._class_sums: dict[int, tuple[Array, int]] = {}
 
@@ -59,7 +58,6 @@ class GateStatistics:
         self.dtype = seen.dtype
         self._energy += seen.energy.sum(0)
         self._by_energy += (values * seen.energy).sum(0)
-        self._by_image += (values * seen.energy.sum(1, keepdims=True)).sum(0)
         have = min(self.images, self.keep)
         self._sample += [values[: self.keep - have].astype(np.float32)] if have < self.keep else []
         self.images = total
@@ -71,18 +69,13 @@ class GateStatistics:
     def constant(self, kind: Kind) -> Array:
         """The constant (C,) that stands for v.
 
-        "mean": of v over the images. "energy": images weigh by the energy of the whole map that is scaled,
-        sum(v |x|^2) / sum(|x|^2). "least-squares": the same channel by channel, which of all constants makes the least
-        squared error in what is scaled: sum over images of |(v_c - constant_c) x_c|^2. A channel that is always 0 gets
-        the mean.
+        "mean": of v over the images. "energy" and "least-squares" are one and the same, in each channel
+        sum(v |x|^2) / sum(|x|^2) with x what is scaled: of all constants the one with the least squared error of the
+        product, |(v - constant) x|^2 summed over the images. A channel that is always 0 gets the mean.
         """
         if kind == "mean":
             mean: Array = self.mean.copy()
             return mean
-        if kind == "energy":
-            total = self._energy.sum()
-            found: Array = self._by_image / total if total > 0 else self.mean.copy()
-            return found
         safe = np.where(self._energy > 0, self._energy, 1.0)
         return np.where(self._energy > 0, self._by_energy / safe, self.mean)
 
@@ -128,7 +121,7 @@ class GateStatistics:
         return 0.0 if self._still(total / len(variance)) else total**2 / float((variance**2).sum())
 
     @property
-    def largest_channel(self) -> float:
+    def largest_share(self) -> float:
         """Share of the variance over the images that lies in the one channel that moves most, 0 to 1."""
         total = float(self.variance.sum())
         return 0.0 if self._still(total / self.gate.channels) else float(self.variance.max()) / total
