@@ -76,9 +76,10 @@ def bench(
     else:
         candidates = inference_candidates(network, images, settings, attention=attention, options=options)
     report = compare(f"{model}, {mode}, batch {sizes[0]}", candidates, settings)
-    print_report(report)
     if output is not None:
         report.save(output)
+    print_report(report)
+    if output is not None:
         print_line(f"written: {output}")
 
 

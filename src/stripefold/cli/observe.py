@@ -12,7 +12,7 @@ import typer
 
 from stripefold.cli.arguments import Device, Size, check_device, own_place
 from stripefold.cli.onnx_files import Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
-from stripefold.cli.output import print_line
+from stripefold.cli.output import print_line, tell_written
 from stripefold.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _print(report: StripeReport, page: Path | None, *, as_json: bool) -> None:
 
     print_line(json.dumps(_brief(report), allow_nan=False) if as_json else report)
     if page is not None:
-        print(f"written: {page}", file=sys.stderr if as_json else sys.stdout)
+        tell_written(page, aside=as_json)
 
 
 def _is_path(word: str) -> bool:
@@ -105,7 +105,10 @@ def _of_run(path: Path, changes: dict[str, Any], images: int, place: Place) -> t
     run = load_run(path, **{name: value for name, value in changes.items() if value != NOISE})
     if changes.get("data") == NOISE:
         return run.model, _noise((run.spec.channels, run.spec.size, run.spec.size), images, place)
-    return run.model, _test_images(load_data(run.config), images, place)
+    found = load_data(run.config)
+    if "data" not in changes:
+        run.check_data(found)
+    return run.model, _test_images(found, images, place)
 
 
 def _of_name(

@@ -84,13 +84,14 @@ def bake_onnx(
     make_folders(report, output)
     _, made = bake(path, data_of(path, data, preprocess), output=output, **options)
     options["progress"]("", 0, 0)
+    written = [f"written: {output}"] if made.path else []
+    if report is not None:  # before anything is said: nobody may be left to hear it
+        written.insert(0, f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
     print_line(made)
     if made.max_drop is not None:
         print_line("The gates were chosen by the same images that the figures are of.")
-    if report is not None:
-        print_line(f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
-    if made.path:
-        print_line(f"written: {output}")
+    for line in written:
+        print_line(line)
 
 
 def data_of(path: Path, word: str | None, preprocess: Sequence[str] | None) -> Any:

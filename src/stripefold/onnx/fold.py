@@ -25,15 +25,17 @@ class Folded:
     """What became of one gate.
 
     Attributes:
-        outcome: "folded" into layers, "multiply" by a constant, or "computed": constant where it was multiplied, but
+        outcome: "folded" into layers, "multiply" by a constant, or "constant": constant where it was multiplied, but
             something else needs its value.
         place: the operations that took the constant, or the one that remains.
         why: in words.
+        remaining: operations behind a value that is still computed.
     """
 
-    outcome: Literal["folded", "multiply", "computed"]
+    outcome: Literal["folded", "multiply", "constant"]
     place: str
     why: str
+    remaining: int = 0
 
 
 @dataclass
@@ -200,7 +202,7 @@ def _still_computed(one: _Constant, found: Folded) -> Folded:
     users = sorted({label(node) for node in value.consumers()}) or ["an output of the network"]
     nodes = sum(1 for each in ancestors(value) if each.producer() is not None)
     why = f"its value is needed by {', '.join(users[:3])}: it and the {nodes} operations behind it stay"
-    return Folded("computed", found.place, why)
+    return Folded("constant", found.place, why, nodes)
 
 
 def _may_bypass(node: ir.Node, keep: ir.Value) -> bool:

@@ -12,19 +12,6 @@ _NAME, _KIND = 26, 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxSiteResult(SiteResult):
-    """What became of one gate: ``SiteResult``, and which channels move.
-
-    Attributes:
-        largest_share: share of the variance over the images that lies in the one channel that moves most.
-        moving_channels: effective number of channels that share this variance, 0 to C.
-    """
-
-    largest_share: float | None
-    moving_channels: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class OnnxBakeReport(BakeReport):
     """What one ``bake`` of an ONNX network did; prints as a table.
 
@@ -69,7 +56,7 @@ def _header() -> str:
 
 def _row(report: OnnxBakeReport, site: SiteResult) -> str:
     alone = "-" if site.alone is None or report.before is None else f"{site.alone - report.before:+.2f}"
-    moving = getattr(site, "moving_channels", None)
+    moving = site.moving_channels
     numbers = (
         f"{_number(site.stripe_index, 3):>6} {_number(site.within_over_mean, 3):>8} {_number(moving, 1):>7} {alone:>7}"
     )

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import onnx
 
+from stripefold.baking.report import SiteResult
 from stripefold.onnx.fold import Folded
 from stripefold.onnx.judge import Verdict
 from stripefold.onnx.observation import Observation
-from stripefold.onnx.report import OnnxSiteResult
 
 
 def site_results(
     observation: Observation, verdict: Verdict, folded: Mapping[str, Folded], budget: float | None
-) -> tuple[OnnxSiteResult, ...]:
+) -> tuple[SiteResult, ...]:
     """One row per gate, in the order of the network.
 
     Args:
@@ -29,7 +29,7 @@ def site_results(
         found = folded.get(name)
         why = "not chosen" if name not in cumulative else f"over the budget: it too would cost more than {budget:g}"
         rows.append(
-            OnnxSiteResult(
+            SiteResult(
                 name=name,
                 kind=seen.gate.kind,
                 channels=seen.gate.channels,
@@ -41,6 +41,7 @@ def site_results(
                 outcome="dynamic" if found is None else found.outcome,
                 place="" if found is None else found.place,
                 why=why if found is None else found.why,
+                remaining=0 if found is None else found.remaining,
                 largest_share=seen.largest_share,
                 moving_channels=seen.moving_channels,
             )
