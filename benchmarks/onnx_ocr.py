@@ -205,7 +205,6 @@ def measure(path: Path, scale: float, rounds: int) -> dict[str, Any]:
     all_gates = {"mean": priced.after}
     for kind in CONSTANTS[1:]:
         all_gates[kind] = so.bake(path, data, metric=tested, constants=kind, price=False, **options)[1].after
-    best = max(CONSTANTS, key=lambda kind: all_gates[kind] or 0.0)
     within, chosen = so.bake(path, data, metric=judged, constants="least-squares", max_drop=BUDGET, **options)
     session = Session(within, path.name, threads=1)
     found = {
@@ -215,7 +214,6 @@ def measure(path: Path, scale: float, rounds: int) -> dict[str, Any]:
         "gates": [site.__dict__ for site in priced.sites],
         "before": priced.before,
         "all": all_gates,
-        "best": best,
         "budget": {
             "max_drop": BUDGET,
             "baked": len(chosen.baked),
