@@ -66,9 +66,13 @@ def _chooses(code: types.CodeType, own: Collection[str], others: Collection[str]
         others: attributes, and the functions that name them.
     """
     steps = list(dis.get_instructions(code))
-    named = [(k, step.argval) for k, step in enumerate(steps) if step.opname.startswith("LOAD_")]
-    loads = [k for k, name in named if isinstance(name, str) and name in own]
-    rivals = [(k, name) for k, name in named if isinstance(name, str) and name in others and name not in own]
+    named = [
+        (k, step.argval)
+        for k, step in enumerate(steps)
+        if step.opname.startswith("LOAD_") and step.opname != "LOAD_CONST" and isinstance(step.argval, str)
+    ]
+    loads = [k for k, name in named if name in own]
+    rivals = [(k, name) for k, name in named if name in others and name not in own]
     if not loads or not rivals:
         return False
     ahead = _reached(steps)
