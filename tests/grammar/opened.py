@@ -30,7 +30,6 @@ OPEN: dict[str, Known] = {
     "in_a_list": Known(("attach", *_FOLDS), "the layer is called through a container that still holds the old one"),
     "lazy": Known(("sites", "attach", "observe", "bake", "branch", *_FOLDS), "torch's own error comes out"),
     "normalised_by_hand": Known(("observe",), "a normalisation is reported as a gate"),
-    "weight_without_call": Known(("branch",), "a convolution is used other than by a call"),
 }
 
 
