@@ -109,11 +109,18 @@ def test_not_followed(forward: Callable[[Net, Tensor], Tensor], why: str):
         pytest.param(lambda m, x: m.norm(m.conv(x).relu()), "norm", id="relu"),
         pytest.param(lambda m, x: m.norm(m.conv(x) * m.scale), "norm", id="times a parameter"),
         pytest.param(lambda m, x: m.wide(torch.cat([m.conv(x), x], 1)), "wide", id="concatenated"),
-        pytest.param(lambda m, x: m.wide(half(m, x).unflatten(1, (2, 4))[:, :, 1:].repeat(1, 2, 1, 1, 1).flatten(1, 2)[:, :8]), None, id="cut"),
-        pytest.param(lambda m, x: m.wide(half(m, x).unflatten(1, (4, 2)).mT.mT.flatten(1, 2)), "wide", id="turned twice"),
+        pytest.param(
+            lambda m, x: m.wide(half(m, x).unflatten(1, (2, 4))[:, :, 1:].repeat(1, 2, 1, 1, 1).flatten(1, 2)[:, :8]),
+            None,
+            id="cut",
+        ),
+        pytest.param(
+            lambda m, x: m.wide(half(m, x).unflatten(1, (4, 2)).mT.mT.flatten(1, 2)), "wide", id="turned twice"
+        ),
         pytest.param(
             lambda m, x: m.wide(half(m, x).view(2, 2, 4, 8, 8).transpose(1, 2).reshape(x.shape[0], 8, 8, 8)),
-            "wide", id="shuffled by hand",
+            "wide",
+            id="shuffled by hand",
         ),
         pytest.param(lambda m, x: m.wide(half(m, x).flatten(2).unflatten(2, (8, 8))), "wide", id="joined, reshaped"),
         pytest.param(lambda m, x: m.norm(torch.cat([torch.empty(0), m.conv(x)], 1)), "norm", id="joined to nothing"),

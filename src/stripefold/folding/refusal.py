@@ -124,7 +124,8 @@ def _quantized(layer: nn.Module) -> str | None:
 def _complex(layer: nn.Module) -> str | None:
     for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
         if tensor is not None and tensor.is_complex():
-            return f"its {key!r} is complex ({tensor.dtype}), and only real numbers are folded: leave it out with where=..."
+            kind = f"its {key!r} is complex ({tensor.dtype}), and only real numbers are folded"
+            return f"{kind}: leave it out with where=..."
     return None
 
 
