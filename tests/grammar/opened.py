@@ -28,6 +28,7 @@ OPEN: dict[str, Known] = {
     "hook_collects": Known(_FOLDS, "as hook_always_called"),
     "hook_sums": Known(_FOLDS, "as hook_always_called"),
     "in_a_list": Known(("attach", *_FOLDS), "the layer is called through a container that still holds the old one"),
+    "isinstance_inside_residual": Known(("branch",), "a walk in the forward meets the branches of a block, one by one"),
     "lazy": Known(("sites", "attach", "observe", "bake", "branch", *_FOLDS), "torch's own error comes out"),
     "normalised_by_hand": Known(("observe",), "a normalisation is reported as a gate"),
 }
