@@ -53,7 +53,10 @@ def measure(name: str, call: str) -> dict[str, object]:
     model, x = build(name)
     with torch.no_grad():
         model(x)
-    run = {"sites": lambda: sf.sites(model, example=x), "fold": lambda: sf.fold(model, fuse=True, example=x, check=False)}
+    run = {
+        "sites": lambda: sf.sites(model, example=x),
+        "fold": lambda: sf.fold(model, fuse=True, example=x, check=False),
+    }
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     run[call]()
