@@ -1,7 +1,7 @@
 """Image files as what they are: of any depth, orientation and colours, or refused by name.
 
-Pillow decodes. What it would do in silence is done in the open here: 16 bits are read as 16, not clipped to 8; an image
-is turned as its EXIF orientation says; transparent pixels, several frames and numbers without a known range are refused.
+Pillow decodes. What it would do in silence is done in the open here: 16 bits of grey stay 16 bits, an image is turned
+as its EXIF orientation says, and transparent pixels, several frames and numbers without a known range are refused.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _opaque(path: str | Path, image: Image) -> Image:
     if image.mode not in WITH_ALPHA and "transparency" not in image.info:
         return image.convert("RGB")
     layers = image.convert("RGBA")
-    if layers.getchannel("A").getextrema()[0] < 255:
+    if (np.asarray(layers.getchannel("A")) < 255).any():
         raise DataError(f"{path} has transparent pixels, which have no colour of their own; put it on a background")
     return layers.convert("RGB")
 
