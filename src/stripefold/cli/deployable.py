@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +108,7 @@ def _from_run(source: str, name: str | None) -> Deployable:
 
     overrides: dict[str, Any] = {} if name is None else {"data": name}
     run = load_run(source, **overrides)
-    data, reason = _images(run.config, asked=name is not None)
+    data, reason = _images(run.data, asked=name is not None)
     if data is not None and len(data.spec.classes) != len(run.spec.classes):
         raise DataError(
             f"{source} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "
@@ -128,9 +128,10 @@ def _from_name(
     data, config = None, None
     if data_name is not None:
         from stripefold.training import TrainConfig
+        from stripefold.training.data import load_data
 
         config = TrainConfig(data=data_name, model=name, image_size=size)
-        data, _ = _images(config, asked=True)
+        data = load_data(config)
     channels = 3 if data is None else data.spec.channels
     size = size if data is None else data.spec.size
     classes = classes or (10 if data is None else len(data.spec.classes))
@@ -143,12 +144,10 @@ def _from_name(
     )
 
 
-def _images(config: TrainConfig, *, asked: bool) -> tuple[Data | None, str]:
-    """The images a configuration names; where nobody asked for them, their absence is no error."""
-    from stripefold.training.data import load_data
-
+def _images(load: Callable[[], Data], *, asked: bool) -> tuple[Data | None, str]:
+    """The images of a run; where nobody asked for them, their absence is no error."""
     try:
-        return load_data(config), ""
+        return load(), ""
     except DataError as error:
         if asked:
             raise

@@ -82,13 +82,12 @@ def _is_path(word: str) -> bool:
 
 
 def _of_run(path: Path, changes: dict[str, Any], images: int, place: Place) -> tuple[nn.Module, Iterable[Any]]:
-    from stripefold.training.data import load_data
     from stripefold.training.loading import load_run
 
     run = load_run(path, **{name: value for name, value in changes.items() if value != NOISE})
     if changes.get("data") == NOISE:
         return run.model, _noise((run.spec.channels, run.spec.size, run.spec.size), images, place)
-    return run.model, _test_images(load_data(run.config), images, place)
+    return run.model, _test_images(run.data(), images, place)
 
 
 def _of_name(

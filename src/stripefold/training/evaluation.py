@@ -12,7 +12,7 @@ from torch import nn
 
 from stripefold.errors import CheckpointError
 from stripefold.training.config import TrainConfig
-from stripefold.training.data import Data, evaluation_loader, load_data
+from stripefold.training.data import Data, evaluation_loader
 from stripefold.training.loading import load_run
 from stripefold.training.results import EvalResult
 
@@ -34,7 +34,7 @@ def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
         DataError: If the test images are missing.
     """
     run = load_run(source, **overrides)
-    data = load_data(run.config)
+    data = run.data()
     if len(data.spec.classes) != len(run.spec.classes):
         raise CheckpointError(
             f"{run.path} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "
