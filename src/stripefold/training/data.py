@@ -14,6 +14,7 @@ from stripefold.errors import ConfigError, DataError
 from stripefold.processes import ALONE, Place
 from stripefold.training import transforms
 from stripefold.training.images import Images, choose
+from stripefold.training.preprocessing import Preprocessing
 from stripefold.training.scene_data import (
     Fitting,
     PlainScenes,
@@ -119,11 +120,13 @@ class Data:
         train: Training images.
         test: Test images.
         spec: What the network must know.
+        preparation: What happens to a test image, in words.
     """
 
     train: TrainingImages | TrainingScenes
     test: PlainImages | PlainScenes
     spec: ImageSpec
+    preparation: str = ""
 
 
 def load_data(config: TrainConfig) -> Data:
@@ -144,14 +147,19 @@ def load_data(config: TrainConfig) -> Data:
         raise ConfigError(f"image_size is None, and the images of {config.data!r} differ in size; set image_size")
     channels = config.channels or source.channels
     spec = ImageSpec(classes=source.classes, channels=channels, size=size)
-    before = _before(source, channels)
-    after: transforms.Transform = functools.partial(transforms.normalise, *_statistics(source, channels))
-    middle: transforms.Transform = functools.partial(transforms.fit, size, share=source.middle)
-    train_steps = [*before, *_augmentation(config.augmentation, size), after]
+    preprocessing = Preprocessing.read(config.preprocessing)
+    statistics = preprocessing.normalisation(source.mean, source.std, channels)
+    after: transforms.Transform = functools.partial(transforms.normalise, *statistics)
+    pixels = preprocessing.pixels(size, channels, source.middle)
+    if preprocessing.interpolation is not None and config.augmentation == "none":
+        train_steps = [pixels, after]  # what calibrates a network looks like what tests it
+    else:
+        train_steps = [*_before(source, channels), *_augmentation(config.augmentation, size), after]
     return Data(
         train=TrainingImages(choose(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
-        test=PlainImages(choose(source.test, config.limit_test), transforms.compose([*before, middle]), after),
+        test=PlainImages(choose(source.test, config.limit_test), pixels, after),
         spec=spec,
+        preparation=preprocessing.described(size, source.middle, statistics),
     )
 
 
@@ -172,14 +180,6 @@ def _load_scenes(config: TrainConfig) -> Data:
 def _before(source: Source, channels: int) -> list[transforms.Transform]:
     same = source.channels == channels
     return [transforms.scale_to_unit, *([] if same else [functools.partial(transforms.to_channels, channels)])]
-
-
-def _statistics(source: Source, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, averaged or repeated where the channels are not the source's own."""
-    if channels == source.channels:
-        return source.mean, source.std
-    mean, std = (sum(values) / len(values) for values in (source.mean, source.std))
-    return (mean,) * channels, (std,) * channels
 
 
 def _augmentation(name: str, size: int) -> list[transforms.Transform]:

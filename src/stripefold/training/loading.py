@@ -163,4 +163,6 @@ def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConf
     own = own_run(path)
     fixed = {"image_size": spec.size, "channels": spec.channels, "resume": False, **decided_here(own)}
     config = TrainConfig(**{**values, **fixed})
+    if "preprocessing" in overrides:  # what is given is changed, the rest stays the run's
+        overrides = {**overrides, "preprocessing": {**config.preprocessing, **overrides["preprocessing"]}}
     return config.with_overrides(**overrides), spec, "data" in overrides or may_open(config, own)
