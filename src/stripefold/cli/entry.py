@@ -18,6 +18,10 @@ EXTRA_OF = {
     "torchmetrics": "train",
     "sklearn": "train",
     "tensorboard": "train",
+    "lightning_fabric": "train",
+    "lightning_utilities": "train",
+    "pycocotools": "train",
+    "PIL": "vision",
     "timm": "vision",
     "torchvision": "vision",
     "matplotlib": "plot",
@@ -26,7 +30,9 @@ EXTRA_OF = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "filelock": "sweep",
     "ray": "sweep",
+    "scipy": "sweep",
     "pyarrow": "sweep",
 }
 
@@ -47,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]
+    _accept_any_sign()
     try:
         from stripefold.cli.app import run
 
@@ -58,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if line:
             print(f"stripefold: {line}", file=sys.stderr)
         return status
+
+
+def _accept_any_sign() -> None:
+    """On a terminal that knows ASCII alone a sign outside of it is shown by its number, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def command() -> NoReturn:

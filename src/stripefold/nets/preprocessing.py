@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from stripefold.errors import ConfigError
 from stripefold.nets.external import _load, timm_has, torchvision_has
 from stripefold.nets.factory import OWN
 
@@ -18,8 +17,9 @@ def declared_preprocessing(name: str) -> dict[str, Any]:
     Args:
         name: As for ``create_model``.
 
-    Raises:
-        ConfigError: If the network takes other images than squares.
+    Returns:
+        ``size`` (a list of height and width where these differ), ``crop``, ``mode``, ``interpolation``, ``mean``,
+        ``std``.
 
     >>> declared_preprocessing("resnet20")
     {}
@@ -34,16 +34,25 @@ def declared_preprocessing(name: str) -> dict[str, Any]:
     return {}
 
 
+def published_classes(name: str) -> int | None:
+    """How many classes the published weights of a timm model tell apart; None where nothing is known of it.
+
+    Args:
+        name: As for ``create_model``.
+    """
+    bare = name.removeprefix("timm/")
+    declared = _load("timm").get_pretrained_cfg(bare) if name not in OWN and timm_has(bare) else None
+    return None if declared is None else int(declared.num_classes)
+
+
 def _of_timm(name: str) -> dict[str, Any]:
     declared = _load("timm").get_pretrained_cfg(name)
     if declared is None:
         return {}
     found = _load("timm.data").resolve_data_config(pretrained_cfg=declared.to_dict())
     _, height, width = found["input_size"]
-    if height != width:
-        raise ConfigError(f"{name!r} takes images of {height} x {width}; images are prepared as squares only")
     return {
-        "size": height,
+        "size": height if height == width else [height, width],
         "crop": found["crop_pct"],
         "mode": found["crop_mode"],
         "interpolation": found["interpolation"],

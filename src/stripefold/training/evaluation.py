@@ -63,7 +63,10 @@ def evaluate_model(model: nn.Module, data: Data, config: TrainConfig, *, kind: s
     finally:
         model.to(home).train(was_training)
     seconds = time.perf_counter() - started
-    return EvalResult(measures=measures, task=config.task, images=images, seconds=seconds, kind=kind, source=source)
+    return EvalResult(
+        measures=measures, task=config.task, images=images, seconds=seconds, kind=kind, source=source,
+        preparation=data.preparation,
+    )  # fmt: skip
 
 
 def _device(config: TrainConfig) -> torch.device:
