@@ -70,12 +70,9 @@ def test_a_link_in_the_place_of_our_file_stays(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_ours(tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
-
-    with pytest.raises(KilledError), own_files(tmp_path, NAMES, ConfigError):
-        (tmp_path / NAMES[0]).write_text("half")
-        raise KilledError
+    writing = own_files(tmp_path, NAMES, ConfigError)
+    writing.__enter__()
+    (tmp_path / NAMES[0]).write_text("half")
     write(tmp_path)
     assert (tmp_path / NAMES[0]).read_text() == "ours"
 

@@ -23,7 +23,6 @@ from stripefold.cli.arguments import (
     own_place,
     preprocessing_option,
 )
-from stripefold.cli.deployable import deployable, is_path
 from stripefold.cli.output import check_weights_file, make_folder, print_line, printable
 from stripefold.errors import BakeError, ConfigError
 from stripefold.own_files import check_own_files, own_files
@@ -127,6 +126,7 @@ def bake(
 def _given(source: str, *, data: str | None, **options: Any) -> Deployable:
     """The trained model, with its images."""
     from stripefold.asr.gate import StaticGate
+    from stripefold.cli.deployable import deployable, is_path
 
     named = not is_path(source)
     if not named and options["weights"] is not None:

@@ -185,6 +185,8 @@ def _from_name(name: str, changes: dict[str, Any], named: Named) -> Deployable:
     example = infer_example(model)
     if example is None:
         raise ConfigError(f"{name!r} does not say which images it takes, give --size")
+    if named.size is not None:  # most networks take any size, and declare their own
+        example = _noise((*example.shape[:2], named.size, named.size))
     return Deployable(
         model=model,
         example=example,
@@ -194,6 +196,12 @@ def _from_name(name: str, changes: dict[str, Any], named: Named) -> Deployable:
         without="a model has none itself",
         preparation=_preparation(data, size, declared),
     )
+
+
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _data_for(name: str, size: Any, changes: dict[str, Any], named: Named) -> tuple[Data, TrainConfig]:

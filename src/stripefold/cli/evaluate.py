@@ -54,9 +54,8 @@ def evaluate(
     named = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
     changes = {"data": data, "data_dir": data_dir, "preprocessing": preprocessing or None}
     result = _of_run(source, changes, named) if is_path(source) else _of_name(source, changes, named)
-    print_line(f"{result.source} ({result.kind})")
-    if result.preparation:
-        print_line(f"images: {result.preparation}")
+    prepared = f", images: {result.preparation}" if result.preparation else ""
+    print_line(f"{result.source} ({result.kind}){prepared}")
     print_line(result)
 
 

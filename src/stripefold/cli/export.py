@@ -66,7 +66,7 @@ def export(
     from stripefold.export import export_model
     from stripefold.export.batch import resized
 
-    named = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
+    named: dict[str, Any] = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
     prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     given = deployable(source, data=data, data_dir=data_dir, preprocessing=prepared, classes=classes, **named)
     if int8 is not None:

@@ -81,8 +81,17 @@ def observe(
         from stripefold.figures.write import check_report_folder
 
         check_report_folder(out)
-    named = {"classes": classes, "size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
-    if not is_path(model):
+    named: dict[str, Any] = {
+        "classes": classes,
+        "size": size,
+        "pretrained": pretrained,
+        "weights": weights,
+        "weights_key": weights_key,
+    }
+    if is_path(model):
+        if pretrained or size is not None:
+            raise ConfigError("--pretrained and --size are for a model's name; a run has its own weights and size")
+    else:
         named |= _check_named(model, data, named, place)
     given = deployable(
         model,
