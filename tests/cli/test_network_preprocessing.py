@@ -122,7 +122,7 @@ def test_bake_keeps_the_preprocessing_in_its_file(folder: Path, weights: Path, t
     assert "std 0.3 0.3 0.3" in baked
     run = load_run(output, data=f"folder:{folder}")
     expected = own_transform(GATED, 32, std=(0.3,) * 3)(first_image(folder))
-    assert torch.allclose(run.data().test[0][0], expected, atol=1e-6)
+    assert torch.allclose(run.open_data().test[0][0], expected, atol=1e-6)
     assert main(["eval", str(output)]) == 2
     assert "opens nothing here: name them with --data" in capsys.readouterr().err
     assert main(["eval", str(output), "--data", f"folder:{folder}", "--mean", "0.2"]) == 0

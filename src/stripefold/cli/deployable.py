@@ -148,7 +148,7 @@ def _from_run(source: str, changes: dict[str, Any], *, same_classes: bool) -> De
     from stripefold.training.loading import load_run
 
     run = load_run(source, **changes)
-    data, reason = _images(run.data, asked="data" in changes)
+    data, reason = _images(run.open_data, asked="data" in changes)
     if same_classes and data is not None and len(data.spec.classes) != len(run.spec.classes):
         raise DataError(
             f"{source} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "

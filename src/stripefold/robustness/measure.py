@@ -66,7 +66,7 @@ def measure_robustness(
     networks, first = load_networks(sources, **({} if images is None else {"limit_test": images}))
     chosen = _suitable(asked, first.config)
     _check_layers(networks, [kind for kind in chosen if kind in INSIDE])
-    data = first.data()
+    data = first.open_data()
     if data.spec.classes != first.spec.classes:
         raise DataError(
             f"{first.path} was trained on other classes than {first.config.data} has now; give the data it was trained "

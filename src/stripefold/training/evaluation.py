@@ -34,7 +34,7 @@ def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
         DataError: If the test images are missing.
     """
     run = load_run(source, **overrides)
-    data = run.data()
+    data = run.open_data()
     if len(data.spec.classes) != len(run.spec.classes):
         raise CheckpointError(
             f"{run.path} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "

@@ -43,7 +43,7 @@ class LoadedRun:
     path: Path
     opens_data: bool = True
 
-    def data(self) -> Data:
+    def open_data(self) -> Data:
         """The data set of the run.
 
         Raises:
