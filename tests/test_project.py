@@ -24,6 +24,8 @@ ROOM_LEVEL = {
     "errors": 0,
     "atomic": 0,
     "stdout": 0,
+    "inputs": 1,
+    "own_files": 1,
     "processes": 1,
     "together": 1,
     "algebra": 1,

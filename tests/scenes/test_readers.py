@@ -14,7 +14,8 @@ from stripefold.errors import DataError
 from stripefold.scenes import IGNORED, Shapes
 from stripefold.scenes.ade20k import open_ade20k
 from stripefold.scenes.coco import object_mask, open_coco
-from stripefold.scenes.files import read_class_map, read_json
+from stripefold.scenes.files import read_json
+from stripefold.scenes.image_files import read_class_map
 from stripefold.scenes.voc import VOC_CLASSES, open_voc_boxes, open_voc_maps
 from stripefold.scenes.write import write_ade20k, write_coco, write_voc
 

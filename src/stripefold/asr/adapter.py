@@ -22,6 +22,7 @@ from stripefold.attention.positional import PositionAttention
 from stripefold.attention.registry import attention_class, attention_names
 from stripefold.errors import AdapterError, AttachError
 from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
+from stripefold.folding.fitting_values import misfit
 from stripefold.surgery.positions import PositionPlace
 
 
@@ -74,10 +75,27 @@ def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weig
         model = _attach_plan(backbone, plan)
     except AttachError as error:
         raise AdapterError(f"{os.fspath(path)} cannot be attached: {error}") from error
-    for name, site in attached_sites(model).items():
+    found = attached_sites(model)
+    _check_plan(os.fspath(path), plan, found)
+    for name, site in found.items():
         _put_in_order_(site, plan[name])
         _load_gates(site, {key: t for key, t in tensors.items() if key.startswith(f"{name}.gates.")}, f"{name}.gates.")
+    outside = sorted(key for key in tensors if not key.startswith(tuple(f"{name}.gates." for name in plan)))
+    if outside:
+        raise AdapterError(
+            f"{os.fspath(path)} holds {outside[0]!r}, which is of no gate of its plan ({len(outside)} such tensors); "
+            "save it anew"
+        )
     return model
+
+
+def _check_plan(path: str, plan: Mapping[str, list[dict[str, Any]]], found: Mapping[str, Gated]) -> None:
+    """A site without gates in the plan was meant to have some."""
+    if not plan:
+        raise AdapterError(f"{path}: its plan of gates names no site; save the adapter anew")
+    without = next((name for name in plan if name not in found), None)
+    if without is not None:
+        raise AdapterError(f"{path}: its plan of gates names {without!r}, where no gate came of it; save it anew")
 
 
 def _read(path: str, about: FileInfo) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
@@ -218,7 +236,11 @@ def _load_gates(site: Gated, tensors: Mapping[str, Tensor], prefix: str) -> None
     for index, gate in enumerate(site.gates):
         start = own.get(f"{index}.start")
         if start is not None and isinstance(gate, StaticGate):
-            gate.start = torch.empty_like(start, device=gate.psi.device)
+            kind = torch.promote_types(gate.psi.dtype, torch.float32)
+            gate.start = torch.empty(start.shape, dtype=kind, device=gate.psi.device)
+    unfit = misfit(site.gates.state_dict(), own)
+    if unfit is not None:
+        raise AdapterError(f"the adapter's gates do not fit: {prefix}{unfit}")
     try:
         site.gates.load_state_dict(own)
     except RuntimeError as error:

@@ -20,6 +20,10 @@ EXTRA_OF = {
     "torchmetrics": "train",
     "sklearn": "train",
     "tensorboard": "train",
+    "lightning_fabric": "train",
+    "lightning_utilities": "train",
+    "pycocotools": "train",
+    "PIL": "vision",
     "timm": "vision",
     "torchvision": "vision",
     "matplotlib": "plot",
@@ -28,7 +32,9 @@ EXTRA_OF = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "filelock": "train",
     "ray": "sweep",
+    "scipy": "sweep",
     "pyarrow": "sweep",
 }
 
@@ -49,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]
+    _accept_any_sign()
     try:
         from stripefold.cli.app import run
 
@@ -63,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stripefold: {line}", file=sys.stderr)
         status = status or FAILED
     return status
+
+
+def _accept_any_sign() -> None:
+    """On a terminal that knows ASCII alone a sign outside of it is shown by its number, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def command() -> NoReturn:

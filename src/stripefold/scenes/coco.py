@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from stripefold.errors import DataError
-from stripefold.scenes.files import need_folder, read_image, read_json
+from stripefold.scenes.files import need_folder, read_json
+from stripefold.scenes.image_files import read_image
 from stripefold.scenes.scene import Scene
 from stripefold.scenes.shapes import class_map
 

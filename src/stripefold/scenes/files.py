@@ -6,43 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from stripefold.errors import DataError
-
-
-def read_image(path: str | Path) -> Tensor:
-    """An image file as bytes (3, H, W).
-
-    Raises:
-        DataError: If it is no readable image.
-    """
-    return _read(path, "RGB").permute(2, 0, 1).contiguous()
-
-
-def read_class_map(path: str | Path) -> Tensor:
-    """The class number of each pixel, (H, W) uint8, of a PNG with a palette or in grey.
-
-    Raises:
-        DataError: If it is no readable image, or one in colours, whose pixels are no class numbers.
-    """
-    return _read(path, None)
-
-
-def _read(path: str | Path, mode: str | None) -> Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if mode is None and image.mode not in ("P", "L", "1"):
-                raise DataError(
-                    f"{path} is an image in colours (mode {image.mode}); a class map holds a byte per pixel, its class"
-                )
-            return torch.from_numpy(np.array(image if mode is None else image.convert(mode), dtype=np.uint8))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no readable image ({error}); replace it or take it out") from error
 
 
 def read_lines(path: Path) -> list[str]:

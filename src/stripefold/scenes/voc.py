@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 import torch
 
 from stripefold.errors import DataError
-from stripefold.scenes.files import need_folder, read_class_map, read_image, read_lines
+from stripefold.scenes.files import need_folder, read_lines
+from stripefold.scenes.image_files import read_class_map, read_image
 from stripefold.scenes.scene import Scene, no_objects
 
 FORM = "a Pascal VOC data set"

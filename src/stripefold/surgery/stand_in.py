@@ -48,7 +48,7 @@ class StandIn(nn.Module):
     @property
     def stands_for(self) -> nn.Module | None:
         """The layer; None while there is none yet."""
-        raise NotImplementedError
+        return None
 
     def _read_class(self) -> type:
         frame = sys._getframe(1)

@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from stripefold.atomic import atomic_path
 from stripefold.errors import CheckpointError, TrainingError
+from stripefold.inputs import check_regular
 
 KEY = "stripefold"
 """Where a checkpoint holds what it is: configuration, classes, image size."""
@@ -81,6 +82,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is a weights file, not a training checkpoint; give checkpoints/last.ckpt of the run"
         )
+    check_regular(path, CheckpointError)
     try:
         with warnings.catch_warnings():
             # Files of another origin; what they are is said below.
