@@ -146,7 +146,7 @@ class InputSite(PositionSite):
             return None
         for key, function in (self.input_rule.input or {}).items():
             tensor, outer = getattr(site.base, key, None), self.input_rule.output.get(key)
-            if tensor is None or outer is None:
+            if tensor is None or outer is None or v is None:
                 continue
             scaled = function(site.base, outer(site.base, tensor.double(), v), s).to(tensor.dtype)
             if bool(tensor.isfinite().all()) and not bool(scaled.isfinite().all()):

@@ -66,7 +66,7 @@ def bake(
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
     ] = None,
-    constants: Annotated[str, typer.Option(help="mean, or descriptor.")] = "mean",
+    constants: Annotated[str, typer.Option(help="mean, energy, or descriptor.")] = "mean",
     to: Annotated[str, typer.Option(help="plain, or asr: trainable gates that start there.")] = "plain",
     where: Annotated[list[str] | None, typer.Option(help="A glob of gate names; may be given again.")] = None,
     max_drop: Annotated[
