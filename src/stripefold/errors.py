@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 
+def one_line(text: object) -> str:
+    r"""A text with every run of white space as one blank and nothing that a terminal would obey.
+
+    >>> one_line("two    words \x1b[2J")
+    'two words \\x1b[2J'
+    """
+    words = " ".join(str(text).split())
+    return words if words.isprintable() else "".join(map(_visible, words))
+
+
+def _visible(sign: str) -> str:
+    return sign if sign.isprintable() else sign.encode("unicode_escape", "backslashreplace").decode()
+
+
 class StripefoldError(Exception):
     """Base class: ``except StripefoldError`` catches everything stripefold raises on purpose."""
 

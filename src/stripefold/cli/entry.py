@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from stripefold.errors import StripefoldError, TrainingError, VerifyError
+from stripefold.errors import StripefoldError, TrainingError, VerifyError, one_line
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 EXTRA_OF = {
@@ -90,15 +90,6 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return FAILED, one_line(str(error))
     return FAILED, f"unexpected {type(error).__name__}: {one_line(str(error))} (--debug shows where)"
-
-
-def one_line(text: str) -> str:
-    """Return text with every run of white space as one blank.
-
-    >>> one_line("two    words ")
-    'two words'
-    """
-    return " ".join(text.split())
 
 
 def _missing(error: ModuleNotFoundError) -> str:

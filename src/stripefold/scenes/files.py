@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stripefold import documents
+from stripefold.documents import DocumentError, read_text
 from stripefold.errors import DataError
+
+ANNOTATIONS_LIMIT = 4096 * documents.MIB
+"""LVIS, the largest of COCO's kind that is widely used, has 1.2 GiB."""
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -52,8 +56,8 @@ def read_lines(path: Path) -> list[str]:
         DataError: If it cannot be read.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except DocumentError as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
@@ -64,8 +68,8 @@ def read_json(path: Path) -> Any:
         DataError: If it cannot be read or is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return documents.read_json(path, limit=ANNOTATIONS_LIMIT)
+    except DocumentError as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 

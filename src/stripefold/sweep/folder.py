@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stripefold.atomic import write_text
+from stripefold.documents import DocumentError, read_json, read_text, shown
 from stripefold.errors import ConfigError, TrainingError
+from stripefold.records import record
 from stripefold.sweep.draw import draw
+from stripefold.sweep.spec import Specification
 from stripefold.training.config import FREE_ON_RESUME
 from stripefold.training.idle import DEFAULTS
 from stripefold.training.paths import RunPaths
 from stripefold.training.recipe import load_config
+from stripefold.yaml_documents import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,27 +149,26 @@ def read_samples(sweep: Sweep, paths: SweepPaths) -> list[dict[str, Any]]:
     Raises:
         ConfigError: If it holds another sweep (more seeds are none), or its ``sweep.yaml`` cannot be read.
     """
-    import yaml
-
     try:
-        before = yaml.safe_load(paths.spec.read_text(encoding="utf-8"))
-        drawn = list(before.pop("drawn"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{paths.spec} cannot be read ({type(error).__name__}); choose another folder") from error
-    for name, was, now in _differences(before, sweep.to_dict()):
-        if name == "seeds" and isinstance(was, list) and set(was) < set(now):
+        held = record(Specification, read_yaml(paths.spec))
+    except DocumentError as error:
+        raise ConfigError(f"{paths.spec} cannot be read ({error}); choose another folder") from error
+    for name, was, now in _differences(asdict(held), sweep.to_dict()):
+        if name == "seeds" and set(was) < set(now):
             continue
         raise ConfigError(
-            f"{paths.root} holds another sweep: {name} was {was!r} and is now {now!r}; go on with the same command and "
-            "file, or choose another folder"
+            f"{paths.root} holds another sweep: {name} was {shown(was)} and is now {shown(now)}; go on with the same "
+            "command and file, or choose another folder"
         )
-    return drawn
+    if len(held.drawn) != sweep.samples or any(sample.keys() != sweep.random.keys() for sample in held.drawn):
+        raise ConfigError(f"{paths.spec} is damaged: its drawn samples are not of the sweep; choose another folder")
+    return held.drawn
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """What differs; an option that is younger than the folder had its default then."""
-    was, new = ({**DEFAULTS, **each, **each.get("base", {})} for each in (before, now))
-    names = [name for name in dict.fromkeys([*was, *new]) if name not in ("base", "sweep")]
+    was, new = ({**DEFAULTS, **each, **each["base"]} for each in (before, now))
+    names = [name for name in dict.fromkeys([*was, *new]) if name not in ("base", "sweep", "drawn")]
     return [(name, was.get(name), new.get(name)) for name in names if was.get(name) != new.get(name)]
 
 
@@ -188,8 +191,8 @@ def read_outcome(paths: SweepPaths, trial: Trial) -> Outcome | None:
         return None
     try:
         before, now = load_config(run.config).to_dict(), trial.config.to_dict()
-        outcome = Outcome(**json.loads(paths.outcome(trial.name).read_text(encoding="utf-8")))
-    except (ConfigError, OSError, ValueError, TypeError):
+        outcome = record(Outcome, read_json(paths.outcome(trial.name)))
+    except (ConfigError, DocumentError):
         return None
     return outcome if all(now[name] == before[name] for name in now if name not in FREE_ON_RESUME) else None
 
@@ -228,5 +231,8 @@ def read_error(paths: SweepPaths, trial: str) -> str | None:
     """
     if not paths.error(trial).is_file():
         return None
-    lines = paths.error(trial).read_text(encoding="utf-8").split("\n")
+    try:
+        lines = read_text(paths.error(trial)).split("\n")
+    except DocumentError as error:
+        return f"the reason cannot be read ({error})"
     return next((line.strip() for line in reversed(lines) if line.strip()), "no reason was given")

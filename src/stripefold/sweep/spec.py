@@ -87,6 +87,22 @@ class Sweep:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Specification:
+    """What ``sweep.yaml`` holds: a sweep as plain values, and the samples that were drawn for it."""
+
+    sweep: str
+    base: dict[str, Any]
+    settings: dict[str, Any]
+    grid: dict[str, Any]
+    random: dict[str, Any]
+    samples: int
+    draw_seed: int
+    seeds: list[int]
+    control: dict[str, Any] | None
+    drawn: list[dict[str, Any]]
+
+
 def _check_shapes(sweep: Sweep) -> None:
     """YAML gives anything anywhere."""
     for name in ("settings", "grid", "random"):
