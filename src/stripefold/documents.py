@@ -33,15 +33,15 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
-def read_text(path: str | os.PathLike[str], *, limit: int = TEXT_LIMIT) -> str:
-    """The content of a UTF-8 file.
+def read_bytes(path: str | os.PathLike[str], *, limit: int) -> bytes:
+    """The content of a file.
 
     Args:
         path: A regular file: a pipe may never end, a device neither.
         limit: How many bytes it may have.
 
     Raises:
-        DocumentError: If it cannot be read, is larger, or is no text.
+        DocumentError: If it cannot be read, or is larger.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -50,15 +50,21 @@ def read_text(path: str | os.PathLike[str], *, limit: int = TEXT_LIMIT) -> str:
             content = file.read(limit + 1)
         if len(content) > limit:
             raise DocumentError(f"it is larger than {limit // MIB} MiB")
-        return content.decode("utf-8-sig")
+        return content
     except OSError as error:
         raise DocumentError(error.strerror or str(error)) from error
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"it is no UTF-8 text (byte {error.start})") from error
     except DocumentError:
         raise
     except ValueError as error:  # a path with a zero byte
         raise DocumentError(str(error)) from error
+
+
+def read_text(path: str | os.PathLike[str], *, limit: int = TEXT_LIMIT) -> str:
+    """The content of a UTF-8 file; see ``read_bytes``."""
+    try:
+        return read_bytes(path, limit=limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"it is no UTF-8 text (byte {error.start})") from error
 
 
 def read_json(path: str | os.PathLike[str], *, limit: int = JSON_LIMIT) -> Any:

@@ -131,7 +131,10 @@ def test_unknown_gate_and_quantity() -> None:
     [
         ({"format": "stripefold stripes 1"}, "no trajectory of stripes"),
         ({"epochs": [0, 2]}, "has other numbers of rows than epochs"),
-        ({"gates": {"se": {"rows": [{"stripe_index": 1}]}}}, "damaged: entry 0 of rows of 'se' of gates of the trajectory lacks within_std_mean"),
+        (
+            {"gates": {"se": {"rows": [{"stripe_index": 1}]}}},
+            "damaged: entry 0 of rows of 'se' of gates of the trajectory lacks within_std_mean",
+        ),
         ({"gates": {"se": {"rows": []}}}, "damaged: 'se' of gates of the trajectory lacks channel_means"),
         ({"gates": None}, "damaged: gates of the trajectory is None; it must be a mapping"),
     ],

@@ -111,7 +111,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, sweep: Sweep) -> 
 
 def test_a_damaged_specification_is_refused(room: Room) -> None:
     room.paths.spec.write_text("]", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"sweep.yaml cannot be read \(it is no valid YAML: .*\); choose another folder"):
+    with pytest.raises(
+        ConfigError, match=r"sweep.yaml cannot be read \(it is no valid YAML: .*\); choose another folder"
+    ):
         open_sweep(room.sweep, room.paths.root)
 
 

@@ -75,7 +75,8 @@ def _yaml(option: str, text: str | None) -> Any:
     try:
         return None if text is None else parse_yaml(text)
     except DocumentError as error:
-        raise ConfigError(f"{option} {shown(text)} is no YAML that can be used ({error}); give a number, or a list such as [3, 4]") from error
+        advice = "give a number, or a list such as [3, 4]"
+        raise ConfigError(f"{option} {shown(text)} is no YAML; {advice} ({error})") from error
 
 
 def print_result(result: SweepResult) -> None:

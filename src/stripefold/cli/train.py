@@ -96,11 +96,13 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
     """Read `key=value` words; values are YAML, so numbers, lists and mappings come out as such.
 
     Raises:
-        ConfigError: A word without a key, or a value that is no YAML.
+        ConfigError: A word without a key, or of no option, or a value that is no YAML.
 
     >>> parse_changes(["epochs=3", "milestones=[1, 2]", "model=resnet20"])
     {'epochs': 3, 'milestones': [1, 2], 'model': 'resnet20'}
     """
+    from stripefold.training.config import check_known
+
     values: dict[str, Any] = {}
     for word in changes:
         key, equals, text = word.partition("=")
@@ -110,4 +112,5 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
             values[key.strip().replace("-", "_")] = parse_yaml(text)
         except DocumentError as error:
             raise ConfigError(f"--set {shown(word)}: the value is no YAML that can be used ({error})") from error
+    check_known(values, where="--set")
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stripefold import documents
-from stripefold.documents import DocumentError, read_text
+from stripefold.documents import DocumentError, read_text, shown
 from stripefold.errors import DataError
 
 ANNOTATIONS_LIMIT = 4096 * documents.MIB
@@ -89,3 +90,29 @@ def need_folder(root: Path, *names: str, form: str) -> Path:
             return root / name
     found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) if root.is_dir() else "no such folder"
     raise DataError(f"{form} in {root} needs the folder {' or '.join(names)}; found: {found or 'nothing'}")
+
+
+def need_files(folder: Path, names: Sequence[str], *, listed: Path) -> tuple[Path, ...]:
+    """The files of a list, all of which are there and inside of their folder.
+
+    Args:
+        folder: Where they are.
+        names: Their names, relative to it.
+        listed: Who lists them, for the message.
+
+    Raises:
+        DataError: If one is not there, or leads out of the folder.
+    """
+    paths, missing = [], []
+    for name in names:
+        path = folder / name
+        if not name or "\0" in name or Path(name).is_absolute() or ".." in path.parts:
+            raise DataError(f"{listed} lists {shown(name)}; file names must be relative to {folder}, and stay in it")
+        paths.append(path)
+        if not path.is_file():
+            missing.append(name)
+    if missing:
+        raise DataError(
+            f"{listed} lists {shown(missing[0])}, which is not in {folder} ({len(missing)} of {len(names)} are missing)"
+        )
+    return tuple(paths)

@@ -25,7 +25,7 @@ def sweep_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
-def load_sweep(source: str | Path, *, base: str | None = None, seeds: Any = None, **overrides: Any) -> Sweep:
+def load_sweep(source: str | Path, /, *, base: str | None = None, seeds: Any = None, **overrides: Any) -> Sweep:
     """A sweep from a name or a file, with some of the base's options replaced.
 
     Args:

@@ -12,12 +12,14 @@ from torch import nn
 from stripefold.baking.rebuild import KEY as KEY_OF_BAKING
 from stripefold.baking.rebuild import rebuild_
 from stripefold.branches.block import BranchBlock
-from stripefold.errors import CheckpointError
+from stripefold.documents import DocumentError
+from stripefold.errors import CheckpointError, ConfigError, one_line
 from stripefold.folding.files import FileInfo, file_info, load_model_, load_tensors
 from stripefold.folding.fold import fold
+from stripefold.records import checked, record
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
-from stripefold.training.config import TrainConfig
+from stripefold.training.config import TrainConfig, check_known
 from stripefold.training.data import ImageSpec
 
 
@@ -99,7 +101,9 @@ def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
     try:
         model.load_state_dict(model_state(checkpoint))
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the model its configuration describes: {error}") from error
+        raise CheckpointError(
+            f"{path} does not fit the model its configuration describes: {one_line(error)}"
+        ) from error
     kind = "attached" if config.folds or config.keeps_attention else "backbone"
     return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path)
 
@@ -133,10 +137,15 @@ def _folded(model: nn.Module, spec: ImageSpec) -> nn.Module:
 
 def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec]:
     try:
+        config = checked(dict[str, Any], extra["config"], "config")
+        about = {"classes": extra["classes"], "channels": extra["channels"], "size": extra["image_size"]}
+        spec = record(ImageSpec, about, "what it says of its images")
+        check_known(config, where=f"{path}; a newer version may have written it")
         # Weights come from the file: nothing is downloaded to be overwritten.
-        values = {**extra["config"], "pretrained": False}
-        spec = ImageSpec(classes=tuple(extra["classes"]), channels=extra["channels"], size=extra["image_size"])
+        fixed = {"pretrained": False, "image_size": spec.size, "channels": spec.channels, "resume": False}
+        resolved = TrainConfig(**{**config, **fixed})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not say which run it comes from; give a file that train wrote") from error
-    fixed = {"image_size": spec.size, "channels": spec.channels, "resume": False}
-    return TrainConfig(**{**values, **fixed}).with_overrides(**overrides), spec
+    except (DocumentError, ConfigError) as error:
+        raise CheckpointError(f"{path}: what it says of its run cannot be used: {error}") from error
+    return resolved.with_overrides(**overrides), spec

@@ -19,7 +19,7 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
-def load_config(source: str | Path = "digits", **overrides: Any) -> TrainConfig:
+def load_config(source: str | Path = "digits", /, **overrides: Any) -> TrainConfig:
     """A configuration from a recipe or a file, with some options replaced.
 
     Args:
