@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | tr ' ' '-')
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check zoo bench
+.PHONY: help venv demo test check stress zoo bench
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -26,14 +26,17 @@ demo: $(STAMP)  ## train, fold, verify and time ResNet-20 + ASR(SE) on the digit
 	$(BIN)/stripefold demo
 
 test: $(STAMP)  ## all tests but the full zoo
-	$(PYTEST) -n $(WORKERS) -m "not zoo"
+	$(PYTEST) -n $(WORKERS) -m "not zoo and not stress"
 
 check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commit hook and CI run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST) -q --doctest-modules src/stripefold
-	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow"
+	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow and not stress"
+
+stress: $(STAMP)  ## thousands of damaged files and other random faults (an hour; STRIPEFOLD_FUZZ=files of each kind)
+	$(PYTEST) -q -rP -n $(WORKERS) -m stress
 
 zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)
 	$(BIN)/python -m tests.zoo.run

@@ -23,9 +23,9 @@ MAXIMUM_LINES, MAXIMUM_FUNCTION_LINES, MAXIMUM_POSITIONAL = 250, 40, 5
 ROOM_LEVEL = {
     "errors": 0,
     "atomic": 0,
-    "documents": 0,
-    "yaml_documents": 1,
-    "records": 1,
+    "documents": 1,
+    "yaml_documents": 2,
+    "records": 2,
     "processes": 1,
     "together": 1,
     "algebra": 1,

@@ -9,6 +9,8 @@ import stat
 from collections.abc import Hashable, Iterable
 from typing import Any
 
+from stripefold.errors import one_line
+
 MIB = 2**20
 JSON_LIMIT = 256 * MIB
 TEXT_LIMIT = 64 * MIB
@@ -28,7 +30,7 @@ def shown(value: Any) -> str:
     short = reprlib.Repr()
     short.maxstring, short.maxother, short.maxlong, short.maxlevel = 80, 80, 40, 3
     try:
-        return short.repr(value)
+        return one_line(short.repr(value))
     except ValueError:  # a whole number of thousands of digits
         return f"a {type(value).__name__} too large to show"
 
@@ -118,7 +120,7 @@ def check_depth(value: Any) -> None:
         DocumentError: They are.
     """
     level = [value]  # level by level, so that the check itself needs no stack
-    for _ in range(DEPTH + 1):
+    for _ in range(DEPTH):
         level = [
             inner
             for each in level

@@ -46,9 +46,9 @@ def parse_yaml(text: str) -> Any:
     except DocumentError:
         raise
     except yaml.YAMLError as error:
-        raise DocumentError(f"it is no valid YAML: {one_line(error)}") from error
+        raise DocumentError(f"it is no valid YAML: {one_line(error):.500}") from error
     except Exception as error:  # dates that do not exist, numbers of a thousand digits: whatever a constructor raises
-        raise DocumentError(f"it is no valid YAML: {type(error).__name__}: {one_line(error)}") from error
+        raise DocumentError(f"it is no valid YAML: {type(error).__name__}: {one_line(error):.500}") from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -64,8 +64,9 @@ class BoundedLoader(yaml.SafeLoader):  # type: ignore[misc]
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.level = 0
-        self.sizes: dict[int, int] = {}
+        self.deepest = 0
         self.written_out = 0
+        self.sizes: dict[int, tuple[int, int]] = {}  # values written out, and levels, of each node that is complete
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """A value, counted; an alias counts as much as what it stands for."""
@@ -74,22 +75,25 @@ class BoundedLoader(yaml.SafeLoader):  # type: ignore[misc]
             # An alias inside of what it stands for has no size yet.
             if id(node) not in self.sizes:
                 raise DocumentError("an alias in it stands for what it is a part of")
-            return self._counted(node, self.sizes[id(node)])
-        before = self.written_out
+            self._count(*self.sizes[id(node)])
+            return node
+        written_out, deepest = self.written_out, self.deepest
+        self.deepest = self.level
+        self._count(1, 1 if self.check_event(yaml.ScalarEvent) else 2)
         self.level += 1
-        if self.level > DEPTH:
-            raise DocumentError(too_deep())
         node = super().compose_node(parent, index)
         self.level -= 1
-        self._counted(node, 1)
-        self.sizes[id(node)] = self.written_out - before
+        self.sizes[id(node)] = self.written_out - written_out, self.deepest - self.level
+        self.deepest = max(deepest, self.deepest)
         return node
 
-    def _counted(self, node: Any, size: int) -> Any:
+    def _count(self, size: int, levels: int) -> None:
         self.written_out += size
+        self.deepest = max(self.deepest, self.level + levels)
         if self.written_out > NODES:
             raise DocumentError(f"it holds more than {NODES} values, with its aliases written out")
-        return node
+        if self.deepest > DEPTH + 1:
+            raise DocumentError(too_deep())
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         """A mapping without a key twice; what a merge key brings may be overridden."""

@@ -21,7 +21,7 @@ from stripefold.asr.sites import attached_sites
 from stripefold.attention.positional import PositionAttention
 from stripefold.attention.registry import attention_class, attention_names
 from stripefold.documents import DocumentError
-from stripefold.errors import AdapterError, AttachError
+from stripefold.errors import AdapterError, AttachError, one_line
 from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
 from stripefold.records import checked, record
 from stripefold.surgery.positions import PositionPlace
@@ -243,4 +243,4 @@ def _load_gates(site: Gated, tensors: Mapping[str, Tensor], prefix: str) -> None
     try:
         site.gates.load_state_dict(own)
     except RuntimeError as error:
-        raise AdapterError(f"the adapter's gates do not fit: {error}") from error
+        raise AdapterError(f"the adapter's gates do not fit: {one_line(error)}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stripefold.atomic import write_text
-from stripefold.documents import DocumentError, read_json
+from stripefold.documents import DocumentError, read_json, shown
 from stripefold.errors import DataError
 from stripefold.records import checked, record
 
@@ -117,7 +117,11 @@ class Report:
             content = checked(dict[str, Any], read_json(path), "it")
             rows = checked(list[dict[str, Any]], content.get("rows"), "rows")
             bare = [{name: value for name, value in row.items() if name != "missed"} for row in rows]
-            return record(cls, {**content, "rows": bare}, "it")
+            report = record(cls, {**content, "rows": bare}, "it")
+            for row in report.rows:
+                if odd := [name for name in row.limits if name not in row.values()]:
+                    raise DocumentError(f"a claim is about {shown(odd[0])}, which nothing measures")
+            return report
         except DocumentError as error:
             raise DataError(f"{path} is no report of a measurement: {error}") from error
 

@@ -92,6 +92,13 @@ def need_folder(root: Path, *names: str, form: str) -> Path:
     raise DataError(f"{form} in {root} needs the folder {' or '.join(names)}; found: {found or 'nothing'}")
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the system has them
+        return False
+
+
 def need_files(folder: Path, names: Sequence[str], *, listed: Path) -> tuple[Path, ...]:
     """The files of a list, all of which are there and inside of their folder.
 
@@ -109,7 +116,7 @@ def need_files(folder: Path, names: Sequence[str], *, listed: Path) -> tuple[Pat
         if not name or "\0" in name or Path(name).is_absolute() or ".." in path.parts:
             raise DataError(f"{listed} lists {shown(name)}; file names must be relative to {folder}, and stay in it")
         paths.append(path)
-        if not path.is_file():
+        if not _is_file(path):
             missing.append(name)
     if missing:
         raise DataError(

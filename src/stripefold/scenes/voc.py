@@ -5,6 +5,7 @@ Source: Everingham et al. 2010, and the development kit's documentation, section
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -202,15 +203,12 @@ def _with_objects(root: Path, names: tuple[str, ...], files: tuple[tuple[Path, P
     for (_, annotation), found in zip(files, objects, strict=True):
         unknown = [each.name for each in found if each.name not in names]
         if unknown:
+            listed = textwrap.shorten(", ".join(names), 300, placeholder=" ...")
             raise DataError(
-                f"{annotation}: class {shown(unknown[0])} is not among {_listed(names)}; name the classes of the data, "
-                f"one a line, in {root / LABELS}"
+                f"{annotation}: class {shown(unknown[0])} is not among {listed}; name the classes of the "
+                f"data, one a line, in {root / LABELS}"
             )
     return VocBoxes(names, files, objects)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:20]) + (f" ... ({len(names)})" if len(names) > 20 else "")
 
 
 def class_names(root: Path, path: Path) -> tuple[str, ...]:
