@@ -20,7 +20,7 @@ from stripefold.asr.site import Site
 from stripefold.asr.sites import attached_sites
 from stripefold.attention.positional import PositionAttention
 from stripefold.attention.registry import attention_class, attention_names
-from stripefold.documents import DocumentError
+from stripefold.documents import DocumentError, shown
 from stripefold.errors import AdapterError, AttachError, one_line
 from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
 from stripefold.records import checked, record
@@ -107,7 +107,7 @@ def _read(path: str, about: FileInfo) -> tuple[dict[str, str], dict[str, list[di
     try:
         expected = asdict(record(Fingerprint, about.extra.get("fingerprint"), "fingerprint"))
         held = checked(dict[str, list[dict[str, Any]]], about.extra.get("plan"), "plan")
-        plan = {name: [_read_gate(gate, f"a gate on {name!r}") for gate in gates] for name, gates in held.items()}
+        plan = {name: [_read_gate(gate, f"a gate on {shown(name)}") for gate in gates] for name, gates in held.items()}
     except DocumentError as error:
         raise AdapterError(f"{path}: its plan of gates is damaged ({error})") from error
     return expected, plan

@@ -16,6 +16,7 @@ from stripefold.stripe.moments import Moments
 from stripefold.stripe.recording import Recording
 
 Group = tuple[int, ...]
+_MOST_CLASSES = 2**20
 _MOST_SUMS = 2**29  # classes times channels, in float64: 4 GiB, for a label that is no class
 
 
@@ -96,7 +97,7 @@ class Accumulator:
 
     def _add_classes(self, group: Group, matrix: Tensor, labels: Tensor) -> None:
         classes = int(labels.max()) + 1
-        if classes * matrix.shape[1] > _MOST_SUMS:
+        if classes > _MOST_CLASSES or classes * matrix.shape[1] > _MOST_SUMS:
             raise ObserveError(
                 f"by_class keeps a sum for every class and channel, and there is the label {classes - 1}, with "
                 f"{matrix.shape[1]} channels: number the classes from 0 on, without gaps"

@@ -186,8 +186,9 @@ def tensor_of(value: Any, dtype: torch.dtype, where: str) -> Tensor:
     Raises:
         DocumentError: It is neither, or holds what is no finite number.
     """
+    numbers = value if isinstance(value, Tensor) else checked(list[Any], value, where)
     try:
-        found = value if isinstance(value, Tensor) else torch.tensor(checked(list[Any], value, where), dtype=dtype)
+        found = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=dtype)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DocumentError(f"{where} is no list of numbers") from error
     if found.dtype != dtype or not bool(found.isfinite().all()):
