@@ -10,7 +10,7 @@ from typing import Any
 
 from stripefold.documents import DocumentError, read_text, shown
 from stripefold.errors import ConfigError
-from stripefold.sweep.spec import BACKBONE, Sweep
+from stripefold.sweep.spec import BACKBONE, MOST_RUNS, Sweep
 from stripefold.training.config import check_known
 from stripefold.training.recipe import load_config, recipe_names
 from stripefold.yaml_documents import YAML_LIMIT, parse_yaml
@@ -105,11 +105,11 @@ def _base(source: str, options: Mapping[str, Any]) -> Any:
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
-    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+    if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= MOST_RUNS:
         return tuple(range(given))
     if isinstance(given, (list, tuple)) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in given):
         return tuple(given)
-    raise ConfigError(f"seeds is {given!r}; give a number of seeds from 1 on, or a list of whole numbers")
+    raise ConfigError(f"seeds is {shown(given)}; give a number of seeds from 1 on, or a list of whole numbers")
 
 
 def _check_free(sweep: Sweep, overrides: Mapping[str, Any]) -> None:
