@@ -38,7 +38,8 @@ def _value(option: str, given: Any, place: tuple[int, int]) -> Any:
     if kind not in DISTRIBUTIONS:
         raise ConfigError(f"random, {option}: no distribution {shown(kind)}; Ray Tune's are {', '.join(DISTRIBUTIONS)}")
     if not isinstance(arguments, Sequence) or isinstance(arguments, str) or not arguments:
-        raise ConfigError(f"random, {option}: {kind} is given {shown(arguments)}; give a list, such as {{uniform: [0, 1]}}")
+        example = "{uniform: [0, 1]}"
+        raise ConfigError(f"random, {option}: {kind} is given {shown(arguments)}; give a list, such as {example}")
     state = derive_seed(place[0], f"draw {option}", place[1]) % 2**32
     if kind == "choice":  # by its place in the list: numpy would take lists apart
         return arguments[_sample(option, "randint", [0, len(arguments)], state)]

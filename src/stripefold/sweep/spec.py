@@ -114,7 +114,8 @@ def _check_shapes(sweep: Sweep) -> None:
             raise ConfigError(f"{name} is {shown(getattr(sweep, name))}; give a mapping")
     for label, options in sweep.settings.items():
         if not isinstance(options, Mapping) or not isinstance(label, str):
-            raise ConfigError(f"settings, {shown(label)} is {shown(options)}; give a label and a mapping of options to values")
+            found = f"settings, {shown(label)} is {shown(options)}"
+            raise ConfigError(f"{found}; give a label and a mapping of options to values")
     for name, values in sweep.grid.items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise ConfigError(f"grid, {name} is {shown(values)}; give a list of values")
