@@ -15,7 +15,8 @@ from PIL import Image
 
 from stripefold.cli import main
 from stripefold.cli.entry import EXTRA_OF, explain
-from stripefold.cli.output import print_table, printable
+from stripefold.cli.output import print_table
+from stripefold.errors import printable
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["timm/mobilenetv3_small_050", "--size", "32", "--data", "noise", "--images", "4"]

@@ -53,6 +53,14 @@ def test_the_state_dict_in_a_file_is_found(tmp_path: Path, name: str, content: o
     assert same(model, STATE)
 
 
+def test_state_dicts_of_two_types_are_asked_for(tmp_path: Path) -> None:
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in STATE.items()}
+    torch.save({"model": STATE, "model_half": half}, tmp_path / "both.pth")
+    with pytest.raises(CheckpointError, match="holds model, model_half, with other numbers each: say which"):
+        sf.load_model_(network(), tmp_path / "both.pth")
+    sf.load_model_(network(), tmp_path / "both.pth", key="model_half")
+
+
 @pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("net.a", "net.b")])
 def test_several_state_dicts_are_asked_for(tmp_path: Path, keys: tuple[str, str]) -> None:
     path, content = tmp_path / "two.pth", {}

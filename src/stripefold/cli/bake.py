@@ -23,8 +23,8 @@ from stripefold.cli.arguments import (
     own_place,
     preprocessing_option,
 )
-from stripefold.cli.output import check_weights_file, make_folder, print_line, printable
-from stripefold.errors import BakeError, ConfigError
+from stripefold.cli.output import check_weights_file, make_folder, print_line
+from stripefold.errors import BakeError, ConfigError, printable
 from stripefold.own_files import check_own_files, own_files
 
 if TYPE_CHECKING:

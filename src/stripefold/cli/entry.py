@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from stripefold.errors import StripefoldError, TrainingError, VerifyError
+from stripefold.errors import StripefoldError, TrainingError, VerifyError, one_line
 from stripefold.stdout import LossyOutput, lossy_stdout
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -119,15 +119,6 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return FAILED, one_line(str(error))
     return FAILED, f"unexpected {type(error).__name__}: {one_line(str(error))} (--debug shows where)"
-
-
-def one_line(text: str) -> str:
-    """Return text with every run of white space as one blank.
-
-    >>> one_line("two    words ")
-    'two words'
-    """
-    return " ".join(text.split())
 
 
 def _missing(error: ModuleNotFoundError) -> str:

@@ -26,8 +26,8 @@ from stripefold.cli.arguments import (
     preprocessing_option,
 )
 from stripefold.cli.deployable import Deployable, deployable, is_path
-from stripefold.cli.output import print_line, printable
-from stripefold.errors import ConfigError, DataError
+from stripefold.cli.output import print_line
+from stripefold.errors import ConfigError, DataError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stripefold.errors import ConfigError
+from stripefold.errors import ConfigError, printable
 
 PIPE_WIDTH = 160
 
@@ -72,17 +72,3 @@ def print_line(text: object = "", *, aside: bool = False) -> None:
         aside: Whether standard output is for a program to read; then the text goes to standard error.
     """
     print(printable(text), file=sys.stderr if aside else sys.stdout)
-
-
-def printable(text: object) -> str:
-    r"""Text whose lines hold signs that are shown only: names of classes and layers may hold any.
-
-    >>> printable("cat\x1b[2J\ndog")
-    'cat\\x1b[2J\ndog'
-    """
-    lines = str(text).split("\n")
-    return "\n".join(line if line.isprintable() else "".join(map(_shown, line)) for line in lines)
-
-
-def _shown(sign: str) -> str:
-    return sign if sign.isprintable() else sign.encode("unicode_escape", "backslashreplace").decode()

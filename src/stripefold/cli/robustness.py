@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stripefold.cli.output import make_folder, print_line, print_table, printable
-from stripefold.errors import ConfigError
+from stripefold.cli.output import make_folder, print_line, print_table
+from stripefold.errors import ConfigError, printable
 from stripefold.own_files import check_own_files
 
 if TYPE_CHECKING:

@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stripefold.atomic import atomic_path
-from stripefold.errors import CheckpointError
+from stripefold.documents import DocumentError, parse_json
+from stripefold.errors import CheckpointError, one_line
 from stripefold.folding.fitting_values import misfit
 from stripefold.folding.pickled import is_pickled, read_pickled
 from stripefold.inputs import check_regular
+from stripefold.records import record
 from stripefold.surgery.foldable import Foldable
 
 Kind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
@@ -38,6 +40,19 @@ _LOADS_INTO = {
     "create() first.",
     "baked": " A baked file is loaded into a model of the same structure: stripefold.baking.rebuild gives one its own.",
 }
+
+
+BAKE = "bake"
+"""Where a baked model's file holds what became of its gates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakedGates:
+    """What a bake made of the gates of a model: the names of those folded, of those multiplied on, of those left."""
+
+    folded: list[str]
+    multiply: list[str]
+    dynamic: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +144,11 @@ def file_info(path: str | os.PathLike[str]) -> FileInfo:
     if text is None:
         return FileInfo(kind="plain")
     try:
-        about = json.loads(text)
-        if about["kind"] not in _MEANING:
-            raise ValueError(f"unknown kind {about['kind']!r}")
-        return FileInfo(kind=about["kind"], versions=dict(about["versions"]), extra=dict(about["extra"]))
-    except (ValueError, KeyError, TypeError) as error:
+        about = record(FileInfo, parse_json(text))
+        if BAKE in about.extra:
+            record(BakedGates, about.extra[BAKE], BAKE)
+        return about
+    except DocumentError as error:
         raise CheckpointError(f"{os.fspath(path)}: its stripefold metadata is damaged ({error})") from error
 
 
@@ -181,7 +196,8 @@ def load_model_(
     try:
         model.load_state_dict(tensors, strict=strict)
     except RuntimeError as error:
-        raise CheckpointError(f"{os.fspath(path)} ({_MEANING[about.kind]}) does not fit the model: {error}") from error
+        what = f"{os.fspath(path)} ({_MEANING[about.kind]})"
+        raise CheckpointError(f"{what} does not fit the model: {one_line(error)}") from error
     return about
 
 
@@ -207,7 +223,7 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
             "branch before that), or give the deployed (folded) file"
         )
     # A baked model may have kept some of its dynamic attention.
-    partly = about.kind == "baked" and bool(about.extra.get("bake", {}).get("dynamic"))
+    partly = about.kind == "baked" and bool(about.extra.get(BAKE, {}).get("dynamic"))
     if about.kind in ("folded", "fused", "baked") and attached and not partly:
         raise CheckpointError(
             f"{path} is {_MEANING[about.kind]}, but the model still has gates or branch blocks: loading it "

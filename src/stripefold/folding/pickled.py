@@ -108,7 +108,13 @@ def _bare(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tens
 
 
 def _same(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
+    return first.keys() == other.keys() and all(_equal(first[name], other[name]) for name in first)
+
+
+def _equal(first: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers in the same form; torch compares no sparse ones, and not two types."""
+    dense = first.layout == other.layout == torch.strided and first.dtype == other.dtype
+    return first is other or (dense and torch.equal(first, other))
 
 
 def _listed(found: Mapping[str, object]) -> str:

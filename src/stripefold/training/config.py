@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from stripefold.documents import shown
 from stripefold.errors import ConfigError
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.preprocessing import Preprocessing
@@ -184,7 +185,7 @@ class TrainConfig:
             object.__setattr__(self, spec.name, coerce(spec.name, str(spec.type), getattr(self, spec.name)))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; choose one of {', '.join(choices)}")
         for name, least in LOWER.items():
             check_range(name, getattr(self, name), least)
         self._check_together()

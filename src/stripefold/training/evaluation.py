@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
-def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
+def evaluate(source: str | Path, /, **overrides: Any) -> EvalResult:
     """The task's measures on the test images of the run that ``source`` comes from.
 
     Args:

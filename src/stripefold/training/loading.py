@@ -12,13 +12,15 @@ from torch import nn
 from stripefold.baking.rebuild import KEY as KEY_OF_BAKING
 from stripefold.baking.rebuild import rebuild_
 from stripefold.branches.block import BranchBlock
-from stripefold.errors import CheckpointError, DataError
+from stripefold.documents import DocumentError
+from stripefold.errors import CheckpointError, ConfigError, DataError, one_line
 from stripefold.folding.files import FileInfo, file_info, load_model_, load_tensors
 from stripefold.folding.fitting_values import misfit
 from stripefold.folding.fold import fold
+from stripefold.records import checked, record
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
-from stripefold.training.config import TrainConfig
+from stripefold.training.config import TrainConfig, check_known
 from stripefold.training.data import Data, ImageSpec, load_data
 from stripefold.training.fingerprint import DATA, describe, differing_data
 from stripefold.training.trust import check_options, decided_here, may_open, own_run
@@ -141,7 +143,9 @@ def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the model its configuration describes: {error}") from error
+        raise CheckpointError(
+            f"{path} does not fit the model its configuration describes: {one_line(error)}"
+        ) from error
     kind = "attached" if config.folds or config.keeps_attention else "backbone"
     data = checkpoint[KEY].get(DATA)
     return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path, data=data, opens_data=opens)
@@ -177,14 +181,18 @@ def _folded(model: nn.Module, spec: ImageSpec) -> nn.Module:
 def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec, bool]:
     """What a file says of its run, without what is decided here, and whether its data may be opened."""
     try:
-        values = dict(extra["config"])
-        spec = ImageSpec(classes=tuple(extra["classes"]), channels=extra["channels"], size=extra["image_size"])
+        values = checked(dict[str, Any], extra["config"], "config")
+        about = {"classes": extra["classes"], "channels": extra["channels"], "size": extra["image_size"]}
+        spec = record(ImageSpec, about, "what it says of its images")
+        check_known(values, where=f"{path}; a newer version may have written it")
+        check_options(values.get("model_options"), path)
+        own = own_run(path)
+        fixed = {"image_size": spec.size, "channels": spec.channels, "resume": False, **decided_here(own)}
+        config = TrainConfig(**{**values, **fixed})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not say which run it comes from; give a file that train wrote") from error
-    check_options(values.get("model_options"), path)
-    own = own_run(path)
-    fixed = {"image_size": spec.size, "channels": spec.channels, "resume": False, **decided_here(own)}
-    config = TrainConfig(**{**values, **fixed})
+    except (DocumentError, ConfigError) as error:
+        raise CheckpointError(f"{path}: what it says of its run cannot be used: {error}") from error
     if "preprocessing" in overrides:  # what is given is changed, the rest stays the run's
         overrides = {**overrides, "preprocessing": {**config.preprocessing, **overrides["preprocessing"]}}
     return config.with_overrides(**overrides), spec, "data" in overrides or may_open(config, own)
