@@ -230,6 +230,44 @@ def test_voc_files_that_count_from_zero_are_cut_to_the_image(voc: Path) -> None:
     assert open_voc_boxes(voc)[1][0].boxes[0].tolist() == [0, 0, 40, 12]
 
 
+def turn(path: Path, *, wide: int, high: int) -> None:
+    """A picture that lies there as wide x high, and whose EXIF says that it stands upright after a quarter turn."""
+    image = Image.new("RGB", (wide, high))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(path, format="PNG", exif=exif)
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (0, 0), (None, None)])
+def test_the_size_in_a_voc_file_says_which_way_its_boxes_were_drawn(voc: Path, width, height) -> None:
+    turn(voc / "JPEGImages" / "val_000000.jpg", wide=60, high=40)
+    if width is not None:
+        rewrite(voc, "<object>", f"<size><width>{width}</width><height>{height}</height></size><object>")
+    # Upright unless they are of the pixels as they lie there.
+    assert open_voc_boxes(voc)[1][0].image.shape == ((3, 40, 60) if width == 60 else (3, 60, 40))
+
+
+@pytest.mark.parametrize(
+    ("width", "match"), [("41", "has 40 x 40 pixels, its annotations are of 40 x 41"), ("x", "is no VOC annotation")]
+)
+def test_a_size_in_a_voc_file_that_is_not_the_images(voc: Path, width: str, match: str) -> None:
+    rewrite(voc, "<object>", f"<size><width>{width}</width><height>40</height></size><object>")
+    with pytest.raises(DataError, match=match):
+        open_voc_boxes(voc)[1][0]
+
+
+@pytest.mark.parametrize(("wide", "high"), [(40, 60), (60, 40)])
+def test_the_size_in_a_coco_file_says_which_way_its_boxes_were_drawn(coco: Path, wide: int, high: int) -> None:
+    turn(coco / "val" / "000000.png", wide=60, high=40)
+    path = coco / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["images"][0].update(width=wide, height=high)
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != content["images"][0]["id"]]
+    path.write_text(json.dumps(content))
+    assert open_coco(coco)[1][0].image.shape == (3, high, wide)
+
+
 def test_voc_names_what_is_wrong(voc: Path) -> None:
     path = voc / "Annotations" / "val_000000.xml"
     text = path.read_text()

@@ -82,18 +82,31 @@ class VocObject:
 
 
 @dataclass(frozen=True)
+class VocAnnotation:
+    """What a VOC XML file holds.
+
+    Attributes:
+        objects: Its objects.
+        size: Height and width of the image that their boxes were drawn on; None where the file does not say.
+    """
+
+    objects: tuple[VocObject, ...]
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
 class VocBoxes:
     """Images with the boxes of their objects.
 
     Attributes:
         names: Names of the classes.
         files: Image and XML file of each scene.
-        objects: What each XML file holds.
+        annotations: What each XML file holds.
     """
 
     names: tuple[str, ...]
     files: tuple[tuple[Path, Path], ...]
-    objects: tuple[tuple[VocObject, ...], ...]
+    annotations: tuple[VocAnnotation, ...]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -104,8 +117,8 @@ class VocBoxes:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Scene:
-        (picture, annotation), objects = self.files[index], self.objects[index]
-        image = read_image(picture)
+        (picture, annotation), held = self.files[index], self.annotations[index]
+        image, objects = read_image(picture, annotated=held.size), held.objects
         height, width = image.shape[1:]
         for number, each in enumerate(objects, start=1):
             left, top, right, bottom = each.box
@@ -132,8 +145,8 @@ def _as_written(each: VocObject) -> str:
     return f"xmin {left + 1:g}, ymin {top + 1:g}, xmax {right:g}, ymax {bottom:g}"
 
 
-def read_objects(path: Path) -> tuple[VocObject, ...]:
-    """The objects in a VOC XML file.
+def read_annotation(path: Path) -> VocAnnotation:
+    """What a VOC XML file holds.
 
     VOC counts pixels from 1 and its right and bottom pixels belong to the box: [1, 1, 1, 1] is [0, 0, 1, 1] here.
 
@@ -145,9 +158,16 @@ def read_objects(path: Path) -> tuple[VocObject, ...]:
         if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
             raise DocumentError("it defines entities, which no annotation needs")
         root = ElementTree.fromstring(content)
-        return tuple(_object(each, number) for number, each in enumerate(root.iter("object"), start=1))
+        objects = tuple(_object(each, number) for number, each in enumerate(root.iter("object"), start=1))
+        return VocAnnotation(objects, _size(root))
     except (DocumentError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path} is no VOC annotation: {one_line(error)}") from error
+
+
+def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Height and width; a part that is missing, empty or 0 is one that the tool did not know."""
+    height, width = (int(root.findtext(f"size/{side}", "").strip() or 0) for side in ("height", "width"))
+    return (height, width) if height > 0 and width > 0 else None
 
 
 def _object(each: ElementTree.Element, number: int) -> VocObject:
@@ -200,16 +220,16 @@ def open_voc_boxes(root: Path) -> tuple[VocBoxes, VocBoxes]:
 
 def _with_objects(root: Path, names: tuple[str, ...], files: tuple[tuple[Path, Path], ...]) -> VocBoxes:
     """All XML files are read at the start, so that what is wrong in one does not end an epoch in the middle."""
-    objects = tuple(read_objects(annotation) for _, annotation in files)
-    for (_, annotation), found in zip(files, objects, strict=True):
-        unknown = [each.name for each in found if each.name not in names]
+    annotations = tuple(read_annotation(annotation) for _, annotation in files)
+    for (_, annotation), found in zip(files, annotations, strict=True):
+        unknown = [each.name for each in found.objects if each.name not in names]
         if unknown:
             listed = textwrap.shorten(", ".join(names), 300, placeholder=" ...")
             raise DataError(
                 f"{annotation}: class {shown(unknown[0])} is not among {listed}; name the classes of the "
                 f"data, one a line, in {root / LABELS}"
             )
-    return VocBoxes(names, files, objects)
+    return VocBoxes(names, files, annotations)
 
 
 def class_names(root: Path, path: Path) -> tuple[str, ...]:
