@@ -1,8 +1,8 @@
 """Does the model still run what it ran, once norms are gone? Its code may want more of a norm than its call.
 
-A forward may ask a layer for its type (``isinstance(layer, nn.BatchNorm2d)``), for a tensor's dtype, for an option. What
-is left in a merged norm's place has none of these. So the examples run once more: the same modules have to be called, in
-the same order.
+A forward may ask a layer for its type (``isinstance(layer, nn.BatchNorm2d)``), for a tensor's dtype, for an option.
+What is left in a merged norm's place has none of these. So the examples run once more: the same modules have to be
+called, in the same order.
 """
 
 from __future__ import annotations

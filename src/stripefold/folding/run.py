@@ -153,11 +153,8 @@ def call(model: nn.Module, inputs: Example, *, copied_from: torch.dtype | None =
     wide = like is not None and like.dtype == torch.float64 and is_float64(model)
     keep = KeepFloat64() if wide else NoFusedAttention()
     try:
-        with (
-            shared_state_kept(model) if wide else nullcontext(),
-            random_state_kept(model),
-            keep,
-        ):  # whatever a model draws at random, the other draws too
+        # Whatever a model draws at random, the other draws too.
+        with shared_state_kept(model) if wide else nullcontext(), random_state_kept(model), keep:
             return run_example(model, inputs)
     except ParametersWrittenError:
         raise

@@ -9,7 +9,7 @@ other threads use these places as well.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
@@ -107,11 +107,10 @@ class _Places:
     def restore(self) -> None:
         """Take out what is new and holds float64 tensors."""
         for namespace, before in self._namespaces:
-            for name, value in before.items():
-                _restore_entry(value, namespace.get(name), lambda old, n=namespace, k=name: n.__setitem__(k, old))
+            namespace.update(_replaced_by_wide(before, namespace))
         for kind, before in self._classes:
-            for name, value in before.items():
-                _restore_entry(value, vars(kind).get(name), lambda old, c=kind, k=name: setattr(c, k, old))
+            for name, value in _replaced_by_wide(before, vars(kind)).items():
+                setattr(kind, name, value)
         for container, before in self._containers:
             _restore_container(container, before)
         for cached, size in self._cached:
@@ -119,9 +118,9 @@ class _Places:
                 cached.cache_clear()
 
 
-def _restore_entry(old: Any, new: Any, put: Callable[[Any], None]) -> None:
-    if new is not old and _is_wide(new):
-        put(old)
+def _replaced_by_wide(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What stood where a value that holds float64 tensors stands now."""
+    return {name: old for name, old in before.items() if now.get(name) is not old and _is_wide(now.get(name))}
 
 
 def _restore_container(container: Any, before: Any) -> None:
