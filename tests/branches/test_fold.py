@@ -98,7 +98,8 @@ class Following(nn.Module):
         super().__init__()
         self.behind = behind
         self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(4)
+        if behind not in ("group", "nothing"):
+            self.bn = nn.BatchNorm2d(4)
         if behind == "group":
             self.gn = nn.GroupNorm(2, 4)
         if behind in ("twice", "choice"):
