@@ -23,9 +23,10 @@ from stripefold.cli.arguments import (
     own_place,
     preprocessing_option,
 )
-from stripefold.cli.output import check_weights_file, make_folder, print_line
+from stripefold.cli.bake_report import make_bake_folders, save_bake_report
+from stripefold.cli.onnx_files import IMAGE_OPTIONS, Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
+from stripefold.cli.output import check_weights_file, print_line
 from stripefold.errors import BakeError, ConfigError, printable
-from stripefold.own_files import check_own_files, own_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,20 +38,22 @@ if TYPE_CHECKING:
     from stripefold.cli.deployable import Deployable
     from stripefold.processes import Place
 
-REPORT = ("bake.json", "bake.csv")
 _RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
 
 
 def bake(
     source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, or a model's name.")
+        str,
+        typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, an ONNX file, a model's name."),
     ],
     *,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The safetensors file to write; none: only tell.")
+        Path | None,
+        typer.Option("-o", "--output", help="The safetensors or ONNX file to write; none: only tell."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="folder:PATH, cifar10, digits ...; the run's own if not given.")
+        str | None,
+        typer.Option(help="folder:PATH, cifar10, digits ...; for ONNX also FILE.npz, FILE.py:FUNCTION."),
     ] = None,
     data_dir: DataDir = None,
     weights: Weights = None,
@@ -66,7 +69,10 @@ def bake(
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
     ] = None,
-    constants: Annotated[str, typer.Option(help="mean, energy, or descriptor.")] = "mean",
+    constants: Annotated[
+        str | None,
+        typer.Option(help="mean (the default), energy, descriptor; ONNX: least-squares (the default), mean."),
+    ] = None,
     to: Annotated[str, typer.Option(help="plain, or asr: trainable gates that start there.")] = "plain",
     where: Annotated[list[str] | None, typer.Option(help="A glob of gate names; may be given again.")] = None,
     max_drop: Annotated[
@@ -79,8 +85,21 @@ def bake(
     speed: Annotated[bool, typer.Option("--speed", help="Also measure a forward pass before and after.")] = False,
     device: Device = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    preprocess: Preprocess = None,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
+    options: dict[str, Any] = {"where": where or None, "max_drop": max_drop, "speed": speed}
+    options |= {} if constants is None else {"constants": constants}
+    prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
+    if is_onnx(source):
+        refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
+        refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "cpu"})
+        refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
+        refuse({IMAGE_OPTIONS: prepared})
+        options |= {"max_images": images, "progress": _tell}
+        bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
+        return
+    refuse_preprocess(preprocess)
     if output is not None:
         check_weights_file(output, overwrite=overwrite)
     if recalibrate not in _RECALIBRATE:
@@ -91,21 +110,12 @@ def bake(
     from stripefold.processes import joined
 
     named = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
-    prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     given = _given(source, data=data, data_dir=data_dir, preprocessing=prepared, **named)
     _check_to(given, to, output)
-    _make_folders(output, report)
+    make_bake_folders(report, output)
     calibration, test = _images(given, images, test_images, place)
-    options: dict[str, Any] = {
-        "constants": constants,
-        "to": to,
-        "where": where or None,
-        "max_drop": max_drop,
-        "validation": test,
-        "recalibrate": _RECALIBRATE[recalibrate],
-        "finetune": _finetune(given, finetune_epochs, finetune_rate),
-        "speed": speed,
-    }
+    options |= {"to": to, "validation": test, "recalibrate": _RECALIBRATE[recalibrate]}
+    options["finetune"] = _finetune(given, finetune_epochs, finetune_rate)
     with joined(place) as group:
         tell = _tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)
@@ -113,11 +123,8 @@ def bake(
         return
     _tell("", 0, 0)
     written = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
-    print_line(f"images: {given.preparation}")
-    print_line(made)
-    if max_drop is not None:
-        print_line("The gates were chosen by the same test images that the figures are of.")
-    for line in written:
+    chosen = "The gates were chosen by the same test images that the figures are of."
+    for line in (f"images: {given.preparation}", made, *([] if max_drop is None else [chosen]), *written):
         print_line(line)
 
 
@@ -127,8 +134,7 @@ def _write(
     """Write what was asked for; what to say of it."""
     written = []
     if report is not None:
-        with own_files(report, REPORT, ConfigError):
-            written.append(f"written: {made.save(report / REPORT[0])}, {made.to_csv(report / REPORT[1])}")
+        written.append(save_bake_report(made, report))
     if output is not None:
         written.append(f"written: {output} ({_save(given, model, made, output)})")
     return written
@@ -171,14 +177,6 @@ def _warn_of_other_classes(given: Deployable, source: str, data: str | None) -> 
 
 def _some(classes: Sequence[str]) -> str:
     return ", ".join(classes[:3]) + (" ..." if len(classes) > 3 else "")
-
-
-def _make_folders(output: Path | None, report: Path | None) -> None:
-    for folder in (report, None if output is None else output.parent):
-        if folder is not None:
-            make_folder(folder)
-    if report is not None:
-        check_own_files(report, REPORT, ConfigError)
 
 
 def _check_to(given: Deployable, to: str, output: Path | None) -> None:

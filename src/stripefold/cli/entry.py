@@ -33,6 +33,7 @@ EXTRA_OF = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "filelock": "train",
+    "onnx_ir": "export",
     "ray": "sweep",
     "scipy": "sweep",
     "pyarrow": "sweep",

@@ -26,6 +26,7 @@ from stripefold.cli.arguments import (
     preprocessing_option,
 )
 from stripefold.cli.deployable import Deployable, deployable, is_path
+from stripefold.cli.onnx_files import IMAGE_OPTIONS, Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
 from stripefold.cli.output import print_line
 from stripefold.errors import ConfigError, DataError, printable
 
@@ -44,11 +45,13 @@ _LINE_EVERY = 10.0  # seconds, where standard error is no terminal
 
 def observe(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RUN", help="A run's folder, one of its files, or a model's name.")
+        str,
+        typer.Argument(metavar="MODEL_OR_RUN", help="A run's folder, one of its files, an ONNX file, a model's name."),
     ],
     *,
     data: Annotated[
-        str | None, typer.Option(help="folder:PATH, cifar10, digits ... or noise; the run's own if not given.")
+        str | None,
+        typer.Option(help="folder:PATH, cifar10, digits ... or noise; for ONNX also FILE.npz, FILE.py:FUNCTION."),
     ] = None,
     data_dir: DataDir = None,
     images: Annotated[int, typer.Option(min=1, help="How many test images, at even distances.")] = 512,
@@ -68,31 +71,35 @@ def observe(
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
     device: Device = "cpu",
+    preprocess: Preprocess = None,
 ) -> None:
     """Find every channel attention of a model and show how much its scales vary from image to image."""
-    import json
-
+    _check_out(out)
+    prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
+    if is_onnx(model):
+        refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
+        refuse({"--data-dir": data_dir, "--classes": classes, IMAGE_OPTIONS: prepared, "--device": device != "cpu"})
+        with _Progress(images, told=True) as progress:
+            wanted: dict[str, Any] = {"images": images, "by_class": by_class, "progress": progress.seen}
+            report = observe_onnx(Path(model), data, preprocess, **wanted)
+            page = _write(report, out, model, progress.writing)
+        _print(report, page, as_json=as_json)
+        return
+    refuse_preprocess(preprocess)
     import stripefold as sf
     from stripefold.processes import joined
 
     place, device = own_place(device)
     check_device(device)
-    if out is not None:
-        from stripefold.figures.write import check_report_folder
-
-        check_report_folder(out)
     named: dict[str, Any] = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
     named["classes"] = classes
-    if is_path(model):
-        if pretrained or size is not None:
-            raise ConfigError("--pretrained and --size are for a model's name; a run has its own weights and size")
-    else:
+    if not is_path(model):
         named |= _check_named(model, data, named, place)
     given = deployable(
         model,
         data=None if data == NOISE else data,
         data_dir=data_dir,
-        preprocessing=preprocessing_option(mean, std, crop, crop_mode, interpolation),
+        preprocessing=prepared,
         same_classes=False,
         looks=data != NOISE,
         **named,
@@ -104,9 +111,15 @@ def observe(
             report = sf.observe(given.model, batches, device=device, process_group=group, **options)
         if not place.first:
             return
-        page = None if out is None else _write(report, out, model, progress.writing)
-    if data != NOISE and given.preparation:
-        print_line(f"images: {given.preparation}", aside=as_json)
+        page = _write(report, out, model, progress.writing)
+    _print(report, page, as_json=as_json, prepared="" if data == NOISE else given.preparation)
+
+
+def _print(report: StripeReport, page: Path | None, *, as_json: bool, prepared: str = "") -> None:
+    import json
+
+    if prepared:
+        print_line(f"images: {prepared}", aside=as_json)
     print_line(json.dumps(_brief(report), allow_nan=False) if as_json else report)
     if page is not None:
         print_line(f"written: {page}", aside=as_json)
@@ -148,7 +161,16 @@ def _noise(shape: tuple[int, ...], images: int, place: Place) -> Iterable[Any]:
     return itertools.islice(batches, mine.start, mine.stop)
 
 
-def _write(report: StripeReport, out: Path, source: str, progress: Callable[[str], None]) -> Path:
+def _check_out(out: Path | None) -> None:
+    if out is not None:
+        from stripefold.figures.write import check_report_folder
+
+        check_report_folder(out)
+
+
+def _write(report: StripeReport, out: Path | None, source: str, progress: Callable[[str], None]) -> Path | None:
+    if out is None:
+        return None
     from stripefold.figures.write import write_report
 
     place = Path(source).expanduser()
