@@ -33,7 +33,7 @@ check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commi
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST) -q --doctest-modules src/stripefold
-	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not stress and not slow"
+	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow and not stress"
 
 zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)
 	$(BIN)/python -m tests.zoo.run
@@ -42,8 +42,9 @@ zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumabl
 	$(BIN)/python -m tests.zoo.fuse_sweep --jobs $(WORKERS)
 	$(BIN)/python -m tests.grammar.run --count 2000 --write
 
-stress: $(STAMP)  ## kill runs a hundred times and see that they end with the same bits (minutes)
-	$(PYTEST) -q -m stress
+stress: $(STAMP)  ## a hundred kills, thousands of damaged files (an hour; STRIPEFOLD_FUZZ=files of each kind)
+	$(PYTEST) -q -m stress --ignore=tests/fuzz
+	$(PYTEST) -q -rP -n $(WORKERS) -m stress tests/fuzz
 
 bench: $(STAMP)  ## measure every claim and write benchmarks/RESULTS.md (run it on a quiet machine)
 	$(BIN)/python -m benchmarks

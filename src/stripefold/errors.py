@@ -3,6 +3,29 @@
 from __future__ import annotations
 
 
+def one_line(text: object) -> str:
+    r"""A text with every run of white space as one blank and nothing that a terminal would obey.
+
+    >>> one_line("two    words \x1b[2J")
+    'two words \\x1b[2J'
+    """
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: object) -> str:
+    r"""Text whose lines hold signs that are shown only: names of classes and layers may hold any.
+
+    >>> printable("cat\x1b[2J\ndog")
+    'cat\\x1b[2J\ndog'
+    """
+    lines = str(text).split("\n")
+    return "\n".join(line if line.isprintable() else "".join(map(_visible, line)) for line in lines)
+
+
+def _visible(sign: str) -> str:
+    return sign if sign.isprintable() else sign.encode("unicode_escape", "backslashreplace").decode()
+
+
 class StripefoldError(Exception):
     """Base class: ``except StripefoldError`` catches everything stripefold raises on purpose."""
 

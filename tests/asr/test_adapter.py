@@ -115,3 +115,57 @@ def test_a_file_of_an_earlier_version_says_no_positions(tmp_path: Path) -> None:
         del gates[0]["position"]
     save_tensors(tensors, path, kind="adapter", extra=about.extra)
     assert error(sf.load_adapter(tiny(), path).eval()(images()), model(images())) == 0
+
+
+def changed_adapter(path: Path, change) -> None:
+    sf.save_adapter(attached("se"), path)
+    about, tensors = file_info(path), load_tensors(path)
+    change(about.extra["plan"], tensors)
+    save_tensors(tensors, path, kind="adapter", extra=about.extra)
+
+
+@pytest.mark.parametrize("key", ["head.weight", "nowhere.gates.0.psi", "stray"])
+def test_a_tensor_outside_the_plan(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "adapter"
+    changed_adapter(path, lambda plan, tensors: tensors.update({key: torch.ones(3)}))
+    with pytest.raises(AdapterError, match=rf"holds '{key}', which is of no gate of its plan \(1 such tensors\)"):
+        sf.load_adapter(tiny(), path)
+
+
+@pytest.mark.parametrize("extra", ["0.other", "7.psi"])
+def test_a_tensor_of_no_gate_of_a_site(tmp_path: Path, extra: str) -> None:
+    path = tmp_path / "adapter"
+    changed_adapter(path, lambda plan, tensors: tensors.update({f"{next(iter(plan))}.gates.{extra}": torch.ones(3)}))
+    with pytest.raises(AdapterError, match="(?s)the adapter's gates do not fit: .*Unexpected key"):
+        sf.load_adapter(tiny(), path)
+
+
+def test_a_plan_whose_site_lost_its_gates(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    changed_adapter(path, lambda plan, tensors: plan.update({next(iter(plan)): []}))
+    with pytest.raises(AdapterError, match="its plan of gates names '.*', where no gate came of it"):
+        sf.load_adapter(tiny(), path)
+
+
+def test_a_plan_without_a_site(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    changed_adapter(path, lambda plan, tensors: (plan.clear(), tensors.clear(), tensors.update(a=torch.ones(1))))
+    with pytest.raises(AdapterError, match="its plan of gates names no site"):
+        sf.load_adapter(tiny(), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64])
+def test_gates_of_another_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "adapter"
+    key = f"{SITES[0]}.gates.0.psi"
+    changed_adapter(path, lambda plan, tensors: tensors.update({key: tensors[key].to(dtype)}))
+    with pytest.raises(AdapterError, match=f"the adapter's gates do not fit: .*psi' is {dtype}"):
+        sf.load_adapter(tiny(), path)
+
+
+def test_gates_with_values_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    key = f"{SITES[0]}.gates.0.psi"
+    changed_adapter(path, lambda plan, tensors: tensors.update({key: tensors[key].double().fill_(1e300)}))
+    with pytest.raises(AdapterError, match=r"psi' holds 1e\+300, which torch.float32 cannot hold"):
+        sf.load_adapter(tiny().float(), path, same_weights=False)

@@ -76,3 +76,17 @@ def test_trainable_gates_are_no_baked_file() -> None:
     _, report = sf.bake(mixed(), images(16, seed=4), to="asr")
     with pytest.raises(BakeError, match="still to be trained"):
         structure(report)
+
+
+@pytest.mark.parametrize(
+    ("gates", "match"),
+    [
+        (None, "bake is None; it must be a mapping"),
+        ({"folded": [], "multiply": []}, "bake lacks dynamic"),
+        ({"folded": "first", "multiply": [], "dynamic": []}, "folded of bake is 'first'; it must be a list"),
+        ({"folded": [None], "multiply": [], "dynamic": []}, "entry 0 of folded of bake is None; it must be a text"),
+    ],
+)
+def test_a_damaged_structure_is_refused(gates: object, match: str) -> None:
+    with pytest.raises(BakeError, match=f"the structure of the baked model is damaged: {match}"):
+        rebuild_(mixed(), gates, images())

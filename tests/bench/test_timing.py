@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from stripefold.bench.report import Report, Spread
 from stripefold.bench.timing import Candidate, Settings, compare, interleave
-from stripefold.errors import ConfigError
+from stripefold.errors import ConfigError, DataError
 
 
 def recorder(name: str, calls: list[str]) -> Candidate:
@@ -62,6 +64,28 @@ def test_report_keeps_claims_through_a_file(tmp_path) -> None:
     assert "seconds <= 10.00 s: holds, peak_bytes <= 0.0 MiB: holds" in report.markdown()
     report.save(tmp_path / "results" / "ones.json")
     assert Report.load(tmp_path / "results" / "ones.json") == report
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda c: c.pop("rows"), "rows is None; it must be a list"),
+        (
+            lambda c: c["rows"][0]["seconds"].update(median="fast"),
+            "median of seconds of .* is 'fast'",
+        ),
+        (lambda c: c["rows"][0]["limits"].update(speed=1.0), "a claim is about 'speed', which nothing measures"),
+        (lambda c: c.update(later=1), "it has an unknown entry 'later'"),
+    ],
+)
+def test_reports_that_are_none(change, match: str, tmp_path) -> None:
+    report = compare("ones", [recorder("plain", [])], Settings(rounds=1, memory=False))
+    report.save(tmp_path / "r.json")
+    content = json.loads((tmp_path / "r.json").read_text())
+    change(content)
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"r.json is no report of a measurement: {match}"):
+        Report.load(tmp_path / "r.json")
 
 
 def test_a_claim_about_what_was_not_measured_is_missed() -> None:

@@ -97,6 +97,8 @@ def test_where_refuses_in_words(where: Any, match: str) -> None:
         ("acnet", 3, "options is 3: give a mapping of names to values"),
         ("acnet", {}, r"  bar: its kernel \(1, 3\) is itself a bar: there is nothing asymmetric to add"),
         ("mobileone", {"copies": 0}, "copies is 0: give a whole number from 1 on"),
+        ("mobileone", {"copies": 10**9}, "copies is 1000000000: give a whole number from 1 on, at most 256"),
+        ("doconv", {"depth": 10**9}, "depth is 1000000000: give at most 256 times the 3 taps of the kernel"),
         ("mobileone", {"copies": True}, "copies is True: give a whole number"),
         ("large_kernel", {"small": 0}, "small is 0: give a whole number"),
         ("large_kernel", {"small": 3}, r"bar: its kernel \(1, 3\) is not larger than the small one of 3: give options"),

@@ -54,13 +54,14 @@ def rename(root: Path) -> None:
     ("change", "line"),
     [(swap, "fingerprint of the sizes and contents of the training"), (rename, "class 0 was 'ant' and is now 'aphid'")],
 )
-@pytest.mark.parametrize("command", ["eval", "fold", "bake"])
+@pytest.mark.parametrize("command", ["eval", "fold", "bake", "observe"])
 def test_changed_data_is_told_in_one_line(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change, line: str, command: str
 ) -> None:
     shutil.copytree(place / "data", tmp_path / "kept")
-    run, output = place / ("dynamic" if command == "bake" else "static"), tmp_path / "o.safetensors"
-    words = {"eval": [], "fold": ["-o", str(output)], "bake": ["-o", str(output), "--images", "8"]}[command]
+    run, output = place / ("dynamic" if command in ("bake", "observe") else "static"), tmp_path / "o.safetensors"
+    written = ["-o", str(output)]
+    words = {"eval": [], "fold": written, "bake": [*written, "--images", "8"], "observe": ["--images", "8"]}[command]
     try:
         change(place)
         assert main([command, str(run), *words]) == 2
@@ -70,6 +71,8 @@ def test_changed_data_is_told_in_one_line(
         assert not output.exists()
         if command == "fold":  # the file itself, without a look at the data
             assert main([command, str(run / "checkpoints" / "last.ckpt"), *words]) == 0
+        if command == "observe":  # what looks at no image compares none
+            assert main([command, str(run), *words, "--data", "noise"]) == 0
     finally:
         shutil.rmtree(place / "data")
         shutil.copytree(tmp_path / "kept", place / "data")

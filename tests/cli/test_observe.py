@@ -89,7 +89,7 @@ def test_what_is_refused(words: list[str], message: str, capsys: pytest.CaptureF
 
 def test_options_of_a_name_are_refused_for_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["observe", str(run), "--size", "32"]) == 2
-    assert "--pretrained and --size are for a model's name" in capsys.readouterr().err
+    assert "says itself what it is: leave out --size" in capsys.readouterr().err
 
 
 def test_a_model_that_declares_no_size_needs_one(

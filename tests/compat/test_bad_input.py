@@ -24,6 +24,11 @@ BAD_OPTIONS = {
         {"attention_options": {"reductoin": 4}},
         rf"cannot attach to '{BN}': attention 'se' has no option 'reductoin'; its options .*did you mean 'reduction'",
     ),
+    "option that the place decides": (
+        {"attention_options": {"axis": 1}},
+        "attention 'se' has no option 'axis'; its options",
+    ),
+    "another of them": ({"attention_options": {"channels": 4}}, "attention 'se' has no option 'channels'; its options"),
     "options of another kind": ({"attention_options": 4}, "attention_options=4: give a mapping"),
     "options without names": ({"attention_options": {3: 4}}, "attention_options={3: 4}: give a mapping"),
     "complex psi": ({"psi": torch.ones(8, dtype=torch.complex64)}, "psi is torch.complex64: give real numbers"),

@@ -18,6 +18,7 @@ from stripefold.errors import ObserveError
 from stripefold.figures.page import render_page
 from stripefold.figures.words import describe, tiles
 from stripefold.figures.write import DRAWING
+from stripefold.own_files import LIST
 from stripefold.stripe.report import StripeReport
 from stripefold.stripe.trajectory import Trajectory
 from tests.figures.reports import make_layer, make_report, make_trajectory
@@ -33,7 +34,11 @@ def test_everything_is_there(tmp_path: Path) -> None:
     page = sf.write_report(report, tmp_path / "a" / "b", trajectory=trajectory, title="My gates", progress=told.append)
     folder = tmp_path / "a" / "b"
     assert page == folder / "index.html"
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {*told, "index.html"}
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        *told,
+        "index.html",
+        LIST,
+    }
     assert "pictures/gate-2-stage.1.se.png" in told
     for name in told:
         if name.endswith(".png"):

@@ -231,3 +231,10 @@ def test_gates_that_run_more_often_than_in_the_trace_are_left_out(part: str) -> 
     assert len(report.unrecorded) == (4 if part == "source" else 2)
     assert all("could not be told from others that ran" in line for line in report.unrecorded)
     assert len(sf.observe(model, images().split(2)).layers) == len(report.unrecorded)
+
+
+@pytest.mark.parametrize("label", [10**7, 2**40, 2**62])
+def test_labels_that_are_no_classes_take_no_memory(label: int) -> None:
+    refused(
+        [(images(4), torch.tensor([0, 1, label, 1]))], rf"there is the label {label}, with \d+ channels", by_class=True
+    )

@@ -171,7 +171,7 @@ def test_other_suffixes_are_refused(tmp_path: Path) -> None:
         ("torn.json", '{"format": "stripefold', "no stripe report that can be read"),
         ("other.json", '{"a": 1}', "does not say that it is one"),
         ("list.json", "[]", "does not say that it is one"),
-        ("half.json", '{"format": "stripefold stripes 1", "layers": []}', "incomplete .*'others'"),
+        ("half.json", '{"format": "stripefold stripes 1", "layers": []}', "damaged: the report lacks others"),
         ("torn.safetensors", "xxxxxxxxxxxx", "no stripe report that can be read"),
     ],
 )
@@ -185,3 +185,28 @@ def test_files_that_are_no_reports(name: str, content: str | None, reason: str, 
 def test_a_description_that_is_none() -> None:
     with pytest.raises(ObserveError, match="does not say that it is one"):
         StripeReport.from_dict({})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"mean": [0.5]}, "the numbers of the gate 'layer1.se' do not fit together"),
+        ({"mean": None}, "mean of the gate 'layer1.se' is None"),
+        ({"mean": [float("inf")] * 6}, "mean holds what is no finite number"),
+        ({"m2": [-1.0] * 6}, "the gate 'layer1.se' has a variance below 0"),
+        ({"sample": [[1.0, 2.0], [1.0]]}, "sample is no list of numbers"),
+        ({"channels": 10**12}, "do not fit together"),
+        ({"channels": "6"}, "channels of the gate 'layer1.se' is '6'"),
+        ({"images": 0}, "do not fit together"),
+        ({"dtype": "float99"}, "do not fit together"),
+        ({"dtype": "nn"}, "do not fit together"),
+        ({"class_counts": None}, "do not fit together"),
+        ({"depth": float("nan")}, "depth of the gate 'layer1.se' is nan"),
+        ({"later": 1}, "the gate 'layer1.se' has an unknown entry 'later': a newer version may have written it"),
+    ],
+)
+def test_gates_whose_numbers_do_not_fit(change: dict, match: str) -> None:
+    content = made().to_dict()
+    content["layers"][0] |= change
+    with pytest.raises(ObserveError, match=match):
+        StripeReport.from_dict(content)

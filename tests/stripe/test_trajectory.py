@@ -130,10 +130,13 @@ def test_unknown_gate_and_quantity() -> None:
     ("change", "message"),
     [
         ({"format": "stripefold stripes 1"}, "no trajectory of stripes"),
-        ({"epochs": [0, 2]}, "other numbers of rows than epochs"),
-        ({"gates": {"se": {"rows": [{"stripe_index": 1}]}}}, "damaged .TypeError"),
-        ({"gates": {"se": {"rows": []}}}, "damaged .KeyError"),
-        ({"gates": None}, "damaged .AttributeError"),
+        ({"epochs": [0, 2]}, "has other numbers of rows than epochs"),
+        (
+            {"gates": {"se": {"rows": [{"stripe_index": 1}]}}},
+            "damaged: entry 0 of rows of 'se' of gates of the trajectory lacks within_std_mean",
+        ),
+        ({"gates": {"se": {"rows": []}}}, "damaged: 'se' of gates of the trajectory lacks channel_means"),
+        ({"gates": None}, "damaged: gates of the trajectory is None; it must be a mapping"),
     ],
 )
 def test_what_is_no_trajectory_is_refused(change: dict, message: str) -> None:
@@ -145,5 +148,50 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ObserveError, match=r"none\.json cannot be read: .*No such file"):
         Trajectory.load(tmp_path / "none.json")
     (tmp_path / "half.json").write_text('{"format": "stripef')
-    with pytest.raises(ObserveError, match=r"half\.json cannot be read: Unterminated"):
+    with pytest.raises(ObserveError, match=r"half\.json cannot be read: it is no JSON: Unterminated"):
         Trajectory.load(tmp_path / "half.json")
+
+
+def state(**changes: object) -> dict:
+    return {**make_trajectory((4,)).state_dict(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "last of the trajectory is None"),
+        (state(last=None), "last of the trajectory is None; it must be a mapping"),
+        (state(last={}), "it holds different gates"),
+        (
+            state(means={"stage.0.se": [1.0]}),
+            "'stage.0.se' of means of .*; it must be of type Tensor",
+        ),
+        (state(means={"stage.0.se": torch.zeros(3, 4)}), "what it holds of 'stage.0.se' does not fit together"),
+        (state(last={"stage.0.se": (torch.zeros(2, 9), torch.zeros(4))}), "does not fit together"),
+        (state(more=1), "the trajectory has an unknown entry 'more': a newer version may have written it"),
+        (state(epochs=[0, 2, 2, 6]), "its epochs do not rise"),
+        (state(images="24"), "images of the trajectory is '24'; it must be a whole number"),
+    ],
+)
+def test_a_state_that_is_none_is_refused(content: object, match: str) -> None:
+    with pytest.raises(ObserveError, match=match):
+        Trajectory.from_state_dict(content)
+
+
+@pytest.mark.parametrize(
+    ("means", "match"),
+    [
+        ([[1.0]], "has other numbers of rows than epochs"),
+        ([[1.0], [2.0, 3.0], [1.0], [1.0]], "channel_means of 'stage.0.se' is no list of numbers"),
+        ([["1"]] * 4, "is no list of numbers"),
+        ([[None]] * 4, "is no list of numbers"),
+        ([[float("nan")] * 4] * 4, "what is no finite number"),
+        ([[1e300] * 4] * 4, "what is no finite number"),
+        (3, "channel_means of 'stage.0.se' is 3; it must be a list"),
+    ],
+)
+def test_means_that_are_none_are_refused(means: object, match: str) -> None:
+    content = make_trajectory((4,)).to_dict()
+    content["gates"]["stage.0.se"]["channel_means"] = means
+    with pytest.raises(ObserveError, match=match):
+        Trajectory.from_dict(content)

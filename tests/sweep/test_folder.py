@@ -114,7 +114,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, sweep: Sweep) -> 
 
 def test_a_damaged_specification_is_refused(room: Room) -> None:
     room.paths.spec.write_text("]", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"sweep.yaml cannot be read \(ParserError\); choose another folder"):
+    with pytest.raises(
+        ConfigError, match=r"sweep.yaml cannot be read \(it is no valid YAML: .*\); choose another folder"
+    ):
         open_sweep(room.sweep, room.paths.root)
 
 
@@ -197,19 +199,19 @@ def test_nothing_is_made_for_a_sweep_that_is_refused(tmp_path: Path, sweep: Swee
 
 
 IMPOSSIBLE = {
-    "not a number": ('"score": 0.5', '"score": NaN', "its score is nan, which is no score of a finished run"),
-    "infinite": ('"score": 0.5', '"score": Infinity', "its score is inf"),
+    "not a number": ('"score": 0.5', '"score": NaN', "score of it is nan; it must be a finite number"),
+    "infinite": ('"score": 0.5', '"score": Infinity', "score of it is inf"),
     "in per cent": ('"score": 0.5', '"score": 93.4', r"its score is 93\.4"),
     "below 0": ('"score": 0.5', '"score": -1', "its score is -1"),
-    "text": ('"score": 0.5', '"score": "0.5"', "its score is '0.5'"),
-    "yes": ('"score": 0.5', '"score": true', "its score is True"),
+    "text": ('"score": 0.5', '"score": "0.5"', "score of it is '0.5'"),
+    "yes": ('"score": 0.5', '"score": true', "score of it is True"),
     "of another task": ('"accuracy"', '"miou"', "its measure is 'miou', not that of the task 'classification'"),
     "of no task": ('"accuracy"', '"luck"', "its measure is 'luck', which no task is judged by"),
     "no images": ('"images": 64', '"images": 0', "its images is 0"),
-    "half an image": ('"images": 64', '"images": 6.5', r"its images is 6\.5"),
-    "no time": ('"seconds": 1.0', '"seconds": NaN', "its seconds is nan"),
-    "null": ('"parameters": 10', '"parameters": null', "its parameters is None"),
-    "a list": ('{"score"', '[{"score"', "it cannot be read"),
+    "half an image": ('"images": 64', '"images": 6.5', r"images of it is 6\.5"),
+    "no time": ('"seconds": 1.0', '"seconds": NaN', "seconds of it is nan"),
+    "null": ('"parameters": 10', '"parameters": null', "parameters of it is None"),
+    "a list": ('{"score"', '[{"score"', "it is no JSON"),
 }
 
 

@@ -46,6 +46,12 @@ def write(folder: Path, text: str) -> Path:
         ({"samples": -1}, "samples is -1; give a whole number from 0 on"),
         ({"draw_seed": 0.5}, "draw_seed is 0.5; give a whole number"),
         ({"seeds": ()}, r"seeds is \[\]; give a number of seeds, or a list of different ones"),
+        ({"grid": {"seed_": [1]}}, "unknown option 'seed_'"),
+        (
+            {"grid": {"psi": [0.1] * 100, "epochs": [1] * 100, "repeats": [1] * 10}, "seeds": (0, 1)},
+            "the sweep has 200000 runs, .*; it may have 100000",
+        ),
+        ({"random": {"psi": {"uniform": [0, 1]}}, "samples": 10**9}, r"the sweep has 3e\+09 runs"),
         ({"seeds": (1, 1)}, r"seeds is \[1, 1\]"),
         ({"seeds": (-1,)}, "seed is -1; it must be at least 0"),
         ({"control": "none"}, "control is 'none'; give a mapping of options to values, or null"),
@@ -70,6 +76,10 @@ def test_refuses_naming_place_and_value(options: dict[str, Any], match: str) -> 
         ("set: {seed: 1}", "seed cannot be set for a sweep: give seeds"),
         ("base: digit", "did you mean 'digits'"),
         ("seeds: true", "seeds is True; give a number of seeds from 1 on, or a list"),
+        ("seeds: 1000000000", "seeds is 1000000000; give a number of seeds"),
+        ("seeds: 18446744073709551615", "seeds is 18446744073709551615; give a number of seeds"),
+        ("seeds: 1\nseeds: 2", "the key 'seeds' stands in it twice"),
+        ("x: &x [&y [1], *y]\nset: {where: &z [*z]}", "an alias in it stands for what it is a part of"),
         ("seeds: 0", "seeds is 0; give a number of seeds from 1 on"),
         (
             "grid: {repeats: [1, 2]}\nset: {repeats: 2}",

@@ -48,6 +48,20 @@ from stripefold.training.schedule import rate_factor
         ("data", 3, "data is 3; give a text"),
         ("where", [1], "where is .*; give a list of str"),
         ("attention_options", 3, "attention_options is 3; give a mapping"),
+        ("attention_options", {1: 2}, "attention_options is .1: 2.; give a mapping whose names are texts"),
+        ("model_options", {None: 2}, "give a mapping whose names are texts"),
+        ("threads", 10**6, "threads is 1000000; it may be at most 1024"),
+        ("workers", 10**5, "workers is 100000; it may be at most 1024"),
+        ("timeout", 10**12, "timeout is 1000000000000; it may be at most 100000000"),
+        ("image_size", 10**9, "image_size is 1000000000; it may be at most 16384"),
+        ("repeats", 10**7, "repeats is 10000000; it may be at most 1024"),
+        ("seed", 2**63, "seed is 9223372036854775808; give a whole number of at most 64 bits"),
+        ("batch_size", -(2**70), "batch_size is -1180591620717411303424; give a whole number"),
+        ("learning_rate", 10**400, "learning_rate is 1000.*; give a finite number"),
+        ("data", "folder:a\0b", "data is .*; give a text without zero bytes"),
+        ("milestones", [True], "milestones is .True.; give a list of int"),
+        ("model", None, "model is None; give a text"),
+        ("form", ["x" * 10**6], "form is .'xxx.*; give a text"),
     ],
 )
 def test_refuses_naming_field_and_value(field: str, value: object, match: str) -> None:
@@ -101,6 +115,10 @@ def test_the_cifar_recipe_is_the_reference_codes() -> None:
         ("", "holds NoneType"),
         ("epocs: 3", "unknown option 'epocs' in .*did you mean 'epochs'"),
         ("!!python/object/apply:os.getcwd []", "is no valid YAML"),
+        ("epochs: 3\nseed: 1\nepochs: 4", "the key 'epochs' stands in it twice"),
+        ("attention_options: {reduction: 2, reduction: 4}", "the key 'reduction' stands in it twice"),
+        ("model_options: " + "{a: " * 60 + "1" + "}" * 60, "nested deeper than 32 levels"),
+        ("a: &a [1]\nb: &b [" + "*a, " * 999 + "]\nc: [" + "*b, " * 999 + "]", "more than 100000 values"),
     ],
 )
 def test_refuses_bad_files(tmp_path: Path, text: str, match: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,9 +89,15 @@ def empty_class(folder: Path) -> None:
         file.unlink()
 
 
+def one_class(folder: Path) -> None:
+    for half in ("train", "test"):
+        shutil.rmtree(folder / half / "dog")
+
+
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [
+        (one_class, "train has one class, 'cat'; there must be two to tell apart"),
         (remove("train"), "needs train/ and test/ or val/, each with a folder per class; found: other, test"),
         (remove("test"), "found: other, train"),
         (remove("test/dog"), r"train and test have different classes \(dog, other\)|found"),

@@ -265,7 +265,8 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of(config: TrainConfig) -> No
             lambda: content[KEY].__setitem__("config", {**content[KEY]["config"], "warp": 9}),
             "option 'warp', which was 9",
         ),
-        (lambda: content.__setitem__(KEY, "mine"), "does not say which run it is of"),
+        (lambda: content[KEY].__setitem__("config", "mine"), "does not say which run it is of"),
+        (lambda: content.__setitem__(KEY, "mine"), "stripefold is 'mine'; it must be a mapping"),
     ):
         spoil()
         SafeCheckpointIO().save_checkpoint(content, result.last_checkpoint)

@@ -216,7 +216,7 @@ def test_evaluate_refuses_other_classes(config: TrainConfig, monkeypatch: pytest
     result = train(config.with_overrides(epochs=1))
     data = load_data(config)
     other = type(data)(train=data.train, test=data.test, spec=SPEC)
-    monkeypatch.setattr("stripefold.training.evaluation.load_data", lambda config: other)
+    monkeypatch.setattr("stripefold.training.loading.load_data", lambda config: other)
     with pytest.raises(CheckpointError, match="tells 10 classes apart, digits has 2"):
         evaluate(result.run_dir)
 

@@ -6,8 +6,8 @@ import glob
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,32 @@ from stripefold.asr.site import Site
 from stripefold.asr.sites import attached_sites
 from stripefold.attention.positional import PositionAttention
 from stripefold.attention.registry import attention_class, attention_names
-from stripefold.errors import AdapterError, AttachError
+from stripefold.documents import DocumentError, shown
+from stripefold.errors import AdapterError, AttachError, one_line
 from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
+from stripefold.folding.fitting_values import misfit
+from stripefold.records import checked, record
 from stripefold.surgery.positions import PositionPlace
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Hashes of a backbone's keys and shapes, and of its weights."""
+
+    structure: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class PlannedGate:
+    """What a file says of one gate, so that ``attach`` can build it again."""
+
+    form: Literal["static", "dynamic"]
+    attention: str
+    options: dict[str, Any]
+    frozen: list[Literal["psi", "theta"]]
+    place: dict[str, Any] | None
+    position: int
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -74,27 +97,44 @@ def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weig
         model = _attach_plan(backbone, plan)
     except AttachError as error:
         raise AdapterError(f"{os.fspath(path)} cannot be attached: {error}") from error
-    for name, site in attached_sites(model).items():
+    found = attached_sites(model)
+    _check_plan(os.fspath(path), plan, found)
+    for name, site in found.items():
         _put_in_order_(site, plan[name])
         _load_gates(site, {key: t for key, t in tensors.items() if key.startswith(f"{name}.gates.")}, f"{name}.gates.")
+    outside = sorted(key for key in tensors if not key.startswith(tuple(f"{name}.gates." for name in plan)))
+    if outside:
+        raise AdapterError(
+            f"{os.fspath(path)} holds {outside[0]!r}, which is of no gate of its plan ({len(outside)} such tensors); "
+            "save it anew"
+        )
     return model
+
+
+def _check_plan(path: str, plan: Mapping[str, list[dict[str, Any]]], found: Mapping[str, Gated]) -> None:
+    """A site without gates in the plan was meant to have some."""
+    if not plan:
+        raise AdapterError(f"{path}: its plan of gates names no site; save the adapter anew")
+    without = next((name for name in plan if name not in found), None)
+    if without is not None:
+        raise AdapterError(f"{path}: its plan of gates names {without!r}, where no gate came of it; save it anew")
 
 
 def _read(path: str, about: FileInfo) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
     """The fingerprint and the plan of gates in a file's metadata, which may hold anything."""
     try:
-        expected = {name: str(about.extra["fingerprint"][name]) for name in ("structure", "weights")}
-        plan = {
-            str(name): [
-                {key: gate[key] for key in ("form", "attention", "options", "frozen")}
-                | {"place": gate.get("place"), "position": int(gate.get("position", 0))}
-                for gate in gates
-            ]
-            for name, gates in about.extra["plan"].items()
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise AdapterError(f"{path}: its plan of gates is damaged ({type(error).__name__}: {error})") from error
+        expected = asdict(record(Fingerprint, about.extra.get("fingerprint"), "fingerprint"))
+        held = checked(dict[str, list[dict[str, Any]]], about.extra.get("plan"), "plan")
+        plan = {name: [_read_gate(gate, f"a gate on {shown(name)}") for gate in gates] for name, gates in held.items()}
+    except DocumentError as error:
+        raise AdapterError(f"{path}: its plan of gates is damaged ({error})") from error
     return expected, plan
+
+
+def _read_gate(gate: dict[str, Any], where: str) -> dict[str, Any]:
+    """One gate of a plan; the first adapters had neither place nor position, and said what ``start`` says again."""
+    held = {key: value for key, value in gate.items() if key != "identity"}
+    return asdict(record(PlannedGate, {"place": None, "position": 0, **held}, where))
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
@@ -186,10 +226,9 @@ def _kind(gate: Mapping[str, Any]) -> tuple[bool, Any, str]:
 
 
 def _known_place(name: str, place: Mapping[str, Any]) -> PositionPlace:
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in place.items()}
     try:
-        return PositionPlace(name=name, **given)
-    except TypeError as error:
+        return record(PositionPlace, {"axis": 1, "output": (), "aside": False, **place, "name": name}, "it")
+    except DocumentError as error:
         raise AdapterError(f"the place of the gate on {name!r} is damaged: {error}") from error
 
 
@@ -218,8 +257,12 @@ def _load_gates(site: Gated, tensors: Mapping[str, Tensor], prefix: str) -> None
     for index, gate in enumerate(site.gates):
         start = own.get(f"{index}.start")
         if start is not None and isinstance(gate, StaticGate):
-            gate.start = torch.empty_like(start, device=gate.psi.device)
+            kind = torch.promote_types(gate.psi.dtype, torch.float32)
+            gate.start = torch.empty(start.shape, dtype=kind, device=gate.psi.device)
+    unfit = misfit(site.gates.state_dict(), own)
+    if unfit is not None:
+        raise AdapterError(f"the adapter's gates do not fit: {prefix}{unfit}")
     try:
         site.gates.load_state_dict(own)
     except RuntimeError as error:
-        raise AdapterError(f"the adapter's gates do not fit: {error}") from error
+        raise AdapterError(f"the adapter's gates do not fit: {one_line(error)}") from error

@@ -11,7 +11,7 @@ from stripefold.asr.chain import StateChain
 from stripefold.asr.config import GateConfig
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.attention.base import ChannelAttention
-from stripefold.attention.registry import build_attention
+from stripefold.attention.registry import attention_options, build_attention
 from stripefold.errors import AttachError
 
 MIN_START = 1e-3
@@ -115,6 +115,9 @@ def _key(place: Place, config: GateConfig, repeat: int = 0) -> tuple[object, ...
 
 
 def _attention(place: Place, config: GateConfig) -> ChannelAttention:
+    if odd := [name for name in ("name", "channels", "axis") if name in config.options]:
+        known = ", ".join(attention_options(config.attention)) or "none"
+        raise AttachError(f"attention {config.attention!r} has no option {odd[0]!r}; its options are: {known}")
     with torch.device(place.like.device):
         attention = build_attention(config.attention, place.channels, place.axis, **config.options)
     return attention.to(place.like.device, place.like.dtype)

@@ -142,7 +142,9 @@ class InputSite(PositionSite):
         """The tensor that both this site's scale and that of a site on the layer's output make too large, or None."""
         site: Any = self.base
         v = site.scale(torch.float64) if isinstance(site, Gated) and site.static_gates else None
-        for key, function in (self.input_rule.input or {}).items() if v is not None else ():
+        if v is None:
+            return None
+        for key, function in (self.input_rule.input or {}).items():
             tensor, outer = getattr(site.base, key, None), self.input_rule.output.get(key)
             if tensor is None or outer is None or v is None:
                 continue

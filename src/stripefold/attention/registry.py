@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 from stripefold.attention.base import Acts, ChannelAttention, How
+from stripefold.documents import shown
 from stripefold.errors import AttachError
 
 AttentionType = TypeVar("AttentionType", bound=type[ChannelAttention])
@@ -101,7 +102,7 @@ def attention_class(name: str) -> type[ChannelAttention]:
         return _ATTENTIONS[name]
     known = ", ".join(attention_names())
     raise AttachError(
-        f"no attention {name!r}; known are {known}, and your own by register_attention(name, cls)"
+        f"no attention {shown(name)}; known are {known}, and your own by register_attention(name, cls)"
         f"{_suggestion(name, attention_names())}"
     )
 

@@ -13,10 +13,13 @@ from stripefold.baking.apply import apply_
 from stripefold.baking.graph_modules import discover_probed_, drop_probes_
 from stripefold.baking.report import BakeReport
 from stripefold.baking.sites import plan
+from stripefold.documents import DocumentError
 from stripefold.errors import BakeError
+from stripefold.folding.files import BAKE, BakedGates
+from stripefold.records import record
 from stripefold.surgery.example import Example
 
-KEY = "bake"
+KEY = BAKE
 """under which a file's metadata holds the structure"""
 
 
@@ -49,15 +52,19 @@ def rebuild_(model: nn.Module, gates: Mapping[str, Any], example: Example) -> nn
         The model; another object only where the model itself was a site of ours.
 
     Raises:
-        BakeError: the model has other gates.
+        BakeError: the model has other gates, or ``gates`` is damaged.
     """
+    try:
+        held = record(BakedGates, gates, KEY)
+    except DocumentError as error:
+        raise BakeError(f"the structure of the baked model is damaged: {error}") from error
     discovery, _ = discover_probed_(model, example)
-    multiplied = set(gates["multiply"])
-    names = {*gates["folded"], *multiplied}
+    multiplied = set(held.multiply)
+    names = {*held.folded, *multiplied}
     known = {gate.name: gate for gate in discovery.gates}
-    if set(known) != names | set(gates["dynamic"]):
+    if set(known) != names | set(held.dynamic):
         raise BakeError(
-            f"the file was baked from a model with {len(names) + len(gates['dynamic'])} gates, this one has "
+            f"the file was baked from a model with {len(names) + len(held.dynamic)} gates, this one has "
             f"{len(known)}, or others: build it as the model that was baked, with its attention"
         )
     ones = {name: torch.ones(known[name].channels, dtype=torch.float64) for name in known if name in names}

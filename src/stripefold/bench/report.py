@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stripefold.atomic import write_text
+from stripefold.documents import DocumentError, read_json, shown
+from stripefold.errors import DataError
+from stripefold.records import checked, record
 
 COLUMNS = ("candidate", "median", "quartiles", "ratio", "quartiles", "peak memory", "ratio", "claims")
 
@@ -105,13 +108,22 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        rows = []
-        for row in content.pop("rows"):
-            del row["missed"]
-            rows.append(Row(**{**row, "seconds": Spread(**row["seconds"]), "ratio": Spread(**row["ratio"])}))
-        return cls(**content, rows=tuple(rows))
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: It is something else, or damaged.
+        """
+        try:
+            content = checked(dict[str, Any], read_json(path), "it")
+            rows = checked(list[dict[str, Any]], content.get("rows"), "rows")
+            bare = [{name: value for name, value in row.items() if name != "missed"} for row in rows]
+            report = record(cls, {**content, "rows": bare}, "it")
+            for row in report.rows:
+                if odd := [name for name in row.limits if name not in row.values()]:
+                    raise DocumentError(f"a claim is about {shown(odd[0])}, which nothing measures")
+            return report
+        except DocumentError as error:
+            raise DataError(f"{path} is no report of a measurement: {error}") from error
 
     def table(self) -> list[tuple[str, ...]]:
         """Return one tuple of cells per row, in the order of `COLUMNS`."""

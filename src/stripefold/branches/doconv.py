@@ -17,6 +17,8 @@ from stripefold.branches.base import Branch, LeadBranch
 from stripefold.branches.grid import Grid
 from stripefold.errors import BranchError
 
+MOST_DEPTH = 256
+
 
 class OverparameterizedBranch(LeadBranch):
     """A convolution whose kernel is computed: K[o, i, m] = W[o, i, m] + sum over s of D[i, m, s] W[o, i, s].
@@ -95,13 +97,15 @@ def refuse(grid: Grid, *, depth: int | None = None) -> str | None:
     """Why a grid cannot have this branch.
 
     Raises:
-        BranchError: ``depth`` is no whole number.
+        BranchError: ``depth`` is no whole number, or one that no memory holds.
     """
     if depth is not None and type(depth) is not int:
         raise BranchError(f"depth is {depth!r}: give a whole number, or None for the number of taps")
     taps = math.prod(grid.size)
     if taps == 1:
         return "its kernel has one tap: a depthwise factor would be one number per channel"
+    if depth is not None and depth > MOST_DEPTH * taps:
+        raise BranchError(f"depth is {depth}: give at most {MOST_DEPTH} times the {taps} taps of the kernel")
     if depth is not None and depth < taps:
         return f"depth {depth} is less than the {taps} taps of its kernel, and could not give every kernel"
     return None

@@ -10,6 +10,8 @@ from stripefold.branches.grid import Grid
 from stripefold.branches.parts import ConvolutionBranch, IdentityBranch
 from stripefold.errors import BranchError
 
+MOST_COPIES = 256
+
 
 def build(grid: Grid, *, copies: int = 4, identity: bool = True) -> dict[str, Branch]:
     """The branches.
@@ -32,8 +34,8 @@ def refuse(grid: Grid, *, copies: int = 4, identity: bool = True) -> str | None:
     """No grid is refused; a number of copies may be.
 
     Raises:
-        BranchError: ``copies`` is no whole number from 1 on.
+        BranchError: ``copies`` is no whole number from 1 to ``MOST_COPIES``.
     """
-    if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
-        raise BranchError(f"copies is {copies!r}: give a whole number from 1 on")
+    if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= MOST_COPIES:
+        raise BranchError(f"copies is {copies!r}: give a whole number from 1 on, at most {MOST_COPIES}")
     return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +24,45 @@ Where = Annotated[
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
 Size = Annotated[int | None, typer.Option(help="Side of the images; the model's own where not given.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+DataDir = Annotated[str | None, typer.Option(help="Where torchvision's data sets lie.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Weights of a model that is given by name: .safetensors, .pth, .pth.tar, .bin.")
+]
+WeightsKey = Annotated[
+    str | None, typer.Option(help="Which state dict of the weights' file, where it holds several: state_dict_ema ...")
+]
+Mean = Annotated[
+    str | None, typer.Option(help="Per channel, of images in 0..1, as in 0.5,0.5,0.5; the network's own if not given.")
+]
+Std = Annotated[str | None, typer.Option(help="Deviation per channel, likewise.")]
+Crop = Annotated[float | None, typer.Option(help="Share of the resized image that is seen; the network's own.")]
+CropMode = Annotated[str | None, typer.Option(help="center, squash or border; the network's own.")]
+Interpolation = Annotated[str | None, typer.Option(help="bilinear, bicubic, nearest ...; the network's own.")]
+
+
+def preprocessing_option(
+    mean: str | None, std: str | None, crop: float | None, crop_mode: str | None, interpolation: str | None
+) -> dict[str, Any]:
+    """What was said of the preprocessing on the command line, as ``TrainConfig.preprocessing`` takes it.
+
+    Raises:
+        ConfigError: A mean or a deviation is no list of numbers.
+    """
+    given = {
+        "crop": crop,
+        "mode": crop_mode,
+        "interpolation": interpolation,
+        "mean": None if mean is None else _numbers("--mean", mean),
+        "std": None if std is None else _numbers("--std", std),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r}: give numbers with commas between, such as 0.5,0.5,0.5") from None
 
 
 def where_option(where: list[str] | None) -> str | list[str]:

@@ -8,10 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold.cli.arguments import Device, Size, check_device, own_place
-from stripefold.cli.onnx_files import Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
-from stripefold.cli.output import check_weights_file, make_folders, print_line
-from stripefold.errors import BakeError, ConfigError
+from stripefold.cli.arguments import (
+    Crop,
+    CropMode,
+    DataDir,
+    Device,
+    Interpolation,
+    Mean,
+    Size,
+    Std,
+    Weights,
+    WeightsKey,
+    check_device,
+    own_place,
+    preprocessing_option,
+)
+from stripefold.cli.bake_report import make_bake_folders, save_bake_report
+from stripefold.cli.onnx_files import IMAGE_OPTIONS, Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
+from stripefold.cli.output import check_weights_file, print_line
+from stripefold.errors import BakeError, ConfigError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +55,16 @@ def bake(
         str | None,
         typer.Option(help="folder:PATH, cifar10, digits ...; for ONNX also FILE.npz, FILE.py:FUNCTION."),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights of a model that is given by name.")] = None,
+    data_dir: DataDir = None,
+    weights: Weights = None,
+    weights_key: WeightsKey = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
     size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     images: Annotated[int, typer.Option(min=2, help="How many training images calibrate.")] = 1024,
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
@@ -68,10 +90,12 @@ def bake(
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
     options: dict[str, Any] = {"where": where or None, "max_drop": max_drop, "speed": speed}
     options |= {} if constants is None else {"constants": constants}
+    prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     if is_onnx(source):
-        refuse({"--weights": weights, "--pretrained": pretrained, "--size": size, "--test-images": test_images})
+        refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
+        refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "cpu"})
         refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
-        refuse({"--device": device != "cpu"})
+        refuse({IMAGE_OPTIONS: prepared})
         options |= {"max_images": images, "progress": _tell}
         bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
         return
@@ -85,9 +109,10 @@ def bake(
     import stripefold as sf
     from stripefold.processes import joined
 
-    given = _given(source, data, weights, size, pretrained=pretrained)
+    named = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
+    given = _given(source, data=data, data_dir=data_dir, preprocessing=prepared, **named)
     _check_to(given, to, output)
-    make_folders(report, output)
+    make_bake_folders(report, output)
     calibration, test = _images(given, images, test_images, place)
     options |= {"to": to, "validation": test, "recalibrate": _RECALIBRATE[recalibrate]}
     options["finetune"] = _finetune(given, finetune_epochs, finetune_rate)
@@ -98,10 +123,8 @@ def bake(
         return
     _tell("", 0, 0)
     written = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
-    print_line(made)
-    if max_drop is not None:
-        print_line("The gates were chosen by the same test images that the figures are of.")
-    for line in written:
+    chosen = "The gates were chosen by the same test images that the figures are of."
+    for line in (f"images: {given.preparation}", made, *([] if max_drop is None else [chosen]), *written):
         print_line(line)
 
 
@@ -111,26 +134,23 @@ def _write(
     """Write what was asked for; what to say of it."""
     written = []
     if report is not None:
-        written.append(f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
+        written.append(save_bake_report(made, report))
     if output is not None:
         written.append(f"written: {output} ({_save(given, model, made, output)})")
     return written
 
 
-def _given(source: str, data: str | None, weights: Path | None, size: int | None, *, pretrained: bool) -> Deployable:
+def _given(source: str, *, data: str | None, **options: Any) -> Deployable:
     """The trained model, with its images."""
     from stripefold.asr.gate import StaticGate
-    from stripefold.cli.deployable import deployable
-    from stripefold.folding.files import load_model_
+    from stripefold.cli.deployable import deployable, is_path
 
-    given = deployable(source, data=data, classes=None, size=size, pretrained=pretrained)
-    by_name = "config" not in given.about
-    if weights is not None and not by_name:
+    named = not is_path(source)
+    if not named and options["weights"] is not None:
         raise ConfigError(f"{source} has weights of its own: leave out --weights")
-    if by_name and weights is None and not pretrained:
+    if named and options["weights"] is None and not options["pretrained"]:
         raise ConfigError(f"the weights of {source} would be random: give --weights FILE or --pretrained")
-    if weights is not None:
-        load_model_(given.model, weights)
+    given = deployable(source, data=data, **options)
     if given.data is None or given.config is None:
         raise ConfigError(f"baking looks at images: {given.without}; name them with --data")
     if given.config.task != "classification":
@@ -148,11 +168,11 @@ def _warn_of_other_classes(given: Deployable, source: str, data: str | None) -> 
     """An accuracy on classes that the network never learned says nothing, and chooses gates all the same."""
     trained, found = given.about.get("classes"), given.data.spec.classes if given.data is not None else ()
     if data is not None and trained is not None and list(trained) != list(found):
-        print(
-            f"stripefold: the classes of {data} ({_some(found)}) are not those that {source} was trained on "
-            f"({_some(trained)}): the accuracy means little",
-            file=sys.stderr,
+        told = (
+            f"the classes of {data} ({_some(found)}) are not those that {source} was trained on ({_some(trained)}): "
+            "the accuracy means little"
         )
+        print(f"stripefold: {printable(told)}", file=sys.stderr)
 
 
 def _some(classes: Sequence[str]) -> str:
@@ -219,4 +239,4 @@ def _tell(what: str, done: int, total: int) -> None:
     """One line on standard error that is written over, where that is a terminal."""
     if sys.stderr.isatty():
         count = f"{done} of {total}" if total else f"{done or ''}"
-        print(f"\r\x1b[K{what} {count}".rstrip(), end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{printable(what)} {count}".rstrip(), end="", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from stripefold.errors import StripefoldError, TrainingError, VerifyError
+from stripefold.errors import StripefoldError, TrainingError, VerifyError, one_line
 from stripefold.stdout import LossyOutput, lossy_stdout
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -20,6 +20,10 @@ EXTRA_OF = {
     "torchmetrics": "train",
     "sklearn": "train",
     "tensorboard": "train",
+    "lightning_fabric": "train",
+    "lightning_utilities": "train",
+    "pycocotools": "train",
+    "PIL": "vision",
     "timm": "vision",
     "torchvision": "vision",
     "matplotlib": "plot",
@@ -28,8 +32,10 @@ EXTRA_OF = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "filelock": "train",
     "onnx_ir": "export",
     "ray": "sweep",
+    "scipy": "sweep",
     "pyarrow": "sweep",
 }
 
@@ -50,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [word for word in given if word != "--debug"]
+    _accept_any_sign()
     try:
         from stripefold.cli.app import run
 
@@ -64,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stripefold: {line}", file=sys.stderr)
         status = status or FAILED
     return status
+
+
+def _accept_any_sign() -> None:
+    """On a terminal that knows ASCII alone a sign outside of it is shown by its number, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def command() -> NoReturn:
@@ -106,15 +120,6 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return FAILED, one_line(str(error))
     return FAILED, f"unexpected {type(error).__name__}: {one_line(str(error))} (--debug shows where)"
-
-
-def one_line(text: str) -> str:
-    """Return text with every run of white space as one blank.
-
-    >>> one_line("two    words ")
-    'two words'
-    """
-    return " ".join(text.split())
 
 
 def _missing(error: ModuleNotFoundError) -> str:

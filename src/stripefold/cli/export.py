@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stripefold.cli.arguments import (
+    Crop,
+    CropMode,
+    DataDir,
+    Interpolation,
+    Mean,
+    Std,
+    Weights,
+    WeightsKey,
+    preprocessing_option,
+)
 from stripefold.cli.output import make_folder, print_line, print_table
 from stripefold.errors import ConfigError, ExportError
 
@@ -34,10 +45,18 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="Images to check and calibrate on; the run's own if not given.")
     ] = None,
+    data_dir: DataDir = None,
     calibrate: Annotated[int, typer.Option(min=1, help="How many images calibrate int8.")] = 256,
     classes: Annotated[int | None, typer.Option(help="Number of classes, for a model's name.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images, for a model's name.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Published weights, for a model's name.")] = False,
+    weights: Weights = None,
+    weights_key: WeightsKey = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Fold a model, write it as weights, as a program or as ONNX, and check the file before it is there."""
@@ -47,7 +66,9 @@ def export(
     from stripefold.export import export_model
     from stripefold.export.batch import resized
 
-    given = deployable(source, data=data, classes=classes, size=size, pretrained=pretrained)
+    named: dict[str, Any] = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
+    prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
+    given = deployable(source, data=data, data_dir=data_dir, preprocessing=prepared, classes=classes, **named)
     if int8 is not None:
         given.calibration_images()  # what is missing is told before anything is written
     make_folder(output.parent)
@@ -64,6 +85,8 @@ def export(
         extra=given.about,
     )
     print_line(f"written: {report}")
+    if given.preparation:
+        print_line(f"images: {given.preparation}")
     if check and given.data is None:
         print_line(f"compared on random numbers only: {given.without}")
     if int8 is not None:

@@ -58,10 +58,8 @@ def _check_data(run: LoadedRun) -> None:
     Raises:
         DataError: Naming the first difference, with both values.
     """
-    from stripefold.training.data import load_data
-
     try:
-        data = load_data(run.config.with_overrides(download=False))
+        data = run.open_data()
     except (ConfigError, DataError):
         return
     try:

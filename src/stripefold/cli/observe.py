@@ -10,15 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold.cli.arguments import Device, Size, check_device, own_place
-from stripefold.cli.onnx_files import Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
-from stripefold.cli.output import print_line, tell_written
-from stripefold.errors import ConfigError
+from stripefold.cli.arguments import (
+    Crop,
+    CropMode,
+    DataDir,
+    Device,
+    Interpolation,
+    Mean,
+    Size,
+    Std,
+    Weights,
+    WeightsKey,
+    check_device,
+    own_place,
+    preprocessing_option,
+)
+from stripefold.cli.deployable import Deployable, deployable, is_path
+from stripefold.cli.onnx_files import IMAGE_OPTIONS, Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
+from stripefold.cli.output import print_line
+from stripefold.errors import ConfigError, DataError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from torch import nn
 
     from stripefold.processes import Place
     from stripefold.stripe.report import StripeReport
@@ -40,7 +53,7 @@ def observe(
         str | None,
         typer.Option(help="folder:PATH, cifar10, digits ... or noise; for ONNX also FILE.npz, FILE.py:FUNCTION."),
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
+    data_dir: DataDir = None,
     images: Annotated[int, typer.Option(min=1, help="How many test images, at even distances.")] = 512,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the report here: page, pictures, tables.")
@@ -48,17 +61,28 @@ def observe(
     by_class: Annotated[bool, typer.Option("--by-class", help="How much of what varies is the class?")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
+    weights: Weights = None,
+    weights_key: WeightsKey = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Classes of a named model with weights: 1000.")] = None,
     size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    crop: Crop = None,
+    crop_mode: CropMode = None,
+    interpolation: Interpolation = None,
     device: Device = "cpu",
     preprocess: Preprocess = None,
 ) -> None:
     """Find every channel attention of a model and show how much its scales vary from image to image."""
+    _check_out(out)
+    prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     if is_onnx(model):
-        refuse({"--data-dir": data_dir, "--pretrained": pretrained, "--size": size, "--device": device != "cpu"})
+        refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
+        refuse({"--data-dir": data_dir, "--classes": classes, IMAGE_OPTIONS: prepared, "--device": device != "cpu"})
         with _Progress(images, told=True) as progress:
             wanted: dict[str, Any] = {"images": images, "by_class": by_class, "progress": progress.seen}
             report = observe_onnx(Path(model), data, preprocess, **wanted)
-            page = None if out is None else _write(report, out, model, progress.writing)
+            page = _write(report, out, model, progress.writing)
         _print(report, page, as_json=as_json)
         return
     refuse_preprocess(preprocess)
@@ -67,83 +91,64 @@ def observe(
 
     place, device = own_place(device)
     check_device(device)
-    changes = {name: value for name, value in (("data", data), ("data_dir", data_dir)) if value is not None}
-    if _is_path(model):
-        if pretrained or size is not None:
-            raise ConfigError("--pretrained and --size are for a model's name; a run has its own weights and size")
-        network, batches = _of_run(Path(model), changes, images, place)
-    else:
-        network, batches = _of_name(model, changes, images, place, size=size, pretrained=pretrained)
+    named: dict[str, Any] = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
+    named["classes"] = classes
+    if not is_path(model):
+        named |= _check_named(model, data, named, place)
+    given = deployable(
+        model,
+        data=None if data == NOISE else data,
+        data_dir=data_dir,
+        preprocessing=prepared,
+        same_classes=False,
+        looks=data != NOISE,
+        **named,
+    )
+    batches = _batches(given, images, place, noise=data == NOISE)
     with _Progress(len(place.part(images)), told=place.first) as progress:
         options: dict[str, Any] = {"max_images": images, "by_class": by_class, "progress": progress.seen}
         with joined(place) as group:
-            report = sf.observe(network, batches, device=device, process_group=group, **options)
+            report = sf.observe(given.model, batches, device=device, process_group=group, **options)
         if not place.first:
             return
-        page = None if out is None else _write(report, out, model, progress.writing)
-    _print(report, page, as_json=as_json)
+        page = _write(report, out, model, progress.writing)
+    _print(report, page, as_json=as_json, prepared="" if data == NOISE else given.preparation)
 
 
-def _print(report: StripeReport, page: Path | None, *, as_json: bool) -> None:
+def _print(report: StripeReport, page: Path | None, *, as_json: bool, prepared: str = "") -> None:
     import json
 
+    if prepared:
+        print_line(f"images: {prepared}", aside=as_json)
     print_line(json.dumps(_brief(report), allow_nan=False) if as_json else report)
     if page is not None:
-        tell_written(page, aside=as_json)
+        print_line(f"written: {page}", aside=as_json)
 
 
-def _is_path(word: str) -> bool:
-    path = Path(word).expanduser()
-    named = word.partition("/")[0] in ("timm", "torchvision") or len(path.parts) == 1
-    return path.exists() or path.suffix in (".ckpt", ".safetensors") or not named
+def _check_named(name: str, data: str | None, named: dict[str, Any], place: Place) -> dict[str, Any]:
+    """What is added to the options of a model's name: the gates do not depend on how many classes there are.
 
-
-def _of_run(path: Path, changes: dict[str, Any], images: int, place: Place) -> tuple[nn.Module, Iterable[Any]]:
-    from stripefold.training.data import load_data
-    from stripefold.training.loading import load_run
-
-    run = load_run(path, **{name: value for name, value in changes.items() if value != NOISE})
-    if changes.get("data") == NOISE:
-        return run.model, _noise((run.spec.channels, run.spec.size, run.spec.size), images, place)
-    found = load_data(run.config)
-    if "data" not in changes:
-        run.check_data(found)
-    return run.model, _test_images(found, images, place)
-
-
-def _of_name(
-    name: str, changes: dict[str, Any], images: int, place: Place, *, size: int | None, pretrained: bool
-) -> tuple[nn.Module, Iterable[Any]]:
-    import torch
-
-    from stripefold.nets import create_model
-    from stripefold.surgery.example import infer_example
-    from stripefold.training.config import TrainConfig
-    from stripefold.training.data import load_data
-
-    if "data" not in changes:
+    Raises:
+        ConfigError: It was not said which images the model is to see.
+    """
+    if data is None:
         raise ConfigError(
             f"say which images {name!r} is to see: --data folder:PATH, cifar10, digits ..., or --data noise, which "
             "only shows where the gates are"
         )
-    torch.manual_seed(0)
-    network = create_model(name, num_classes=_CLASSES, image_size=size, pretrained=pretrained)
-    if not pretrained and place.first:
+    if not named["pretrained"] and named["weights"] is None and place.first:
         _say(f"the weights of {name} are random: its gates are found, but what they show was not learned")
-    declared = infer_example(network)
-    shape = (3, size, size) if size is not None else tuple(declared.shape[1:]) if declared is not None else None
-    if shape is None:
-        raise ConfigError(f"{name!r} does not say which images it takes, give --size")
-    if changes["data"] == NOISE:
-        return network, _noise(shape, images, place)
-    config = TrainConfig(**changes, image_size=shape[-1], channels=shape[0], batch_size=_BATCH)
-    return network, _test_images(load_data(config), images, place)
+    return {"classes": named["classes"] or _CLASSES, "channels": 3}
 
 
-def _test_images(data: Any, images: int, place: Place) -> Iterable[Any]:
+def _batches(given: Deployable, images: int, place: Place, *, noise: bool) -> Iterable[Any]:
     from stripefold.training.fixed import fixed_images
 
-    return fixed_images(data, images, _BATCH, place)
+    if noise:
+        return _noise(tuple(given.example.shape[1:]), images, place)
+    if given.data is None:
+        raise DataError(given.without)
+    return fixed_images(given.data, images, _BATCH, place)
 
 
 def _noise(shape: tuple[int, ...], images: int, place: Place) -> Iterable[Any]:
@@ -156,7 +161,16 @@ def _noise(shape: tuple[int, ...], images: int, place: Place) -> Iterable[Any]:
     return itertools.islice(batches, mine.start, mine.stop)
 
 
-def _write(report: StripeReport, out: Path, source: str, progress: Callable[[str], None]) -> Path:
+def _check_out(out: Path | None) -> None:
+    if out is not None:
+        from stripefold.figures.write import check_report_folder
+
+        check_report_folder(out)
+
+
+def _write(report: StripeReport, out: Path | None, source: str, progress: Callable[[str], None]) -> Path | None:
+    if out is None:
+        return None
     from stripefold.figures.write import write_report
 
     place = Path(source).expanduser()
@@ -179,7 +193,7 @@ def _brief(report: StripeReport) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-    print(f"stripefold: {text}", file=sys.stderr)
+    print(f"stripefold: {printable(text)}", file=sys.stderr)
 
 
 class _Progress:
@@ -207,6 +221,7 @@ class _Progress:
         self._tell(f"writing {name}")
 
     def _tell(self, text: str) -> None:
+        text = printable(text)
         if self._live:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
         elif self._told_at_all and time.monotonic() - self._told > _LINE_EVERY:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold.cli.output import make_folders, print_line
+from stripefold.cli.bake_report import make_bake_folders, save_bake_report
+from stripefold.cli.output import print_line
 from stripefold.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ Preprocess = Annotated[
         "scale=1/255 mean=0.5 std=0.5,0.5,0.5 order=rgb|bgr|gray layout=nchw|nhwc labels=folders batch=16."
     ),
 ]
+IMAGE_OPTIONS = "--mean, --std, --crop, --crop-mode or --interpolation"
+"""What describes the images of a run and of a named model, in a message."""
 _NOISE = "noise"
 
 
@@ -81,12 +84,12 @@ def bake_onnx(
     path = Path(source)
     if output is not None:
         _check_output(output, path, overwrite=overwrite)
-    make_folders(report, output)
+    make_bake_folders(report, output)
     _, made = bake(path, data_of(path, data, preprocess), output=output, **options)
     options["progress"]("", 0, 0)
     written = [f"written: {output}"] if made.path else []
     if report is not None:  # before anything is said: nobody may be left to hear it
-        written.insert(0, f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
+        written.insert(0, save_bake_report(made, report))
     print_line(made)
     if made.max_drop is not None:
         print_line("The gates were chosen by the same images that the figures are of.")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stripefold.errors import ConfigError
+from stripefold.errors import ConfigError, printable
 
 PIPE_WIDTH = 160
 
@@ -24,7 +24,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     from rich.console import Console
     from rich.table import Table
 
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
+    title, caption = printable(title), printable(caption)
     table = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(columns):
         numeric = index > 0 and all(row[index][:1].isdigit() or not row[index] for row in cells)
@@ -74,14 +75,11 @@ def check_weights_file(output: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{output} exists; choose another --output, or say --overwrite")
 
 
-def print_line(text: object = "") -> None:
-    """Print text as it is."""
-    print(text)
+def print_line(text: object = "", *, aside: bool = False) -> None:
+    """Print text, line by line, without what a terminal would obey.
 
-
-def tell_written(path: Path, *, aside: bool) -> None:
-    """Say where a file is; aside, on standard error, where standard output is for a program to read."""
-    if aside:
-        print(f"written: {path}", file=sys.stderr)
-    else:
-        print_line(f"written: {path}")
+    Args:
+        text: One line or several.
+        aside: Whether standard output is for a program to read; then the text goes to standard error.
+    """
+    print(printable(text), file=sys.stderr if aside else sys.stdout)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stripefold.cli.output import make_folder, print_line, print_table, tell_written
-from stripefold.errors import ConfigError
+from stripefold.cli.output import make_folder, print_line, print_table
+from stripefold.errors import ConfigError, printable
+from stripefold.own_files import check_own_files
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -44,7 +45,10 @@ def robustness(
     if out is not None:
         import matplotlib  # noqa: F401 - what draws is missed before the work, not after it
 
+        from stripefold.robustness.write import FILES
+
         make_folder(out)
+        check_own_files(out, FILES, ConfigError)
     from stripefold.robustness import measure_robustness, write_robustness
 
     with _Shown() as shown:
@@ -64,7 +68,7 @@ def robustness(
         for note in report.notes():
             print_line(note)
     if written is not None:
-        tell_written(written, aside=as_json)
+        print_line(f"written: {written}", aside=as_json)
 
 
 def _words(text: str) -> list[str]:
@@ -103,8 +107,11 @@ class _Shown:
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Say what is measured now."""
+        what = printable(what)
         if self._bar is not None:
-            self._bar.update(self._task, description=what, completed=done, total=total)
+            from rich.markup import escape
+
+            self._bar.update(self._task, description=escape(what), completed=done, total=total)
         elif time.monotonic() - self._told > _LINE_EVERY:
             self._told = time.monotonic()
             print(f"{done} of {total} measurements, now {what}", file=sys.stderr, flush=True)

@@ -9,7 +9,9 @@ import typer
 
 from stripefold.cli.output import print_line, print_table
 from stripefold.cli.train import parse_changes
+from stripefold.documents import DocumentError, shown
 from stripefold.errors import ConfigError, TrainingError
+from stripefold.yaml_documents import parse_yaml
 
 if TYPE_CHECKING:
     from stripefold.sweep import SweepResult
@@ -70,12 +72,11 @@ def sweep(
 
 
 def _yaml(option: str, text: str | None) -> Any:
-    import yaml
-
     try:
-        return None if text is None else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{option} {text!r} is no YAML; give a number, or a list such as [3, 4]") from error
+        return None if text is None else parse_yaml(text)
+    except DocumentError as error:
+        advice = "give a number, or a list such as [3, 4]"
+        raise ConfigError(f"{option} {shown(text)} is no YAML; {advice} ({error})") from error
 
 
 def print_result(result: SweepResult) -> None:

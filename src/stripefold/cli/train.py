@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from stripefold.cli.output import print_line
+from stripefold.documents import DocumentError, shown
 from stripefold.errors import ConfigError
+from stripefold.yaml_documents import parse_yaml
 
 
 def train(
@@ -98,12 +100,12 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
     """Read `key=value` words; values are YAML, so numbers, lists and mappings come out as such.
 
     Raises:
-        ConfigError: A word without a key, or a value that is no YAML.
+        ConfigError: A word without a key, or of no option, or a value that is no YAML.
 
     >>> parse_changes(["epochs=3", "milestones=[1, 2]", "model=resnet20"])
     {'epochs': 3, 'milestones': [1, 2], 'model': 'resnet20'}
     """
-    import yaml
+    from stripefold.training.config import check_known
 
     values: dict[str, Any] = {}
     for word in changes:
@@ -111,7 +113,8 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ConfigError(f"--set {word!r}: give KEY=VALUE, such as --set epochs=3")
         try:
-            values[key.strip().replace("-", "_")] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {word!r}: the value is no YAML ({error})") from error
+            values[key.strip().replace("-", "_")] = parse_yaml(text)
+        except DocumentError as error:
+            raise ConfigError(f"--set {shown(word)}: the value is no YAML that can be used ({error})") from error
+    check_known(values, where="--set")
     return values

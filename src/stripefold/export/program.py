@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 import warnings
@@ -55,10 +56,12 @@ def capture(model: nn.Module, example: Example, *, dynamic_batch: bool = True) -
 
 def save_pt2(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> None:
     """Write a program as ``.pt2``; `torch.export.load` reads it."""
-    with path.open("wb") as file, warnings.catch_warnings():
+    buffer = io.BytesIO()  # on a full disk torch's own writer takes the whole process down
+    with warnings.catch_warnings():
         # Newer versions advise the suffix .pt2, which a file object does not show.
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-        torch.export.save(program, file, extra_files={f"{KEY}.json": json.dumps(dict(about))})
+        torch.export.save(program, buffer, extra_files={f"{KEY}.json": json.dumps(dict(about))})
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_pt2(path: Path) -> Callable[..., Any]:

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from stripefold.atomic import atomic_path
 from stripefold.errors import ExportError
 from stripefold.export.session import OnnxModel
+from stripefold.export.write import writing
 
 Method = Literal["minmax", "entropy", "percentile"]
 METHODS: dict[str, str] = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -98,7 +98,7 @@ def quantize_int8(
     if len(model.names) != 1:
         raise ExportError(f"{source} takes {model.names}: int8 calibration here is for models of one image input")
     batches = _Batches(calibration, model.names[0])
-    with atomic_path(output) as temporary:
+    with writing(output) as temporary:
         _quantize(source, temporary, batches, method=method, reduce_range=reduce_range)
         judged = _judge(model, OnnxModel(temporary), test)
     sizes = {"float_bytes": source.stat().st_size, "int8_bytes": output.stat().st_size}

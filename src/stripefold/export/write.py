@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from stripefold.atomic import atomic_path
-from stripefold.errors import VerifyError
+from stripefold.errors import CheckpointError, ExportError, VerifyError
 from stripefold.export.batch import arguments_of, batch_size, noise_like, resized, several
 from stripefold.export.check import check_file
 from stripefold.export.program import compile_package, load_package, load_pt2, save_onnx, save_pt2
@@ -36,8 +37,9 @@ def write_weights(
     Raises:
         VerifyError: the file holds other numbers (a failing disk).
     """
-    with atomic_path(path) as temporary:
-        save_model(model, temporary, kind=kind, extra=extra)
+    with writing(path) as temporary:
+        with naming(path, temporary):
+            save_model(model, temporary, kind=kind, extra=extra)
         if check:
             _compare_tensors(model, temporary)
     info = file_info(path)
@@ -73,17 +75,50 @@ def write_program(
         ExportError: the format cannot hold the program, or its runtime is missing.
         VerifyError: the file computes something else.
     """
-    with atomic_path(path) as temporary:
-        if form == "onnx":
-            save_onnx(program, temporary, about, opset=opset)
-        elif form == "aot":
-            compile_package(program, temporary)
-        else:
-            save_pt2(program, temporary, about)
+    with writing(path) as temporary:
+        with naming(path, temporary):
+            if form == "onnx":
+                save_onnx(program, temporary, about, opset=opset)
+            elif form == "aot":
+                compile_package(program, temporary)
+            else:
+                save_pt2(program, temporary, about)
         if not samples:
             return Outcome(checked=False)
         checks = check_file(_reader(form)(temporary), model, {**samples, **(examples or {})})
     return Outcome(checked=True, checks=checks[: len(samples)], examples=checks[len(samples) :])
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As ``atomic_path``; a full disk is told with the name of the file.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {path}: {error.strerror or error}. What was there before is untouched"
+        ) from error
+
+
+@contextmanager
+def naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Around what writes a temporary file: what torch and safetensors say of that is said of the file itself.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise ExportError(str(error).replace(str(temporary), str(path))) from error
+    except RuntimeError as error:  # of torch's own writer, on a full disk
+        reason = str(error).partition("\n")[0].replace(str(temporary), str(path))
+        raise ExportError(f"cannot write {path}: {reason}. What was there before is untouched") from error
 
 
 def samples_for(example: Example, inputs: Example | None, *, dynamic_batch: bool) -> dict[str, Example]:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import ObserveError
 from stripefold.figures.page import render_page
 from stripefold.figures.pictures import draw_overview, draw_stripes, draw_trajectory
+from stripefold.own_files import check_own_files, listed_files, own_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
     from stripefold.stripe.trajectory import Trajectory
 
-PICTURES = "pictures"
+PICTURES, PAGE = "pictures", "index.html"
+TABLES = ("stripes.safetensors", "stripes.json", "stripes.csv", "channels.csv")
 DRAWING = ("matplotlib", "plotly", "jinja2")
 _DPI = 160
 _LONGEST_NAME = 80
@@ -44,7 +47,7 @@ def write_report(
 
     Args:
         report: What ``observe`` gave.
-        folder: Made where it does not exist; a report that lies there is replaced.
+        folder: Made where it does not exist; a report that lies there is replaced, nothing else.
         trajectory: What was recorded over training.
         title: The page's heading; the model's name where not given.
         progress: Called with the name of each file before it is written.
@@ -53,7 +56,7 @@ def write_report(
         The page.
 
     Raises:
-        ObserveError: The folder cannot be written.
+        ObserveError: The folder cannot be written, or holds a file of another origin under a name of the report's.
         ModuleNotFoundError: matplotlib, plotly or jinja2 is missing; nothing is written then.
     """
     require(DRAWING, "the report of an observation")
@@ -62,17 +65,33 @@ def write_report(
     writers = _tables(report, trajectory) | _pictures(report, trajectory)
     try:
         (place / PICTURES).mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            if progress is not None:
-                progress(name)
-            write(place / name)
-        _remove_stale(place / PICTURES, {Path(name).name for name in writers})
-        write_text(place / "index.html", page)
+        stale = [name for name in listed_files(place) if name.startswith(f"{PICTURES}/") and name not in writers]
+        with own_files(place, [*writers, PAGE], ObserveError):
+            for name, write in writers.items():
+                if progress is not None:
+                    progress(name)
+                write(place / name)
+            write_text(place / PAGE, page)
+            _remove_own(place, stale)
     except OSError as error:
         raise ObserveError(
             f"cannot write the report into {place}: {error.strerror or error}; choose another folder or make room"
         ) from error
-    return place / "index.html"
+    return place / PAGE
+
+
+def check_report_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse, before an observation is made, a folder in which its report would write over files of another origin.
+
+    Args:
+        folder: Need not exist.
+
+    Raises:
+        ObserveError: There is such a file.
+        ModuleNotFoundError: What draws is not installed.
+    """
+    require(DRAWING, "the report of an observation")
+    check_own_files(Path(folder).expanduser(), (*TABLES, PAGE), ObserveError)
 
 
 def require(libraries: Iterable[str], what: str) -> None:
@@ -127,8 +146,9 @@ def _saver(draw: Callable[[], Figure]) -> Callable[[Path], None]:
     return save
 
 
-def _remove_stale(folder: Path, written: set[str]) -> None:
-    """Pictures of an earlier report whose gates this one does not have."""
-    for path in [*folder.glob("gate-*.png"), *folder.glob("overview.png"), *folder.glob("trajectory.png")]:
-        if path.name not in written:
-            path.unlink()
+def _remove_own(folder: Path, names: Iterable[str]) -> None:
+    """Pictures of an earlier report whose gates this one does not have; one that was changed since stays."""
+    for name in names:
+        with suppress(ObserveError, FileNotFoundError):
+            check_own_files(folder, [name], ObserveError)
+            (folder / name).unlink()

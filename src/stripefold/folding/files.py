@@ -15,7 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stripefold.atomic import atomic_path
-from stripefold.errors import CheckpointError
+from stripefold.documents import DocumentError, parse_json
+from stripefold.errors import CheckpointError, one_line
+from stripefold.folding.fitting_values import misfit
+from stripefold.folding.pickled import is_pickled, read_pickled
+from stripefold.inputs import check_regular
+from stripefold.records import record
 from stripefold.surgery.foldable import Foldable
 
 Kind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
@@ -35,6 +40,19 @@ _LOADS_INTO = {
     "create() first.",
     "baked": " A baked file is loaded into a model of the same structure: stripefold.baking.rebuild gives one its own.",
 }
+
+
+BAKE = "bake"
+"""Where a baked model's file holds what became of its gates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakedGates:
+    """What a bake made of the gates of a model: the names of those folded, of those multiplied on, of those left."""
+
+    folded: list[str]
+    multiply: list[str]
+    dynamic: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +144,11 @@ def file_info(path: str | os.PathLike[str]) -> FileInfo:
     if text is None:
         return FileInfo(kind="plain")
     try:
-        about = json.loads(text)
-        if about["kind"] not in _MEANING:
-            raise ValueError(f"unknown kind {about['kind']!r}")
-        return FileInfo(kind=about["kind"], versions=dict(about["versions"]), extra=dict(about["extra"]))
-    except (ValueError, KeyError, TypeError) as error:
+        about = record(FileInfo, parse_json(text))
+        if BAKE in about.extra:
+            record(BakedGates, about.extra[BAKE], BAKE)
+        return about
+    except DocumentError as error:
         raise CheckpointError(f"{os.fspath(path)}: its stripefold metadata is damaged ({error})") from error
 
 
@@ -147,31 +165,53 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise CheckpointError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
-def load_model_(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> FileInfo:
+def load_model_(
+    model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True, key: str | None = None
+) -> FileInfo:
     """Load a weights file into a model, in place; a mismatch changes nothing and is explained by what the file is.
 
     A plain backbone's file also loads into an attached model: its gates stay as they are.
 
     Args:
         model: attached or plain.
-        path: a safetensors file.
+        path: a safetensors file, or one of ``torch.save`` (``.pth``, ``.pth.tar``, ``.pt``, ``.bin``), which is read
+            with ``weights_only=True``.
         strict: demand that every key matches.
+        key: which state dict of a file of ``torch.save``, where it holds several that fit, such as ``state_dict_ema``.
 
     Returns:
         What the file says about itself.
 
     Raises:
-        CheckpointError: damaged file, or a file of another kind than the model.
+        CheckpointError: damaged file, a file of another kind than the model, one that does not say which of several
+            state dicts is meant, or values that the model's types cannot hold.
     """
-    about, tensors = file_info(path), load_tensors(path)
+    about, tensors = _read(model, path, key)
     attached = any(isinstance(module, Foldable) for module in model.modules())
     _check_kind(os.fspath(path), about, attached)
     _check_keys(os.fspath(path), about, model, tensors, strict)
+    unfit = misfit(_own_state(model, about), tensors)
+    if unfit is not None:
+        raise CheckpointError(f"{os.fspath(path)} ({_MEANING[about.kind]}) does not fit the model: {unfit}")
     try:
         model.load_state_dict(tensors, strict=strict)
     except RuntimeError as error:
-        raise CheckpointError(f"{os.fspath(path)} ({_MEANING[about.kind]}) does not fit the model: {error}") from error
+        what = f"{os.fspath(path)} ({_MEANING[about.kind]})"
+        raise CheckpointError(f"{what} does not fit the model: {one_line(error)}") from error
     return about
+
+
+def _read(model: nn.Module, path: str | os.PathLike[str], key: str | None) -> tuple[FileInfo, dict[str, Tensor]]:
+    if is_pickled(path):
+        return FileInfo(kind="plain"), read_pickled(path, backbone_state(model), key)
+    if key is not None:
+        raise CheckpointError(f"{os.fspath(path)} holds one state dict alone: leave out the key {key!r}")
+    return file_info(path), load_tensors(path)
+
+
+def _own_state(model: nn.Module, about: FileInfo) -> dict[str, Tensor]:
+    """The model's tensors under the keys that a file of this kind has."""
+    return backbone_state(model) if about.kind == "plain" else model.state_dict()
 
 
 def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
@@ -183,7 +223,7 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
             "branch before that), or give the deployed (folded) file"
         )
     # A baked model may have kept some of its dynamic attention.
-    partly = about.kind == "baked" and bool(about.extra.get("bake", {}).get("dynamic"))
+    partly = about.kind == "baked" and bool(about.extra.get(BAKE, {}).get("dynamic"))
     if about.kind in ("folded", "fused", "baked") and attached and not partly:
         raise CheckpointError(
             f"{path} is {_MEANING[about.kind]}, but the model still has gates or branch blocks: loading it "
@@ -193,7 +233,7 @@ def _check_kind(path: str, about: FileInfo, attached: bool) -> None:
 
 def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[str, Tensor], strict: bool) -> None:
     """Keys and shapes, before anything is copied: torch copies what fits before it complains."""
-    own = backbone_state(model) if about.kind == "plain" else model.state_dict()
+    own = _own_state(model, about)
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
     if not (wrong or (strict and (missing or unexpected))):
@@ -224,6 +264,7 @@ def backbone_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _opened(path: str | os.PathLike[str]) -> Any:
+    check_regular(path, CheckpointError)
     try:
         return safe_open(os.fspath(path), framework="pt", device="cpu")
     except FileNotFoundError as error:

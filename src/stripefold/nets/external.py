@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, cast
@@ -106,6 +107,7 @@ def from_timm(
     timm = _load("timm")
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
+    _check_constructor(timm.create_model, options)
     sized: dict[str, Any] = {}
     cfg = timm.get_pretrained_cfg(name)
     if image_size is not None and cfg is not None and cfg.fixed_input_size:
@@ -119,6 +121,17 @@ def from_timm(
         wish = f"{in_channels} channels, image_size {image_size}, pretrained {pretrained}, model_options {options}"
         raise ConfigError(f"timm cannot build {name!r} with {wish}: {error}") from error
     return cast("nn.Module", model)
+
+
+def _check_constructor(create: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse what is no option of a network but says where weights come from: ``pretrained`` alone decides that.
+
+    Raises:
+        ConfigError: There is such an option.
+    """
+    own = [name for name in options if name in inspect.signature(create).parameters]
+    if own:
+        raise ConfigError(f"model_options holds {own[0]!r}, which is no option of the network; say pretrained")
 
 
 def from_torchvision(

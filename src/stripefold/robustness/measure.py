@@ -20,7 +20,7 @@ from stripefold.robustness.inside import INSIDE, noise_inside, noisy_layers
 from stripefold.robustness.kinds import KINDS, choose_kinds, choose_severities
 from stripefold.robustness.networks import Network, load_networks
 from stripefold.robustness.report import CLEAN, RobustnessReport, Score
-from stripefold.training.data import Data, load_data
+from stripefold.training.data import Data
 from stripefold.training.evaluation import evaluate_model
 from stripefold.training.tasks import TASKS
 
@@ -66,7 +66,7 @@ def measure_robustness(
     networks, first = load_networks(sources, **({} if images is None else {"limit_test": images}))
     chosen = _suitable(asked, first.config)
     _check_layers(networks, [kind for kind in chosen if kind in INSIDE])
-    data = load_data(first.config)
+    data = first.open_data()
     if data.spec.classes != first.spec.classes:
         raise DataError(
             f"{first.path} was trained on other classes than {first.config.data} has now; give the data it was trained "

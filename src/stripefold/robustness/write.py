@@ -11,10 +11,12 @@ from pathlib import Path
 from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import ConfigError
 from stripefold.figures.write import require
+from stripefold.own_files import own_files
 from stripefold.robustness.pictures import draw_curves
 from stripefold.robustness.report import RobustnessReport
 
 _DPI = 150
+FILES = ("robustness.json", "robustness.csv", "curves.png")
 COLUMNS = ("network", "kind", "severity", "strength", "mean", "spread", "seeds", "scores")
 
 
@@ -23,13 +25,13 @@ def write_robustness(report: RobustnessReport, folder: str | os.PathLike[str]) -
 
     Args:
         report: What ``measure_robustness`` gave.
-        folder: Made where it does not exist; files of an earlier report are replaced.
+        folder: Made where it does not exist; files of an earlier report are replaced, no others.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: The folder cannot be written.
+        ConfigError: The folder cannot be written, or holds a file of another origin under a name of the report's.
         ModuleNotFoundError: matplotlib is missing; nothing is written then.
     """
     require(["matplotlib"], "the picture of a robustness report")
@@ -38,10 +40,11 @@ def write_robustness(report: RobustnessReport, folder: str | os.PathLike[str]) -
     try:
         place.mkdir(parents=True, exist_ok=True)
         text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-        write_text(place / "robustness.json", text + "\n")
-        write_text(place / "robustness.csv", as_csv(report))
-        with atomic_path(place / "curves.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=_DPI)
+        with own_files(place, FILES, ConfigError):
+            write_text(place / "robustness.json", text + "\n")
+            write_text(place / "robustness.csv", as_csv(report))
+            with atomic_path(place / "curves.png") as temporary:
+                figure.savefig(temporary, format="png", dpi=_DPI)
     except OSError as error:
         raise ConfigError(f"cannot write into {place}: {error.strerror or error}; choose another folder") from error
     return place

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from stripefold.documents import DocumentError, shown
 from stripefold.errors import DataError
-from stripefold.scenes.files import need_folder, read_image, read_json
-from stripefold.scenes.scene import Scene
+from stripefold.records import checked
+from stripefold.scenes.coco_objects import CocoObject, check_segmentation, object_mask, read_object
+from stripefold.scenes.files import need_files, need_folder, read_json
+from stripefold.scenes.image_files import read_image
+from stripefold.scenes.scene import IGNORED, Scene
 from stripefold.scenes.shapes import class_map
+
+LARGEST_SIDE = 2**17
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,15 @@ class CocoScenes:
         names: Names of the classes, in the order of their category ids.
         numbers: Category id -> class number, from 1.
         images: Path and id of each image.
-        objects: Annotations of each image id.
+        sizes: Height and width of each image, as the file says.
+        objects: Objects of each image id.
     """
 
     names: tuple[str, ...]
     numbers: Mapping[int, int]
     images: tuple[tuple[Path, int], ...]
-    objects: Mapping[int, list[dict[str, Any]]]
+    sizes: Mapping[int, tuple[int, int]]
+    objects: Mapping[int, list[CocoObject]]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -47,60 +53,122 @@ class CocoScenes:
 
     def __getitem__(self, index: int) -> Scene:
         path, identity = self.images[index]
-        image = read_image(path)
-        height, width = image.shape[1:]
-        # A few published boxes have no area; nothing can be found there.
-        objects = [each for each in self.objects.get(identity, []) if min(each["bbox"][2:]) > 0]
-        boxes = torch.tensor([each["bbox"] for each in objects], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        masks = [object_mask(each["segmentation"], height, width) for each in objects if each.get("segmentation")]
-        labels = torch.tensor([self.numbers[each["category_id"]] for each in objects], dtype=torch.int64)
+        size = self.sizes[identity]
+        objects = self.objects.get(identity, [])
+        masks = [object_mask(each.segmentation, *size) for each in objects if each.segmentation]
+        labels = torch.tensor([self.numbers[each.category] for each in objects], dtype=torch.int64)
         complete = len(masks) == len(objects)
-        stacked = torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.bool)
+        stacked = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
         return Scene(
-            image=image,
-            boxes=boxes,
+            image=read_image(path, annotated=size),
+            boxes=torch.tensor([each.corners(size) for each in objects], dtype=torch.float32).reshape(-1, 4),
             labels=labels,
             masks=stacked if complete else None,
-            crowd=torch.tensor([bool(each.get("iscrowd", 0)) for each in objects], dtype=torch.bool),
-            classes=class_map(stacked, labels) if complete else None,
+            crowd=torch.tensor([each.crowd for each in objects], dtype=torch.bool),
+            # A class map holds a byte per pixel, and one value of it does not count.
+            classes=class_map(stacked, labels) if complete and len(self.names) < IGNORED else None,
         )
 
 
 def read_coco(annotations: Path, images: Path) -> CocoScenes:
     """Open one annotation file; images are read when asked for.
 
+    Boxes are cut to their image. Objects of which nothing lies in their image are left out, as a few published ones
+    are; how many there are of both is said in one warning.
+
     Args:
         annotations: The JSON file.
         images: The folder that its file names are in.
 
     Raises:
-        DataError: If the file is no such file, or refers to what it does not hold.
+        DataError: If the file is no such file, refers to what it does not hold or to an image that is not there, or an
+            annotation is refused; it is named.
     """
     content = read_json(annotations)
     try:
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        numbers = {category["id"]: number for number, category in enumerate(categories, start=1)}
-        objects: dict[int, list[dict[str, Any]]] = {}
-        for each in content["annotations"]:
-            _check(each, numbers, annotations)
-            objects.setdefault(each["image_id"], []).append(each)
-        found = tuple((images / image["file_name"], image["id"]) for image in content["images"])
-        names = tuple(category["name"] for category in categories)
+        lists = {key: checked(list[Any], content[key], key) for key in ("images", "categories", "annotations")}
+        names, numbers = _categories(lists["categories"])
+        found, sizes = _images(lists["images"])
+        if not found:
+            raise DataError(f"{annotations} lists no images")
+        objects = _objects(lists["annotations"], numbers, sizes, annotations)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{annotations} is no COCO annotation file (missing {error}); it needs images, annotations and categories"
         ) from error
-    if not found:
-        raise DataError(f"{annotations} lists no images")
-    return CocoScenes(names=names, numbers=numbers, images=found, objects=objects)
+    except DocumentError as error:
+        raise DataError(f"{annotations}: {error}") from error
+    files = need_files(images, [name for name, _ in found], listed=annotations)
+    pairs = tuple((path, identity) for path, (_, identity) in zip(files, found, strict=True))
+    return CocoScenes(names=names, numbers=numbers, images=pairs, sizes=sizes, objects=objects)
 
 
-def _check(annotation: Mapping[str, Any], numbers: Mapping[int, int], path: Path) -> None:
-    if annotation["category_id"] not in numbers:
-        raise DataError(f"{path}: annotation {annotation.get('id')} has category {annotation['category_id']}, unlisted")
-    if len(annotation["bbox"]) != 4:
-        raise DataError(f"{path}: annotation {annotation.get('id')} has bbox {annotation['bbox']}; give [x, y, w, h]")
+def _categories(categories: list[Any]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Names in the order of their ids, and the number of each id."""
+    found: dict[int, str] = {}
+    for place, each in enumerate(categories):
+        where = f"category {_named(each, place)}"
+        identity, name = checked(int, each["id"], f"id of {where}"), checked(str, each["name"], f"name of {where}")
+        if identity in found or name in found.values():
+            raise DocumentError(f"{where} ({shown(name)}) has the id or the name of another one")
+        found[identity] = name
+    order = sorted(found)
+    return tuple(found[identity] for identity in order), {each: number for number, each in enumerate(order, start=1)}
+
+
+def _images(images: list[Any]) -> tuple[list[tuple[str, int]], dict[int, tuple[int, int]]]:
+    """File name and id of each image, and the size of each id."""
+    found, sizes = [], {}
+    for place, each in enumerate(images):
+        where = f"image {_named(each, place)}"
+        identity = checked(int, each["id"], f"id of {where}")
+        height, width = (checked(int, each[side], f"{side} of {where}") for side in ("height", "width"))
+        if identity in sizes or not (0 < height < LARGEST_SIDE and 0 < width < LARGEST_SIDE):
+            raise DocumentError(f"{where} has the id of another one, or no size: {height} x {width}")
+        sizes[identity] = (height, width)
+        found.append((checked(str, each["file_name"], f"file_name of {where}"), identity))
+    return found, sizes
+
+
+def _objects(
+    annotations: list[Any], numbers: Mapping[int, int], sizes: Mapping[int, tuple[int, int]], path: Path
+) -> dict[int, list[CocoObject]]:
+    """The objects of each image; those of which nothing is to be seen are left out and counted."""
+    found: dict[int, list[CocoObject]] = {}
+    empty, cut = [], []
+    for place, annotation in enumerate(annotations):
+        name = f"annotation {_named(annotation, place)}"
+        each = read_object(annotation, name)
+        if each.category not in numbers:
+            raise DocumentError(f"{name} has category {each.category}, unlisted")
+        if each.image not in sizes:
+            raise DocumentError(f"{name} is of image {each.image}, unlisted; take it out, or list the image")
+        size = sizes[each.image]
+        if each.segmentation is not None:
+            check_segmentation(each.segmentation, size, name)
+        if each.is_empty(size):
+            empty.append(name)
+            continue
+        if each.reaches_out(size):
+            cut.append(name)
+        found.setdefault(each.image, []).append(each)
+    _tell(empty, cut, path)
+    return found
+
+
+def _tell(empty: list[str], cut: list[str], path: Path) -> None:
+    said = [
+        f"{len(names)} {what} (the first: {names[0]})"
+        for names, what in ((empty, "objects without area in their image are left out"), (cut, "boxes are cut to it"))
+        if names
+    ]
+    if said:
+        warnings.warn(f"{path}: {', '.join(said)}", stacklevel=2)
+
+
+def _named(each: Any, place: int) -> str:
+    """How a message calls an entry: by its id, or by its place in the list where it has none."""
+    return shown(each["id"]) if isinstance(each, Mapping) and "id" in each else f"number {place + 1} in the list"
 
 
 def open_coco(root: Path) -> tuple[CocoScenes, CocoScenes]:
@@ -129,30 +197,3 @@ def _half(root: Path, folder: Path, half: str) -> CocoScenes:
         raise DataError(f"{folder} must hold one instances_{half}*.json; found: {names}")
     name = files[0].stem.removeprefix("instances_")
     return read_coco(files[0], need_folder(root, name, f"images/{name}", form="a COCO data set"))
-
-
-def object_mask(segmentation: Any, height: int, width: int) -> Tensor:
-    """The pixels of an object, (height, width) bool.
-
-    Args:
-        segmentation: A list of polygons [x1, y1, x2, y2 ...], or run lengths, compressed or not.
-        height: Of the image.
-        width: Of the image.
-
-    Raises:
-        DataError: If pycocotools, which knows these forms, is not installed.
-    """
-    try:
-        from pycocotools import mask as runs  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise DataError('COCO masks are read by pycocotools; run: pip install "stripefold[train]"') from error
-    if isinstance(segmentation, list):
-        encoded = runs.merge(runs.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        encoded = runs.frPyObjects(segmentation, height, width)
-    else:
-        encoded = segmentation
-    with warnings.catch_warnings():
-        # pycocotools up to 2.0.11 hands numpy arrays over in the way of numpy 1.
-        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-        return torch.from_numpy(np.asarray(runs.decode(encoded), dtype=bool))

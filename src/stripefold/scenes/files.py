@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from stripefold import documents
+from stripefold.documents import DocumentError, read_text, shown
 from stripefold.errors import DataError
 
-
-def read_image(path: str | Path) -> Tensor:
-    """An image file as bytes (3, H, W).
-
-    Raises:
-        DataError: If it is no readable image.
-    """
-    return _read(path, "RGB").permute(2, 0, 1).contiguous()
-
-
-def read_class_map(path: str | Path) -> Tensor:
-    """The class number of each pixel, (H, W) uint8, of a PNG with a palette or in grey.
-
-    Raises:
-        DataError: If it is no readable image, or one in colours, whose pixels are no class numbers.
-    """
-    return _read(path, None)
-
-
-def _read(path: str | Path, mode: str | None) -> Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if mode is None and image.mode not in ("P", "L", "1"):
-                raise DataError(
-                    f"{path} is an image in colours (mode {image.mode}); a class map holds a byte per pixel, its class"
-                )
-            return torch.from_numpy(np.array(image if mode is None else image.convert(mode), dtype=np.uint8))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is no readable image ({error}); replace it or take it out") from error
+ANNOTATIONS_LIMIT = 4096 * documents.MIB
+"""LVIS, the largest of COCO's kind that is widely used, has 1.2 GiB."""
 
 
 def read_lines(path: Path) -> list[str]:
@@ -52,8 +21,8 @@ def read_lines(path: Path) -> list[str]:
         DataError: If it cannot be read.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except DocumentError as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
@@ -64,8 +33,8 @@ def read_json(path: Path) -> Any:
         DataError: If it cannot be read or is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return documents.read_json(path, limit=ANNOTATIONS_LIMIT)
+    except DocumentError as error:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
@@ -85,3 +54,36 @@ def need_folder(root: Path, *names: str, form: str) -> Path:
             return root / name
     found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) if root.is_dir() else "no such folder"
     raise DataError(f"{form} in {root} needs the folder {' or '.join(names)}; found: {found or 'nothing'}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the system has them
+        return False
+
+
+def need_files(folder: Path, names: Sequence[str], *, listed: Path) -> tuple[Path, ...]:
+    """The files of a list, all of which are there and inside of their folder.
+
+    Args:
+        folder: Where they are.
+        names: Their names, relative to it.
+        listed: Who lists them, for the message.
+
+    Raises:
+        DataError: If one is not there, or leads out of the folder.
+    """
+    paths, missing = [], []
+    for name in names:
+        path = folder / name
+        if not name or "\0" in name or Path(name).is_absolute() or ".." in path.parts:
+            raise DataError(f"{listed} lists {shown(name)}; file names must be relative to {folder}, and stay in it")
+        paths.append(path)
+        if not _is_file(path):
+            missing.append(name)
+    if missing:
+        raise DataError(
+            f"{listed} lists {shown(missing[0])}, which is not in {folder} ({len(missing)} of {len(names)} are missing)"
+        )
+    return tuple(paths)

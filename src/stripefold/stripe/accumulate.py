@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from stripefold.errors import ObserveError
 from stripefold.stripe.batches import Batch
 from stripefold.stripe.discover import Discovery
 from stripefold.stripe.layer import LayerStripes
@@ -15,6 +16,8 @@ from stripefold.stripe.moments import Moments
 from stripefold.stripe.recording import Recording
 
 Group = tuple[int, ...]
+_MOST_CLASSES = 2**20
+_MOST_SUMS = 2**29  # classes times channels, in float64: 4 GiB, for a label that is no class
 
 
 class Accumulator:
@@ -94,6 +97,11 @@ class Accumulator:
 
     def _add_classes(self, group: Group, matrix: Tensor, labels: Tensor) -> None:
         classes = int(labels.max()) + 1
+        if classes > _MOST_CLASSES or classes * matrix.shape[1] > _MOST_SUMS:
+            raise ObserveError(
+                f"by_class keeps a sum for every class and channel, and there is the label {classes - 1}, with "
+                f"{matrix.shape[1]} channels: number the classes from 0 on, without gaps"
+            )
         sums, counts = self._class_sums.get(group), self._class_counts.get(group)
         if sums is None or counts is None:
             sums, counts = matrix.new_zeros(classes, matrix.shape[1]), torch.zeros(classes, dtype=torch.int64)

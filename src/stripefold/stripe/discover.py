@@ -199,12 +199,12 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
 
 def _call_of(graph: Graph, node: int, name: str) -> Visit | None:
     """The innermost call of a module during which a value was made."""
-    calls = [visit for visit in graph.visits if visit.name == name and visit.first <= node < visit.last]
+    calls = [visit for visit in graph.visits_of.get(name, []) if visit.first <= node < visit.last]
     return min(calls, key=lambda visit: visit.last - visit.first, default=None)
 
 
 def _times(graph: Graph, name: str) -> int:
-    return sum(visit.name == name for visit in graph.visits)
+    return len(graph.visits_of.get(name, []))
 
 
 def _source(graph: Graph, product: Product) -> Visit | None:
@@ -212,11 +212,8 @@ def _source(graph: Graph, product: Product) -> Visit | None:
     chain = [product.factor]
     while keeps_order(graph, chain[-1]):
         chain.append(graph.nodes[chain[-1]].inputs[0])
-    for index in reversed(chain):
-        for visit in graph.visits:
-            if visit.outputs == (index,) and visit.name:
-                return visit
-    return None
+    given = (graph.visits_giving.get(index) for index in reversed(chain))
+    return next((visits[0] for visits in given if visits), None)
 
 
 def _has_rows_first(graph: Graph, index: int, channels: int) -> bool:

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stripefold.atomic import atomic_path, write_text
-from stripefold.errors import ObserveError
-from stripefold.stripe.discover import NotAGate
+from stripefold.documents import DocumentError, parse_json, read_json, shown
+from stripefold.errors import ObserveError, one_line
+from stripefold.records import checked, record
 from stripefold.stripe.layer import LayerStripes
 from stripefold.stripe.table import COLUMNS, summary
 
@@ -44,7 +45,7 @@ def to_dict(report: StripeReport) -> dict[str, Any]:
 
 def from_dict(cls: type[StripeReport], content: Mapping[str, Any]) -> StripeReport:
     """See ``StripeReport.from_dict``."""
-    return _restored(cls, content, lambda key, value: torch.tensor(value, dtype=_TENSORS[key]))
+    return _restored(cls, content, lambda key, value: tensor_of(value, _TENSORS[key], key))
 
 
 def save(report: StripeReport, path: str | os.PathLike[str]) -> Path:
@@ -75,11 +76,18 @@ def load(cls: type[StripeReport], path: str | os.PathLike[str]) -> StripeReport:
     try:
         if target.suffix == ".safetensors":
             with safe_open(target, "pt") as file:
-                content = json.loads((file.metadata() or {}).get("stripes", "null"))
-                return _restored(cls, content, lambda key, value: file.get_tensor(value))
-        return from_dict(cls, json.loads(target.read_text(encoding="utf-8")))
+                content = parse_json((file.metadata() or {}).get("stripes", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return _restored(cls, content, lambda key, value: tensor_of(_found(tensors, value), _TENSORS[key], key))
+        return from_dict(cls, read_json(target))
     except (OSError, SafetensorError, ValueError, ObserveError) as error:
-        raise ObserveError(f"{target} is no stripe report that can be read: {error}") from error
+        raise ObserveError(f"{target} is no stripe report that can be read: {one_line(error)}") from error
+
+
+def _found(tensors: Mapping[str, Tensor], name: Any) -> Tensor:
+    if not isinstance(name, str) or name not in tensors:
+        raise DocumentError(f"there is no tensor {shown(name)}")
+    return tensors[name]
 
 
 def to_csv(report: StripeReport, path: str | os.PathLike[str], *, by_channel: bool) -> Path:
@@ -128,27 +136,61 @@ def _finite(value: Any) -> Any:
 def _restored(cls: type[StripeReport], content: Any, take: Callable[[str, Any], Tensor]) -> StripeReport:
     if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
         raise ObserveError(f"it does not say that it is one ({_FORMAT!r})")
+    values = {key: value for key, value in content.items() if key != "format"}
     try:
-        return cls(
-            layers=tuple(_restored_layer(row, take) for row in content["layers"]),
-            others=tuple(
-                NotAGate(name=o["name"], shape=tuple(o["shape"]), factor=tuple(o["factor"]), why=o["why"])
-                for o in content["others"]
-            ),
-            uncalled=tuple(content["uncalled"]),
-            unrecorded=tuple(content["unrecorded"]),
-            images=content["images"],
-            model=content["model"],
-            versions=dict(content["versions"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise ObserveError(f"it is incomplete ({type(error).__name__}: {error})") from error
+        rows = checked(list[dict[str, Any]], values.get("layers"), "layers")
+        return record(cls, {**values, "layers": [_restored_layer(row, take) for row in rows]}, "the report")
+    except DocumentError as error:
+        raise ObserveError(f"it is damaged: {error}") from error
 
 
 def _restored_layer(row: Mapping[str, Any], take: Callable[[str, Any], Tensor]) -> LayerStripes:
-    values = {field.name: row[field.name] for field in fields(LayerStripes)}
+    values = {key: value for key, value in row.items() if key != "summary"}
     for key in _TENSORS:
-        if values[key] is not None:
+        if values.get(key) is not None:
             values[key] = take(key, values[key])
-    values["sample"] = values["sample"].reshape(-1, values["channels"])  # JSON cannot tell the width of no rows
-    return LayerStripes(**values)
+    if isinstance(values.get("sample"), Tensor) and not values["sample"].numel():
+        values["sample"] = values["sample"].new_zeros(0, checked(int, values.get("channels"), "channels"))
+    layer = record(LayerStripes, values, f"the gate {shown(row.get('name'))}")
+    _check_layer(layer)
+    return layer
+
+
+def _check_layer(layer: LayerStripes) -> None:
+    """What its numbers are computed from must fit together."""
+    classes = None if layer.class_counts is None else layer.class_counts.shape
+    fits = (
+        layer.mean.shape == layer.m2.shape == (layer.channels,) == layer.sample.shape[1:]
+        and layer.sample.dim() == 2
+        and (layer.class_means is None) == (classes is None)
+        and (layer.class_means is None or layer.class_means.shape == (*(classes or ()), layer.channels))
+        and (classes is None or len(classes) == 1)
+        and (layer.descriptor_mean is None or layer.descriptor_mean.dim() == 1)
+    )
+    counts = min(layer.images - 1, layer.channels - 1, layer.split - 1, layer.keep)
+    dtype = getattr(torch, layer.dtype, None)
+    if not fits or counts < 0 or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise DocumentError(f"the numbers of the gate {shown(layer.name)} do not fit together")
+    if bool((layer.m2 < 0).any()):
+        raise DocumentError(f"the gate {shown(layer.name)} has a variance below 0")
+
+
+def tensor_of(value: Any, dtype: torch.dtype, where: str) -> Tensor:
+    """Numbers of a file as a tensor.
+
+    Args:
+        value: Nested lists of equal lengths, or a tensor.
+        dtype: Which a tensor must have and lists get.
+        where: What it is called in messages.
+
+    Raises:
+        DocumentError: It is neither, or holds what is no finite number.
+    """
+    numbers = value if isinstance(value, Tensor) else checked(list[Any], value, where)
+    try:
+        found = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=dtype)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise DocumentError(f"{where} is no list of numbers") from error
+    if found.dtype != dtype or not bool(found.isfinite().all()):
+        raise DocumentError(f"{where} holds what is no finite number of type {dtype}")
+    return found

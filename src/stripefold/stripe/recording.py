@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,27 +95,34 @@ class Recording:
         """Hooks and modes are on the model inside, and gone afterwards, whatever was raised."""
         modules = dict(model.named_modules())
         with ExitStack() as stack:
-            for source in dict.fromkeys(gate.source for gate in self.gates if gate.source is not None):
-                handle = modules[source].register_forward_hook(self._source_hook(source))
+            for source, numbered in self._grouped(lambda i, gate: gate.source).items():
+                handle = modules[source].register_forward_hook(self._source_hook(source, numbered))
                 stack.callback(handle.remove)
-            for entry in dict.fromkeys(gate.entry for gate in self.gates if gate.entry is not None):
-                handle = modules[entry].register_forward_pre_hook(self._entry_hook(entry), with_kwargs=True)
+            for entry, numbered in self._grouped(lambda i, gate: gate.entry).items():
+                handle = modules[entry].register_forward_pre_hook(self._entry_hook(entry, numbered), with_kwargs=True)
                 stack.callback(handle.remove)
             for i, gate in enumerate(self.gates):
                 if gate.entry is None and isinstance(modules[gate.where], ChannelAttention):
                     handle = modules[gate.where].register_forward_pre_hook(self._squeeze_hook(i))
                     stack.callback(handle.remove)
-            for where in dict.fromkeys(self.gates[i].where for i in self._expected):
-                stack.enter_context(self._product_watch(where, modules[where]))
+            for where, numbered in self._grouped(lambda i, gate: gate.where if i in self._expected else None).items():
+                stack.enter_context(self._product_watch(where, modules[where], numbered))
             yield
+
+    def _grouped(self, module_of: Callable[[int, ChannelGate], str | None]) -> dict[str, dict[int, ChannelGate]]:
+        """The gates by the module that is watched for them, numbered; one pass, since there may be thousands."""
+        found: dict[str, dict[int, ChannelGate]] = {}
+        for i, gate in enumerate(self.gates):
+            module = module_of(i, gate)
+            if module is not None:
+                found.setdefault(module, {})[i] = gate
+        return found
 
     def _next_call(self, label: str) -> int:
         self._calls[label] += 1
         return self._calls[label] - 1
 
-    def _source_hook(self, source: str) -> Callable[..., None]:
-        numbered = {i: gate for i, gate in enumerate(self.gates) if gate.source == source}
-
+    def _source_hook(self, source: str, numbered: Mapping[int, ChannelGate]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             call = self._next_call(f"source {source}")
             for i, gate in numbered.items():
@@ -124,9 +131,7 @@ class Recording:
 
         return hook
 
-    def _entry_hook(self, entry: str) -> Callable[..., None]:
-        numbered = {i: gate for i, gate in enumerate(self.gates) if gate.entry == entry}
-
+    def _entry_hook(self, entry: str, numbered: Mapping[int, ChannelGate]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             call = self._next_call(f"entry {entry}")
             for i, gate in numbered.items():
@@ -148,8 +153,7 @@ class Recording:
 
         return hook
 
-    def _product_watch(self, where: str, module: nn.Module) -> Any:
-        numbered = {i: gate for i, gate in enumerate(self.gates) if i in self._expected and gate.where == where}
+    def _product_watch(self, where: str, module: nn.Module, numbered: Mapping[int, ChannelGate]) -> Any:
         call = -1
 
         def enter() -> None:
@@ -182,7 +186,7 @@ class Expected:
 
     def __init__(self, graph: Graph, gate: ChannelGate) -> None:
         self.signature: Signature = traced_signature(graph, gate.product)
-        calls = [v for v in graph.visits if (v.name, v.call) == (gate.where, gate.where_call)]
+        calls = [v for v in graph.visits_of.get(gate.where, []) if v.call == gate.where_call]
         first, last = (calls[0].first, calls[0].last) if calls else (0, len(graph.nodes))
         alike = [i for i in range(first, last) if _is_product_in(graph, i, gate.where)]
         alike = [i for i in alike if traced_signature(graph, i) == self.signature]

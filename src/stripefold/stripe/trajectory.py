@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,14 @@ import torch
 from torch import Tensor
 
 from stripefold.atomic import write_text
+from stripefold.documents import DocumentError, read_json
 from stripefold.errors import ObserveError
-from stripefold.stripe.layer import LayerStripes
+from stripefold.stripe.epoch import QUANTITIES, EpochStripes, numbers
 from stripefold.stripe.report import StripeReport
+from stripefold.stripe.trajectory_content import FORMAT, read_content, read_state
 
-_FORMAT = "stripefold trajectory 1"
 # Channel means are for pictures: six digits keep a file of hundreds of epochs small.
 _DIGITS = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochStripes:
-    """The numbers of one gate at one epoch; differences are to the epoch recorded before, None at the first.
-
-    Attributes:
-        stripe_index: Between-channel variance over total variance.
-        within_std_mean: Standard deviation over the images, mean over the channels.
-        within_std_max: The largest over the channels.
-        within_over_mean: The former over the mean of |v|; None where that is 0.
-        mean: Mean of v over images and channels.
-        between_std: Standard deviation of the channels' means.
-        class_share: Share of the variance over images that the class explains, where classes were counted.
-        first_difference: Mean over the kept images and the channels of |v - v before|.
-        mean_difference: Mean over the channels of |mean v - mean v before|; what of it is common to all images.
-    """
-
-    stripe_index: float
-    within_std_mean: float
-    within_std_max: float
-    within_over_mean: float | None
-    mean: float
-    between_std: float
-    class_share: float | None
-    first_difference: float | None
-    mean_difference: float | None
-
-
-QUANTITIES: tuple[str, ...] = tuple(field.name for field in fields(EpochStripes))
 
 
 class Trajectory:
@@ -90,7 +60,7 @@ class Trajectory:
         self._check(epoch, report)
         for layer in report.layers:
             before = self._last.get(layer.name)
-            self._rows.setdefault(layer.name, []).append(_numbers(layer, before))
+            self._rows.setdefault(layer.name, []).append(numbers(layer, before))
             self._means.setdefault(layer.name, []).append(layer.mean.to(torch.float32))
             self._last[layer.name] = (layer.sample, layer.mean)
         self.model, self.images = report.model, report.images
@@ -125,7 +95,7 @@ class Trajectory:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the last epoch's values, as strict JSON can hold it; the means with six digits."""
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "model": self.model,
             "images": self.images,
             "epochs": list(self.epochs),
@@ -145,19 +115,11 @@ class Trajectory:
         Raises:
             ObserveError: It is no such description.
         """
-        if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
-            raise ObserveError(f"this is no trajectory of stripes: it does not say that it is one ({_FORMAT!r})")
+        held = read_content(content)
         found = cls()
-        try:
-            found.model, found.images, found.epochs = content["model"], content["images"], list(content["epochs"])
-            for gate, kept in content["gates"].items():
-                found._rows[gate] = [EpochStripes(**row) for row in kept["rows"]]
-                found._means[gate] = list(torch.tensor(kept["channel_means"], dtype=torch.float32))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ObserveError(f"this trajectory of stripes is damaged ({type(error).__name__}: {error})") from error
-        lengths = {len(rows) for kept in (found._rows, found._means) for rows in kept.values()}
-        if lengths - {len(found.epochs)}:
-            raise ObserveError("this trajectory of stripes is damaged: it has other numbers of rows than epochs")
+        found.model, found.images, found.epochs = held.model, held.images, held.epochs
+        for gate, kept in held.gates.items():
+            found._rows[gate], found._means[gate] = kept.rows, list(kept.channel_means)
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,9 +135,9 @@ class Trajectory:
         Raises:
             ObserveError: It is none.
         """
-        found = cls.from_dict(state)
-        found._last = {gate: (sample, mean) for gate, (sample, mean) in state["last"].items()}
-        found._means = {gate: list(means) for gate, means in state["means"].items()}
+        content, held = read_state(state)
+        found = cls.from_dict(content)
+        found._last, found._means = held.last, {gate: list(means) for gate, means in held.means.items()}
         return found
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -195,8 +157,8 @@ class Trajectory:
             ObserveError: The file is missing, damaged, or something else.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, ObserveError) as error:
+            return cls.from_dict(read_json(path))
+        except (DocumentError, ObserveError) as error:
             raise ObserveError(f"{path} cannot be read: {error}") from error
 
     def _known(self, gate: str) -> str:
@@ -221,25 +183,6 @@ class Trajectory:
                     f"the gate {layer.name!r} was kept for {tuple(before[0].shape)} (images, channels) and at epoch "
                     f"{epoch} for {tuple(layer.sample.shape)}: observe the same images with the same keep every time"
                 )
-
-
-def _numbers(layer: LayerStripes, before: tuple[Tensor, Tensor] | None) -> EpochStripes:
-    return EpochStripes(
-        stripe_index=layer.stripe_index,
-        within_std_mean=float(layer.within_std.mean()),
-        within_std_max=float(layer.within_std.max()),
-        within_over_mean=layer.within_over_mean,
-        mean=float(layer.mean.mean()),
-        between_std=layer.between_variance**0.5,
-        class_share=layer.class_share,
-        first_difference=None if before is None else _mean_difference(layer.sample, before[0]),
-        mean_difference=None if before is None else _mean_difference(layer.mean, before[1]),
-    )
-
-
-def _mean_difference(now: Tensor, before: Tensor) -> float | None:
-    difference = float((now.double() - before.double()).abs().mean()) if now.numel() else math.nan
-    return difference if math.isfinite(difference) else None
 
 
 def _rounded(value: float) -> float:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 from stripefold.surgery.visits import Visit
 
+Key = TypeVar("Key", str, int)
 Kind = Literal["input", "constant", "operation", "layer"]
 # How a value depends on the model's input: not at all; only through integers or comparisons (ids, masks);
 # or as a feature map does.
@@ -131,6 +133,21 @@ class Graph:
         self.consumers.append([])
         return index
 
+    @cached_property
+    def visits_of(self) -> dict[str, list[Visit]]:
+        """Every call of each module, by its path; looked up once per gate, of which there may be thousands."""
+        return _grouped((visit.name, visit) for visit in self.visits)
+
+    @cached_property
+    def visits_giving(self) -> dict[int, list[Visit]]:
+        """The calls of modules below the model whose one output is a node, by the node."""
+        return _grouped((visit.outputs[0], visit) for visit in self.visits if visit.name and len(visit.outputs) == 1)
+
+    @cached_property
+    def visits_taking(self) -> dict[int, list[Visit]]:
+        """The calls of modules below the model whose one input is a node, by the node."""
+        return _grouped((visit.inputs[0], visit) for visit in self.visits if visit.name and len(visit.inputs) == 1)
+
     def bit(self, index: int) -> int:
         """The bit of a layer node in ``layers_behind``."""
         return 1 << self._bits["call", self.nodes[index].call]
@@ -165,6 +182,14 @@ class Graph:
 def _without_batch(inner: tuple[str, ...]) -> bool:
     """Whether a layer gave its input a batch axis and took it away again; a pooling over one axis does so anyway."""
     return {"unsqueeze", "squeeze"} <= set(inner) and not any("pool" in name for name in inner)
+
+
+def _grouped(pairs: Iterable[tuple[Key, Visit]]) -> dict[Key, list[Visit]]:
+    """Calls by key, in the order in which they returned."""
+    found: dict[Key, list[Visit]] = {}
+    for key, visit in pairs:
+        found.setdefault(key, []).append(visit)
+    return found
 
 
 def first_calls(graph: Graph, names: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stripefold.documents import shown
 from stripefold.errors import ConfigError
 from stripefold.training.seeding import derive_seed
 
@@ -32,12 +33,13 @@ def draw(random: Mapping[str, Mapping[str, Any]], samples: int, seed: int) -> li
 
 def _value(option: str, given: Any, place: tuple[int, int]) -> Any:
     if not isinstance(given, Mapping) or len(given) != 1:
-        raise ConfigError(f"random, {option} is {given!r}; give one distribution, such as {{uniform: [0, 1]}}")
+        raise ConfigError(f"random, {option} is {shown(given)}; give one distribution, such as {{uniform: [0, 1]}}")
     ((kind, arguments),) = given.items()
     if kind not in DISTRIBUTIONS:
-        raise ConfigError(f"random, {option}: no distribution {kind!r}; Ray Tune's are {', '.join(DISTRIBUTIONS)}")
+        raise ConfigError(f"random, {option}: no distribution {shown(kind)}; Ray Tune's are {', '.join(DISTRIBUTIONS)}")
     if not isinstance(arguments, Sequence) or isinstance(arguments, str) or not arguments:
-        raise ConfigError(f"random, {option}: {kind} is given {arguments!r}; give a list, such as {{uniform: [0, 1]}}")
+        example = "{uniform: [0, 1]}"
+        raise ConfigError(f"random, {option}: {kind} is given {shown(arguments)}; give a list, such as {example}")
     state = derive_seed(place[0], f"draw {option}", place[1]) % 2**32
     if kind == "choice":  # by its place in the list: numpy would take lists apart
         return arguments[_sample(option, "randint", [0, len(arguments)], state)]
@@ -51,5 +53,5 @@ def _sample(option: str, kind: str, arguments: Sequence[Any], state: int) -> Any
     try:
         value = getattr(tune, kind)(*arguments).sample(random_state=state)
     except (TypeError, ValueError, AssertionError, OverflowError) as error:
-        raise ConfigError(f"random, {option}: Ray Tune refuses {kind} of {list(arguments)!r} ({error})") from error
+        raise ConfigError(f"random, {option}: Ray Tune refuses {kind} of {shown(list(arguments))} ({error})") from error
     return value.item() if hasattr(value, "item") else value

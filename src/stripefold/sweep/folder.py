@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stripefold.atomic import write_text
+from stripefold.documents import DocumentError, read_json, read_text, shown
 from stripefold.errors import ConfigError, TrainingError
+from stripefold.records import record
 from stripefold.sweep.draw import draw
+from stripefold.sweep.spec import Specification
 from stripefold.training.config import FREE_ON_RESUME
 from stripefold.training.idle import DEFAULTS
 from stripefold.training.paths import RunPaths
 from stripefold.training.recipe import load_config
 from stripefold.training.tasks import TASKS
+from stripefold.yaml_documents import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -174,27 +178,26 @@ def read_samples(sweep: Sweep, paths: SweepPaths) -> list[dict[str, Any]]:
     Raises:
         ConfigError: If it holds another sweep (more seeds are none), or its ``sweep.yaml`` cannot be read.
     """
-    import yaml
-
     try:
-        before = yaml.safe_load(paths.spec.read_text(encoding="utf-8"))
-        drawn = list(before.pop("drawn"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{paths.spec} cannot be read ({type(error).__name__}); choose another folder") from error
-    for name, was, now in _differences(before, sweep.to_dict()):
-        if name == "seeds" and isinstance(was, list) and set(was) < set(now):
+        held = record(Specification, read_yaml(paths.spec))
+    except DocumentError as error:
+        raise ConfigError(f"{paths.spec} cannot be read ({error}); choose another folder") from error
+    for name, was, now in _differences(asdict(held), sweep.to_dict()):
+        if name == "seeds" and set(was) < set(now):
             continue
         raise ConfigError(
-            f"{paths.root} holds another sweep: {name} was {was!r} and is now {now!r}; go on with the same command and "
-            "file, or choose another folder"
+            f"{paths.root} holds another sweep: {name} was {shown(was)} and is now {shown(now)}; go on with the same "
+            "command and file, or choose another folder"
         )
-    return drawn
+    if len(held.drawn) != sweep.samples or any(sample.keys() != sweep.random.keys() for sample in held.drawn):
+        raise ConfigError(f"{paths.spec} is damaged: its drawn samples are not of the sweep; choose another folder")
+    return held.drawn
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """What differs; an option that is younger than the folder had its default then."""
-    was, new = ({**DEFAULTS, **each, **each.get("base", {})} for each in (before, now))
-    names = [name for name in dict.fromkeys([*was, *new]) if name not in ("base", "sweep")]
+    was, new = ({**DEFAULTS, **each, **each["base"]} for each in (before, now))
+    names = [name for name in dict.fromkeys([*was, *new]) if name not in ("base", "sweep", "drawn")]
     return [(name, was.get(name), new.get(name)) for name in names if was.get(name) != new.get(name)]
 
 
@@ -218,7 +221,7 @@ def read_outcome(paths: SweepPaths, trial: Trial) -> Outcome | None:
     try:
         before, now = load_config(run.config).to_dict(), trial.config.to_dict()
         outcome = _load_outcome(paths, trial)
-    except (ConfigError, OSError, ValueError, TypeError):
+    except (ConfigError, DocumentError):
         return None
     return outcome if all(now[name] == before[name] for name in now if name not in FREE_ON_RESUME) else None
 
@@ -234,14 +237,13 @@ def outcome_fault(paths: SweepPaths, trial: Trial) -> str | None:
         return None
     try:
         _load_outcome(paths, trial)
-    except (ConfigError, OSError, ValueError, TypeError) as error:
-        reason = error if isinstance(error, ConfigError) else f"it cannot be read ({type(error).__name__})"
-        return f"{paths.outcome(trial.name)} is damaged: {reason}"
+    except (ConfigError, DocumentError) as error:
+        return f"{paths.outcome(trial.name)} is damaged: {error}"
     return None
 
 
 def _load_outcome(paths: SweepPaths, trial: Trial) -> Outcome:
-    outcome = Outcome(**json.loads(paths.outcome(trial.name).read_text(encoding="utf-8")))
+    outcome = record(Outcome, read_json(paths.outcome(trial.name)))
     if outcome.measure != TASKS[trial.config.task].score:
         raise ConfigError(f"its measure is {outcome.measure!r}, not that of the task {trial.config.task!r}")
     return outcome
@@ -281,5 +283,8 @@ def read_error(paths: SweepPaths, trial: str) -> str | None:
     """
     if not paths.error(trial).is_file():
         return None
-    lines = paths.error(trial).read_text(encoding="utf-8").split("\n")
+    try:
+        lines = read_text(paths.error(trial)).split("\n")
+    except DocumentError as error:
+        return f"the reason cannot be read ({error})"
     return next((line.strip() for line in reversed(lines) if line.strip()), "no reason was given")

@@ -8,10 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from stripefold.documents import DocumentError, read_text, shown
 from stripefold.errors import ConfigError
-from stripefold.sweep.spec import BACKBONE, Sweep
+from stripefold.sweep.spec import BACKBONE, MOST_RUNS, Sweep
 from stripefold.training.config import check_known
 from stripefold.training.recipe import load_config, recipe_names
+from stripefold.yaml_documents import YAML_LIMIT, parse_yaml
 
 KEYS = ("title", "base", "set", "settings", "grid", "random", "samples", "draw_seed", "seeds", "control")
 FEW_SEEDS = 3
@@ -23,7 +25,7 @@ def sweep_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
-def load_sweep(source: str | Path, *, base: str | None = None, seeds: Any = None, **overrides: Any) -> Sweep:
+def load_sweep(source: str | Path, /, *, base: str | None = None, seeds: Any = None, **overrides: Any) -> Sweep:
     """A sweep from a name or a file, with some of the base's options replaced.
 
     Args:
@@ -66,22 +68,20 @@ def load_sweep(source: str | Path, *, base: str | None = None, seeds: Any = None
 
 
 def _read(source: str | Path) -> dict[str, Any]:
-    import yaml
-
     name = str(source)
     if name in sweep_names():
         text = (resources.files("stripefold.sweep") / "ablations" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(source, limit=YAML_LIMIT)
+        except DocumentError as error:
             close = difflib.get_close_matches(name, sweep_names(), n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"sweeps: {', '.join(sweep_names())}"
-            raise ConfigError(f"no sweep and no readable file {name!r} ({type(error).__name__}); {hint}") from error
+            raise ConfigError(f"no sweep and no readable file {shown(name)} ({error}); {hint}") from error
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
+        values = parse_yaml(text)
+    except DocumentError as error:
+        raise ConfigError(f"{source} cannot be used: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{source} holds {type(values).__name__}; a sweep is a mapping with keys {', '.join(KEYS)}")
     return values
@@ -105,11 +105,11 @@ def _base(source: str, options: Mapping[str, Any]) -> Any:
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
-    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+    if isinstance(given, int) and not isinstance(given, bool) and 0 < given <= MOST_RUNS:
         return tuple(range(given))
     if isinstance(given, (list, tuple)) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in given):
         return tuple(given)
-    raise ConfigError(f"seeds is {given!r}; give a number of seeds from 1 on, or a list of whole numbers")
+    raise ConfigError(f"seeds is {shown(given)}; give a number of seeds from 1 on, or a list of whole numbers")
 
 
 def _check_free(sweep: Sweep, overrides: Mapping[str, Any]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stripefold.documents import shown
 from stripefold.errors import ConfigError
 from stripefold.training.config import FREE_ON_RESUME, TrainConfig, check_known
 
+MOST_RUNS = 100_000
 BACKBONE: Mapping[str, Any] = {"form": "none"}
 FIXED = {
     "seed": "give it as seeds",
@@ -59,6 +62,7 @@ class Sweep:
         for label, options in self.settings.items():
             _check_varies(options, f"settings, {label}")
         _check_once(self)
+        _check_count(self)
         if bool(self.random) != (self.samples > 0):
             raise ConfigError(f"samples is {self.samples} with {len(self.random)} options under random; give both")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -87,23 +91,41 @@ class Sweep:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Specification:
+    """What ``sweep.yaml`` holds: a sweep as plain values, and the samples that were drawn for it."""
+
+    sweep: str
+    base: dict[str, Any]
+    settings: dict[str, Any]
+    grid: dict[str, Any]
+    random: dict[str, Any]
+    samples: int
+    draw_seed: int
+    seeds: list[int]
+    control: dict[str, Any] | None
+    drawn: list[dict[str, Any]]
+
+
 def _check_shapes(sweep: Sweep) -> None:
     """YAML gives anything anywhere."""
     for name in ("settings", "grid", "random"):
         if not isinstance(getattr(sweep, name), Mapping):
-            raise ConfigError(f"{name} is {getattr(sweep, name)!r}; give a mapping")
-    for label, options in sweep.settings.items():
+            raise ConfigError(f"{name} is {shown(getattr(sweep, name))}; give a mapping")
+    settings: Mapping[Any, Any] = sweep.settings
+    for label, options in settings.items():
         if not isinstance(options, Mapping) or not isinstance(label, str):
-            raise ConfigError(f"settings, {label!r} is {options!r}; give a label and a mapping of options to values")
+            found = f"settings, {shown(label)} is {shown(options)}"
+            raise ConfigError(f"{found}; give a label and a mapping of options to values")
     for name, values in sweep.grid.items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-            raise ConfigError(f"grid, {name} is {values!r}; give a list of values")
+            raise ConfigError(f"grid, {name} is {shown(values)}; give a list of values")
     if sweep.control is not None and not isinstance(sweep.control, Mapping):
-        raise ConfigError(f"control is {sweep.control!r}; give a mapping of options to values, or null for none")
+        raise ConfigError(f"control is {shown(sweep.control)}; give a mapping of options to values, or null for none")
     for name in ("samples", "draw_seed"):
         number = getattr(sweep, name)
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ConfigError(f"{name} is {number!r}; give a whole number from 0 on")
+            raise ConfigError(f"{name} is {shown(number)}; give a whole number from 0 on")
 
 
 def _check_alone(base: TrainConfig) -> None:
@@ -120,6 +142,14 @@ def _check_varies(options: Iterable[str], where: str) -> None:
     for name in options:
         if name in FIXED:
             raise ConfigError(f"{name} cannot vary ({where}): {FIXED[name]}")
+
+
+def _check_count(sweep: Sweep) -> None:
+    """A grid multiplies: what nobody could train is a slip, and listing it takes the memory."""
+    points = max(1, len(sweep.settings)) * math.prod(len(values) for values in sweep.grid.values())
+    runs = points * max(1, sweep.samples) * len(sweep.seeds)
+    if runs > MOST_RUNS:
+        raise ConfigError(f"the sweep has {runs:.6g} runs, settings x grid x samples x seeds; it may have {MOST_RUNS}")
 
 
 def _check_once(sweep: Sweep) -> None:

@@ -14,7 +14,10 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from stripefold.atomic import atomic_path
+from stripefold.documents import DocumentError, check_depth
 from stripefold.errors import CheckpointError, TrainingError
+from stripefold.inputs import check_regular
+from stripefold.records import checked
 
 KEY = "stripefold"
 """Where a checkpoint holds what it is: configuration, classes, image size."""
@@ -81,6 +84,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is a weights file, not a training checkpoint; give checkpoints/last.ckpt of the run"
         )
+    check_regular(path, CheckpointError)
     try:
         with warnings.catch_warnings():
             # Files of another origin; what they are is said below.
@@ -98,6 +102,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or KEY not in content or "state_dict" not in content:
         raise CheckpointError(f"{path} is no training checkpoint of stripefold; give a .ckpt file of a run")
+    try:
+        check_depth(checked(dict[str, Any], content[KEY], KEY))
+        checked(dict[str, torch.Tensor], content["state_dict"], "state_dict")
+    except DocumentError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     return content
 
 

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from stripefold.documents import shown
 from stripefold.errors import ConfigError
 from stripefold.training.batch_noise import BatchNoise
+from stripefold.training.preprocessing import Preprocessing
 from stripefold.training.values import LOWER, check_names, check_processes, check_range, coerce
 
 Task = Literal["classification", "segmentation", "detection"]
@@ -36,7 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
 FREE_ON_RESUME |= {"devices", "nodes", "strategy", "timeout", "extend"}
 FREEZABLE = ("psi", "theta")
-MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise")
+MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise", "preprocessing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class TrainConfig:
         download: Whether torchvision may download them.
         image_size: Side the images are brought to; None is the data set's own.
         channels: 1 or 3 colour channels; None is the data set's own.
+        preprocessing: What happens to an image before the network sees it: ``mean``, ``std`` (training images too),
+            ``crop``, ``mode`` and ``interpolation`` (test images); what it does not say is the data set's own.
         augmentation: What happens to a training image; segmentation and detection know ``none`` and ``flip``.
         limit_train: How many training images are used, a fixed random choice; None is all.
         limit_test: How many test images are used, likewise; None is all.
@@ -121,6 +125,7 @@ class TrainConfig:
     download: bool = False
     image_size: int | None = None
     channels: int | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     augmentation: Augmentation = "none"
     limit_train: int | None = None
     limit_test: int | None = None
@@ -180,7 +185,7 @@ class TrainConfig:
             object.__setattr__(self, spec.name, coerce(spec.name, str(spec.type), getattr(self, spec.name)))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; choose one of {', '.join(choices)}")
         for name, least in LOWER.items():
             check_range(name, getattr(self, name), least)
         self._check_together()
@@ -200,6 +205,7 @@ class TrainConfig:
             raise ConfigError("extend is True, which gives a run that is resumed other epochs; set resume (--resume)")
         if BatchNoise.read(self.batch_noise) is not None and self.compile:
             raise ConfigError("batch_noise is put in by hooks, which compile would leave out; set compile to false")
+        Preprocessing.read(self.preprocessing)
         if self.task != "classification":
             self._check_scenes()
         check_processes(self)
@@ -212,6 +218,8 @@ class TrainConfig:
             raise ConfigError(f"mixup is {self.mixup}; it mixes classes of whole images, set 0 for {self.task}")
         if self.label_smoothing and self.task == "detection":
             raise ConfigError(f"label_smoothing is {self.label_smoothing}; a detector has its own losses, set 0")
+        if self.preprocessing:
+            raise ConfigError(f"preprocessing is {self.preprocessing}; it is for classification, set {{}}")
         if self.channels == 1:
             raise ConfigError(f"channels is 1; networks for {self.task} take 3")
 

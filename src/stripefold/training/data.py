@@ -16,6 +16,7 @@ from stripefold.processes import ALONE, Place
 from stripefold.training import transforms
 from stripefold.training.images import Images, choose
 from stripefold.training.loader import EpochLoader
+from stripefold.training.preprocessing import Preprocessing
 from stripefold.training.scene_data import (
     Fitting,
     PlainScenes,
@@ -123,6 +124,7 @@ class Data:
         spec: What the network must know.
         whole: Training and test images as the source gives them, before any limit; what ``fingerprint`` looks at.
         root: Where they lie, which is no part of that.
+        preparation: What happens to a test image, in words.
     """
 
     train: TrainingImages | TrainingScenes
@@ -130,6 +132,7 @@ class Data:
     spec: ImageSpec
     whole: tuple[Any, ...] = ()
     root: str = ""
+    preparation: str = ""
 
 
 def load_data(config: TrainConfig) -> Data:
@@ -150,16 +153,21 @@ def load_data(config: TrainConfig) -> Data:
         raise ConfigError(f"image_size is None, and the images of {config.data!r} differ in size; set image_size")
     channels = config.channels or source.channels
     spec = ImageSpec(classes=source.classes, channels=channels, size=size)
-    before = _before(source, channels)
-    after: transforms.Transform = functools.partial(transforms.normalise, *_statistics(source, channels))
-    middle: transforms.Transform = functools.partial(transforms.fit, size, share=source.middle)
-    train_steps = [*before, *_augmentation(config.augmentation, size), after]
+    preprocessing = Preprocessing.read(config.preprocessing)
+    statistics = preprocessing.normalisation(source.mean, source.std, channels)
+    after: transforms.Transform = functools.partial(transforms.normalise, *statistics)
+    pixels = preprocessing.pixels(size, channels, source.middle)
+    if preprocessing.interpolation is not None and config.augmentation == "none":
+        train_steps = [pixels, after]  # what calibrates a network looks like what tests it
+    else:
+        train_steps = [*_before(source, channels), *_augmentation(config.augmentation, size), after]
     return Data(
         train=TrainingImages(choose(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
-        test=PlainImages(choose(source.test, config.limit_test), transforms.compose([*before, middle]), after),
+        test=PlainImages(choose(source.test, config.limit_test), pixels, after),
         spec=spec,
         whole=(source.train, source.test),
         root=_root(config),
+        preparation=preprocessing.described(size, source.middle, statistics),
     )
 
 
@@ -187,14 +195,6 @@ def _load_scenes(config: TrainConfig) -> Data:
 def _before(source: Source, channels: int) -> list[transforms.Transform]:
     same = source.channels == channels
     return [transforms.scale_to_unit, *([] if same else [functools.partial(transforms.to_channels, channels)])]
-
-
-def _statistics(source: Source, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, averaged or repeated where the channels are not the source's own."""
-    if channels == source.channels:
-        return source.mean, source.std
-    mean, std = (sum(values) / len(values) for values in (source.mean, source.std))
-    return (mean,) * channels, (std,) * channels
 
 
 def _augmentation(name: str, size: int) -> list[transforms.Transform]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from stripefold.errors import CheckpointError
 from stripefold.training.config import TrainConfig
-from stripefold.training.data import Data, evaluation_loader, load_data
+from stripefold.training.data import Data, evaluation_loader
 from stripefold.training.loading import load_run
 from stripefold.training.results import EvalResult
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
-def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
+def evaluate(source: str | Path, /, **overrides: Any) -> EvalResult:
     """The task's measures on the test images of the run that ``source`` comes from.
 
     Args:
@@ -35,7 +35,7 @@ def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
             for in ``overrides`` the classes have to be the same.
     """
     run = load_run(source, **overrides)
-    data = load_data(run.config)
+    data = run.open_data()
     if len(data.spec.classes) != len(run.spec.classes):
         raise CheckpointError(
             f"{run.path} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "
@@ -65,7 +65,10 @@ def evaluate_model(model: nn.Module, data: Data, config: TrainConfig, *, kind: s
     finally:
         model.to(home).train(was_training)
     seconds = time.perf_counter() - started
-    return EvalResult(measures=measures, task=config.task, images=images, seconds=seconds, kind=kind, source=source)
+    return EvalResult(
+        measures=measures, task=config.task, images=images, seconds=seconds, kind=kind, source=source,
+        preparation=data.preparation,
+    )  # fmt: skip
 
 
 def _device(config: TrainConfig) -> torch.device:

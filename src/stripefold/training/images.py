@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stripefold.scenes.files import read_image
+from stripefold.scenes.image_files import read_image
 
 
 class Images(Protocol):

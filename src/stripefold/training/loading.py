@@ -12,14 +12,18 @@ from torch import nn
 from stripefold.baking.rebuild import KEY as KEY_OF_BAKING
 from stripefold.baking.rebuild import rebuild_
 from stripefold.branches.block import BranchBlock
-from stripefold.errors import CheckpointError, DataError
+from stripefold.documents import DocumentError
+from stripefold.errors import CheckpointError, ConfigError, DataError, one_line
 from stripefold.folding.files import FileInfo, file_info, load_model_, load_tensors
+from stripefold.folding.fitting_values import misfit
 from stripefold.folding.fold import fold
+from stripefold.records import checked, record
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
-from stripefold.training.config import TrainConfig
-from stripefold.training.data import Data, ImageSpec
+from stripefold.training.config import TrainConfig, check_known
+from stripefold.training.data import Data, ImageSpec, load_data
 from stripefold.training.fingerprint import DATA, describe, differing_data
+from stripefold.training.trust import check_options, decided_here, may_open, own_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class LoadedRun:
         spec: What its images look like.
         path: The file.
         data: What the file says about the data it was trained on, see ``fingerprint``; None where it says nothing.
+        opens_data: Whether the data that ``config`` names may be opened; see ``trust``.
     """
 
     model: nn.Module
@@ -41,6 +46,21 @@ class LoadedRun:
     spec: ImageSpec
     path: Path
     data: Any = None
+    opens_data: bool = True
+
+    def open_data(self) -> Data:
+        """The data set of the run.
+
+        Raises:
+            ConfigError: As ``load_data``.
+            DataError: As ``load_data``; or only the file itself says where the images lie.
+        """
+        if not self.opens_data:
+            raise DataError(
+                f"only {self.path} itself says that its images lie in {self.config.data!r}, and what a file says opens "
+                "nothing here: name them with --data (data=)"
+            )
+        return load_data(self.config)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -85,13 +105,13 @@ def load_run(source: str | Path, *, like: LoadedRun | None = None, **overrides: 
         return _from_checkpoint(path, overrides)
     info = file_info(path)
     if like is not None and not info.extra:
-        config, spec = like.config, like.spec
+        config, spec, opens = like.config, like.spec, like.opens_data
     else:
-        config, spec = _about(info.extra, overrides, path)
+        config, spec, opens = _about(info.extra, overrides, path)
     model = _empty(path, info, config, spec)
     load_model_(model, path)
     return LoadedRun(
-        model=model, kind=info.kind, config=config, spec=spec, path=path,
+        model=model, kind=info.kind, config=config, spec=spec, path=path, opens_data=opens,
         data=info.extra.get(DATA) if like is None or info.extra else like.data,
     )  # fmt: skip
 
@@ -115,14 +135,20 @@ def weights_file(path: Path) -> Path:
 
 def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
     checkpoint = read_checkpoint(path)
-    config, spec = _about(checkpoint[KEY], overrides, path)
-    model = build_model(config, spec)
+    config, spec, opens = _about(checkpoint[KEY], overrides, path)
+    model, state = build_model(config, spec), model_state(checkpoint)
+    unfit = misfit(model.state_dict(), state)
+    if unfit is not None:
+        raise CheckpointError(f"{path} does not fit the model its configuration describes: {unfit}")
     try:
-        model.load_state_dict(model_state(checkpoint))
+        model.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the model its configuration describes: {error}") from error
+        raise CheckpointError(
+            f"{path} does not fit the model its configuration describes: {one_line(error)}"
+        ) from error
     kind = "attached" if config.folds or config.keeps_attention else "backbone"
-    return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path, data=checkpoint[KEY].get(DATA))
+    data = checkpoint[KEY].get(DATA)
+    return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path, data=data, opens_data=opens)
 
 
 def _empty(path: Path, info: FileInfo, config: TrainConfig, spec: ImageSpec) -> nn.Module:
@@ -152,12 +178,21 @@ def _folded(model: nn.Module, spec: ImageSpec) -> nn.Module:
         return fold(model, check=False, example=spec.example())
 
 
-def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec]:
+def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec, bool]:
+    """What a file says of its run, without what is decided here, and whether its data may be opened."""
     try:
-        # Weights come from the file: nothing is downloaded to be overwritten.
-        values = {**extra["config"], "pretrained": False}
-        spec = ImageSpec(classes=tuple(extra["classes"]), channels=extra["channels"], size=extra["image_size"])
+        values = checked(dict[str, Any], extra["config"], "config")
+        about = {"classes": extra["classes"], "channels": extra["channels"], "size": extra["image_size"]}
+        spec = record(ImageSpec, about, "what it says of its images")
+        check_known(values, where=f"{path}; a newer version may have written it")
+        check_options(values.get("model_options"), path)
+        own = own_run(path)
+        fixed = {"image_size": spec.size, "channels": spec.channels, "resume": False, **decided_here(own)}
+        config = TrainConfig(**{**values, **fixed})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not say which run it comes from; give a file that train wrote") from error
-    fixed = {"image_size": spec.size, "channels": spec.channels, "resume": False}
-    return TrainConfig(**{**values, **fixed}).with_overrides(**overrides), spec
+    except (DocumentError, ConfigError) as error:
+        raise CheckpointError(f"{path}: what it says of its run cannot be used: {error}") from error
+    if "preprocessing" in overrides:  # what is given is changed, the rest stays the run's
+        overrides = {**overrides, "preprocessing": {**config.preprocessing, **overrides["preprocessing"]}}
+    return config.with_overrides(**overrides), spec, "data" in overrides or may_open(config, own)

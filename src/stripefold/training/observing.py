@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stripefold import __version__
 from stripefold.asr.sites import scales
 from stripefold.errors import ConfigError, ObserveError, TraceError, TrainingError
+from stripefold.own_files import own_files
 from stripefold.stripe.layer import LayerStripes
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
@@ -129,7 +130,8 @@ class StripeCallback(lightning.Callback):
         path = self.folder / "trajectory.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.trajectory.save(path)
+            with own_files(self.folder, [path.name], TrainingError):
+                self.trajectory.save(path)
         except OSError as error:
             raise TrainingError(write_failure(path, error)) from error
 

@@ -7,8 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from stripefold.documents import DocumentError, read_text, shown
 from stripefold.errors import ConfigError
 from stripefold.training.config import TrainConfig, check_known
+from stripefold.yaml_documents import YAML_LIMIT, parse_yaml
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -17,7 +19,7 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
-def load_config(source: str | Path = "digits", **overrides: Any) -> TrainConfig:
+def load_config(source: str | Path = "digits", /, **overrides: Any) -> TrainConfig:
     """A configuration from a recipe or a file, with some options replaced.
 
     Args:
@@ -46,13 +48,11 @@ def read_yaml(source: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: If it cannot be found or read.
     """
-    import yaml
-
     text = _text(source)
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
+        values = parse_yaml(text)
+    except DocumentError as error:
+        raise ConfigError(f"{source} cannot be used: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{source} holds {type(values).__name__}; a configuration is a mapping of options to values")
     return values
@@ -63,10 +63,10 @@ def _text(source: str | Path) -> str:
     if name in recipe_names():
         return (resources.files("stripefold.training") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     path = Path(source)
-    path = path / "config.yaml" if path.is_dir() else path
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        path = path / "config.yaml" if path.is_dir() else path
+        return read_text(path, limit=YAML_LIMIT)
+    except DocumentError as error:
         close = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"recipes: {', '.join(recipe_names())}"
-        raise ConfigError(f"no recipe and no readable file {name!r} ({type(error).__name__}); {hint}") from error
+        raise ConfigError(f"no recipe and no readable file {shown(name)} ({error}); {hint}") from error

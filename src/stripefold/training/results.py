@@ -28,6 +28,7 @@ class EvalResult:
         seconds: Wall-clock time of the pass.
         kind: What was evaluated: ``attached``, ``backbone``, ``plain``, ``folded``, ``fused`` or ``baked``.
         source: The file that was evaluated.
+        preparation: How the images were prepared, in words; of classification.
     """
 
     measures: Mapping[str, float]
@@ -36,6 +37,7 @@ class EvalResult:
     seconds: float
     kind: str
     source: str
+    preparation: str = ""
 
     @property
     def score(self) -> float:
