@@ -27,6 +27,7 @@ class Step:
         device: where everything lies.
         graph: capture (needs CUDA); else every step is launched as it is.
         half: compute under autocast to bfloat16; parameters and loss stay float32.
+        around: gives a context for each forward and backward pass, such as noise in the parameters; captured with them.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Step:
         device: torch.device,
         graph: bool,
         half: bool = False,
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.batch = shape[0]
         self._model, self._optimizer, self._prepare = model, optimizer, prepare
@@ -47,6 +49,7 @@ class Step:
         self._loss = torch.zeros((), device=device)
         self._steps = 0
         self._half = half
+        self._around = around
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream(device) if graph else None
         if graph:
@@ -82,10 +85,11 @@ class Step:
         return mean
 
     def _backward(self) -> None:
-        with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False):
-            logits = self._model(self._prepare(self._images))
-        loss = F.cross_entropy(logits.float(), self._labels)
-        loss.backward()
+        with self._around():
+            with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False):
+                logits = self._model(self._prepare(self._images))
+            loss = F.cross_entropy(logits.float(), self._labels)
+            loss.backward()
         self._loss += loss.detach()
 
     def _capture(self) -> None:

@@ -1,0 +1,162 @@
+"""The experiment of benchmarks/accuracy: its plan, its noise, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stripefold as sf
+from benchmarks.accuracy.networks import build, configure, image_spec
+from benchmarks.accuracy.noise import ParameterNoise
+from benchmarks.accuracy.plan import list_runs, load_plan, slug
+from benchmarks.accuracy.run import Pools, Run, epoch_of
+from benchmarks.cifar_data import Cifar, Labelled
+from stripefold.training.batch_noise import BatchNoise
+from stripefold.training.noisy import batch_norms, disturb, hooked
+
+SPEC = image_spec(tuple("abcd"))
+
+
+def tiny_data(count: int = 32) -> Cifar:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    part = Labelled(images, torch.arange(count) % 4)
+    return Cifar(train=part, validation=part, test=part, classes=tuple("abcd"))
+
+
+def test_every_run_of_the_plan_is_a_run_of_the_product() -> None:
+    runs = list(list_runs(load_plan(), gpu=True))
+    assert len({run.name for run in runs}) == len(runs)
+    for run in runs:
+        if "start" in run.options:
+            continue
+        config = configure(run.options, run.seed)
+        assert config.epochs == run.epochs
+        assert list(config.milestones) == [run.epochs // 2, run.epochs * 3 // 4]
+
+
+def test_every_comparison_is_between_runs_that_exist() -> None:
+    studies = load_plan()
+    for study in studies.values():
+        lender = studies[study.borrows].configurations if study.borrows else {}
+        for pair in [*study.primary, *study.secondary]:
+            assert set(pair) <= {*study.configurations, *lender}
+
+
+def test_the_four_main_configurations_have_eight_seeds() -> None:
+    main = load_plan()["main"]
+    assert len(main.seeds) >= 8
+    assert main.options["epochs"] >= 15
+    assert len(main.configurations) == 4
+
+
+def test_labels_become_file_names() -> None:
+    labels = list({label for study in load_plan().values() for label in study.configurations})
+    assert len({slug(label) for label in labels}) == len(labels)
+
+
+def test_the_control_starts_at_the_very_scales_of_the_gates() -> None:
+    options = {**load_plan()["main"].options, "model": "resnet8"}
+    gates = build({**options, "attention": "se"}, 3, SPEC)
+    control = build({**options, "attention": "scale", "start_at": "se"}, 3, SPEC)
+    theirs, ours = sf.scales(gates), sf.scales(control)
+    assert list(theirs) == list(ours)
+    for site, v in theirs.items():
+        assert torch.equal(v, ours[site])
+        assert float(v.std()) > 0
+    plain = build({**options, "form": "none"}, 3, SPEC)
+    assert torch.equal(plain.conv1.weight, control.conv1.weight)
+    assert torch.equal(plain.conv1.weight, gates.conv1.weight)
+
+
+@pytest.mark.parametrize("form", ["none", "static", "dynamic"])
+@pytest.mark.parametrize("kind", ["random", "constant"])
+def test_noise_in_the_parameters_is_noise_in_the_output(kind: Any, form: str) -> None:
+    noise = BatchNoise(kind=kind, scale=-0.2 if kind == "constant" else 0.3, shift=0.5)
+    options = {"model": "resnet8", "form": form, "attention": "se"}
+    model = build(options, 0, SPEC).double()
+    images, labels = torch.randn(8, 3, 32, 32, dtype=torch.float64), torch.arange(8) % 4
+    own = ParameterNoise(model, noise, 0)
+    own.draw(7)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with own.on():
+        ours = model(images)
+        F.cross_entropy(ours, labels).backward()
+    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    names = list(batch_norms(model))
+    drawn = {name: pair for name, pair in zip(names, zip(own._scales, own._shifts, strict=True), strict=True)}
+
+    def hook(name: str, module: nn.Module, output: torch.Tensor) -> torch.Tensor:
+        return disturb(output, module, *(each.double() for each in drawn[name]))
+
+    with hooked(batch_norms(model), hook):
+        theirs = model(images)
+        F.cross_entropy(theirs, labels).backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(gradients[name], value.grad, rtol=1e-7, atol=1e-9)
+    assert not torch.allclose(ours, model(images), atol=1e-3)
+
+
+def test_networks_of_a_seed_meet_the_same_noise_and_other_steps_another() -> None:
+    noise = BatchNoise(kind="random", scale=0.3, shift=0.3)
+    plain, gated = (build({"model": "resnet8", "form": form}, 0, SPEC) for form in ("none", "static"))
+    first, second = ParameterNoise(plain, noise, 5), ParameterNoise(gated, noise, 5)
+    assert torch.equal(first._values, second._values)
+    first.draw(1)
+    assert not torch.equal(first._values, second._values)
+
+
+def trained(folder: Path, configuration: str, *, stops: bool) -> dict[str, Any]:
+    study = load_plan()["noise-random"]
+    spec = next(run for run in list_runs({"": study}, gpu=False) if run.configuration == configuration)
+    spec = replace(spec, options={**spec.options, "model": "resnet8", "batch_size": 8, "epochs": 2, "milestones": [1]})
+    data = tiny_data()
+    run = Run(spec, data, folder / "state.pt", graph=False)
+    run.begin({"commit": "first"})
+    while run.epoch < spec.epochs:
+        list(epoch_of([run], Pools(data)))
+        if stops:
+            run = Run(spec, data, folder / "state.pt", graph=False)
+            for _ in zip(range(2), epoch_of([run], Pools(data)), strict=False):
+                pass  # killed in the middle of an epoch
+            run = Run(spec, data, folder / "state.pt", graph=False)
+            run.begin({"commit": "second"})
+    return run.finish(folder)
+
+
+@pytest.mark.parametrize("configuration", ["ASR(SE)", "+SE"])
+def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path: Path, configuration: str) -> None:
+    whole = trained(tmp_path / "whole", configuration, stops=False)
+    parts = trained(tmp_path / "parts", configuration, stops=True)
+    for key in ("train_loss", "test_accuracy", "trained"):
+        assert whole[key] == parts[key]
+    assert [session["commit"] for session in parts["sessions"]][0] == "first"
+    name = f"noise-random/{slug(configuration)}-seed0.json"
+    assert json.loads((tmp_path / "whole" / name).read_text())["seed"] == 0
+    assert not (tmp_path / "whole" / "state.pt").exists()
+
+
+def test_folded_judges_as_trained(tmp_path: Path) -> None:
+    record = trained(tmp_path, "ASR(SE)", stops=False)
+    assert record["folded_differs"] == 0
+    assert record["folded_parameters"] < record["parameters"]
+
+
+def test_a_state_of_other_options_is_refused(tmp_path: Path) -> None:
+    spec = next(iter(list_runs(load_plan(), gpu=False)))
+    spec = replace(spec, options={**spec.options, "model": "resnet8", "batch_size": 8})
+    run = Run(spec, tiny_data(), tmp_path / "state.pt", graph=False)
+    run.save()
+    other = replace(spec, options={**spec.options, "learning_rate": 0.2})
+    with pytest.raises(SystemExit, match="other options"):
+        Run(other, tiny_data(), tmp_path / "state.pt", graph=False)
