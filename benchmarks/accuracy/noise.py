@@ -1,7 +1,7 @@
 """Noise in BatchNorm by way of its parameters: nothing is added to the activation maps, and CUDA graphs can hold it.
 
-``gamma (a x + b) + beta`` is a BatchNorm with ``a gamma`` and ``beta + b gamma``. So the parameters are changed for the
-forward and backward pass, the gradients are brought back by the chain rule, and the parameters are put back bit for bit.
+``gamma (a x + b) + beta`` is a BatchNorm with ``a gamma`` and ``beta + b gamma``. So the parameters are changed for a
+step, its gradients are brought back by the chain rule, and the parameters are put back bit for bit.
 Gates scale the changed parameters, which is what `stripefold.training.noisy` does to the outputs.
 """
 

@@ -24,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task": get_args(Task),
     "form": get_args(Form),
     "init": ("paper", "identity"),
+    "start": ("live", "reference"),
     "augmentation": get_args(Augmentation),
     "optimizer": get_args(OptimizerName),
     "schedule": get_args(Schedule),
@@ -67,6 +68,7 @@ class TrainConfig:
             attention's own (0.1; 1 for ``scale``).
         init: ``paper`` or ``identity`` (leaves a pretrained model's function as it was); of gates and branch blocks.
         freeze: Which of ``psi`` and ``theta`` (the attention's own parameters) of the static gates do not train.
+        start: ``live`` (every static gate has hidden units that learn) or ``reference`` (as drawn: some have none).
         attention_options: Options of the attention, such as ``{"reduction": 16}``.
         branch: The kind of branch block that stands for convolutions while training; None leaves them as they are.
         branch_where: Which convolutions: ``spatial`` (each that the kind can stand for), a glob, or several globs.
@@ -133,6 +135,7 @@ class TrainConfig:
     psi: float | Literal["random"] | None = None
     init: Literal["paper", "identity"] = "paper"
     freeze: tuple[str, ...] = ()
+    start: Literal["live", "reference"] = "live"
     attention_options: Mapping[str, Any] = field(default_factory=dict)
     branch: str | None = None
     branch_where: str | tuple[str, ...] = "spatial"
