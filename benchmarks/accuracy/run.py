@@ -23,6 +23,8 @@ from stripefold.training.schedule import rate_factor
 from stripefold.training.seeding import derive_seed
 
 JUDGED_AT_ONCE = 1000
+CLOCKS = ("seconds", "cpu_seconds")
+"""Of an epoch: on the wall, where other work may go on beside it, and of this process."""
 
 
 class Pools:
@@ -68,7 +70,7 @@ class Run:
             self.model.parameters(), lr=self.config.learning_rate, momentum=self.config.momentum,
             weight_decay=self.config.weight_decay, fused=True if device.type == "cuda" else None,
         )  # fmt: skip
-        self.history: dict[str, list[Any]] = {"train_loss": [], "test_accuracy": [], "seconds": []}
+        self.history: dict[str, list[Any]] = {name: [] for name in ("train_loss", "test_accuracy", *CLOCKS)}
         self.sessions: list[dict[str, Any]] = []
         shape = (min(self.config.batch_size, len(data.train)), *data.train.images.shape[1:])
         around = contextlib.nullcontext if self.noise is None else self.noise.on
@@ -102,12 +104,13 @@ class Run:
         rate = self.config.learning_rate * rate_factor(self.config, self.steps_per_epoch, number)
         self.step(pool.images[here], pool.labels[here], rate)
 
-    def end_epoch(self, seconds: float) -> None:
-        """Measure, and keep everything."""
+    def end_epoch(self, *clocks: float) -> None:
+        """Measure, and keep everything; ``clocks`` as in ``CLOCKS``."""
         half = self.epoch + 1 < self.spec.epochs
         self.history["train_loss"].append(self.step.take_loss())
         self.history["test_accuracy"].append(self._accuracy(self.model, half=half)[0])
-        self.history["seconds"].append(round(seconds, 1))
+        for name, seconds in zip(CLOCKS, clocks, strict=True):
+            self.history[name].append(round(seconds, 1))
         self.sessions[-1]["epochs"] += 1
         self.save()
 
@@ -130,7 +133,7 @@ class Run:
             raise SystemExit(f"{self.state} is of a run with other options ({content['options']}); move it away")
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.history, self.sessions = content["history"], content["sessions"]
+        self.history, self.sessions = {**self.history, **content["history"]}, content["sessions"]
 
     def finish(self, results: Path) -> dict[str, Any]:
         """Fold, judge, write the raw file, and give up the state."""
@@ -139,7 +142,7 @@ class Run:
             "study": self.spec.study, "configuration": self.spec.configuration, "seed": self.spec.seed,
             "options": dict(self.spec.options), "parameters": networks.parameters(self.model),
             "steps_per_epoch": self.steps_per_epoch, **self.history, **final,
-            "total_seconds": round(sum(self.history["seconds"]), 1), "sessions": self.sessions,
+            **{f"total_{name}": round(sum(self.history[name]), 1) for name in CLOCKS}, "sessions": self.sessions,
         }  # fmt: skip
         path = results / f"{self.spec.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +180,7 @@ class Run:
 
 def epoch_of(runs: list[Run], pools: Pools) -> Iterator[int]:
     """One epoch of runs abreast, all of them at the same one; gives the number of each step that was made."""
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     epoch = runs[0].epoch
     of_seed = {run.spec.seed: pools.take(run.spec.seed, epoch) for run in runs}
     _synchronise()
@@ -186,9 +189,9 @@ def epoch_of(runs: list[Run], pools: Pools) -> Iterator[int]:
             run.advance(of_seed[run.spec.seed], index)
         yield index
     _synchronise()
-    seconds = time.perf_counter() - start
+    took = time.perf_counter() - start[0], time.process_time() - start[1]
     for run in runs:
-        run.end_epoch(seconds / len(runs))
+        run.end_epoch(*(seconds / len(runs) for seconds in took))
 
 
 def _synchronise() -> None:

@@ -30,7 +30,7 @@ class GateConfig:
             None for the attention's own (0.1 as in the reference code; 1 for "scale").
         init: "paper", or "identity": every static gate is divided by its starting scale.
         freeze: which of "psi" and "theta" do not train.
-        start: "live" (every static gate has hidden units that psi reaches), or "reference": as drawn, dead gates included.
+        start: "live" (psi reaches hidden units of every static gate), or "reference": as drawn, dead gates included.
         options: keyword options of the attention class, such as ``reduction``.
     """
 
