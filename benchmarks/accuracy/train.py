@@ -15,6 +15,7 @@ noise, folding and the schedule are the product's.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import time
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ class Worker:
         self.options = options
         self.device = torch.device(options.device)
         self.begin = time.perf_counter()
-        self.session: dict[str, Any] = {**commit(), **describe_environment(self.device)}
+        self.session = describe_session(self.device)
         self.data: Cifar = load_cifar(options.data, validation=0, limit=options.limit).to(self.device)
         self.pools = Pools(self.data)
         self.rate = 0.0
@@ -143,6 +144,12 @@ class Worker:
 
     def _say(self, words: str) -> None:
         print(f"[{time.perf_counter() - self.begin:7.0f} s] {words}", flush=True)
+
+
+def describe_session(device: torch.device) -> dict[str, Any]:
+    """Who trains: commit, device, versions; plain values, as a state and a raw file hold them."""
+    # Through JSON: torch.__version__ is of a type of its own.
+    return json.loads(json.dumps({**commit(), **describe_environment(device)}))  # type: ignore[no-any-return]
 
 
 def commit() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from benchmarks.accuracy.networks import build, configure, image_spec
 from benchmarks.accuracy.noise import ParameterNoise
 from benchmarks.accuracy.plan import list_runs, load_plan, slug
 from benchmarks.accuracy.run import Pools, Run, epoch_of
+from benchmarks.accuracy.train import describe_session
 from benchmarks.cifar_data import Cifar, Labelled
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.noisy import batch_norms, disturb, hooked
@@ -114,13 +115,17 @@ def test_networks_of_a_seed_meet_the_same_noise_and_other_steps_another() -> Non
     assert not torch.equal(first._values, second._values)
 
 
+def session(commit: str) -> dict[str, Any]:
+    return describe_session(torch.device("cpu")) | {"commit": commit}
+
+
 def trained(folder: Path, configuration: str, *, stops: bool) -> dict[str, Any]:
     study = load_plan()["noise-random"]
     spec = next(run for run in list_runs({"": study}, gpu=False) if run.configuration == configuration)
     spec = replace(spec, options={**spec.options, "model": "resnet8", "batch_size": 8, "epochs": 2, "milestones": [1]})
     data = tiny_data()
     run = Run(spec, data, folder / "state.pt", graph=False)
-    run.begin({"commit": "first"})
+    run.begin(session("first"))
     while run.epoch < spec.epochs:
         list(epoch_of([run], Pools(data)))
         if stops:
@@ -128,7 +133,7 @@ def trained(folder: Path, configuration: str, *, stops: bool) -> dict[str, Any]:
             for _ in zip(range(2), epoch_of([run], Pools(data)), strict=False):
                 pass  # killed in the middle of an epoch
             run = Run(spec, data, folder / "state.pt", graph=False)
-            run.begin({"commit": "second"})
+            run.begin(session("second"))
     return run.finish(folder)
 
 
