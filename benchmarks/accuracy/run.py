@@ -16,13 +16,16 @@ from benchmarks.accuracy import networks
 from benchmarks.accuracy.noise import ParameterNoise
 from benchmarks.accuracy.plan import RunSpec
 from benchmarks.cifar_data import Cifar, Labelled, Normalise, augment
+from benchmarks.stripes_record import StripeRecord
 from benchmarks.train_graph import Step
+from stripefold.asr.gate import DynamicGate
 from stripefold.atomic import atomic_path, write_text
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.schedule import rate_factor
 from stripefold.training.seeding import derive_seed
 
 JUDGED_AT_ONCE = 1000
+OBSERVED = 512
 CLOCKS = ("seconds", "cpu_seconds")
 """Of an epoch: on the wall, where other work may go on beside it, and of this process."""
 
@@ -72,6 +75,9 @@ class Run:
         )  # fmt: skip
         self.history: dict[str, list[Any]] = {name: [] for name in ("train_loss", "test_accuracy", *CLOCKS)}
         self.sessions: list[dict[str, Any]] = []
+        watched = any(isinstance(module, DynamicGate) for module in self.model.modules())
+        self.stripes = StripeRecord(self.model) if watched else None
+        self.stripe_rows: dict[int, list[dict[str, Any]]] = {}
         shape = (min(self.config.batch_size, len(data.train)), *data.train.images.shape[1:])
         around = contextlib.nullcontext if self.noise is None else self.noise.on
         self.step = Step(
@@ -94,6 +100,8 @@ class Run:
         """Note who goes on with it: commit, device, versions."""
         if not self.sessions or {**self.sessions[-1], "epochs": 0} != {**session, "epochs": 0}:
             self.sessions.append({**session, "epochs": 0})
+        if self.epoch == 0:
+            self._observe()
 
     def advance(self, pool: Labelled, index: int) -> None:
         """One step on batch ``index`` of the epoch."""
@@ -112,7 +120,24 @@ class Run:
         for name, seconds in zip(CLOCKS, clocks, strict=True):
             self.history[name].append(round(seconds, 1))
         self.sessions[-1]["epochs"] += 1
+        self._observe()
         self.save()
+
+    def _observe(self) -> None:
+        """Look at the dynamic gates on 512 fixed test images."""
+        if self.stripes is None:
+            return
+        count = len(self.data.test)
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(1))[:OBSERVED]
+        part = self.data.test.part(chosen)
+        images, labels = next(part.batches(len(part)))
+        self.model.eval()
+        rows = self.stripes.add(self.epoch, images, labels)
+        self.model.train()
+        self.stripe_rows[self.epoch] = [
+            {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
+            for row in rows
+        ]
 
     def save(self) -> None:
         """Write the state; whole or not at all."""
@@ -120,6 +145,8 @@ class Run:
         content = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "history": self.history,
             "sessions": self.sessions, "options": json.dumps(self.spec.options, sort_keys=True),
+            "stripe_rows": json.dumps(self.stripe_rows),
+            "stripe_values": {} if self.stripes is None else self.stripes.previous,
         }  # fmt: skip
         with atomic_path(self.state) as temporary:
             torch.save(content, temporary)
@@ -133,6 +160,10 @@ class Run:
             raise SystemExit(f"{self.state} is of a run with other options ({content['options']}); move it away")
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        if self.stripes is not None and "stripe_rows" in content:
+            self.stripe_rows = {int(epoch): rows for epoch, rows in json.loads(content["stripe_rows"]).items()}
+            device = next(self.model.parameters()).device
+            self.stripes.previous = {site: values.to(device) for site, values in content["stripe_values"].items()}
         self.history, self.sessions = {**self.history, **content["history"]}, content["sessions"]
 
     def finish(self, results: Path) -> dict[str, Any]:
@@ -147,6 +178,8 @@ class Run:
         path = results / f"{self.spec.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(record, indent=1) + "\n")
+        if self.stripe_rows:
+            write_text(path.with_suffix(".stripes.json"), json.dumps(self.stripe_rows) + "\n")
         self.state.unlink(missing_ok=True)
         return record
 

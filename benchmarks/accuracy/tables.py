@@ -129,7 +129,7 @@ def not_run(studies: Mapping[str, Study], records: Records) -> str:
     """
     rows = []
     for study in studies.values():
-        planned = [run for run in list_runs({"": study}, gpu=True)]
+        planned = list(list_runs({"": study}, gpu=True))
         missing = [run for run in planned if (run.study, run.configuration, run.seed) not in records]
         if missing:
             what = ", ".join(dict.fromkeys(run.configuration for run in missing))

@@ -38,7 +38,8 @@ def test_every_run_of_the_plan_is_a_run_of_the_product() -> None:
     for run in runs:
         config = configure(run.options, run.seed)
         assert config.epochs == run.epochs
-        assert list(config.milestones) == [run.epochs // 2, run.epochs * 3 // 4]
+        # 81 and 122 of 164, in proportion.
+        assert [round(16 * epoch / run.epochs) for epoch in config.milestones] == [8, 12]
 
 
 def test_every_comparison_is_between_runs_that_exist() -> None:
@@ -144,6 +145,15 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path: Path, configura
     for key in ("train_loss", "test_accuracy", "trained"):
         assert whole[key] == parts[key]
     assert parts["sessions"][0]["commit"] == "first"
+    stripes = [
+        tmp_path / kind / f"noise-random/{slug(configuration)}-seed0.stripes.json" for kind in ("whole", "parts")
+    ]
+    assert all(path.exists() == (configuration == "+SE") for path in stripes)
+    if configuration == "+SE":
+        rows = [json.loads(path.read_text()) for path in stripes]
+        assert rows[0] == rows[1]
+        assert list(rows[0]) == ["0", "1", "2"]
+        assert rows[0]["2"][0]["first_difference"] > 0
     name = f"noise-random/{slug(configuration)}-seed0.json"
     assert json.loads((tmp_path / "whole" / name).read_text())["seed"] == 0
     assert not (tmp_path / "whole" / "state.pt").exists()
