@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import stripefold as sf
+from benchmarks.accuracy import page
 from benchmarks.accuracy.networks import build, configure, image_spec
 from benchmarks.accuracy.noise import ParameterNoise
-from benchmarks.accuracy.plan import list_runs, load_plan, slug
+from benchmarks.accuracy.plan import RunSpec, list_runs, load_plan, slug
+from benchmarks.accuracy.results import Records, compare, load_records, scores
 from benchmarks.accuracy.run import Pools, Run, epoch_of
 from benchmarks.accuracy.train import describe_session
 from benchmarks.cifar_data import Cifar, Labelled
@@ -173,3 +175,89 @@ def test_a_state_of_other_options_is_refused(tmp_path: Path) -> None:
     other = replace(spec, options={**spec.options, "learning_rate": 0.2})
     with pytest.raises(SystemExit, match="other options"):
         Run(other, tiny_data(), tmp_path / "state.pt", graph=False)
+
+
+def record_of(run: RunSpec, trained: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "study": run.study, "configuration": run.configuration, "seed": run.seed, "options": dict(run.options),
+        "parameters": 10, "trained": trained, "seconds": [2.0], "cpu_seconds": [1.0], "total_seconds": 2.0,
+        "total_cpu_seconds": 1.0, "sessions": [{"commit": "0123456789", "device": "CPU"}], **changes,
+    }  # fmt: skip
+
+
+def written(folder: Path, scores: dict[str, list[float]], study: str = "main", **changes: Any) -> Records:
+    """The records of some runs, by way of their files."""
+    for run in list_runs({study: load_plan()[study]}, gpu=True):
+        values = scores.get(run.configuration, [])
+        if run.seed < len(values):
+            path = folder / f"{run.name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record_of(run, values[run.seed], **changes)))
+    return load_records(load_plan(), folder)
+
+
+def test_differences_are_paired_by_seed_and_judged_as_planned(tmp_path: Path) -> None:
+    base = [50.0, 51.0, 49.0, 52.0, 50.5, 48.0, 50.0, 51.5]
+    better = [value + 1 + 0.1 * k for k, value in enumerate(base)]
+    mixed = [value + (0.5 if k % 2 else -0.5) for k, value in enumerate(better)]
+    records = written(tmp_path, {"backbone": base, "ASR(SE)": better, "scale": mixed, "+SE": mixed[:3]})
+    against_backbone, against_scale, against_se, *_ = compare(load_plan()["main"], records)
+    assert against_backbone.difference is not None
+    assert against_backbone.difference.mean == pytest.approx(1.35)
+    assert (against_backbone.ahead, against_backbone.behind) == (8, 0)
+    assert against_backbone.sign == pytest.approx(2 / 256)
+    assert against_backbone.verdict == "result"
+    assert against_scale.verdict == "null"
+    assert against_scale.sign == 1.0
+    assert against_se.verdict == "3 of 8 pairs"
+    joint = against_backbone.joint
+    assert joint is not None
+    assert joint.low is not None
+    assert against_backbone.difference.low is not None
+    assert joint.low < against_backbone.difference.low
+
+
+def test_runs_of_two_devices_are_no_pair(tmp_path: Path) -> None:
+    written(tmp_path, {"ASR(SE)": [50.0, 51.0]})
+    gpu = [{"commit": "0123456789", "device": "GPU"}]
+    records = written(tmp_path, {"backbone": [50.0, 51.0]}, sessions=gpu)
+    assert next(compare(load_plan()["main"], records)).pairs == 0
+
+
+def test_a_raw_file_of_other_options_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="other options than the plan's"):
+        written(tmp_path, {"backbone": [50.0]}, options={"epochs": 1})
+
+
+def test_noise_that_stays_on_is_judged_with_it(tmp_path: Path) -> None:
+    records = written(tmp_path, {"backbone": [20.0]}, study="noise-constant", noise_on=40.0)
+    study = load_plan()["noise-constant"]
+    assert scores(study, "backbone", records) == {0: 40.0}
+    assert scores(study, "backbone", records, "trained") == {0: 20.0}
+
+
+def test_a_study_borrows_the_runs_it_is_compared_with(tmp_path: Path) -> None:
+    written(tmp_path, {"backbone": [50.0, 50.0, 50.0]})
+    records = written(tmp_path, {"ASR(ECA)": [51.0, 52.0, 53.0]}, study="others", folded=51.0)
+    found = {(each.first, each.second): each for each in compare(load_plan()["others"], records)}
+    assert found["ASR(ECA)", "backbone"].pairs == 3
+    assert found["ASR(ECA)", "backbone"].difference.values == (1.0, 1.0, 1.0)  # type: ignore[union-attr]
+
+
+def test_the_page_shows_what_is_there_and_lists_what_is_not(tmp_path: Path) -> None:
+    base = [50.0 + k for k in range(8)]
+    written(tmp_path, {"backbone": base, "ASR(SE)": [value + 1 for value in base[:2]]})
+    text = page.render(tmp_path)
+    assert "| ASR(SE) | 51.50 ± 0.71 | 2 of 8 | 10 |" in text
+    assert "| **ASR(SE) - backbone** | +1.00 | - | 2 : 0 (p = 0.5) | 2 of 8 pairs |" in text
+    assert "22 of 32" in text
+    assert "`0123456`" in text
+
+
+def test_the_page_and_the_readme_are_what_the_raw_files_say() -> None:
+    assert page.main(["--check"]) == 0, "run: python -m benchmarks.accuracy.page"
+
+
+def test_a_page_without_its_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no part between"):
+        page.with_block("text", "block")
