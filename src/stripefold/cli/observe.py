@@ -42,6 +42,10 @@ def observe(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the report here: page, pictures, tables.")
     ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTH", help="Pictures as PDF and SVG, too: column, text or lncs (a paper's width)."),
+    ] = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="How much of what varies is the class?")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
@@ -56,6 +60,7 @@ def observe(
 
     place, device = own_place(device)
     check_device(device)
+    _check_paper(paper, out)
     changes = {name: value for name, value in (("data", data), ("data_dir", data_dir)) if value is not None}
     if _is_path(model):
         if pretrained or size is not None:
@@ -69,10 +74,20 @@ def observe(
             report = sf.observe(network, batches, device=device, process_group=group, **options)
         if not place.first:
             return
-        page = None if out is None else _write(report, out, model, progress.writing)
+        page = None if out is None else _write(report, out, model, paper, progress.writing)
     print_line(json.dumps(_brief(report), allow_nan=False) if as_json else report)
     if page is not None:
         print(f"written: {page}", file=sys.stderr if as_json else sys.stdout)
+
+
+def _check_paper(paper: str | None, out: Path | None) -> None:
+    from stripefold.figures.paper import check_width
+
+    if paper is None:
+        return
+    check_width(paper)
+    if out is None:
+        raise ConfigError("--paper writes pictures: say where with --out")
 
 
 def _is_path(word: str) -> bool:
@@ -136,12 +151,13 @@ def _noise(shape: tuple[int, ...], images: int, place: Place) -> Iterable[Any]:
     return itertools.islice(batches, mine.start, mine.stop)
 
 
-def _write(report: StripeReport, out: Path, source: str, progress: Callable[[str], None]) -> Path:
+def _write(report: StripeReport, out: Path, source: str, paper: str | None, progress: Callable[[str], None]) -> Path:
     from stripefold.figures.write import write_report
 
     place = Path(source).expanduser()
     title = f"Stripes of {place.resolve().name if place.is_dir() else source}"
-    return write_report(report, out, trajectory=_trajectory(place), title=title, progress=progress)
+    drawn: Any = paper
+    return write_report(report, out, trajectory=_trajectory(place), title=title, paper=drawn, progress=progress)
 
 
 def _trajectory(run: Path) -> Trajectory | None:

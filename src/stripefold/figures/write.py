@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import ObserveError
 from stripefold.figures.page import render_page
+from stripefold.figures.paper import FORMATS, Width, check_width, write_paper
 from stripefold.figures.pictures import draw_overview, draw_stripes, draw_trajectory
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def write_report(
     *,
     trajectory: Trajectory | None = None,
     title: str | None = None,
+    paper: Width | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Write tables, pictures and the page of one observation.
@@ -47,26 +50,31 @@ def write_report(
         folder: Made where it does not exist; a report that lies there is replaced.
         trajectory: What was recorded over training.
         title: The page's heading; the model's name where not given.
+        paper: Every picture as PDF and SVG, too, for a paper whose column (3.25 inches), text (6.75) or only column
+            (``lncs``, 4.8) is so wide.
         progress: Called with the name of each file before it is written.
 
     Returns:
         The page.
 
     Raises:
+        ConfigError: There is no such width.
         ObserveError: The folder cannot be written.
         ModuleNotFoundError: matplotlib, plotly or jinja2 is missing; nothing is written then.
     """
     require(DRAWING, "the report of an observation")
+    if paper is not None:
+        check_width(paper)
     place = Path(folder).expanduser()
     page = render_page(report, trajectory=trajectory, title=title)
-    writers = _tables(report, trajectory) | _pictures(report, trajectory)
+    writers = _tables(report, trajectory) | _pictures(report, trajectory, paper)
     try:
         (place / PICTURES).mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
             if progress is not None:
                 progress(name)
             write(place / name)
-        _remove_stale(place / PICTURES, {Path(name).name for name in writers})
+        _remove_stale(place / PICTURES, _names(writers, paper))
         write_text(place / "index.html", page)
     except OSError as error:
         raise ObserveError(
@@ -106,7 +114,9 @@ def _tables(report: StripeReport, trajectory: Trajectory | None) -> dict[str, Ca
     return writers
 
 
-def _pictures(report: StripeReport, trajectory: Trajectory | None) -> dict[str, Callable[[Path], object]]:
+def _pictures(
+    report: StripeReport, trajectory: Trajectory | None, paper: Width | None
+) -> dict[str, Callable[[Path], object]]:
     drawings: dict[str, Callable[[], Figure]] = {}
     if report.layers:
         drawings["overview"] = lambda: draw_overview(report)
@@ -116,19 +126,28 @@ def _pictures(report: StripeReport, trajectory: Trajectory | None) -> dict[str, 
     for number, layer in enumerate(report.layers, start=1):
         name = re.sub(r"[^A-Za-z0-9._#-]+", "_", layer.name)[-_LONGEST_NAME:] or "model"
         drawings[f"gate-{number:0{width}d}-{name}"] = lambda layer=layer: draw_stripes(layer)  # type: ignore[misc]
-    return {f"{PICTURES}/{name}.png": _saver(draw) for name, draw in drawings.items()}
+    return {f"{PICTURES}/{name}.png": _saver(draw, paper) for name, draw in drawings.items()}
 
 
-def _saver(draw: Callable[[], Figure]) -> Callable[[Path], None]:
+def _saver(draw: Callable[[], Figure], paper: Width | None) -> Callable[[Path], None]:
     def save(path: Path) -> None:
         with atomic_path(path) as temporary:
             draw().savefig(temporary, format="png", dpi=_DPI)
+        if paper is not None:
+            write_paper(draw, path.with_suffix(""), paper)
 
     return save
 
 
+def _names(writers: Iterable[str], paper: Width | None) -> set[str]:
+    """What lies in the pictures' folder when all of them are written."""
+    stems = [Path(name) for name in writers]
+    return {stem.with_suffix(f".{form}").name for stem in stems for form in ("png", *(FORMATS if paper else ()))}
+
+
 def _remove_stale(folder: Path, written: set[str]) -> None:
-    """Pictures of an earlier report whose gates this one does not have."""
-    for path in [*folder.glob("gate-*.png"), *folder.glob("overview.png"), *folder.glob("trajectory.png")]:
-        if path.name not in written:
-            path.unlink()
+    """Pictures of an earlier report whose gates this one does not have, or which it does not have for a paper."""
+    for stem, form in itertools.product(("gate-*", "overview", "trajectory"), ("png", *FORMATS)):
+        for path in folder.glob(f"{stem}.{form}"):
+            if path.name not in written:
+                path.unlink()
