@@ -9,9 +9,7 @@ import typer
 
 from stripefold.cli.arguments import (
     Attention,
-    Classes,
     Device,
-    ModelName,
     Size,
     Where,
     check_device,
@@ -27,17 +25,23 @@ MODES = ("inference", "training")
 
 
 def bench(
-    model: ModelName,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A model's name; with --table1 resnet164 if not given.")
+    ] = None,
     *,
     attention: Attention = "se",
     where: Where = None,
     mode: Annotated[str, typer.Option(help="inference or training.")] = "inference",
     deploy: Annotated[bool, typer.Option("--deploy", help="Every deployed form, in images per second.")] = False,
+    table1: Annotated[
+        bool,
+        typer.Option("--table1", help="The paper's Table 1: parameters and images per second with each attention."),
+    ] = False,
     batch: Annotated[
         str | None, typer.Option(help="Images per call: 8 if not given; with --deploy several, 1,32 if not given.")
     ] = None,
     size: Size = None,
-    classes: Classes = 10,
+    classes: Annotated[int | None, typer.Option(help="Number of classes; 10 if not given.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each candidate.")] = 15,
     device: Device = "cpu",
     compiled: Annotated[
@@ -51,6 +55,13 @@ def bench(
     sizes = _batches(batch or ("1,32" if deploy else "8"))
     if len(sizes) > 1 and not deploy:
         raise ConfigError(f"--batch {batch}: several sizes need --deploy")
+    if table1:
+        own = {"--deploy": deploy, "--where": where, "--size": size, "--classes": classes, "--mode": mode != MODES[0]}
+        _bench_table1(model, sizes[0], rounds, device, output, [name for name, given in own.items() if given])
+        return
+    if model is None:
+        raise ConfigError("give the name of a model, such as resnet20; only --table1 has one of its own")
+    classes = classes or 10
     from stripefold.bench import Settings, compare, inference_candidates, synthetic_batch, training_candidates
     from stripefold.cli.output import print_line
     from stripefold.surgery.example import infer_example
@@ -79,6 +90,26 @@ def bench(
     print_report(report)
     if output is not None:
         report.save(output)
+        print_line(f"written: {output}")
+
+
+def _bench_table1(model: str | None, batch: int, rounds: int, device: str, output: Path | None, odd: list[str]) -> None:
+    """Measure the paper's Table 1, print it, and keep it where asked for."""
+    if odd:
+        raise ConfigError(f"{odd[0]} has no meaning with --table1, which is the paper's table; leave it out")
+    from stripefold.bench import Settings
+    from stripefold.bench.table1 import COLUMNS, NETWORK, measure_table1, save, table
+    from stripefold.cli.output import make_folder, print_line, print_table
+
+    check_device(device)
+    reports = measure_table1(Settings(rounds=rounds, device=device), batch=batch, model=model or NETWORK)
+    for report in reports:
+        where = ", ".join(f"{name} {value}" for name, value in report.environment.items())
+        caption = f"change: of images/s against the network of the same round; the copy shows the noise. {where}"
+        print_table(report.title, COLUMNS, table(report), caption=caption)
+    if output is not None:
+        make_folder(output.parent)
+        save(reports, output)
         print_line(f"written: {output}")
 
 

@@ -20,7 +20,7 @@ FORMATS = ("pdf", "svg")
 POINTS = 8
 # STIX comes with matplotlib and looks like Times. Type 42: text that can be searched and edited; a fixed salt: the same
 # picture is the same file.
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
     "font.size": POINTS,

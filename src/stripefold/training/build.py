@@ -76,7 +76,7 @@ def build_model(config: TrainConfig, spec: ImageSpec, *, images: Tensor | None =
                     form=form,
                     example=spec.example(),
                     attention_options=config.attention_options,
-                    **static,  # type: ignore[arg-type]
+                    **static,
                 )
             except TraceError as error:
                 raise ConfigError(
