@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.accuracy.others import table1_section, tasks_section
 from benchmarks.accuracy.plan import RESULTS, Study, load_plan
 from benchmarks.accuracy.results import Comparison, Records, compare, load_records
 from benchmarks.accuracy.stripes import load_stripes, stripes_section
@@ -59,6 +60,7 @@ def render(folder: Path = RESULTS) -> str:
         STRIPES.strip(),
         stripes_section(studies, load_stripes(studies, folder)),
     ]
+    parts += ["## Real tasks", tasks_section(folder), "## Table 1 again", table1_section(folder)]
     parts += ["## What was not run", not_run(studies, records), "## What it took", cost(records)]
     return "\n\n".join(parts) + "\n"
 

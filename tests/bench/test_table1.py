@@ -12,7 +12,18 @@ import torch
 import stripefold as sf
 from stripefold.bench import Settings
 from stripefold.bench.report import Report, Row, Spread
-from stripefold.bench.table1 import BACKBONE, COPY, DATA, FOLDED, PAPER, Images, build_networks, measure_table1, table
+from stripefold.bench.table1 import (
+    BACKBONE,
+    COPY,
+    DATA,
+    FOLDED,
+    PAPER,
+    Images,
+    build_networks,
+    load,
+    measure_table1,
+    table,
+)
 from stripefold.cli import main
 from stripefold.nets import create_model
 
@@ -81,6 +92,9 @@ def test_the_command(tmp_path: Path, capsys: Any) -> None:
     assert "CIFAR100 sizes" in printed
     assert "STL10 sizes" in printed
     assert len(json.loads(file.read_text())["reports"]) == 2
+    found = load(file)
+    assert [report.settings["data"] for report in found] == ["CIFAR100", "STL10"]
+    assert len(table(found[0])) == 9
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,12 @@ class Report:
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """The report that gave these values; `to_dict` turned around."""
+        content = {**values, "rows": [dict(row) for row in values["rows"]]}
         rows = []
         for row in content.pop("rows"):
             del row["missed"]

@@ -163,3 +163,12 @@ def save(reports: Sequence[Report], path: str | Path) -> None:
         path: The file.
     """
     write_text(path, json.dumps({"reports": [report.to_dict() for report in reports]}, indent=2) + "\n")
+
+
+def load(path: str | Path) -> list[Report]:
+    """Read what `save` wrote.
+
+    Args:
+        path: The file.
+    """
+    return [Report.from_dict(each) for each in json.loads(Path(path).read_text(encoding="utf-8"))["reports"]]
