@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import stripefold as sf
@@ -19,7 +21,7 @@ from benchmarks.accuracy.noise import ParameterNoise
 from benchmarks.accuracy.plan import RunSpec, list_runs, load_plan, slug
 from benchmarks.accuracy.results import Records, compare, load_records, scores
 from benchmarks.accuracy.run import Pools, Run, epoch_of
-from benchmarks.accuracy.train import describe_session
+from benchmarks.accuracy.train import Worker, describe_session, parse
 from benchmarks.cifar_data import Cifar, Labelled
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.noisy import batch_norms, disturb, hooked
@@ -261,3 +263,76 @@ def test_the_page_and_the_readme_are_what_the_raw_files_say() -> None:
 def test_a_page_without_its_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="no part between"):
         page.with_block("text", "block")
+
+
+def test_runs_abreast_end_as_each_alone(tmp_path: Path) -> None:
+    """What a GPU does with many: one step of each in turn, on a pool of images that runs of a seed share."""
+    plan = {"": load_plan()["noise-random"]}
+    chosen = [
+        run for run in list_runs(plan, gpu=False) if run.seed < 2 and run.configuration in ("backbone", "ASR(SE)")
+    ]
+    small = {"model": "resnet8", "batch_size": 8, "epochs": 2, "milestones": [1]}
+    specs = [replace(run, options={**run.options, **small}) for run in chosen]
+    data = tiny_data()
+
+    def ended(together: list[RunSpec], folder: Path) -> dict[str, Any]:
+        runs = [Run(spec, data, folder / f"{spec.name}.pt", graph=False) for spec in together]
+        pools = Pools(data)
+        for run in runs:
+            run.begin(session("one"))
+        for _ in range(2):
+            list(epoch_of(runs, pools))
+        return {run.spec.name: run.finish(folder)["train_loss"] for run in runs}
+
+    alone: dict[str, Any] = {}
+    for spec in specs:
+        alone |= ended([spec], tmp_path / "alone")
+    assert ended(specs, tmp_path / "abreast") == alone
+    assert len({tuple(losses) for losses in alone.values()}) == len(specs)
+
+
+def worker_of(folder: Path, *words: str) -> Worker:
+    for part, count in (("train", 8), ("test", 4)):
+        for kind in ("a", "b"):
+            place = folder / "data" / part / kind
+            place.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), (number, 0, 0)).save(place / f"{number}.png")
+    where = ["--data", str(folder / "data"), "--work", str(folder / "work"), "--results", str(folder / "results")]
+    return Worker(parse([*where, "--device", "cpu", *words]))
+
+
+def test_a_worker_takes_what_is_neither_finished_nor_held(tmp_path: Path) -> None:
+    first, second = worker_of(tmp_path, "--abreast", "2"), worker_of(tmp_path)
+    with ExitStack() as locks:
+        taken = [run.name for run in first._take(locks)]
+        assert taken == ["main/backbone-seed0", "main/+se-seed0"]
+        with ExitStack() as others:
+            assert [run.name for run in second._take(others)] == ["main/asr-se-seed0"]
+    (tmp_path / "results" / "main").mkdir(parents=True)
+    (tmp_path / "results" / "main" / "backbone-seed0.json").touch()
+    with ExitStack() as locks:
+        assert [run.name for run in second._take(locks)] == ["main/+se-seed0"]
+
+
+def test_a_worker_begins_nothing_that_would_end_too_late(tmp_path: Path) -> None:
+    worker = worker_of(tmp_path, "--abreast", "8", "--seconds", "1000")
+    worker.rate = 20.0  # 320 s a run of 16 epochs, 80 s one of 4
+    with ExitStack() as locks:
+        assert len(worker._take(locks)) == 3
+    worker.rate = 100.0
+    with ExitStack() as locks:
+        assert {run.study for run in worker._take(locks)} == {"noise-random"}
+    worker = worker_of(tmp_path, "--seconds", "0")
+    with ExitStack() as locks:
+        assert worker._take(locks) == []
+
+
+def test_runs_at_different_epochs_do_not_go_abreast(tmp_path: Path) -> None:
+    worker = worker_of(tmp_path, "--abreast", "3")
+    spec = next(iter(list_runs(load_plan(), gpu=False)))
+    begun = Run(spec, worker.data, tmp_path / "work" / f"{spec.name}.pt", graph=False)
+    begun.begin(session("one"))
+    begun.end_epoch(1.0, 1.0)
+    with ExitStack() as locks:
+        assert [run.name for run in worker._take(locks)] == [spec.name]
