@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # What may differ between a run and its continuation: none of it changes the numbers, the number of processes no more
 # than the order of a sum does.
 FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
-FREE_ON_RESUME |= {"devices", "nodes", "strategy", "timeout"}
+FREE_ON_RESUME |= {"cache", "devices", "nodes", "strategy", "timeout"}
 FREEZABLE = ("psi", "theta")
 MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise")
 
@@ -52,6 +52,8 @@ class TrainConfig:
             or ``voc:PATH``.
         data_dir: Where torchvision's data sets lie.
         download: Whether torchvision may download them.
+        cache: Whether images that lie in files are decoded once and kept in memory, as bytes; they have to be of one
+            size. The numbers stay the same.
         image_size: Side the images are brought to; None is the data set's own.
         channels: 1 or 3 colour channels; None is the data set's own.
         augmentation: What happens to a training image; segmentation and detection know ``none`` and ``flip``.
@@ -120,6 +122,7 @@ class TrainConfig:
     data: str = "digits"
     data_dir: str | None = None
     download: bool = False
+    cache: bool = False
     image_size: int | None = None
     channels: int | None = None
     augmentation: Augmentation = "none"
@@ -211,6 +214,8 @@ class TrainConfig:
             raise ConfigError(f"mixup is {self.mixup}; it mixes classes of whole images, set 0 for {self.task}")
         if self.label_smoothing and self.task == "detection":
             raise ConfigError(f"label_smoothing is {self.label_smoothing}; a detector has its own losses, set 0")
+        if self.cache:
+            raise ConfigError(f"cache is True; it is for classification; set false for {self.task}")
         if self.channels == 1:
             raise ConfigError(f"channels is 1; networks for {self.task} take 3")
 

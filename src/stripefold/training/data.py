@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from stripefold.errors import ConfigError, DataError
 from stripefold.processes import ALONE, Place
 from stripefold.training import transforms
-from stripefold.training.images import Images, choose
+from stripefold.training.images import Images, choose, keep
 from stripefold.training.scene_data import (
     Fitting,
     PlainScenes,
@@ -147,10 +147,13 @@ def load_data(config: TrainConfig) -> Data:
     before = _before(source, channels)
     after: transforms.Transform = functools.partial(transforms.normalise, *_statistics(source, channels))
     middle: transforms.Transform = functools.partial(transforms.fit, size, share=source.middle)
+    train, test = choose(source.train, config.limit_train), choose(source.test, config.limit_test)
+    if config.cache:
+        train, test = keep(train), keep(test)
     train_steps = [*before, *_augmentation(config.augmentation, size), after]
     return Data(
-        train=TrainingImages(choose(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
-        test=PlainImages(choose(source.test, config.limit_test), transforms.compose([*before, middle]), after),
+        train=TrainingImages(train, transforms.compose(train_steps), config.seed),
+        test=PlainImages(test, transforms.compose([*before, middle]), after),
         spec=spec,
     )
 
