@@ -134,7 +134,7 @@ def table(report: Report) -> list[tuple[str, ...]]:
     """
     settings = report.settings
     printed = PAPER.get(settings["data"], {}) if settings["model"] == NETWORK else {}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in report.rows:
         theirs = printed.get(row.name, NOTHING)
         first = row is report.rows[0]

@@ -90,12 +90,12 @@ def keep(images: Images) -> ArrayImages:
         return images
     with ThreadPoolExecutor() as pool:  # reading and decoding let go of Python's lock
         found = list(pool.map(images.__getitem__, range(len(images))))
-    shapes = {tuple(image.shape): index for index, (image, _) in reversed(list(enumerate(found)))}
-    if len(shapes) > 1:
-        (second, other), (first, one) = sorted(shapes.items(), key=lambda each: each[1])[1::-1]
+    first = found[0][0].shape
+    odd = next((index for index, (image, _) in enumerate(found) if image.shape != first), None)
+    if odd is not None:
         raise DataError(
-            f"cache holds images of one size, and image {one} is {first} where image {other} is {second}: set cache to "
-            "false"
+            f"cache holds images of one size, and image 0 is {tuple(first)} where image {odd} is "
+            f"{tuple(found[odd][0].shape)}: set cache to false"
         )
     return ArrayImages(torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found]))
 
