@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.accuracy.others import table1_section, tasks_section
+from benchmarks.accuracy.figure import write_figures
+from benchmarks.accuracy.others import PICTURES, table1_section, tasks_section
 from benchmarks.accuracy.plan import RESULTS, Study, load_plan
 from benchmarks.accuracy.results import Comparison, Records, compare, load_records
 from benchmarks.accuracy.stripes import load_stripes, stripes_section
@@ -55,11 +56,10 @@ def render(folder: Path = RESULTS) -> str:
     parts += [
         study_section(study, records) for study in studies.values() if not study.needs_gpu or _any(study, records)
     ]
-    parts += [
-        "## Stripes over a whole training",
-        STRIPES.strip(),
-        stripes_section(studies, load_stripes(studies, folder)),
-    ]
+    parts += _picture(folder, "curves", "test accuracy over the epochs")
+    parts += ["## Stripes over a whole training", STRIPES.strip()]
+    parts += _picture(folder, "stripes", "the gates over the epochs")
+    parts += [stripes_section(studies, load_stripes(studies, folder))]
     parts += ["## Real tasks", tasks_section(folder), "## Table 1 again", table1_section(folder)]
     parts += ["## What was not run", not_run(studies, records), "## What it took", cost(records)]
     return "\n\n".join(parts) + "\n"
@@ -69,6 +69,11 @@ STRIPES = """
 The gates of every network with dynamic attention are observed after each epoch on the same 512 test images, with the
 measures of [stripes](stripes.md).
 """
+
+
+def _picture(folder: Path, name: str, words: str) -> list[str]:
+    """A link to a picture, where it was drawn."""
+    return [f"![{words}]({PICTURES}/{name}.png)"] if (folder / f"{name}.png").exists() else []
 
 
 def _any(study: Study, records: Records) -> bool:
@@ -142,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
     studies = load_plan()
+    if not options.check:
+        for file in write_figures(load_records(studies), load_stripes(studies)):
+            print(f"written: {file.relative_to(ROOT)}")
     readme = README.read_text(encoding="utf-8")
     wanted = {PAGE: render(), README: with_block(readme, readme_block(load_records(studies), studies))}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -16,13 +16,16 @@ from torch import nn
 
 import stripefold as sf
 from benchmarks.accuracy import page
+from benchmarks.accuracy.figure import write_figures
 from benchmarks.accuracy.networks import build, configure, image_spec
 from benchmarks.accuracy.noise import ParameterNoise
 from benchmarks.accuracy.plan import RunSpec, list_runs, load_plan, slug
 from benchmarks.accuracy.results import Records, compare, load_records, scores
 from benchmarks.accuracy.run import Pools, Run, epoch_of
+from benchmarks.accuracy.stripes import QUANTITIES, load_stripes
 from benchmarks.accuracy.train import Worker, describe_session, parse
 from benchmarks.cifar_data import Cifar, Labelled
+from benchmarks.stripes_record import share_of_few
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.noisy import batch_norms, disturb, hooked
 
@@ -254,6 +257,39 @@ def test_the_page_shows_what_is_there_and_lists_what_is_not(tmp_path: Path) -> N
     assert "| **ASR(SE) - backbone** | +1.00 | - | 2 : 0 (p = 0.5) | 2 of 8 pairs |" in text
     assert "22 of 32" in text
     assert "`0123456`" in text
+
+
+def test_the_stripes_of_a_run_are_told_and_drawn(tmp_path: Path) -> None:
+    study = load_plan()["main"]
+    specs = [run for run in list_runs({"main": study}, gpu=False) if run.configuration in ("+SE", "backbone")][:4]
+    for spec in specs:
+        small = replace(spec, options={**spec.options, "model": "resnet8", "batch_size": 8, "epochs": 2})
+        run = Run(small, tiny_data(), tmp_path / "state.pt", graph=False)
+        run.begin(session("one"))
+        while run.epoch < 2:
+            list(epoch_of([run], Pools(run.data)))
+        record = run.finish(tmp_path)
+        (tmp_path / f"{spec.name}.json").write_text(json.dumps({**record, "options": dict(spec.options)}))
+    stripes = load_stripes(load_plan(), tmp_path)
+    assert list(stripes) == [("main", "+SE")]
+    (rows, _) = stripes["main", "+SE"]
+    text = page.render(tmp_path)
+    assert "#### +SE, 2 epochs (mean over 2 seeds, 512 test images)" in text
+    assert text.count("| `layer3.0.bn2` |") == len(QUANTITIES)
+    assert 0 < rows[2][0]["share_of_few"] <= 1
+    assert "stripes.png" not in text
+    files = write_figures(load_records(load_plan(), tmp_path), stripes, tmp_path)
+    assert {file.name for file in files} == {
+        f"{name}.{form}" for name in ("curves", "stripes") for form in ("png", "pdf", "svg")
+    }
+    assert "stripes.png" in page.render(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("within", "share"), [([1.0] * 32, 2 / 32), ([0.0] * 31 + [3.0], 1.0), ([0.0] * 8, 0.0), ([2.0], 1.0)]
+)
+def test_the_few_channels_are_one_in_sixteen(within: list[float], share: float) -> None:
+    assert share_of_few(torch.tensor(within)) == pytest.approx(share)
 
 
 def test_the_page_and_the_readme_are_what_the_raw_files_say() -> None:
