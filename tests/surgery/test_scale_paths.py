@@ -408,8 +408,9 @@ class Twice(nn.Module):
         return self.a(first) + self.b(second)
 
 
-def test_pieces_that_cannot_be_told_apart() -> None:
-    assert_reason(paths(scaled(same, Twice(), nn.Conv2d(2, 3, 1)))[1], "which piece goes where is not known")
+def test_pieces_of_a_map_that_is_split_twice() -> None:
+    model = scaled(same, Twice(), nn.Conv2d(2, 3, 1))
+    assert_exact(model, paths(model)[1])
 
 
 def test_one_value_twice_in_a_concatenation() -> None:

@@ -42,7 +42,6 @@ def test_calls_with_shapes_and_what_was_not_called():
     assert result.calls("linear")[0].outputs == ((2, 4, 8, 6),)
     assert result.calls("norm") == []
     assert result.uncalled == ("other", "wide", "norm", "instance", "group", "flat")
-    assert result.on_meta
 
 
 def test_consumers_and_producers():

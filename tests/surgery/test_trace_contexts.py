@@ -49,6 +49,7 @@ def normalised() -> Block:
     return block
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # torch's own, of Reentrant
 @pytest.mark.parametrize("build", [Block, Checkpointed, Reentrant, CallsForward, normalised])
 @pytest.mark.parametrize(
     "surroundings",
@@ -61,7 +62,6 @@ def test_same_branch_everywhere(build: Callable[[], Block], surroundings: Callab
         result = trace(model, torch.randn(2, 4), is_layer=is_affine)
     assert [tail.name for tail in result.residual_tails()] == ["last"]
     assert [call.name for call in result.graph.calls] == ["first", "last"]
-    assert result.on_meta
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -11,14 +11,15 @@ from torch import nn
 
 from stripefold.asr.build import Chains
 from stripefold.asr.config import Form, GateConfig, Init, Psi, Start
-from stripefold.asr.plan import as_listed, check_inside_blocks, plan_gates
+from stripefold.asr.plan import Planned, as_listed, check_inside_blocks, plan_gates
+from stripefold.asr.same_calls import check_same_steps, steps_of
 from stripefold.asr.select import Selection, Where, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_names
 from stripefold.errors import AttachError
 from stripefold.surgery.example import Example
-from stripefold.surgery.modules import first_parameter, forget_compiled, replace_modules
+from stripefold.surgery.modules import first_parameter, forget_compiled, move_call_hooks, replace_modules
 from stripefold.surgery.positions import PositionPlace
 from stripefold.surgery.root import check_bare, copy_of
 
@@ -87,8 +88,8 @@ def attach_(
         The same model object.
 
     Raises:
-        AttachError: nothing matched, gates are already there, a layer cannot be a site, a bad option. The model is then
-            unchanged.
+        AttachError: nothing matched, gates are already there, a layer cannot be a site, a bad option, or the model's
+            code takes another path where its layers carry gates. The model is then unchanged.
         TraceError: the model does not run on the example.
 
     Source: ASR, Huang et al. 2024, section 3; reference code ``ASRBatchNorm2d``.
@@ -152,6 +153,13 @@ def _attach(model: nn.Module, where: Where, config: GateConfig, known: _Known, *
     planned = [plan_gates(candidate, config, chains, like) for candidate in chosen]
     check_inside_blocks(model, planned)
     _warn(selection, {each.candidate.name for each in planned if each.adds})
+    return chains.begin_with_(_swap_in(model, planned, known))
+
+
+def _swap_in(model: nn.Module, planned: Sequence[Planned], known: _Known) -> nn.Module:
+    """Put the sites into the model; it must do the same steps as before, else they are taken out again."""
+    layers = [each.candidate.module for each in planned]
+    before = None if known.places is not None else steps_of(model, known.example, layers)
     forget_compiled(model)
     replacements: dict[nn.Module, nn.Module] = {}
     for each in planned:
@@ -161,7 +169,23 @@ def _attach(model: nn.Module, where: Where, config: GateConfig, known: _Known, *
         if site is not each.candidate.module:
             site.take_hooks_()
             replacements[each.candidate.module] = site
-    return chains.begin_with_(replace_modules(model, replacements))
+    root = replace_modules(model, replacements)
+    try:
+        check_same_steps(before, None if before is None else steps_of(root, known.example, []))
+    except BaseException:
+        _take_out(root, planned, replacements)
+        raise
+    return root
+
+
+def _take_out(root: nn.Module, planned: Sequence[Planned], replacements: Mapping[nn.Module, nn.Module]) -> None:
+    replace_modules(root, {site: layer for layer, site in replacements.items()})
+    for layer, site in replacements.items():
+        move_call_hooks(site, layer)
+    for each in planned:
+        site = each.candidate.module
+        if isinstance(site, Site):  # which had other gates before
+            del site.gates[-len(each.gates) :]
 
 
 def _select(model: nn.Module, where: Where, config: GateConfig, known: _Known) -> Selection:

@@ -11,9 +11,10 @@ from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.errors import FoldError
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import move_call_hooks
+from stripefold.surgery.stand_in import StandIn
 
 
-class Gated(Foldable):
+class Gated(StandIn, Foldable):
     """A module of the user's, ``base``, with gates on it; abstract.
 
     Every attribute but the gates is the module's own, for reading and for writing; what the gates change of a tensor,
@@ -31,6 +32,12 @@ class Gated(Foldable):
         self.base = base
         self.gates = nn.ModuleList()
         self.training = base.training  # not train(): the module's own children keep their flags
+
+    @property
+    def stands_for(self) -> nn.Module | None:
+        """See ``StandIn``: the base."""
+        base: nn.Module | None = self.__dict__.get("_modules", {}).get("base")
+        return base
 
     def take_hooks_(self) -> None:
         """Move the base's hooks here: from now on this module is what is called."""

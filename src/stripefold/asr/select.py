@@ -12,10 +12,11 @@ from stripefold.asr.config import check_entry
 from stripefold.asr.gated import Gated
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, TraceError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.refusal import refusal_in
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example, infer_example
-from stripefold.surgery.globs import close_names, matching
+from stripefold.surgery.globs import close_names, matching, renamed
 from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.positions import PositionPlace
@@ -84,10 +85,11 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
     layers = _layers(model)
     chosen, cancelled = _choose(model, layers, where, example)
     owners, held = tensor_owners(model), held_by_functions(model)
+    adapted = under_adapters(model)
     sites: list[Candidate] = []
     refused: list[Refused] = []
     for candidate in chosen:
-        reason = _refusal(candidate, owners, held)
+        reason = adapted.get(candidate.module) or _refusal(candidate, owners, held)
         if reason is None:
             sites.append(candidate)
         else:
@@ -133,9 +135,9 @@ def _choose(
     elif callable(where) and not isinstance(where, nn.Module):
         chosen = _by_predicate(layers, where, "where(name, module) is true")
     elif isinstance(where, Mapping):
-        chosen = _by_mapping(layers, where)
+        chosen = _by_mapping(model, layers, where)
     else:
-        chosen = _by_globs(layers, globs_of(where))
+        chosen = _by_globs(model, layers, globs_of(where))
     return chosen, _cancelled(model, chosen, example)
 
 
@@ -196,29 +198,31 @@ def _by_predicate(layers: dict[str, nn.Module], where: Callable[[str, nn.Module]
     return [Candidate(name=name, module=module, why=why) for name, module in layers.items() if where(name, module)]
 
 
-def _by_globs(layers: dict[str, nn.Module], globs: Sequence[str]) -> list[Candidate]:
+def _by_globs(model: nn.Module, layers: dict[str, nn.Module], globs: Sequence[str]) -> list[Candidate]:
     chosen: dict[str, Candidate] = {}
     for glob in globs:
-        for name in _matches(layers, glob):
+        for name in _matches(model, layers, glob):
             chosen.setdefault(name, Candidate(name=name, module=layers[name], why=f"matches {glob!r}"))
     return [chosen[name] for name in layers if name in chosen]
 
 
-def _by_mapping(layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, Any]]) -> list[Candidate]:
+def _by_mapping(
+    model: nn.Module, layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, Any]]
+) -> list[Candidate]:
     """Later globs win, as in most configuration files."""
     chosen: dict[str, Candidate] = {}
     for glob, options in where.items():
         check_entry(glob, options)
-        for name in _matches(layers, glob):
+        for name in _matches(model, layers, glob):
             why = f"matches {glob!r}"
             chosen[name] = Candidate(name=name, module=layers[name], why=why, glob=glob, options=options)
     return [chosen[name] for name in layers if name in chosen]
 
 
-def _matches(layers: dict[str, nn.Module], glob: str) -> list[str]:
+def _matches(model: nn.Module, layers: dict[str, nn.Module], glob: str) -> list[str]:
     names = matching(layers, glob)
     if not names:
-        hint = close_names(glob, [*_KEYWORDS, *layers])
+        hint = renamed(model, glob) or close_names(glob, [*_KEYWORDS, *layers])
         raise AttachError(
             f"where={glob!r} matches no module.{hint} Give 'residual', 'norm', 'affine' or a glob over dotted paths "
             "such as 'layer4.*.bn3'; sites(model, where='affine') lists what there is"

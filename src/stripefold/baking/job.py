@@ -29,7 +29,8 @@ from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import copy_buffers, undisturbed
+from stripefold.surgery.preserve_state import copy_buffers, preserve_state
+from stripefold.surgery.stand_in import is_plain
 from stripefold.together import from_first
 
 T = TypeVar("T")
@@ -91,9 +92,9 @@ class Job:
         if self._home is not None:
             self._model.to(self._options.device)
         modules = list(self._model.modules())
-        self._statistics = Statistics.of(m for m in modules if isinstance(m, _BatchNorm))
+        self._statistics = Statistics.of(m for m in modules if is_plain(m, _BatchNorm))
         # A forward may write into buffers of its own, a counter say; new statistics are wanted, that is not.
-        self._buffers = Statistics.of(m for m in modules if not isinstance(m, _BatchNorm))
+        self._buffers = Statistics.of(m for m in modules if not is_plain(m, _BatchNorm))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -109,7 +110,7 @@ class Job:
         """A copy that is baked and compared with the model, and the report."""
         metric = self._metric()
         example = self._agreed(self._data.example) if self._given is None else self._given
-        with undisturbed(self._model):
+        with preserve_state(self._model):
             look = self._look(example)
             verdict = self._judge(look, metric)
         self._buffers.restore_()
@@ -223,7 +224,7 @@ class Job:
 
     def _measured(self, made: nn.Module, report: BakeReport, metric: Metric | None) -> BakeReport:
         """The report with what only the baked model can tell."""
-        with undisturbed(made), undisturbed(self._model):
+        with preserve_state(made), preserve_state(self._model):
             copy_buffers(made)
             copy_buffers(self._model)
             after = None if metric is None else measured(metric, made, "of the baked model")

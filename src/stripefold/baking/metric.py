@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stripefold.baking.batches import Batches
 from stripefold.errors import BakeError
 from stripefold.surgery.example import run_example
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.surgery.preserve_state import preserve_state
 from stripefold.together import gathered, summed, together
 
 Metric = Callable[[nn.Module], float]
@@ -126,7 +126,7 @@ def measured(metric: Metric, model: nn.Module, when: str) -> float:
     Raises:
         BakeError: no finite number.
     """
-    with undisturbed(model):
+    with preserve_state(model):
         value = metric(model)
     try:
         number = float(value)

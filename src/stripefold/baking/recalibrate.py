@@ -17,6 +17,7 @@ from stripefold.errors import BakeError
 from stripefold.stripe.moments import Moments
 from stripefold.surgery.example import run_example
 from stripefold.surgery.graph import Graph
+from stripefold.surgery.stand_in import is_plain
 from stripefold.together import gathered, together
 
 
@@ -55,7 +56,7 @@ def norms_behind(model: nn.Module, graph: Graph, products: Iterable[int]) -> dic
     found: dict[str, _BatchNorm] = {}
     for index, node in enumerate(graph.nodes):
         module = modules.get(node.name) if node.kind == "layer" else None
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and graph.values_behind[index] & wanted:
+        if is_plain(module, _BatchNorm) and module.running_mean is not None and graph.values_behind[index] & wanted:
             found[node.name] = module
     return found
 

@@ -17,6 +17,7 @@ from stripefold.folding.rule import rule_for
 from stripefold.surgery.computed import computed
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import move_call_hooks
+from stripefold.surgery.stand_in import StandIn
 
 _SETTINGS = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
@@ -25,7 +26,7 @@ _SETTINGS = (
 
 
 @final
-class BranchBlock(Foldable):
+class BranchBlock(StandIn, Foldable):
     """A sum of branches that folds to one convolution.
 
     The convolution's settings (``in_channels``, ``stride``, ``groups`` ...) read as before; ``weight`` and ``bias`` are
@@ -66,6 +67,12 @@ class BranchBlock(Foldable):
             total = output if total is None else total + output
         assert total is not None
         return total
+
+    @property
+    def stands_for(self) -> nn.Module | None:
+        """See ``StandIn``: the convolution to come."""
+        shell = self.__dict__.get("_shell")
+        return None if shell is None else shell[0]
 
     @property
     def lead(self) -> LeadBranch:

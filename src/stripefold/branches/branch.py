@@ -15,6 +15,7 @@ from stripefold.branches.select import Where, select
 from stripefold.errors import BranchError
 from stripefold.surgery.modules import forget_compiled, move_call_hooks, replace_modules
 from stripefold.surgery.root import check_bare, copy_of
+from stripefold.surgery.stand_in import is_plain
 
 Init = Literal["paper", "identity"]
 
@@ -72,7 +73,7 @@ def branch_(
             convolution. The model is then unchanged.
     """
     _check_bare(model)
-    if isinstance(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if is_plain(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         raise BranchError(
             "the model itself is the convolution and cannot be replaced in place: use model = branch(model, ...)"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from stripefold.branches.block import BranchBlock
 from stripefold.errors import BranchError
 from stripefold.surgery.example import example_to, run_example
 from stripefold.surgery.modules import first_parameter
+from stripefold.surgery.stand_in import is_plain
 from stripefold.surgery.undisturbed import undisturbed
 
 
@@ -60,11 +62,10 @@ def calibrate_(
     }
     modes = {module: module.training for block in blocks.values() for module in block.modules()}
     handles = [norm.register_forward_pre_hook(lambda m, args: moments[m].add(args[0])) for norm in moments]
-    for name, convolution in convolutions.items():
-        block = blocks[name].eval()
-        handles.append(convolution.register_forward_pre_hook(lambda m, args, block=block: _run_beside(block, args)))
     try:
-        count = _run(model, data)
+        for block in blocks.values():
+            block.eval()
+        count = _run(model, list(convolutions), blocks, data)
     finally:
         for handle in handles:
             handle.remove()
@@ -77,23 +78,25 @@ def calibrate_(
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return is_plain(module, nn.modules.batchnorm._BatchNorm)
 
 
-def _run_beside(block: BranchBlock, args: tuple[Any, ...]) -> None:
-    with torch.no_grad():
-        block(*args)
+def _run_beside(block: BranchBlock, convolution: nn.Module, args: tuple[Any, ...]) -> None:
+    block(*args)
 
 
-def _run(model: nn.Module, data: Any) -> int:
+def _run(model: nn.Module, names: list[str], blocks: Mapping[str, BranchBlock], data: Any) -> int:
     like = first_parameter(model)
     assert like is not None  # there is a convolution
     count = 0
-    with undisturbed(model):
+    with undisturbed(model) as copied:
+        for name in names:
+            run = partial(_run_beside, blocks[name])
+            copied.get_submodule(name).register_forward_pre_hook(run)
         for batch in _batches(data):
             count += 1
             try:
-                run_example(model, example_to(batch, like.device, like.dtype))
+                run_example(copied, example_to(batch, like.device, like.dtype))
             except Exception as error:  # a user's forward may raise anything
                 raise BranchError(
                     f"{type(model).__name__} does not run on batch {count} of data= ({type(error).__name__}: {error}). "

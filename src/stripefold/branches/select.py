@@ -14,9 +14,10 @@ from stripefold.branches.registry import Kind
 from stripefold.errors import BranchError
 from stripefold.folding.refusal import altered, refusal_in
 from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.globs import close_names, matching
+from stripefold.surgery.globs import close_names, matching, renamed
 from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.modules import tensor_owners
+from stripefold.surgery.stand_in import is_plain
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -39,7 +40,7 @@ def select(model: nn.Module, kind: Kind, where: Where, options: Mapping[str, Any
             ``where`` of the wrong kind, a bad value of an option.
     """
     modules = _outside_blocks(model)
-    names = _names(modules, where)
+    names = _names(model, modules, where)
     owners, held = tensor_owners(model), held_by_functions(model)
     chosen = Chosen()
     for name in names:
@@ -65,7 +66,7 @@ def _outside_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
-def _names(modules: dict[str, nn.Module], where: Where) -> list[str]:
+def _names(model: nn.Module, modules: dict[str, nn.Module], where: Where) -> list[str]:
     if callable(where) and not isinstance(where, nn.Module):
         return [name for name, module in modules.items() if where(name, module)]
     if where == _SPATIAL:
@@ -79,7 +80,7 @@ def _names(modules: dict[str, nn.Module], where: Where) -> list[str]:
     for glob in globs:
         matches = matching(modules, glob)
         if not matches:
-            hint = close_names(glob, [_SPATIAL, *modules])
+            hint = renamed(model, glob) or close_names(glob, [_SPATIAL, *modules])
             raise BranchError(
                 f"where={glob!r} matches no module.{hint} Give 'spatial' or a glob over dotted paths such as "
                 "'layer4.*.conv2'"
@@ -90,9 +91,7 @@ def _names(modules: dict[str, nn.Module], where: Where) -> list[str]:
 
 def _is_spatial(module: nn.Module) -> bool:
     """A convolution of any library with more than one tap, blocks and sites apart."""
-    if not isinstance(module, _CONVOLUTIONS):
-        return False
-    return any(size > 1 for size in module.kernel_size)
+    return is_plain(module, _CONVOLUTIONS) and any(size > 1 for size in module.kernel_size)
 
 
 def _refusal(

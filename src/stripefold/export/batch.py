@@ -11,10 +11,17 @@ from torch.export import Dim
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stripefold.errors import ExportError
-from stripefold.surgery.example import Example
+from stripefold.surgery.example import Example, examples_of
 
 TRACED = 2
 """Batch size of the trace: torch takes a 1 for a constant."""
+
+
+def several(examples: Example | list[Example] | None) -> list[Example]:
+    """One input, a list of several, or none, as a list."""
+    if examples is None:
+        return []
+    return examples_of(examples)
 
 
 def batch_size(example: Example) -> int:

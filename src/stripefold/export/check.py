@@ -1,13 +1,13 @@
 """Does a written file compute what the eager model computes?
 
-The truth is a float64 copy of the eager model, with its own weights; what a runtime may add is 4 times the rounding
+The eager model is the one that was given, gates and norms and all, in the modes in which it is used. The truth is a
+float64 copy of it, with its own weights; what a runtime may add is 4 times the rounding
 error that the eager model shows itself, with the floor of its dtype: the policy of `verify` (docs/numerics.md). One
 tolerance serves all inputs: the noise of the noisiest.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +19,9 @@ from stripefold.export.report import Check
 from stripefold.folding.judge import agreement, judge
 from stripefold.folding.run import call, place
 from stripefold.surgery.example import Example
+from stripefold.surgery.float64 import float64_copy
 from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.surgery.undisturbed import on_copies
 from stripefold.surgery.values import tensors_of
 
 
@@ -29,7 +30,7 @@ def check_file(compute: Callable[[Example], Any], model: nn.Module, inputs: Mapp
 
     Args:
         compute: what the file computes; its output may be nested.
-        model: the eager model, folded, on the CPU.
+        model: the eager model, on the CPU.
         inputs: in words -> example.
 
     Returns:
@@ -40,7 +41,7 @@ def check_file(compute: Callable[[Example], Any], model: nn.Module, inputs: Mapp
     """
     like = first_parameter(model)
     dtype = torch.float32 if like is None else like.dtype
-    exact = model if dtype == torch.float64 else copy.deepcopy(model).double()
+    exact = model if dtype == torch.float64 else float64_copy(model)
     checks = tuple(
         _check(name, compute, model, exact, place(model, example, dtype)) for name, example in inputs.items()
     )
@@ -69,8 +70,7 @@ def _check(name: str, compute: Callable[[Example], Any], model: nn.Module, exact
 
 
 def _tensors(model: nn.Module, example: Example) -> dict[str, Tensor]:
-    with undisturbed(model):
-        return _numbered(call(model, example))
+    return on_copies(lambda copied: _numbered(call(copied, example)), model)
 
 
 def _numbered(output: Any) -> dict[str, Tensor]:

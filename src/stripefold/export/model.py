@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,17 @@ import torch
 from torch import nn
 
 from stripefold.errors import ExportError
-from stripefold.export.batch import batch_size
+from stripefold.export.batch import batch_size, several
 from stripefold.export.program import capture
 from stripefold.export.report import ExportReport
-from stripefold.export.write import Form, samples_for, write_program, write_weights
+from stripefold.export.write import Form, examples_for, samples_for, write_program, write_weights
 from stripefold.folding.files import Kind
 from stripefold.folding.fold import fold
+from stripefold.folding.verify import verify
 from stripefold.surgery.example import Example, example_to, infer_example
 from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.modes import kept_in_training
+from stripefold.surgery.modules import unwrapped
 
 SUFFIXES: dict[str, Form] = {".safetensors": "safetensors", ".pt2": "pt2", ".onnx": "onnx"}
 _WHY_NOT = {
@@ -43,21 +47,21 @@ def export_model(
 ) -> ExportReport:
     """Write a model as a file that runs without stripefold; the model stays as it is.
 
-    A model with gates is folded first. The file is written beside its place, read back, compared with the eager model
-    and only then moved there: a failed check leaves what was there before.
+    A model with gates is folded first. The file is written beside its place, read back, compared with the model that
+    was given, on every input that was given, and only then moved there: a failed check leaves what was there before.
 
     Args:
         model: attached, folded or plain.
         path: ``NAME.safetensors`` (weights), ``NAME.pt2`` (`torch.export`) or ``NAME.onnx``; for the CPU.
-        example: tensor, tuple or dict, the batch first; inferred where the model declares its input. Weights without
-            ``fuse`` need none.
+        example: tensor, tuple or dict, the batch first, or a list of several such inputs, the first of which is
+            captured; inferred where the model declares its input. Weights without ``fuse`` need none.
         fuse: merge BatchNorms too. None: yes for programs, whose keys nobody reads; no for ``.safetensors``, which
             then loads into the stock class.
         dynamic_batch: leave the batch size open (programs).
         channels_last: weights channels last, so that convolutions run in that layout (``.pt2``).
         compiled: compile ahead of time (``.pt2``); needs a C++ compiler here and the same kind of machine there.
-        check: compare the folded model with this one, and the file with the folded model.
-        inputs: real input to compare on, beside random numbers (programs).
+        check: compare the folded model and the file with this one.
+        inputs: real input to compare on, beside random numbers (programs); or a list of such.
         opset: version of the ONNX operators; None is torch's choice.
         extra: anything JSON can hold, kept in the file.
 
@@ -73,24 +77,46 @@ def export_model(
     path = Path(path)
     form = _form(path, channels_last=channels_last, compiled=compiled)
     fuse = form != "safetensors" if fuse is None else fuse
-    example = infer_example(model) if example is None else example
-    if example is None and (fuse or form != "safetensors"):
+    examples = several(example)
+    inferred = infer_example(model) if not examples else None
+    first = examples[0] if examples else inferred
+    if first is None and (fuse or form != "safetensors"):
         raise ExportError(f"{type(model).__name__} does not say what it takes: give example= (tensor, tuple or dict)")
-    plain, folding = fold(model, fuse=fuse, example=example, check=check and example is not None, report=True)
-    plain = plain.cpu().eval().requires_grad_(False)
+    plain, folding = fold(model, fuse=fuse, example=first, check=check and first is not None, report=True)
+    for other in examples[1:] if check else ():
+        verify(unwrapped(model), plain, other)
+    plain = as_used(plain.cpu()).requires_grad_(False)
     kind = _kind(model, plain, fuse=fuse, weights=form == "safetensors")
     if form == "safetensors":
         about, outcome = write_weights(plain, path, kind, extra, check=check)
     else:
-        example = example_to(example, torch.device("cpu"), None)
-        about = _about(kind, extra, batch="dynamic" if dynamic_batch else batch_size(example), layout=channels_last)
+        first = example_to(first, torch.device("cpu"), None)
+        about = _about(kind, extra, batch="dynamic" if dynamic_batch else batch_size(first), layout=channels_last)
         if channels_last:
             plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
-        program = capture(plain, example, dynamic_batch=dynamic_batch)
-        samples = samples_for(example, inputs, dynamic_batch=dynamic_batch) if check else {}
-        outcome = write_program(program, path, form, about=about, model=plain, samples=samples, opset=opset)
+        program = capture(plain, first, dynamic_batch=dynamic_batch)
+        samples = samples_for(first, inputs, dynamic_batch=dynamic_batch) if check else {}
+        own = examples_for(examples, dynamic_batch=dynamic_batch) if check else {}
+        reference = on_cpu(unwrapped(model)) if check else plain
+        outcome = write_program(
+            program, path, form, about=about, model=reference, samples=samples, examples=own, opset=opset
+        )
     size = path.stat().st_size
     return ExportReport(path=path, form=form, about=about, bytes=size, folding=folding, outcome=outcome)
+
+
+def as_used(model: nn.Module) -> nn.Module:
+    """Set every module of a model to the mode in which it is used for inference; returns the model."""
+    kept = kept_in_training(model)
+    for module in model.modules():
+        module.training = module in kept
+    return model
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """The model itself where all of it is on the CPU, else a copy there."""
+    here = all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
+    return model if here else copy.deepcopy(model).cpu()
 
 
 def _form(path: Path, *, channels_last: bool, compiled: bool) -> Form:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from stripefold.errors import ExportError
 from stripefold.export.batch import TRACED, arguments_of, open_batch, resized
 from stripefold.surgery.example import Example
-from stripefold.surgery.rehearse import describe
+from stripefold.surgery.record_run import describe
 from stripefold.surgery.undisturbed import undisturbed
 
 KEY = "stripefold"
@@ -39,8 +39,10 @@ def capture(model: nn.Module, example: Example, *, dynamic_batch: bool = True) -
     positional, keywords = arguments_of(example)
     shapes = open_batch(example) if dynamic_batch else None
     try:
-        with undisturbed(model):
-            program = torch.export.export(model, positional, keywords, dynamic_shapes=shapes, strict=False)
+        with undisturbed(model) as captured:
+            pass  # the copy is what is wanted: torch's own capture runs it under modes of its own
+        with torch.no_grad():
+            program = torch.export.export(captured, positional, keywords, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch's own capture and a user's forward raise anything
         advice = "dynamic_batch=False fixes the batch size" if dynamic_batch else "Write .safetensors instead"
         raise ExportError(

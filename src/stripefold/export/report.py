@@ -39,12 +39,14 @@ class Outcome:
 
     Attributes:
         checked: whether it was read back at all.
-        checks: the comparisons with the eager model (programs).
+        checks: the comparisons with the eager model (programs), on random numbers and on ``inputs=``.
+        examples: the same on the examples themselves.
         notes: what else was found.
     """
 
     checked: bool
     checks: tuple[Check, ...] = ()
+    examples: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -72,6 +74,6 @@ class ExportReport:
         """Return a few lines for a person."""
         folded = f"folded {len(self.folding.folded)}, left {len(self.folding.left)}"
         lines = [f"{self.path}: {self.form}, {self.about['kind']}, {self.bytes / 2**20:.1f} MiB; {folded}"]
-        lines += [f"checked on {check}" for check in self.outcome.checks]
+        lines += [f"checked on {check}" for check in (*self.outcome.checks, *self.outcome.examples)]
         lines += self.outcome.notes if self.outcome.checked else ("not checked",)
         return "\n  ".join(lines)

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from stripefold.atomic import atomic_path
 from stripefold.errors import VerifyError
-from stripefold.export.batch import arguments_of, batch_size, noise_like, resized
+from stripefold.export.batch import arguments_of, batch_size, noise_like, resized, several
 from stripefold.export.check import check_file
 from stripefold.export.program import compile_package, load_package, load_pt2, save_onnx, save_pt2
 from stripefold.export.report import Outcome
@@ -54,6 +54,7 @@ def write_program(
     about: Mapping[str, Any],
     model: nn.Module,
     samples: Mapping[str, Example],
+    examples: Mapping[str, Example] | None = None,
     opset: int | None = None,
 ) -> Outcome:
     """Write a captured program, read it back, and compare it with the eager model.
@@ -63,8 +64,9 @@ def write_program(
         path: the file; its folder exists.
         form: ``pt2``, ``aot`` or ``onnx``.
         about: kept in the file, except by ``aot``, which has no place for it.
-        model: the eager model that was captured.
+        model: the eager model that the file is to compute.
         samples: in words -> input to compare on; none: no check.
+        examples: the same for the examples themselves.
         opset: version of the ONNX operators.
 
     Raises:
@@ -80,8 +82,8 @@ def write_program(
             save_pt2(program, temporary, about)
         if not samples:
             return Outcome(checked=False)
-        checks = check_file(_reader(form)(temporary), model, samples)
-    return Outcome(checked=True, checks=checks)
+        checks = check_file(_reader(form)(temporary), model, {**samples, **(examples or {})})
+    return Outcome(checked=True, checks=checks[: len(samples)], examples=checks[len(samples) :])
 
 
 def samples_for(example: Example, inputs: Example | None, *, dynamic_batch: bool) -> dict[str, Example]:
@@ -89,16 +91,34 @@ def samples_for(example: Example, inputs: Example | None, *, dynamic_batch: bool
 
     Args:
         example: the model's example, on the CPU.
-        inputs: real input.
+        inputs: real input, or a list of several.
         dynamic_batch: whether the batch size is open; else everything is brought to the example's.
     """
     sizes = BATCHES if dynamic_batch else (batch_size(example),)
     samples = {f"noise, batch {size}": noise_like(example, size, seed) for seed, size in enumerate(sizes)}
-    if inputs is not None:
-        real = example_to(inputs, torch.device("cpu"), None)
-        wanted = (1, batch_size(real)) if dynamic_batch else sizes
-        samples |= {f"given input, batch {size}": resized(real, size) for size in wanted}
-    return samples
+    fixed = None if dynamic_batch else sizes[0]
+    return samples | _at_batches("given input", several(inputs), fixed)
+
+
+def examples_for(examples: list[Example], *, dynamic_batch: bool) -> dict[str, Example]:
+    """The examples as they are given, and their first samples where the batch size is open.
+
+    Args:
+        examples: the first of which was captured.
+        dynamic_batch: whether the batch size is open; else all are brought to that of the first.
+    """
+    return _at_batches("example", examples, None if dynamic_batch or not examples else batch_size(examples[0]))
+
+
+def _at_batches(name: str, inputs: list[Example], fixed: int | None) -> dict[str, Example]:
+    """In words -> each input at batch size 1 and at its own, or at the one that is ``fixed``."""
+    found: dict[str, Example] = {}
+    for number, each in enumerate(inputs, start=1):
+        real = example_to(each, torch.device("cpu"), None)
+        named = f"{name} {number}" if len(inputs) > 1 else name
+        for size in (1, batch_size(real)) if fixed is None else (fixed,):
+            found[f"{named}, batch {size}"] = resized(real, size)
+    return found
 
 
 def _reader(form: Form) -> Callable[[Path], Callable[[Example], Any]]:

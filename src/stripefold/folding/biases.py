@@ -7,7 +7,6 @@ question of what follows what; where no BatchNorm follows, the bias is a new key
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +46,7 @@ class BiasHome:
 
 def plan_biases(
     model: nn.Module, found: Mapping[str, Foldable], notes: Sequence[FoldNote], example: Example | None
-) -> dict[str, BiasHome]:
+) -> tuple[dict[str, BiasHome], tuple[str, ...]]:
     """Find a home for the bias of every module of ours that gains one; nothing is changed.
 
     Args:
@@ -56,12 +55,15 @@ def plan_biases(
         notes: of ``check_fold``; what they say stays stands between a layer and what follows it.
         example: input for the trace; inferred where the model declares one.
 
+    Returns:
+        The homes by the modules' paths, and what did not run on the example.
+
     Raises:
         TraceError: the model does not run on the example given.
     """
     gaining = [name for name, module in found.items() if module.gains_bias]
     if not gaining:
-        return {}
+        return {}, ()
     graph = _trace(model, example)
     modules, owners = dict(model.named_modules()), tensor_owners(model)
     staying = {note.name for note in notes if not note.folded}
@@ -78,19 +80,7 @@ def plan_biases(
             norm, why = _norm_behind(graph, name if name in graph.called else outer, modules, owners)
             path = f"{norm}.base" if norm in staying else norm
             homes[name] = BiasHome(layer=outer, norm=path, why=why)
-    if graph is not None and any(home.norm is not None for home in homes.values()):
-        warn_of_other_paths(model, graph.other_paths())
-    return homes
-
-
-def warn_of_other_paths(model: nn.Module, why: str | None) -> None:
-    """Say that what was merged is exact on the path of the example, where the model has others (``why``)."""
-    if why is not None:
-        warnings.warn(
-            f"{type(model).__name__} may run other layers on other inputs: {why}. What is merged is exact for what "
-            "ran: see verify(model, folded, inputs) on inputs that take the other path",
-            stacklevel=5,
-        )
+    return homes, () if graph is None else graph.unseen
 
 
 def place_biases_(plain: nn.Module, homes: Mapping[str, BiasHome]) -> tuple[str, ...]:
@@ -153,7 +143,7 @@ def _norm_behind(
         return None, f"{kind} keeps no running mean"
     if altered(norm) is not None or len(owners.get(id(mean), ())) > 1:
         return None, f"{kind} is altered, or shares its running mean"
-    if follower.name in graph.graph.read:
+    if follower.name in graph.read:
         return None, f"a tensor of {kind} is read outside its call"
     taken, produced = graph.calls(follower.name)[0].inputs[0], graph.calls(name)[0].outputs[0]
     rule = rule_for(modules[name])

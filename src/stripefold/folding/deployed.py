@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,27 +26,6 @@ _SIDE = 24
 """Height and width at most given to a block that is checked: enough for its borders and its middle."""
 
 
-@contextmanager
-def input_shapes(blocks: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """While inside, note the shape of what every block is given when the model runs.
-
-    Blocks called with more (or less) than one tensor have none.
-
-    Args:
-        blocks: dotted path -> module.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    with ExitStack() as handles:
-        for name, block in blocks.items():
-
-            def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-                    shapes.setdefault(name, tuple(args[0].shape))
-
-            handles.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-        yield shapes
-
-
 def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, ledger: Ledger) -> nn.Module | str:
     """The module that takes the block's place: the block itself where there is nothing to do, or why it stays.
 
@@ -62,10 +40,10 @@ def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, ledge
     reason = _obstacle(block, shape)
     if reason is not None or shape is None:
         return reason or ""
-    with undisturbed(block), KeepFloat64():
+    with undisturbed(block) as copied, KeepFloat64():
         try:
-            before = _twin(block)
-            after = _called(_twin(block), method)
+            before = _twin(copied)
+            after = _called(_twin(copied), method)
         except Exception as error:  # the method is other people's code and may raise anything
             return f"its {method} fails: {_in_words(error)}"
         if _unchanged(before, after):

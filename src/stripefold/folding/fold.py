@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Literal, overload
 
 from torch import nn
 
 from stripefold.errors import FoldError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.biases import plan_biases
 from stripefold.folding.fuse import fuse_, trace_for_fuse
+from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
 from stripefold.folding.judge import NothingComparedError
 from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldReport
@@ -20,10 +22,13 @@ from stripefold.folding.verify import verify
 from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
+from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import NO_COPY, forget_compiled, is_sharded, tensor_owners, unwrap_name, unwrapped
+from stripefold.surgery.unseen import unseen_in_words
 
 Check = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"
+_DID_NOT_RUN = "did not run on the example"
 
 
 @overload
@@ -76,8 +81,8 @@ def fold(
     example = _example(model, example, check, fuse)
     plain, made = _fold_in_place(_copied(model), fuse, example)
     if check is not False and example is not None:
-        made = replace(made, verification=_verified(model, plain, example, check))
         _check_own(model, plain, example)
+        made = replace(made, verification=_verified(model, plain, example, check))
     _announce(made)
     return (plain, made) if report else plain
 
@@ -125,7 +130,10 @@ def fold_(
 
 def _verified(model: nn.Module, plain: nn.Module, example: Example, check: Check) -> str:
     try:
-        return str(verify(model, plain, example))
+        report = verify(model, plain, example)
+        if report.fast_path is not None:
+            warnings.warn(f"the folded model is right, but {report.fast_path}", stacklevel=3)
+        return str(report)
     except NothingComparedError as error:
         if check is True:
             raise
@@ -192,7 +200,9 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
         _check_keys(found)
     owners = tensor_owners(model) if found else {}
     notes = [note for name, module in found.items() for note in module.check_fold(name, owners)]
-    homes = plan_biases(model, found, notes, example)
+    _check_modes(found, kept_in_training(model))
+    _check_adapters(model, found)
+    homes, unseen = plan_biases(model, found, notes, example)
     unmoved = tuple(name for name, module in found.items() if module.is_at_start())
     if found:
         forget_compiled(model)
@@ -200,8 +210,9 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     notes = [replace(note, why=f"{note.why}; {homes[note.name]}") if note.name in homes else note for note in notes]
     fuse_notes: list[FoldNote] = []
     if fuse:
-        plain, fuse_notes = fuse_(plain, example)
-    return plain, FoldReport((*notes, *fuse_notes), unmoved, fuse, _NOT_CHECKED, () if fuse else new_keys)
+        plain, fuse_notes, unseen = fuse_(plain, example)
+    rows = (*notes, *fuse_notes)
+    return plain, FoldReport(rows, unmoved, fuse, _NOT_CHECKED, () if fuse else new_keys, unseen if rows else ())
 
 
 def _check_keys(found: Mapping[str, Foldable]) -> None:
@@ -214,7 +225,36 @@ def _check_keys(found: Mapping[str, Foldable]) -> None:
             )
 
 
+def _check_modes(found: Mapping[str, Foldable], kept: Collection[nn.Module]) -> None:
+    """A norm inside a branch block whose statistics are each batch's own is no part of one convolution."""
+    for name, module in found.items():
+        # A gate scales such a norm as any other; a block that trains as a whole is one in the middle of training.
+        if "base" in module._modules or module in kept:
+            continue
+        inside = (f"{name}.{path}" if name else path for path, part in module.named_modules() if normalises(part, kept))
+        norm = next(inside, None)
+        if norm is not None:
+            raise FoldError(
+                f"cannot fold the block on {name!r}: {norm!r} {STAYS_IN_TRAINING}. Put it into eval mode, if that is "
+                "how the model is used"
+            )
+
+
+def _check_adapters(model: nn.Module, found: Mapping[str, Foldable]) -> None:
+    adapted = under_adapters(model) if found else {}
+    for name, module in found.items():
+        if module in adapted:
+            raise FoldError(f"cannot fold what is on {name!r}: {adapted[module]}")
+
+
 def _announce(report: FoldReport) -> None:
+    if any(_DID_NOT_RUN in note.why for note in report.left):
+        warnings.warn(
+            f"{unseen_in_words(report.unseen)} {_DID_NOT_RUN}: what such a layer may meet was left as it "
+            "is. To merge there as well, give example=[...], a list with an input for each way in which the model is "
+            "used",
+            stacklevel=3,
+        )
     if report.new_keys:
         listed = ", ".join(report.new_keys[:5]) + (" ..." if len(report.new_keys) > 5 else "")
         warnings.warn(

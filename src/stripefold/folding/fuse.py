@@ -12,8 +12,8 @@ from dataclasses import replace
 from torch import nn
 
 from stripefold.errors import TraceError
-from stripefold.folding.biases import warn_of_other_paths
-from stripefold.folding.deployed import Shapes, input_shapes
+from stripefold.folding.adapters import under_adapters
+from stripefold.folding.deployed import Shapes
 from stripefold.folding.fold_constants import fold_constants_
 from stripefold.folding.fuse_behind import merge_behind_
 from stripefold.folding.fuse_front import merge_in_front_
@@ -24,13 +24,14 @@ from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.surgery.example import Example
 from stripefold.surgery.foldable import FoldNote
 from stripefold.surgery.held import held_by_functions
-from stripefold.surgery.modules import move_call_hooks, replace_modules, tensor_owners
+from stripefold.surgery.modes import kept_in_training
+from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.trace import Trace, trace
 
 __all__ = ["fuse_", "is_batchnorm", "trace_for_fuse"]
 
 
-def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]]:
+def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote], tuple[str, ...]]:
     """Fuse in place; a model with nothing to fuse is left alone.
 
     Args:
@@ -38,58 +39,78 @@ def fuse_(model: nn.Module, example: Example) -> tuple[nn.Module, list[FoldNote]
         example: input for the trace.
 
     Returns:
-        The root (another one only where the root itself is a block that was re-parameterized), and one row per block,
-        BatchNorm, static scale and addition: merged into what, or kept and why.
+        The root (another one only where the root itself is a block that was re-parameterized); one row per block,
+        BatchNorm, static scale and addition: merged into what, or kept and why; and what did not run on the example.
 
     Raises:
         TraceError: the model does not run on the example.
+        FoldError: what was merged cannot be written. The model is then as it was.
     """
-    ledger = Ledger()
-    blocks = BlockFuser(_block_inputs(model, example), ledger) if has_blocks(model) else None
+    ledger, root = Ledger(), model
+    try:
+        model, notes, unseen = _merge_(model, example, ledger)
+        ledger.commit_()
+    except BaseException:
+        ledger.undo_(root)
+        raise
+    return model, notes, unseen
+
+
+def _merge_(model: nn.Module, example: Example, ledger: Ledger) -> tuple[nn.Module, list[FoldNote], tuple[str, ...]]:
+    """Merge everything that can be; until ``ledger.commit_`` the model's own tensors hold what they held."""
+    blocks = None
+    if has_blocks(model):
+        blocks = BlockFuser(_block_inputs(model, example), ledger, kept_in_training(model))
     if blocks is not None:
         model = blocks.run_(model)
     try:
-        constants = fold_constants_(model, example, ledger)
+        constants, unseen = fold_constants_(model, example, ledger)
     except TraceError as error:
         if blocks is None or not blocks.changed:
             raise
         model = blocks.undo_(model, f"the model reads what is inside its blocks: {error}")
-        constants = fold_constants_(model, example, ledger)
-    return model, [*(blocks.notes if blocks else ()), *constants, *_merge_norms_(model, example, ledger)]
+        constants, unseen = fold_constants_(model, example, ledger)
+    notes = [*(blocks.notes if blocks else ()), *constants, *_merge_norms_(model, example, ledger)]
+    return model, notes, unseen
 
 
 def _block_inputs(model: nn.Module, example: Example) -> Shapes:
-    """What every block that can re-parameterize itself is given."""
-    with input_shapes({name: module for name, module in model.named_modules() if offered(module)}) as shapes:
-        trace_for_fuse(model, example)
+    """What every block that can re-parameterize itself is given, where that is one tensor."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for graph in trace_for_fuse(model, example).graphs:
+        for visit in graph.visits:
+            if visit.alone and offered(model.get_submodule(visit.name)):
+                shapes.setdefault(visit.name, graph.nodes[visit.inputs[0]].shape)
     return shapes
 
 
 def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[FoldNote]:
     """Merge BatchNorms into the layer behind which, or else in front of which, they run, until nothing changes."""
     notes: dict[str, FoldNote] = {}
-    other_paths: str | None = None
     while True:
         modules = outside_sites(model)
         norms = [name for name, module in modules.items() if is_constant_affine(module)]
         if not norms:
             break
         held = held_by_functions(model)
-        setting = Setting(trace_for_fuse(model, example), modules, tensor_owners(model), ledger, held)
-        other_paths = other_paths or setting.trace.other_paths()
+        setting = Setting(
+            trace=trace_for_fuse(model, example),
+            modules=modules,
+            owners=tensor_owners(model),
+            ledger=ledger,
+            held=held,
+            kept=kept_in_training(model),
+            adapted=under_adapters(model),
+        )
         behind, rows = merge_behind_(setting, norms)
         left = [name for name, row in rows.items() if not row.folded]
         front, rows_in_front = merge_in_front_(setting, left)
         for name in left:
             rows[name] = _joined(rows[name], rows_in_front[name])
         notes |= rows
-        for norm, rest in (behind | front).items():
-            move_call_hooks(norm, rest)
-        replace_modules(model, behind | front)
+        ledger.replace_(model, behind | front)
         if not front or len(front) == len(left):  # a norm that is gone may have stood between others
             break
-    if any(note.folded for note in notes.values()):
-        warn_of_other_paths(model, other_paths)
     return list(notes.values())
 
 

@@ -66,7 +66,7 @@ def _merged(setting: Setting, layer_name: str, norm_name: str) -> dict[str, Tens
     rule = rule_for(layer)
     if rule is None or "bias" not in rule.output:
         return f"{layer_name} ({type(layer).__name__}) has no place for a bias"
-    reason = unfit(setting, layer_name) or no_constants(setting, norm_name)
+    reason = unfit(setting, layer_name, "output", "shift") or no_constants(setting, norm_name)
     if reason is not None:
         return reason
     trace = setting.trace

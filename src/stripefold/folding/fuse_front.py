@@ -40,22 +40,20 @@ def merge_in_front_(setting: Setting, names: list[str]) -> tuple[dict[nn.Module,
 @torch.no_grad()
 def _merged(setting: Setting, name: str) -> dict[str, dict[str, Tensor]] | str:
     """Layer -> its tensors with the norm in them, float64; or why the norm stays."""
-    norm, graph = setting.modules[name], setting.trace.graph
-    results = graph.results(name)
+    norm = setting.modules[name]
     reason = no_constants(setting, name)
     if reason is not None:
         return reason
     if not isinstance(remainder(norm), nn.Identity):
         return "the activation it carries stands in front of what follows"
-    if len(results) != 1:
-        return f"called {len(results)} times"
-    found = takers(graph, results[0], input_axis(norm, len(graph.nodes[results[0]].shape)))
+    found = _takers(setting, name)
     if isinstance(found, str):
         return found
     merged: dict[str, dict[str, Tensor]] = {}
     for layer_name in found:
         layer = setting.modules.get(layer_name)
-        reason = "a part of a site" if layer is None else unfit(setting, layer_name) or no_input_shift(layer)
+        reason = "a part of a site" if layer is None else no_input_shift(layer)
+        reason = reason or unfit(setting, layer_name, "output", "input", "shift")
         if reason is not None or layer is None:
             return f"{layer_name}: {reason}"
         tensors = _with_norm(layer, norm, setting.ledger)
@@ -63,6 +61,27 @@ def _merged(setting: Setting, name: str) -> dict[str, dict[str, Tensor]] | str:
             return f"{layer_name}: {tensors}"
         merged[layer_name] = tensors
     return merged
+
+
+def _takers(setting: Setting, name: str) -> list[str] | str:
+    """The layers behind a norm, the same in every run; or why it stays."""
+    found: list[str] | str | None = None
+    for graph in setting.trace.graphs:
+        results = graph.results(name)
+        if len(results) > 1:
+            return f"called {len(results)} times"
+        for result in results:
+            axis = input_axis(setting.modules[name], len(graph.nodes[result].shape))
+            here = takers(graph, result, axis)
+            if isinstance(here, str):
+                return here
+            if found is not None and set(here) != set(found):
+                return f"{', '.join(map(str, found))} on one example and {', '.join(here)} on another are behind it"
+            found = here
+    alone = next((layer for layer in found or () if setting.trace.runs_without(layer, name)), None)
+    if alone is not None:
+        return f"{alone} runs without it on another example"
+    return "it did not run on the example" if found is None else found
 
 
 def _with_norm(layer: nn.Module, norm: nn.Module, ledger: Ledger) -> dict[str, Tensor] | str:

@@ -5,7 +5,7 @@ A *norm* here is every affine map of single channels with constant numbers: ResM
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,12 @@ from stripefold.algebra.merge import batchnorm_scale_shift
 from stripefold.errors import FoldError
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.names_transformers import FROZEN
-from stripefold.folding.probe import probe
+from stripefold.folding.probe import Side as ProbedSide
+from stripefold.folding.probe import check_affine, disproved
 from stripefold.folding.refusal import altered
 from stripefold.folding.rule import Rule, rule_for, type_key
 from stripefold.folding.rules_transformers import keys
+from stripefold.folding.writable import why_unwritable
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.held import why_held
 from stripefold.surgery.trace import Trace
@@ -48,6 +50,8 @@ class Setting:
         owners: ``surgery.modules.tensor_owners`` of the model.
         ledger: what earlier steps have merged.
         held: ``surgery.held.held_by_functions`` of the model.
+        kept: ``surgery.modes.kept_in_training`` of the model.
+        adapted: ``adapters.under_adapters`` of the model.
     """
 
     trace: Trace
@@ -55,6 +59,19 @@ class Setting:
     owners: dict[int, list[str]]
     ledger: Ledger
     held: Mapping[nn.Module, str]
+    kept: Collection[nn.Module]
+    adapted: Mapping[nn.Module, str]
+
+
+STAYS_IN_TRAINING = (
+    "stays in training mode when the model is used for inference, and normalises by each batch's own statistics"
+)
+
+
+def normalises(module: nn.Module, kept: Collection[nn.Module]) -> bool:
+    """Whether this is a BatchNorm of those ``kept`` in training mode, whose statistics are no constants."""
+    rule = rule_for(module)
+    return module in kept and rule is not None and rule.norm and rule.input_eval_only
 
 
 def outside_sites(model: nn.Module) -> dict[str, nn.Module]:
@@ -80,7 +97,7 @@ def is_constant_affine(module: nn.Module) -> bool:
 def _gain_and_offset(module: nn.Module) -> tuple[str, str] | None:
     """The two tensors of a module that is ``gain x + offset`` of every channel by its rule, or None."""
     rule = rule_for(module)
-    if rule is None or rule.channels is not rule.input_channels or len(rule.output) != 2:
+    if rule is None or not rule.elementwise(module) or len(rule.output) != 2:
         return None
     if rule.norm and type_key(type(module)) != _MOBILEBERT:  # which is called a norm and is none
         return None
@@ -121,34 +138,41 @@ def no_constants(setting: Setting, norm_name: str) -> str | None:
     norm = setting.modules[norm_name]
     if is_batchnorm(norm) and getattr(norm, "running_mean", None) is None:
         return "it keeps no running statistics"
-    reason = altered(norm) or why_held(norm, setting.held)
+    if normalises(norm, setting.kept):
+        return f"it {STAYS_IN_TRAINING}"
+    reason = setting.adapted.get(norm) or altered(norm) or why_held(norm, setting.held)
     if reason is not None:
         return f"{norm_name}: {reason}"
-    if norm_name in setting.trace.graph.read:
+    if norm_name in setting.trace.read:
         return f"a tensor of {norm_name} is read outside its call"
-    rule = rule_for(norm)
-    if is_batchnorm(norm) and not hasattr(norm, "eps") and rule is not None:
-        try:
-            probe(norm, rule, "input")  # where the number in its code is seen
-        except FoldError as error:
-            return str(error)
+    try:
+        check_affine(norm, lambda twin: scale_shift(twin, Ledger()), input_axis)
+    except FoldError as error:
+        return str(error)
     if not all(bool(tensor.isfinite().all()) for tensor in scale_shift(norm, setting.ledger)):
         return "its statistics or its affine part are not finite"
     return None
 
 
-def unfit(setting: Setting, layer_name: str) -> str | None:
-    """Why a layer cannot take up any norm, or None."""
-    layer = setting.modules[layer_name]
-    reason = altered(layer)
+def unfit(setting: Setting, layer_name: str, *sides: ProbedSide) -> str | None:
+    """Why a layer cannot take up any norm, or None.
+
+    Args:
+        setting: the model.
+        layer_name: path of the layer.
+        sides: what its rule must hold for.
+    """
+    layer, rule = setting.modules[layer_name], rule_for(setting.modules[layer_name])
+    assert rule is not None  # it is a layer of the trace
+    reason = setting.adapted.get(layer) or altered(layer) or why_unwritable(layer) or disproved(layer, rule, *sides)
     if reason is not None:
         return f"{layer_name}: {reason}"
-    for key, tensor in layer._parameters.items():
+    for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
         if tensor is not None and len(setting.owners.get(id(tensor), ())) > 1:
             return f"{layer_name}.{key} is tied to another module"
     if any(call.implicit for call in setting.trace.calls(layer_name)):
         return f"the weights of {layer_name} are used without calling it"
-    if layer_name in setting.trace.graph.read:
+    if layer_name in setting.trace.read:
         return f"a tensor of {layer_name} is read outside its call"
     return None
 

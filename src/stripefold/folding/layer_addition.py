@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stripefold.errors import FoldError
 from stripefold.folding.fuse_parts import misfit
-from stripefold.folding.probe import probe
+from stripefold.folding.probe import disproved
 from stripefold.folding.refusal import altered, tied_to
 from stripefold.folding.rule import Rule, rule_for
 from stripefold.folding.shift import shift_key
+from stripefold.folding.sides import unwritable
 from stripefold.folding.static_constants import StaticConstant
 from stripefold.folding.takers import bias_with_input_shift, no_input_shift, takers
 from stripefold.folding.traced import Traced
@@ -52,10 +52,9 @@ def _into_makers(traced: Traced, addition: StaticConstant, axis: int, shift: Ten
         name = None if rule is None else shift_key(rule)
         if rule is None or name is None or name not in layer._parameters:
             return f"{part.layer} ({type(layer).__name__}) has no place for a bias"
-        try:
-            probe(layer, rule, "shift")
-        except FoldError as error:
-            return str(error)
+        reason = unwritable(layer, rule, "output") or disproved(layer, rule, "shift")
+        if reason is not None:
+            return f"{part.layer}: {reason}"
         merged[part.layer] = {name: _shifted(traced, part, name, shift)}
         reason = misfit(layer, rule, merged[part.layer])
         if reason is not None:
@@ -81,6 +80,8 @@ def _into_takers(traced: Traced, addition: StaticConstant, axis: int, shift: Ten
         layer = traced.modules[name]
         rule = rule_for(layer)
         reason = altered(layer) or no_input_shift(layer) or _tied(traced, name, layer, rule)
+        if rule is not None:
+            reason = reason or unwritable(layer, rule, "output") or disproved(layer, rule, "output", "input", "shift")
         if reason is not None or rule is None:
             return f"{name}: {reason}"
         merged[name] = {"bias": bias_with_input_shift(layer, shift, traced.ledger)}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.errors import FoldError
-from stripefold.folding.rule import Rule
+from stripefold.folding.rule import Rule, rule_for
 from stripefold.folding.shift import shifted
 from stripefold.folding.substitute import forward_with
 
@@ -51,6 +51,56 @@ def probe(layer: nn.Module, rule: Rule, side: Side = "output") -> None:
     if not error <= rule.tolerance:  # a NaN fails too
         raise FoldError(
             f"the rule for {rule.key} is wrong for {layer}: {_CLAIM[side]} "
+            f"(relative error {error:.1e}, allowed {rule.tolerance:.0e}). {_REMEDY}"
+        )
+    _passed[key] = rule
+
+
+def disproved(layer: nn.Module, rule: Rule, *sides: Side) -> str | None:
+    """Why the rule does not hold on this layer for these sides, or None: ``probe`` in the form of a reason."""
+    for side in sides:
+        try:
+            probe(layer, rule, side)
+        except FoldError as error:
+            return str(error)
+    return None
+
+
+def check_affine(
+    module: nn.Module, numbers: Callable[[nn.Module], tuple[Tensor, Tensor]], axis: Callable[[nn.Module, int], int]
+) -> None:
+    """Check that a module is ``scale x + shift`` of every channel in eval mode, on a twin with random numbers.
+
+    Args:
+        module: any device, dtype or mode; it is only read.
+        numbers: module -> scale and shift, (C,) each, float64.
+        axis: module and rank -> the channel axis of what it takes.
+
+    Raises:
+        FoldError: it is not, or it cannot be run.
+    """
+    rule = rule_for(module)
+    if rule is None or getattr(module, rule.required, None) is None:  # known by its exact type alone
+        return
+    key = ("affine", *_signature(module, rule, "output"))
+    if _passed.get(key) == rule:
+        return
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            generator = torch.Generator("cpu").manual_seed(_SEED)
+            twin = twin_of(module, generator)
+            x = rule.example(twin, generator)[0]
+            run: Callable[..., Tensor] = rule.linear_part or (lambda layer, arguments: layer(*arguments))
+            scale, shift = numbers(twin)
+            expected = shift_activation(scale_activation(x, scale, axis(twin, x.dim())), shift, axis(twin, x.dim()))
+            error = _distance(run(twin, (x.clone(),)), expected)
+    except Exception as cause:
+        raise FoldError(
+            f"the rule for {rule.key} cannot be probed on {module}: {type(cause).__name__}: {cause}. {_REMEDY}"
+        ) from cause
+    if not error <= rule.tolerance:
+        raise FoldError(
+            f"the rule for {rule.key} is wrong for {module}: its output is not a scale and a shift of its input "
             f"(relative error {error:.1e}, allowed {rule.tolerance:.0e}). {_REMEDY}"
         )
     _passed[key] = rule

@@ -20,6 +20,7 @@ class FoldReport:
         verification: the equivalence report as text, or why no check was made.
         new_keys: biases of folded branch blocks that the stock model does not have, because no BatchNorm behind them
             could take them; with ``fuse=True`` keys change anyway, and none is listed.
+        unseen: modules that did not run on the examples, and next to which nothing was merged.
     """
 
     notes: tuple[FoldNote, ...]
@@ -27,6 +28,7 @@ class FoldReport:
     fused: bool = False
     verification: str = ""
     new_keys: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     @property
     def folded(self) -> tuple[FoldNote, ...]:
@@ -46,6 +48,8 @@ class FoldReport:
             lines.append(
                 f"gates that never moved from their start: {listed}. Was the optimiser built before attaching?"
             )
+        if self.unseen:
+            lines.append(f"did not run on the example: {', '.join(self.unseen)}")
         if self.fused:
             lines.append(
                 "a file of these weights is loaded into fold(create(), fuse=True): keys change where something is fused"

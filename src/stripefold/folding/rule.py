@@ -103,6 +103,27 @@ class Rule:
             else:
                 tensor.copy_(function(layer, tensor.double(), v))
 
+    def elementwise(self, layer: nn.Module) -> bool:
+        """Whether it claims that the layer works on every channel by itself: one tensor takes scales of both sides.
+
+        By what its functions give, not by which objects they are.
+        """
+        functions = self.output.get(self.required), (self.input or {}).get(self.required)
+        tensor = getattr(layer, self.required, None)
+        if None in functions or self.input_channels is None or not isinstance(tensor, Tensor):
+            return False
+        channels = self.channels(layer)
+        # One number for each channel; a kernel of one tap reads as a convolution all the same.
+        if not tensor.numel() == channels == self.input_channels(layer) or hasattr(layer, "kernel_size"):
+            return False
+        ones = torch.ones(tensor.shape, dtype=torch.float64, device="cpu")
+        v = torch.arange(1, channels + 1, dtype=torch.float64, device="cpu")
+        try:
+            first, second = (function(layer, ones, v) for function in functions if function is not None)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            return False
+        return torch.equal(first, second)
+
     def side(self, side: Side) -> Mapping[str, ScaleFunction]:
         """The scale functions of one side; none where there is no such side."""
         return self.output if side == "output" else self.input or {}

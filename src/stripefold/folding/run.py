@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,36 @@ from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, relative_error
-from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.example import Example, example_copy, example_to, placements, run_example
 from stripefold.surgery.float64 import KeepFloat64
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.rehearse import describe
-from stripefold.surgery.undisturbed import copy_buffers, seed_
+from stripefold.surgery.record_run import describe
+from stripefold.surgery.undisturbed import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
 
 RECORD_LIMIT = 1 << 31
 """Bytes of layer outputs that are kept for the comparison layer by layer; the model's own output always is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What two models gave for the same inputs.
+
+    Attributes:
+        inputs: as the models took them.
+        expected: path -> tensor of the first.
+        found: of the other.
+        layers: error of every module that both have.
+    """
+
+    inputs: Example
+    expected: dict[str, Tensor]
+    found: dict[str, Tensor]
+    layers: dict[str, float]
+
+
+class DoesNotRunError(VerifyError):
+    """A model does not run on the example."""
 
 
 def place(model: nn.Module, inputs: Example, dtype: torch.dtype) -> Example:
@@ -28,23 +50,35 @@ def place(model: nn.Module, inputs: Example, dtype: torch.dtype) -> Example:
     return example_to(inputs, like.device if like is not None else torch.device("cpu"), dtype)
 
 
-def run_both(
-    model: nn.Module, other: nn.Module, inputs: Example, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """Outputs of both, and the error of every module that both have; only inside ``undisturbed`` of both."""
-    copy_buffers(model)
-    copy_buffers(other)
+def run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
+    """Run copies of both on the example as it is given, or else in the type of the first parameter.
+
+    Raises:
+        VerifyError: one does not run on the example either way.
+    """
+    failure: VerifyError | None = None
+    for placed in placements(model, inputs):
+        try:
+            return on_copies(partial(_run_both, inputs=placed), model, other)
+        except DoesNotRunError as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def _run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
     common = _comparable(_layers(model), _layers(other))
-    expected, recorded = _record(model, place(model, inputs, dtype), common)
+    expected, recorded = _record(model, example_copy(inputs), common)
     errors: dict[str, float] = {}
 
     def compare(name: str, output: Tensor) -> None:
         if recorded.get(name):
             errors[name] = max(errors.get(name, 0.0), relative_error(output, recorded[name].pop(0)))
 
-    found = _run(other, place(other, inputs, dtype), common, compare)
+    found = _run(other, example_copy(inputs), common, compare)
     order = {name: index for index, name in enumerate(recorded)}
-    return expected, found, dict(sorted(errors.items(), key=lambda item: order[item[0]]))
+    layers = dict(sorted(errors.items(), key=lambda item: order[item[0]]))
+    return Outcome(inputs=inputs, expected=expected, found=found, layers=layers)
 
 
 def _record(model: nn.Module, inputs: Example, names: Any) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
@@ -85,8 +119,8 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
         inside = None
         if isinstance(module, Foldable):
             found[name], inside = module, f"{name}."
-        elif name and not any(True for _ in module.children()):
-            found[name] = module
+        elif name and not any(True for _ in module.children()) and not isinstance(module, torch.jit.ScriptModule):
+            found[name] = module  # no hook can be put on what is scripted
     return found
 
 
@@ -103,10 +137,10 @@ def _same_duty(layer: nn.Module, other: nn.Module) -> bool:
 
 
 def call(model: nn.Module, inputs: Example, *, copied_from: torch.dtype | None = None) -> Any:
-    """What a model returns, its random numbers started anew; a float64 model computes in float64 throughout.
+    """What a model returns, its random numbers put back; a float64 model computes in float64 throughout.
 
     Args:
-        model: in evaluation mode.
+        model: a copy, as ``undisturbed`` gives it.
         inputs: in its dtype, on its device.
         copied_from: the dtype of the model that this one is a float64 copy of, for messages; None: it is no copy.
 
@@ -114,13 +148,14 @@ def call(model: nn.Module, inputs: Example, *, copied_from: torch.dtype | None =
         VerifyError: the model does not run on the inputs.
     """
     like = first_parameter(model)
-    keep = KeepFloat64() if like is not None and like.dtype == torch.float64 else nullcontext()
-    seed_(model)  # whatever a model draws at random, the other draws too
+    keep = KeepFloat64() if like is not None and like.dtype == torch.float64 else NoFusedAttention()
     try:
-        with keep:
+        with random_state_kept(model), keep:  # whatever a model draws at random, the other draws too
             return run_example(model, inputs)
+    except ParametersWrittenError:
+        raise
     except Exception as error:  # a user's forward may raise anything
-        raise VerifyError(f"{_said(model, inputs, error)}. {_way_out(model, like, copied_from)}") from error
+        raise DoesNotRunError(f"{_said(model, inputs, error)}. {_way_out(model, like, copied_from)}") from error
 
 
 def _said(model: nn.Module, inputs: Example, error: Exception) -> str:

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import FoldError
+from stripefold.folding.adapters import under_adapters
 from stripefold.folding.probe import probe
 from stripefold.folding.refusal import altered, refusal, tied_to
 from stripefold.folding.rule import Rule, rule_for
+from stripefold.folding.writable import why_not_writable
 from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import tensor_owners
 from stripefold.surgery.scale_parts import Part, Side, Takes
 
@@ -33,6 +36,8 @@ class LayerSides:
         self._modules = dict(model.named_modules())
         self._owners = tensor_owners(model)
         self._training = training
+        self._kept = kept_in_training(model)
+        self._adapted = under_adapters(model)
         self._known: dict[tuple[str, Side], Takes | str] = {}
 
     def __call__(self, name: str, side: Side) -> Takes | str:
@@ -46,7 +51,8 @@ class LayerSides:
         rule = rule_for(layer)
         if rule is None or isinstance(layer, Foldable):
             return refusal(layer) or "it carries gates of its own"
-        reason = refusal(layer) if side == "output" else self._input_refusal(layer, rule)
+        reason = self._adapted.get(layer)
+        reason = reason or (refusal(layer) if side == "output" else self._input_refusal(layer, rule))
         reason = reason or tied_to(layer, rule, name, self._owners, side) or unwritable(layer, rule, side)
         if reason is not None:
             return reason
@@ -62,7 +68,7 @@ class LayerSides:
     def _input_refusal(self, layer: nn.Module, rule: Rule) -> str | None:
         if rule.input is None:
             return f"{type(layer).__name__} has no input side: a scale of its input does not fold into it"
-        if rule.input_eval_only and self._training:
+        if rule.input_eval_only and (self._training or layer in self._kept):
             return "in training its batch statistics undo a scale of its input"
         return altered(layer) or rule.input_refuse(layer) or (refusal(layer) if rule.norm else None)
 
@@ -75,16 +81,11 @@ def _lets_pass(layer: nn.Module) -> bool:
 
 def unwritable(layer: nn.Module, rule: Rule, side: Side) -> str | None:
     """Why a tensor of this side cannot be overwritten in place, or None: nothing may fail halfway."""
-    for key in (rule.output if side == "output" else rule.input) or {}:
+    for key in rule.side(side):
         tensor = getattr(layer, key, None)
-        if not isinstance(tensor, Tensor):
-            continue
-        if tensor.is_meta:
-            return f"its {key!r} is on the meta device and has no numbers"
-        if tensor.is_inference() and not torch.is_inference_mode_enabled():
-            return f"its {key!r} was made under torch.inference_mode and is read-only"
-        if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
-            return f"its {key!r} is an expanded tensor, one number for many channels"
+        reason = why_not_writable(tensor) if isinstance(tensor, Tensor) else None
+        if reason is not None:
+            return f"its {key!r} {reason}"
     return None
 
 

@@ -57,7 +57,7 @@ def is_step(module: nn.Module) -> bool:
     if isinstance(module, Foldable) or is_constant_affine(module):
         return True
     rule = rule_for(module)
-    return rule is not None and (rule.norm or rule.channels is not rule.input_channels)
+    return rule is not None and (rule.norm or not rule.elementwise(module))
 
 
 def static_constants(graph: Graph, model: nn.Module) -> Iterator[StaticConstant]:
@@ -83,7 +83,7 @@ def static_constants(graph: Graph, model: nn.Module) -> Iterator[StaticConstant]
 def _operands(node: Node) -> list[tuple[int, int]]:
     """(constant, moved) as a node may have them: ``c - x`` and ``x + alpha c`` are neither scale nor addition."""
     plain = node.kind == "operation" and node.role == "activation" and len(node.inputs) == 2
-    if not plain or node.name not in _KINDS or node.keywords:
+    if not plain or node.name not in _KINDS or node.arguments.get("alpha", 1) != 1:
         return []
     first, second = node.inputs
     return [(second, first)] if node.name == "sub" else [(first, second), (second, first)]

@@ -43,8 +43,9 @@ def takers(graph: Graph, source: int, channel_axis: int, *, neutral: Mapping[int
     todo = [(source, channel_axis)]
     while todo:
         index, axis = todo.pop(0)
-        if index in graph.outputs or not graph.consumers[index]:
-            return "its output is returned by the model"
+        seen = graph.seen_outside(index)
+        if seen is not None or not graph.consumers[index]:
+            return f"its output {'is not used' if seen is None else seen.rstrip(',')}"
         for user in sorted(set(graph.consumers[index])):
             node = graph.nodes[user]
             if node.kind == "layer":
@@ -53,26 +54,21 @@ def takers(graph: Graph, source: int, channel_axis: int, *, neutral: Mapping[int
                     return reason
                 found[node.name] = None
                 continue
-            after = axis if neutral.get(user) == index else _axis_after(graph.nodes[index], node, axis)
+            after = axis if neutral.get(user) == index else _axis_after(graph, index, user, axis)
             if after is None:
                 return f"{node.name!r} in {repr(node.where) if node.where else 'the model itself'} stands there"
             todo.append((user, after))
     return list(found)
 
 
-def _axis_after(before: Node, node: Node, axis: int) -> int | None:
+def _axis_after(graph: Graph, source: int, user: int, axis: int) -> int | None:
     """The channel axis behind an operation that commutes with every scale and shift of the channels, else None.
 
     Such are moved axes, and means in which no padded zeros take part.
     """
-    if node.name == "mean":
-        rank, given = len(before.shape), node.arguments[0] if node.arguments else None
-        dims = {dim % rank for dim in given} if isinstance(given, (list, tuple)) else set(range(rank))
-        if axis in dims:
-            return None
-        return axis if len(node.shape) == rank else axis - sum(dim < axis for dim in dims)
-    commutes = node.name in _MOVES or node.name == "_adaptive_avg_pool2d" or averages_what_is_there(node)
-    return axis_after(before, node, axis) if commutes else None
+    node = graph.nodes[user]
+    commutes = node.name in _MOVES | {"mean", "_adaptive_avg_pool2d"} or averages_what_is_there(node)
+    return axis_after(graph, source, user, axis) if commutes else None
 
 
 def _not_taking(graph: Graph, index: int, axis: int, node: Node) -> str | None:

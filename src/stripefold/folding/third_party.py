@@ -9,17 +9,18 @@ the block's own; what passes is rounded once to the block's dtype and put in its
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from torch import nn
 
 from stripefold.errors import FoldError
 from stripefold.folding.deployed import Shapes, deployed
+from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.rule import type_key
 from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import move_call_hooks, replace_modules
+from stripefold.surgery.modules import replace_modules
 
 METHODS = ("fuse", "reparameterize", "switch_to_deploy")
 
@@ -108,20 +109,20 @@ class BlockFuser:
     Args:
         shapes: what every block is given (``deployed.input_shapes``).
         ledger: learns what was merged.
+        kept: ``surgery.modes.kept_in_training`` of the model.
 
     Attributes:
         notes: one row per block: merged, or kept and why.
     """
 
-    def __init__(self, shapes: Shapes, ledger: Ledger) -> None:
-        self._shapes, self._ledger = shapes, ledger
-        self._replaced: list[tuple[nn.Module, nn.Module]] = []
+    def __init__(self, shapes: Shapes, ledger: Ledger, kept: Collection[nn.Module] = ()) -> None:
+        self._shapes, self._ledger, self._kept = shapes, ledger, kept
         self.notes: list[FoldNote] = []
 
     @property
     def changed(self) -> bool:
         """Whether any block was replaced."""
-        return bool(self._replaced)
+        return any(note.folded for note in self.notes)
 
     def run_(self, model: nn.Module) -> nn.Module:
         """Deploy every block, for eval mode; the root may be one itself.
@@ -133,10 +134,7 @@ class BlockFuser:
 
     def undo_(self, model: nn.Module, why: str) -> nn.Module:
         """Put every block back: the model does not run without them, for the reason given."""
-        for block, plain in reversed(self._replaced):
-            move_call_hooks(plain, block)
-            model = replace_modules(model, {plain: block})
-        self._replaced.clear()
+        model = self._ledger.undo_(model)
         self.notes = [replace(note, folded=False, why=why) if note.folded else note for note in self.notes]
         return model
 
@@ -146,18 +144,16 @@ class BlockFuser:
         for name, block in _outermost(root, path):
             plain = self._deploy(name, block)
             if plain is not block:
-                move_call_hooks(block, plain)
                 replacements[block] = plain
-                self._replaced.append((block, plain))
             self._inside(name, plain)
-        return replace_modules(root, replacements)
+        return self._ledger.replace_(root, replacements) if replacements else root
 
     def _inside(self, path: str, block: nn.Module) -> None:
         """A method may leave smaller blocks inside its own."""
         for name, child in list(block.named_children()):
             plain = self._below(f"{path}.{name}" if path else name, child)
             if plain is not child:
-                replace_modules(block, {child: plain})
+                replace_modules(block, {child: plain})  # within what is new
 
     def _deploy(self, name: str, block: nn.Module) -> nn.Module:
         method, kind = offered(block), type(block).__name__
@@ -166,6 +162,11 @@ class BlockFuser:
                 f"it has a method {unknown_offer(block)!r} that is not known here and was not called; "
                 f"register_block({kind}, {unknown_offer(block)!r}) has it called and checked"
             )
+            self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=why))
+            return block
+        norm = next((path for path, part in block.named_modules() if normalises(part, self._kept)), None)
+        if norm is not None:
+            why = f"{norm or 'it'} in it {STAYS_IN_TRAINING}"
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=why))
             return block
         result = deployed(block, method, self._shapes.get(name), self._ledger)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
+from stripefold.folding.as_deployed import fast_path_difference
 from stripefold.folding.judge import NothingComparedError, agreement, judge
 from stripefold.folding.outputs import compared
 from stripefold.folding.run import call, place, run_both
-from stripefold.surgery.example import Example
+from stripefold.surgery.example import Example, examples_of
+from stripefold.surgery.float64 import float64_copy
 from stripefold.surgery.modules import NO_COPY, first_parameter
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.surgery.undisturbed import on_copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,10 @@ class EquivalenceReport:
         agreement: fraction of equal arg-max predictions, or None where the output does not look like scores.
         blind: whether every sample of the inputs gives the reference the same outputs, as with a head that starts at
             zero: equal outputs then say little, and the layers have to be looked at.
+        fast_path: what torch's own fused fast path changes when the models run as they are deployed, in words; None
+            where it changes nothing. Everything else is compared without it.
+        inputs: how many inputs were compared.
+        worst_input: which of them, from 0, the report is about: the worst.
     """
 
     passed: bool
@@ -49,10 +54,15 @@ class EquivalenceReport:
     layers: tuple[tuple[str, float], ...]
     agreement: float | None
     blind: bool = False
+    fast_path: str | None = None
+    inputs: int = 1
+    worst_input: int = 0
 
     def __str__(self) -> str:
         verdict = "equivalent" if self.passed else "NOT equivalent"
         text = f"{verdict} in {self.dtype}: relative error {self.error:.2e}, allowed {self.tolerance:.2e}"
+        if self.inputs > 1:
+            text += f" on the worst of {self.inputs} inputs (number {self.worst_input + 1})"
         if self.dtype != "float64":
             text += f" (the reference's own rounding {self.reference_error:.2e})"
         if self.worst_layer is not None and self.worst_layer[1] == 0:
@@ -63,6 +73,8 @@ class EquivalenceReport:
             text += f"; predictions agree {100 * self.agreement:.2f} %"
         if self.blind:
             text += "; but the outputs are the same for every sample, so that only the layers say something"
+        if self.fast_path is not None:
+            text += f"; {self.fast_path}"
         return text
 
 
@@ -74,12 +86,12 @@ def verify(
     tolerance: float | None = None,
     raise_on_mismatch: bool = True,
 ) -> EquivalenceReport:
-    """Compare two models in eval mode on the same inputs.
+    """Compare two models on the same inputs, each as it is used: in eval mode, but for what is kept out of it.
 
     Args:
         model: the reference, such as the training model.
         other: what should compute the same, such as the folded model; same dtype and device.
-        inputs: tensor, tuple of arguments or mapping of keyword arguments.
+        inputs: tensor, tuple of arguments or mapping of keyword arguments; or a list of such, all of which are run.
         tolerance: relative error allowed; None follows the numeric policy (see ``EquivalenceReport.tolerance``).
         raise_on_mismatch: raise, or only report.
 
@@ -91,13 +103,40 @@ def verify(
     if it is larger than what rounding does to the reference itself.
     """
     dtype = _common_dtype(model, other)
-    with undisturbed(model), undisturbed(other):
-        expected, found, layers = run_both(model, other, inputs, dtype)
+    reports: list[EquivalenceReport] = []
+    empty: NothingComparedError | None = None
+    for each in examples_of(inputs):
+        try:
+            reports.append(_compared(model, other, each, dtype, tolerance))
+        except NothingComparedError as error:
+            empty = error
+    if empty is not None and not reports:
+        raise empty
+    worst = max(range(len(reports)), key=lambda k: (not reports[k].passed, reports[k].error))
+    report = replace(
+        reports[worst],
+        inputs=len(reports),
+        worst_input=worst,
+        fast_path=next((each.fast_path for each in reports if each.fast_path is not None), None),
+    )
+    if raise_on_mismatch and not report.passed:
+        raise VerifyError(
+            f"{report}. Worst at {report.worst_output}. First layer that differs: {_first_difference(report)}"
+        )
+    return report
+
+
+def _compared(
+    model: nn.Module, other: nn.Module, inputs: Example, dtype: torch.dtype, tolerance: float | None
+) -> EquivalenceReport:
+    """The report on one input."""
+    outcome = run_both(model, other, inputs)
+    expected, found, layers = outcome.expected, outcome.found, outcome.layers
     _check_not_empty(expected, found)
-    truth = expected if dtype == torch.float64 else _truth(model, place(model, inputs, dtype), dtype)
+    truth = expected if dtype == torch.float64 else _truth(model, outcome.inputs, dtype)
     _check_no_nan(truth)
     verdict = judge(found, expected, truth, dtype, tolerance=tolerance)
-    report = EquivalenceReport(
+    return EquivalenceReport(
         passed=verdict.passed,
         dtype=str(dtype).removeprefix("torch."),
         error=verdict.error,
@@ -108,10 +147,8 @@ def verify(
         layers=tuple(layers.items()),
         agreement=agreement(expected, found),
         blind=_same_for_every_sample(truth),
+        fast_path=fast_path_difference(model, other, outcome.inputs, verdict.tolerance) if verdict.passed else None,
     )
-    if raise_on_mismatch and not report.passed:
-        raise VerifyError(f"{report}. Worst at {verdict.where}. First layer that differs: {_first_difference(report)}")
-    return report
 
 
 def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
@@ -126,16 +163,16 @@ def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
 
 
 def _truth(model: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The outputs in float64 for inputs that are already rounded to the model's dtype, as its weights are."""
+    """The outputs in float64 for inputs as the model took them: rounded, as its weights are."""
     try:
-        exact = copy.deepcopy(model).double()
+        exact = float64_copy(model)
     except NO_COPY as error:
         raise VerifyError(
             f"{type(model).__name__} cannot be copied ({error}), so there is no float64 reference: compare in float64 "
             "with verify(model.double(), other.double(), ...)"
         ) from error
-    with undisturbed(exact):
-        return compared(call(exact, place(exact, inputs, torch.float64), copied_from=dtype))
+    placed = place(exact, inputs, torch.float64)
+    return on_copies(lambda copied: compared(call(copied, placed, copied_from=dtype)), exact)
 
 
 def _check_not_empty(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -45,17 +45,18 @@ def axis_behind(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
         if missing:
             todo.append(missing[0])
             continue
-        memo[current] = next((a for a in (_carried(graph, memo, i, node) for i in sources[:2]) if a is not None), None)
+        memo[current] = next(
+            (a for a in (_carried(graph, memo, i, current) for i in sources[:2]) if a is not None), None
+        )
         todo.pop()
     return memo[index]
 
 
-def _carried(graph: Graph, memo: dict[int, int | None], source: int, node: Node) -> int | None:
-    axis, before = memo.get(source), graph.nodes[source]
-    if axis is None or axis >= len(before.shape):
+def _carried(graph: Graph, memo: dict[int, int | None], source: int, user: int) -> int | None:
+    axis = memo.get(source)
+    if axis is None or axis >= len(graph.nodes[source].shape):
         return None
-    after = axis_after(before, node, axis)
-    return after if after is not None and after < len(node.shape) else None
+    return axis_after(graph, source, user, axis)
 
 
 def axis_ahead(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:

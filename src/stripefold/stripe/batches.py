@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stripefold.errors import ObserveError
 from stripefold.surgery.example import Example
-from stripefold.surgery.rehearse import describe
+from stripefold.surgery.record_run import describe
 from stripefold.surgery.values import tensors_in
 
 _LABEL_KEYS = ("labels", "label", "targets", "target")

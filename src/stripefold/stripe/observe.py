@@ -20,7 +20,8 @@ from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example, example_to, run_example
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
-from stripefold.surgery.undisturbed import copy_buffers, to_device, undisturbed
+from stripefold.surgery.structural_copy import structural_copy
+from stripefold.surgery.undisturbed import random_state_kept, undisturbed
 
 Progress = Callable[[int], None]
 
@@ -104,72 +105,71 @@ class _Job:
     def run(self, batches: Iterator[Batch], example: Example | None) -> StripeReport | None:
         """The report of this process, or None without a single image."""
         # The data is read inside as well: a loader draws random numbers when it starts.
-        with undisturbed(self.model):
-            if self.device is not None:
-                to_device(self.model, self._device)
+        with random_state_kept(self.model):
             first = next(batches, None)
             if first is None:
                 return None
-            discovery = self._discovery(first, example)
+            model = self.model if self.device is None else structural_copy(self.model).to(self._device)
+            discovery = self._discovery(model, first, example)
             sums = Accumulator(discovery, keep=self.keep, by_class=self.by_class)
             images = 0
             if discovery.gates:
-                copy_buffers(self.model)
-                images = self._pass(itertools.chain([first], batches), Recording(discovery), sums)
+                with undisturbed(model, own_parameters=discovery.trace.writes_parameters) as copied:
+                    images = self._pass(copied, itertools.chain([first], batches), Recording(discovery), sums)
         return _report(self.model, discovery, sums, images)
 
-    def _discovery(self, first: Batch, example: Example | None) -> Discovery:
+    def _discovery(self, model: nn.Module, first: Batch, example: Example | None) -> Discovery:
         if example is not None:
-            return discover(self.model, self._placed(example))
+            return discover(model, self._placed(example))
         try:
-            return discover(self.model, self._placed(first.pair()))
+            return discover(model, self._placed(first.pair()))
         except TraceError as error:
             failure = error
         if first.size == 2:
             raise failure
-        return discover(self.model, self._placed(first.inputs))  # perhaps of a fixed batch size
+        return discover(model, self._placed(first.inputs))  # perhaps of a fixed batch size
 
     def _placed(self, inputs: Example) -> Example:
         return example_to(inputs, self._device, self._dtype)
 
-    def _pass(self, batches: Iterator[Batch], recording: Recording, sums: Accumulator) -> int:
+    def _pass(self, model: nn.Module, batches: Iterator[Batch], recording: Recording, sums: Accumulator) -> int:
         images = 0
         last: tuple[Tensor, Batch] | None = None
-        with recording.watching(self.model):
+        with recording.watching(model):
             for batch in batches:
                 if self.by_class:
                     _check_labels(batch)
-                self._record(recording, batch)
+                self._record(model, recording, batch)
                 finite = sums.add(recording, batch)
-                self._check_finite(last)
+                self._check_finite(model, last)
                 last = finite, batch
                 images += batch.size
                 if self.progress is not None:
                     self.progress(images)
-            self._check_finite(last)
+            self._check_finite(model, last)
         return images
 
-    def _record(self, recording: Recording, batch: Batch) -> None:
+    def _record(self, model: nn.Module, recording: Recording, batch: Batch) -> None:
         recording.start()
-        self._forward(batch)
+        self._forward(model, batch)
         if recording.overwritten():
             recording.start()
-            self._forward(batch)
+            self._forward(model, batch)
 
-    def _check_finite(self, last: tuple[Tensor, Batch] | None) -> None:
+    def _check_finite(self, model: nn.Module, last: tuple[Tensor, Batch] | None) -> None:
         """Look at a batch after the next one was started: an accelerator does not stand still for the answer."""
         if last is not None and not bool(last[0]):
-            raise ObserveError(first_not_finite(self.model, self._placed(last[1].inputs), str(last[1])))
+            raise ObserveError(first_not_finite(model, self._placed(last[1].inputs), str(last[1])))
 
-    def _forward(self, batch: Batch) -> None:
+    def _forward(self, model: nn.Module, batch: Batch) -> None:
         inputs = self._placed(batch.inputs)
         try:
-            run_example(self.model, inputs)
+            run_example(model, inputs)
         except ObserveError:
             raise
         except Exception as error:  # a user's forward may raise anything
             message = (str(error).splitlines() or [""])[0]
-            place = module_that_failed(self.model, error)
+            place = module_that_failed(model, error)
             raise ObserveError(
                 f"{type(self.model).__name__} failed on {batch} {place}: {type(error).__name__}: {message}. Every "
                 "batch must be an input that the model accepts"

@@ -170,7 +170,8 @@ def _is_normalising(graph: Graph, index: int) -> bool:
     while node.kind == "operation" and node.name in VIEWS and node.inputs:
         node = graph.nodes[node.inputs[0]]
     if node.name == "pow":
-        return any(isinstance(argument, (int, float)) and argument < 0 for argument in node.arguments)
+        exponent = node.arguments.get("exponent")
+        return isinstance(exponent, (int, float)) and exponent < 0
     return node.name in _INVERSES
 
 
@@ -192,7 +193,7 @@ def _summed_axis(graph: Graph, index: int) -> int | None:
     if len(users) != 1:
         return None
     node = graph.nodes[users.pop()]
-    dims = next((argument for argument in node.arguments if isinstance(argument, (list, tuple))), None)
-    if node.name not in ("sum", "mean") or dims is None or len(dims) != 1:
+    dims = node.arguments.get("dim")
+    if node.name not in ("sum", "mean") or not dims or len(dims) != 1:
         return None
     return int(dims[0]) % len(graph.nodes[index].shape)

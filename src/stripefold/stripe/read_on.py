@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripefold.surgery.graph import Graph
-from stripefold.surgery.rehearse import IsLayer
+from stripefold.surgery.record_run import IsLayer
 from stripefold.surgery.scale_paths import unused
 from stripefold.surgery.trace import trace
 from stripefold.surgery.visits import Visit

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.example import Example, example_to, examples_of, run_example
 from stripefold.surgery.held import held_by_functions
 from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import copy_buffers, undisturbed
+from stripefold.surgery.structural_copy import structural_copies
+from stripefold.surgery.undisturbed import random_state_kept
 
 REMEDY = (
     "a forward or a hook that was put on a module holds on to it. Use types.MethodType for a forward, and the hook's "
@@ -31,24 +31,16 @@ def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> st
     """
     if not any(_could_hold_on(module) for module in copied.modules()) and not held_by_functions(copied):
         return None
-    names = {module: name for name, module in model.named_modules()}
+    run, original = structural_copies(copied, model, own_parameters=True)
     found: list[str] = []
-
-    def look(module: nn.Module, args: object) -> None:
-        if module in names:
-            found.append(names[module])
-
+    for name, module in original.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            module.register_forward_pre_hook(lambda module, args, name=name: found.append(name))
     like = first_parameter(copied)
     device, dtype = (torch.device("cpu"), None) if like is None else (like.device, like.dtype)
-    placed = example_to(example, device, dtype)
-    handle = register_module_forward_pre_hook(look)
-    try:
-        with undisturbed(model), undisturbed(copied):
-            copy_buffers(model)
-            copy_buffers(copied)
-            run_example(copied, placed)
-    finally:
-        handle.remove()
+    with torch.no_grad(), random_state_kept(run):
+        for each in examples_of(example):
+            run_example(run.eval() if run.training else run, example_to(each, device, dtype))
     return found[0] if found else None
 
 

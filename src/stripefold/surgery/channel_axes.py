@@ -8,17 +8,16 @@ the channels where they are; a normalisation or a scale leaves them anyway.
 from __future__ import annotations
 
 from stripefold.surgery.channels import axis_after, channel_axis
-from stripefold.surgery.graph import Graph, Node
+from stripefold.surgery.graph import Graph
 
 _MIXING = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "convolution"})
-_PIECES = frozenset({"split", "split_with_sizes", "slice", "narrow", "chunk", "constant_pad_nd"})
 
 
 def channel_axes(graph: Graph) -> list[int | None]:
     """Per node of a graph the axis of its channels, from 0; None where it is not known."""
     axes: list[int | None] = []
-    for node in graph.nodes:
-        axes.append(_axis(graph, node, axes))
+    for index in range(len(graph.nodes)):
+        axes.append(_axis(graph, index, axes))
     return axes
 
 
@@ -29,18 +28,14 @@ def mixes_positions(graph: Graph, index: int, axes: list[int | None]) -> bool:
     return mixes and axes[index] is not None and axes[index] != channel_axis(node)
 
 
-def _axis(graph: Graph, node: Node, axes: list[int | None]) -> int | None:
+def _axis(graph: Graph, user: int, axes: list[int | None]) -> int | None:
+    node = graph.nodes[user]
     if node.kind in ("input", "constant"):
         return None
     known = next((i for i in node.inputs if axes[i] is not None and graph.nodes[i].role == "activation"), None)
     source = None if known is None else graph.nodes[known]
     before = None if known is None else axes[known]
     if node.kind == "layer":
-        own = channel_axis(node)
-        kept = source is not None and before is not None and len(source.shape) == len(node.shape)
-        return before if kept and source.shape[before] == node.shape[before] else own  # type: ignore[index, union-attr]
-    if source is None or before is None:
-        return None
-    if node.name in _PIECES and len(node.shape) == len(source.shape):
-        return before
-    return axis_after(source, node, before)
+        # A layer changes the axis that it mixes, and leaves the others where they are.
+        return before if source is not None and len(source.shape) == len(node.shape) else channel_axis(node)
+    return None if known is None or before is None else axis_after(graph, known, user, before)

@@ -1,11 +1,22 @@
-"""Follow the channel axis of a layer's output through operations that move it."""
+"""Where the channel axis of a layer's output lies, and where operations move it: by what they do, never by sizes."""
 
 from __future__ import annotations
 
-from stripefold.surgery.graph import Node
-from stripefold.surgery.operations import is_batch_norm
+from stripefold.surgery.commuting import DoesNotCommuteError, passed
+from stripefold.surgery.graph import Graph, Node
+from stripefold.surgery.operations import is_batch_norm, names
+from stripefold.surgery.patterns import along, index_along
 
 _CHANNELS_SECOND = frozenset({"convolution", "native_group_norm", "group_norm"})
+# One result per position and channel, computed from others: every axis stays where it is.
+_KEEP_AXES = names(
+    "softmax _softmax log_softmax _log_softmax cumsum cumprod sort topk native_dropout constant_pad_nd cat write copy "
+    "hardswish _prelu_kernel rrelu_with_noise log_sigmoid_forward fill native_layer_norm native_group_norm "
+    "_fused_rms_norm index_fill masked_fill where flip roll slice narrow split split_with_sizes chunk unsafe_split "
+    "tril triu slice_scatter slice_backward"
+)
+_PRODUCTS_OF_MATRICES = frozenset({"bmm", "matmul", "mm"})
+_ATTENTION = "scaled_dot_product"
 
 
 def channel_axis(layer: Node) -> int:
@@ -20,30 +31,65 @@ def channel_axis(layer: Node) -> int:
     return 1 if (second or permuted) and rank > 1 else max(rank - 1, 0)
 
 
-def axis_after(before: Node, node: Node, axis: int) -> int | None:
-    """Where an operation puts the channel axis, or None where the channels have no axis of their own any more."""
-    rank = len(before.shape)
-    numbers = [argument for argument in node.arguments if isinstance(argument, (int, list, tuple))]
-    if node.name == "permute" and numbers and isinstance(numbers[0], (list, tuple)):
-        return [dim % rank for dim in numbers[0]].index(axis)
-    if node.name == "transpose" and len(numbers) == 2:
-        first, second = (dim % rank for dim in numbers if isinstance(dim, int))
-        return {first: second, second: first}.get(axis, axis)
-    if node.name == "t":
-        return rank - 1 - axis
-    if node.name == "cat" or (len(node.shape) == rank and node.shape[axis] == before.shape[axis]):
-        return axis
-    return _by_shape(before.shape, node.shape, axis)
+def axis_after(graph: Graph, source: int, user: int, axis: int) -> int | None:
+    """Where an operation puts the channel axis of one of its operands, or None where it mixes or loses it.
 
-
-def _by_shape(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
-    """For reshapes: what stands before the axis, or behind it, stays as it is.
-
-    An instance normalisation joins samples and channels, (N, C, ...) -> (1, N * C, ...), for a batch normalisation.
+    Args:
+        graph: of a trace.
+        source: the operand.
+        user: the operation's result.
+        axis: the channel axis of the operand, from 0.
     """
-    if axis == 1 and after[:2] == (1, before[0] * before[1]):
-        return 1
-    if before[: axis + 1] == after[: axis + 1]:
-        return axis
-    behind = len(before) - axis
-    return len(after) - behind if before[axis:] == after[-behind:] else None
+    before, node = graph.nodes[source], graph.nodes[user]
+    rank, after = len(before.shape), len(node.shape)
+    if node.pointwise:
+        return axis + after - rank
+    if node.name in _KEEP_AXES or is_batch_norm(node.name):
+        return axis if rank == after else None
+    if node.name in _PRODUCTS_OF_MATRICES or _ATTENTION in node.name:
+        return _after_matrices(node, source, axis, rank)
+    if node.name in ("stack", "unbind"):
+        return _after_stack(node, axis, after, rank)
+    if "keepdim" in node.arguments:
+        return _after_reduction(node, axis, rank)
+    return _after_moves(before, node, axis)
+
+
+def _after_matrices(node: Node, source: int, axis: int, rank: int) -> int | None:
+    """Rows come from the first operand, columns from the last; what is summed over is gone."""
+    if len(node.shape) != rank or len(set(node.inputs)) != len(node.inputs):
+        return None
+    first, last = axis == rank - 2, axis == rank - 1
+    columns = node.inputs[2] if _ATTENTION in node.name else node.inputs[1]
+    lost = (source == node.inputs[0] and last) or (source == columns and first)
+    return None if lost or source not in (node.inputs[0], columns) else axis
+
+
+def _after_stack(node: Node, axis: int, after: int, rank: int) -> int | None:
+    dim = int(node.arguments["dim"]) % max(after, rank)
+    if node.name == "stack":
+        return axis + (dim <= axis)
+    return None if dim == axis else axis - (dim < axis)
+
+
+def _after_reduction(node: Node, axis: int, rank: int) -> int | None:
+    given = node.arguments.get("dim")
+    dims = {int(dim) % rank for dim in ([given] if isinstance(given, int) else given or range(rank))}
+    if axis in dims:
+        return None
+    return axis if node.arguments["keepdim"] else axis - sum(dim < axis for dim in dims)
+
+
+def _after_moves(before: Node, node: Node, axis: int) -> int | None:
+    """Through operations that move elements: the axis along which the same numbers lie in the same order."""
+    channels = before.shape[axis]
+    try:
+        pattern = passed(node, before.shape, along(before.shape, axis))
+    except DoesNotCommuteError:
+        return None
+    if channels == 1:  # nothing to tell it by, and no difference where it lies
+        return axis if axis < len(node.shape) and node.shape[axis] == 1 else None
+    for candidate, size in enumerate(node.shape):
+        if size == channels and index_along(pattern, node.shape, candidate) == tuple(range(channels)):
+            return candidate
+    return None

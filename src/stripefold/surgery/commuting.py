@@ -7,22 +7,17 @@ raise ``DoesNotCommuteError`` where the identity does not hold. What is not name
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from stripefold.surgery.graph import Node
+from stripefold.surgery.operations import names
 from stripefold.surgery.patterns import Shape, aligned, regrouped, varies
 
-
-def _names(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_RESHAPES = _names("view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze view_as")
-_SAME = _names("clone contiguous alias detach _to_copy to lift_fresh neg dropout feature_dropout alpha_dropout")
-_AVERAGES = _names("mean sum")
-_EXTREMES = _names("amax amin")
+_RESHAPES = names("view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze view_as")
+_SAME = names("clone contiguous alias detach _to_copy to lift_fresh neg dropout feature_dropout alpha_dropout")
+_AVERAGES = names("mean sum")
+_EXTREMES = names("amax amin")
 _POOLS = {
     name: dims
     for dims in (1, 2, 3)
@@ -36,18 +31,18 @@ _MAX_POOLS = {
 _PADS = frozenset(
     {"constant_pad_nd", *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))}
 )
-_UPSAMPLES = _names(
+_UPSAMPLES = names(
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d "
     "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"
 )
 # f(v x) = v f(x) for v >= 0 only.
-RECTIFIERS = _names("relu leaky_relu _prelu_kernel prelu abs rrelu")
+RECTIFIERS = names("relu leaky_relu _prelu_kernel prelu abs rrelu")
 # Operations inside a layer that neither hinder a scale of its output nor need v >= 0.
 _INSIDE_NORMS = (
-    _names("native_layer_norm layer_norm native_group_norm group_norm convolution linear addmm mm matmul")
+    names("native_layer_norm layer_norm native_group_norm group_norm convolution linear addmm mm matmul")
     | _RESHAPES
     | _SAME
-    | _names("permute transpose")
+    | names("permute transpose")
 )
 
 
@@ -107,7 +102,7 @@ def passed_back(node: Node, before: Shape, pattern: Tensor) -> Tensor:
             pattern = pattern.reshape([1 if dim in reduced else next(sizes) for dim in range(len(before))])
         _reduced(node, len(before), pattern)
         return pattern
-    if node.name == "slice" and not varies(pattern, [int(node.arguments[0] or 0) % len(before)]):  # type: ignore[call-overload]
+    if node.name == "slice" and not varies(pattern, [node.arguments["dim"] % len(before)]):
         return pattern  # positions are cut off, such as the padding of windows
     _check_in_place(node, before, pattern)
     return pattern
@@ -129,9 +124,8 @@ def hindrance_inside(inner: Sequence[str]) -> tuple[str | None, bool]:
 def _permutation(node: Node, rank: int) -> list[int]:
     order = list(range(rank))
     if node.name == "permute":
-        dims = next(a for a in node.arguments if isinstance(a, (list, tuple)))
-        return [int(dim) % rank for dim in dims]
-    first, second = [int(a) % rank for a in node.arguments if isinstance(a, int)][:2] if node.name != "t" else (0, 1)
+        return [int(dim) % rank for dim in node.arguments["dims"]]
+    first, second = (0, 1) if node.name == "t" else (int(node.arguments[key]) % rank for key in ("dim0", "dim1"))
     if rank > 1:
         order[first], order[second] = order[second], order[first]
     return order
@@ -147,12 +141,10 @@ def _shrunk(pattern: Tensor, before: Shape) -> Tensor:
 
 
 def _dims(node: Node, rank: int) -> set[int]:
-    given = node.arguments[0] if node.arguments else None
-    if isinstance(given, int) and not isinstance(given, bool):
+    given = node.arguments.get("dim")
+    if isinstance(given, int):
         given = [given]
-    if not isinstance(given, (list, tuple)) or not given:
-        return set(range(rank))
-    return {int(dim) % rank for dim in given}
+    return {int(dim) % rank for dim in given} if given else set(range(rank))
 
 
 def _reduced(node: Node, rank: int, pattern: Tensor) -> set[int]:
@@ -164,14 +156,13 @@ def _reduced(node: Node, rank: int, pattern: Tensor) -> set[int]:
 
 def _picked(node: Node, before: Shape, pattern: Tensor) -> Tensor:
     """A slice or a single index along one axis."""
-    axis, *rest = [*node.arguments, *[None] * 4][:4]
-    dim = int(axis or 0) % len(before)  # type: ignore[call-overload]
+    dim = int(node.arguments["dim"]) % len(before)
     if node.name == "select":
-        entry = pattern.narrow(dim, int(rest[0]) % before[dim] if pattern.shape[dim] > 1 else 0, 1)  # type: ignore[call-overload]
+        entry = pattern.narrow(dim, int(node.arguments["index"]) % before[dim] if pattern.shape[dim] > 1 else 0, 1)
         return entry.squeeze(dim)
     if pattern.shape[dim] == 1:
         return pattern
-    start, stop, step = rest
+    start, stop, step = (node.arguments[key] for key in ("start", "end", "step"))
     return pattern.movedim(dim, 0)[slice(start, stop, step)].movedim(0, dim)
 
 
@@ -189,7 +180,8 @@ def _check_in_place(node: Node, before: Shape, pattern: Tensor) -> None:
     elif node.name in _UPSAMPLES:
         touched = list(range(2, rank))
     elif node.name in ("roll", "flip"):
-        touched = list(range(rank)) if len(node.arguments) < 1 else [int(d) % rank for d in _last_list(node)]
+        # Without dimensions a roll goes over all elements as one row.
+        touched = [int(dim) % rank for dim in node.arguments["dims"]] or list(range(rank))
     elif node.name in ("clamp", "clamp_min", "threshold"):
         touched = [] if _is_relu(node) else None
     if touched is None:
@@ -199,22 +191,18 @@ def _check_in_place(node: Node, before: Shape, pattern: Tensor) -> None:
 
 
 def _padded(node: Node, rank: int) -> list[int] | None:
-    amounts = next((a for a in node.arguments if isinstance(a, (list, tuple))), None)
-    filled = [a for a in node.arguments if isinstance(a, (int, float)) and a != 0]
-    if amounts is None or (node.name == "constant_pad_nd" and filled):
+    if node.arguments.get("value", 0) != 0:
         return None  # padding with anything but 0 adds what is not scaled
+    amounts = node.arguments["pad"] if node.name == "constant_pad_nd" else node.arguments["padding"]
     return [rank - 1 - k // 2 for k, amount in enumerate(amounts) if amount]
 
 
-def _last_list(node: Node) -> Sequence[Any]:
-    lists = [a for a in node.arguments if isinstance(a, (list, tuple))]
-    return lists[-1] if lists else []
-
-
 def _is_relu(node: Node) -> bool:
-    """``clamp(min=0)`` without a maximum, and ``threshold(0, 0)``."""
-    given = [a for a in node.arguments if a is not None]
-    return bool(given) and all(a == 0 for a in given) and (node.name != "clamp" or len(given) == 1)
+    """``clamp(min=0)`` without a maximum, and ``threshold(0, 0)``; limits that are tensors are inputs of the node."""
+    given = node.arguments
+    if node.name == "threshold":
+        return bool(given["threshold"] == 0 and given["value"] == 0)
+    return len(node.inputs) == 1 and given.get("min") == 0 and given.get("max") is None
 
 
 def place(node: Node) -> str:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stripefold.errors import StripefoldError
 from stripefold.surgery.modules import first_parameter
 
 Example = Any
-"""A tensor, a tuple of positional arguments, or a mapping of keyword arguments."""
+"""A tensor, a tuple of positional arguments, or a mapping of keyword arguments; or a list of several such inputs."""
 
 _TORCHVISION_SIZES = {"torchvision.models.inception": 299, "torchvision.models.video": 112}
+
+
+def examples_of(example: Example) -> list[Example]:
+    """The inputs that are given: each of a list, or the one."""
+    if isinstance(example, list) and not example:
+        raise StripefoldError("example=[] holds no input: give a tensor, tuple or dict, or a list of such")
+    return example if isinstance(example, list) else [example]
 
 
 def run_example(model: nn.Module, example: Example) -> Any:
@@ -34,10 +42,42 @@ def example_to(example: Example, device: torch.device, dtype: torch.dtype | None
     return _moved(example, device, dtype, {})
 
 
-def _moved(example: Example, device: torch.device, dtype: torch.dtype | None, known: dict[int, Tensor]) -> Example:
+def example_copy(example: Example) -> Example:
+    """The example once more, on its devices and in its types: a model may write into what it is given."""
+    return _moved(example, None, None, {})
+
+
+def placements(model: nn.Module, example: Example) -> list[Example]:
+    """The example as it may be meant, on the model's device: as it is given, and in the type of its first parameter.
+
+    A model may take bytes, or numbers of another type than its first parameter's; or the example is float32 only
+    because that is what torch makes.
+    """
+    like = first_parameter(model)
+    device = torch.device("cpu") if like is None else like.device
+    given = example_to(example, device, None)
+    if like is None or all(t.dtype == like.dtype for t in _tensors(given) if t.is_floating_point()):
+        return [given]
+    return [given, example_to(example, device, like.dtype)]
+
+
+def _tensors(example: Example) -> Iterator[Tensor]:
+    if isinstance(example, Tensor):
+        yield example
+    elif isinstance(example, (Mapping, list, tuple)):
+        for value in example.values() if isinstance(example, Mapping) else example:
+            yield from _tensors(value)
+
+
+def _moved(
+    example: Example, device: torch.device | None, dtype: torch.dtype | None, known: dict[int, Tensor]
+) -> Example:
     if isinstance(example, Tensor):
         if id(example) not in known:
-            known[id(example)] = example.to(device, dtype if example.is_floating_point() else None, copy=True)
+            wanted = dtype if example.is_floating_point() else None
+            if example.is_complex() and dtype == torch.float64:
+                wanted = torch.complex128
+            known[id(example)] = example.to(device, wanted, copy=True)
         return known[id(example)]
     if isinstance(example, Mapping):
         return {key: _moved(value, device, dtype, known) for key, value in example.items()}

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from stripefold.surgery.channels import axis_after, channel_axis
+from stripefold.surgery.commuting import DoesNotCommuteError, passed
 from stripefold.surgery.graph import Graph, Node, first_calls
-from stripefold.surgery.operations import HOMOGENEOUS, PRODUCTS, RESHAPES, VIEWS, is_batch_norm
+from stripefold.surgery.operations import PRODUCTS, RESHAPES, is_batch_norm
+from stripefold.surgery.patterns import aligned, along, joined, varies
+from stripefold.surgery.scale_parts import JOINS, joining_axis
+from stripefold.surgery.scale_paths import unused
 
 
 @dataclass(frozen=True)
@@ -70,16 +76,17 @@ def follower(graph: Graph, name: str) -> Follower:
     index = results[0]
     axis = channel_axis(graph.nodes[index])
     while True:
-        if index in graph.outputs:
-            return Follower(None, "its output is returned by the model")
+        seen = graph.seen_outside(index)
+        if seen is not None:
+            return Follower(None, f"its output {seen.rstrip(',')}")
         users = sorted(set(graph.consumers[index]))
         if len(users) != 1:
             return Follower(None, f"its output is used {len(users)} times")
         node = graph.nodes[users[0]]
         if node.kind == "layer":
             return _only_call(graph, node, axis)
-        after = axis_after(graph.nodes[index], node, axis)
-        if node.name not in RESHAPES or after is None:
+        after = axis_after(graph, index, users[0], axis) if node.name in RESHAPES else None
+        if after is None:
             return Follower(None, f"{node.name!r} in {node.where or 'the model itself'} stands between")
         index, axis = users[0], after
 
@@ -102,20 +109,25 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
     Each path from the layer must reach one through operations that commute with a positive scale of each channel.
     Where several norms do it together, the first is named.
     """
-    todo = [(index, channel_axis(graph.nodes[index])) for index in graph.results(name)]
+    todo = [(i, along(graph.nodes[i].shape, channel_axis(graph.nodes[i]))) for i in graph.results(name)]
     seen: set[int] = set()
+    dead: frozenset[int] | None = None
     norms: list[int] = []
     while todo:
-        index, axis = todo.pop()
+        index, pattern = todo.pop()
         if index in graph.outputs or not graph.consumers[index]:
             return None
         for user in set(graph.consumers[index]) - seen:
             seen.add(user)
             node = graph.nodes[user]
-            after = axis_after(graph.nodes[index], node, axis)
-            if _normalises(node) and axis == 1:
+            if node.role == "discrete":  # the places of a maximum, which perhaps nobody asks for
+                dead = unused(graph, {}) if dead is None else dead
+                if user in dead:
+                    continue
+            after = _scaled_after(graph, index, user, pattern)
+            if _normalises(node) and pattern.dim() > 1 and not _varies_but(pattern, 1):
                 norms.append(user)
-            elif _is_transparent(graph, node) and after is not None:
+            elif after is not None:
                 todo.append((user, after))
             else:
                 return None
@@ -130,10 +142,22 @@ def _normalises(node: Node) -> bool:
     return any(is_batch_norm(name) for name in names)
 
 
-def _is_transparent(graph: Graph, node: Node) -> bool:
-    """Views, ReLU-like functions, pools, concatenations and multiplications by a constant."""
-    if node.kind == "layer":
-        return False
+def _scaled_after(graph: Graph, source: int, user: int, pattern: Tensor) -> Tensor | None:
+    """The pattern of a positive scale behind an operation that commutes with it, or None."""
+    before, node = graph.nodes[source], graph.nodes[user]
+    moving = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role != "constant"]
+    if node.kind == "layer" or len(moving) != 1:
+        # Beside what others bring, in a concatenation, the channels are cancelled all the same.
+        return pattern if node.name in JOINS and not _varies_but(pattern, 1) else None
     if node.name in PRODUCTS:
-        return sum(graph.nodes[i].role != "constant" for i in node.inputs) == 1
-    return node.name in VIEWS or node.name in HOMOGENEOUS
+        return aligned(pattern, len(node.shape))
+    try:
+        if node.name in JOINS:
+            return joined([pattern], [before.shape], joining_axis(node))
+        return passed(node, before.shape, pattern)
+    except DoesNotCommuteError:
+        return None
+
+
+def _varies_but(pattern: Tensor, axis: int) -> bool:
+    return varies(pattern, [dim for dim in range(pattern.dim()) if dim != axis])

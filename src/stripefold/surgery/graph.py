@@ -6,9 +6,9 @@ that one" is one ``and`` and one population count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from stripefold.surgery.visits import Visit
 
@@ -25,12 +25,13 @@ class Node:
     Attributes:
         kind: Where the value comes from.
         name: The layer's dotted path, the operation's name, or "" for inputs and constants.
-        inputs: Indices of the values it was computed from, in the order of the arguments.
+        inputs: Indices of the values it was computed from, in the order of the schema's arguments.
         role: How it depends on the model's input.
         shape: Its shape.
         spread: The number of its distinct elements: a dimension made by broadcasting counts once.
-        arguments: The positional arguments that are not tensors (operations only).
-        keywords: The keyword arguments that are not tensors, as pairs: the ``alpha`` of a sum.
+        arguments: The arguments that are no tensors, by the names of the operation's schema, defaults included.
+        position: Which of the operation's results it is.
+        pointwise: Every element is a function of the elements at the same place of the operands, broadcast.
         where: Dotted path of the innermost module that was running.
         call: Which call of a layer gave the value, counted over the run; -1 where no layer did.
         inner: Names of the operations that ran inside the layer.
@@ -43,8 +44,9 @@ class Node:
     role: Role = "activation"
     shape: tuple[int, ...] = ()
     spread: int = 0
-    arguments: tuple[object, ...] = ()
-    keywords: tuple[object, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    position: int = 0
+    pointwise: bool = False
     where: str = ""
     call: int = -1
     inner: tuple[str, ...] = ()
@@ -81,10 +83,13 @@ class Graph:
             its own included.
         values_behind: Per node, the bit set of nodes behind it, itself included.
         consumers: Per node, the nodes that use it.
-        outputs: Nodes that the model returned.
+        outputs: Nodes that something outside the graph sees, and what: "is returned by the model", "is read by Python
+            in 'head'".
         activations: The bit set of nodes whose role is "activation".
         visits: Every call of a module, layer or not, in the order in which they returned.
         tensors: Dotted path of a parameter or buffer -> its node, where the run used it outside layers.
+        exposed: Nodes that a path which the examples did not take may use, or make otherwise, and how.
+        visible: Dotted path of a module -> the nodes that the code of its ``forward`` handles.
         decisions: Dotted paths of the modules that took a value which depends on the input into Python: to branch on
             it, perhaps, so that another input may run other layers.
         read: Layers of which a parameter or buffer was used outside the layer.
@@ -95,10 +100,12 @@ class Graph:
     layers_behind: list[int] = field(default_factory=list)
     values_behind: list[int] = field(default_factory=list)
     consumers: list[list[int]] = field(default_factory=list)
-    outputs: set[int] = field(default_factory=set)
+    outputs: dict[int, str] = field(default_factory=dict)
     activations: int = 0
     visits: list[Visit] = field(default_factory=list)
     tensors: dict[str, int] = field(default_factory=dict)
+    exposed: dict[int, str] = field(default_factory=dict)
+    visible: dict[str, set[int]] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     _bits: dict[object, int] = field(default_factory=dict)
@@ -139,16 +146,25 @@ class Graph:
             name: The layer.
             taking: Whether it is to take up something from its input, so that hooks before it matter.
         """
-        if any({"unsqueeze", "squeeze"} <= set(self.nodes[i].inner) for i in self.results(name)):
+        if any(_without_batch(self.nodes[i].inner) for i in self.results(name)):
             return "it is called without a batch axis, so that its channels lie on the first one"
         if taking and any(call.exchanged for call in self.calls if call.name == name):
             return "a forward pre-hook changes what it is given"
         return None
 
+    def seen_outside(self, index: int) -> str | None:
+        """What sees a value outside of what was recorded, in words that follow "what is scaled"; or None."""
+        return self.outputs.get(index) or self.exposed.get(index)
+
     def operands(self, index: int) -> list[int]:
         """The inputs of a node that are feature maps: those that depend on the model's input, or passed a layer."""
         sources = dict.fromkeys(self.nodes[index].inputs)
         return [i for i in sources if self.nodes[i].role == "activation" or self.layers_behind[i]]
+
+
+def _without_batch(inner: tuple[str, ...]) -> bool:
+    """Whether a layer gave its input a batch axis and took it away again; a pooling over one axis does so anyway."""
+    return {"unsqueeze", "squeeze"} <= set(inner) and not any("pool" in name for name in inner)
 
 
 def first_calls(graph: Graph, names: Iterable[str]) -> list[str]:

@@ -26,7 +26,7 @@ _CALL_HOOKS = (
 )
 NO_COPY = (RuntimeError, TypeError, pickle.PickleError)
 """What ``copy.deepcopy`` raises on modules that hold locks, tensors in the middle of a graph, scripted functions."""
-_SHAPELESS = (UninitializedParameter, UninitializedBuffer)
+SHAPELESS = (UninitializedParameter, UninitializedBuffer)
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel", "ScriptModule")
 
 
@@ -129,7 +129,7 @@ def tensor_owners(model: nn.Module) -> dict[int, list[str]]:
     places: dict[int, list[tuple[str, Tensor]]] = {}
     for name, module in model.named_modules():
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and not isinstance(tensor, _SHAPELESS):
+            if tensor is not None and not isinstance(tensor, SHAPELESS):
                 places.setdefault(storage_of(tensor), []).append((f"{name}.{key}" if name else key, tensor))
     return {
         id(tensor): [path for path, other in held if other is tensor or overlapping(tensor, other)]

@@ -7,7 +7,8 @@ operands alone.
 from __future__ import annotations
 
 
-def _names(words: str) -> frozenset[str]:
+def names(words: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(words.split())
 
 
@@ -17,44 +18,40 @@ ADDITIONS = frozenset({"add", "sub", "rsub", "lerp", "addcmul"})
 REDUCTIONS = frozenset({"sum", "mean"})
 PRODUCTS = frozenset({"mul", "div"})
 # Every operand is found again in the result, next to or instead of the others.
-COLLECTIONS = _names(
+COLLECTIONS = names(
     "cat concat concatenate stack hstack vstack where maximum minimum index_put copy write scatter slice_scatter "
     "select_scatter slice_backward masked_scatter _unsafe_index_put"
 )
 # Functions whose result is bounded: a factor computed by one is a gate, not the map.
-SQUASHING = _names("sigmoid hardsigmoid tanh softmax _softmax clamp hardtanh")
+SQUASHING = names("sigmoid hardsigmoid tanh softmax _softmax clamp hardtanh")
 # Rows of a table picked by integers: the result depends on the input although the table does not.
-LOOKUPS = _names("embedding embedding_bag _embedding_bag index index_select gather take")
+LOOKUPS = names("embedding embedding_bag _embedding_bag index index_select gather take")
 # Fresh tensors that take nothing but shape and type from their operand.
-FACTORIES = _names(
+FACTORIES = names(
     "empty_like zeros_like ones_like full_like rand_like randn_like randint_like "
     "new_empty new_zeros new_ones new_full new_empty_strided"
 )
 # Hand a value to Python: what ``if``, ``float()`` and ``.item()`` do.
-INTO_PYTHON = _names("_local_scalar_dense equal")
+INTO_PYTHON = names("_local_scalar_dense equal is_nonzero item")
+# Functions of tensors that do so without an operation.
+OUT_OF_TORCH = names("tolist numpy __array__ __dlpack__")
 # The old content of the first operand does not matter.
-OVERWRITES = _names("copy fill zero normal uniform bernoulli exponential random")
+OVERWRITES = names("copy fill zero normal uniform bernoulli exponential random")
 # Rearrange elements and compute nothing.
-VIEWS = _names(
+VIEWS = names(
     "view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze permute transpose t movedim expand "
     "expand_as as_strided alias detach contiguous clone _to_copy to lift_fresh slice select narrow split "
     "split_with_sizes chunk unbind view_as roll flip pixel_shuffle pixel_unshuffle channel_shuffle dropout"
 )
 # Views under which a layer and its only consumer are still neighbours.
-RESHAPES = _names("view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze clone")
-# Commute with a positive scale of each channel, beside the views.
-HOMOGENEOUS = _names(
-    "relu leaky_relu max_pool2d max_pool2d_with_indices max_pool1d max_pool3d_with_indices avg_pool1d avg_pool2d "
-    "avg_pool3d _adaptive_avg_pool2d adaptive_avg_pool2d mean constant_pad_nd reflection_pad2d replication_pad2d cat "
-    "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa"
-)
+RESHAPES = names("view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze clone")
 # Views that show every element of their operand and no other, in whatever shape.
-WHOLE_VIEWS = _names(
+WHOLE_VIEWS = names(
     "view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze permute transpose t movedim expand "
     "alias detach contiguous clone"
 )
 # Functions of a weight that a caller may run on a layer's parameters without calling the layer.
-WEIGHTED = _names(
+WEIGHTED = names(
     "linear matmul mm addmm bmm baddbmm _addmm_activation convolution conv1d conv2d conv3d conv_transpose2d "
     "native_layer_norm layer_norm native_group_norm group_norm rms_norm _fused_rms_norm native_batch_norm batch_norm "
     "_native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm"

@@ -116,7 +116,7 @@ def _meets_positions(graph: Graph, index: int, features: int, axes: list[int | N
         source, axis = todo.pop()
         for user in set(graph.consumers[source]):
             node = graph.nodes[user]
-            after = axis_after(graph.nodes[source], node, axis) if node.kind == "operation" else None
+            after = axis_after(graph, source, user, axis) if node.kind == "operation" else None
             if after is None:
                 continue
             others = [i for i in node.inputs if i != source and graph.nodes[i].role == "activation"]

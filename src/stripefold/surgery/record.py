@@ -1,19 +1,32 @@
-"""Record one run of a model as a graph: a dispatch mode sees the operations, global hooks bracket the layer calls."""
+"""Record one run of a model as a graph: a dispatch mode sees the operations, hooks on a copy bracket the module calls.
+
+Both see this thread's run of this one copy only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripefold.surgery.graph import Call, Graph, Node, Role
-from stripefold.surgery.operations import FACTORIES, INTO_PYTHON, LOOKUPS, OVERWRITES, RECURRENT, WEIGHTED
-from stripefold.surgery.shapes import run
+from stripefold.surgery.operations import (
+    FACTORIES,
+    INTO_PYTHON,
+    LOOKUPS,
+    OUT_OF_TORCH,
+    OVERWRITES,
+    RECURRENT,
+    WEIGHTED,
+)
+from stripefold.surgery.undisturbed import NoFusedAttention, written
 from stripefold.surgery.values import Key, Values, exchanged, key_of, spread_of, storage_of, tensors_in, tensors_of
 from stripefold.surgery.visits import Results, Visits, is_alone
 
@@ -51,6 +64,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stack: list[nn.Module] = []
         self._names, self._layers, self._owners, self._holders = names, layers, owners, holders
         self._frame: _Frame | None = None
+        self._thread = threading.get_ident()
 
     @property
     def path(self) -> str:
@@ -58,20 +72,32 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return next((self._names[id(m)] for m in reversed(self.stack) if id(m) in self._names), "")
 
     @contextmanager
-    def recording(self) -> Iterator[Recorder]:
-        """Record what runs inside."""
-        handles = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, with_kwargs=True),
-        ]
-        try:
-            with self:
-                yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-                # torch forgets this entry of its own; while it is there, every module takes the slow path.
-                nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)
+    def recording(self, model: nn.Module) -> Iterator[Recorder]:
+        """Record what runs inside.
+
+        Args:
+            model: a structural copy; nobody else runs it.
+        """
+        self._thread = threading.get_ident()
+        for module in model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks; its operations are seen
+                self._watch(module)
+        with _Reads(self), self:
+            yield self
+
+    def _watch(self, module: nn.Module) -> None:
+        """Bracket the calls of a module, outside its own hooks."""
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            with torch._C.DisableTorchFunction():  # what is done here is not the model's doing
+                self._enter(module, args)
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            with torch._C.DisableTorchFunction():
+                self._leave(module, args, kwargs, output)
+
+        module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+        module.register_forward_hook(leave, prepend=True, with_kwargs=True)
 
     def take_inputs(self, example: Any) -> None:
         """Make every tensor of the example an input node."""
@@ -81,21 +107,40 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def take_outputs(self, outputs: Any) -> None:
         """Note what the model returned."""
-        self.graph.outputs = set(self._known([tensor for _, tensor in tensors_of(outputs)]))
+        for index in self._known([tensor for _, tensor in tensors_of(outputs)]):
+            self.graph.outputs[index] = "is returned by the model"
         self.graph.visits = self.visits.done
+
+    def take_read(self, tensor: Tensor, name: str) -> None:
+        """Note that a value has left torch: as a number, a list, an array."""
+        if self._frame is not None or self.values.find(tensor) is None:
+            return
+        node = Node(kind="operation", name=name, inputs=(self._node_of(tensor),), role="discrete", where=self.path)
+        self._read(self.graph.add(node))
+
+    def _read(self, index: int) -> None:
+        node = self.graph.nodes[index]
+        self.graph.outputs[index] = f"is read by Python in {node.where or 'the model itself'!r}"
+        if any(self.graph.nodes[i].role != "constant" for i in node.inputs):
+            self.graph.decisions.append(node.where)
 
     def _put(self, tensor: Tensor, node: Node, *, weighted: bool = False) -> int:
         node = replace(node, shape=tuple(tensor.shape), spread=spread_of(tensor))
         index = self.graph.add(node, weighted=weighted)
         self.values.set(tensor, index)
+        self.graph.visible.setdefault(self.path, set()).add(index)
         return index
 
     # Layer calls.
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(f"{self._names.get(id(module))!r} is called in a thread that the model starts")
         self.stack.append(module)
         if self._frame is None:
-            self.visits.enter(len(self.stack), len(self.graph.nodes), self._known(args))
+            inputs = self._known(args)
+            self.graph.visible.setdefault(self.path, set()).update(inputs)
+            self.visits.enter(len(self.stack), len(self.graph.nodes), inputs)
         if self._frame is None and (id(module) in self._layers or isinstance(module, nn.RNNBase)):
             self._frame = _Frame(module, len(self.stack), tuple(map(key_of, tensors_in(args))))
 
@@ -114,6 +159,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.visits.leave(len(self.stack), self._names.get(id(module)), len(self.graph.nodes), results)
         if self.stack:
             self.stack.pop()
+        if self._frame is None:
+            self.graph.visible.setdefault(self.path, set()).update(self._known(output))
 
     def _known(self, structure: Any) -> tuple[int, ...]:
         found = (self.values.find(tensor) for tensor in tensors_in(structure))
@@ -147,13 +194,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then note it."""
-        result = run(func, args, kwargs := kwargs or {})
-        name = func._schema.name.removeprefix("aten::").rstrip("_")
-        written = _written(func, args, kwargs)
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = _name(func)
+        changed = written(func, args, kwargs) if func._schema.is_mutable else []
         if self._frame is not None:
-            self._note_inside(self._frame, name, (args, kwargs), (written, result))
+            self._note_inside(self._frame, name, (args, kwargs), (changed, result))
         else:
-            self._note(name, args, kwargs, (written, result))
+            self._note(func, _bound(func, args, kwargs), (changed, result))
         return result
 
     def _note_inside(self, frame: _Frame, name: str, arguments: Any, results: tuple[list[Tensor], Any]) -> None:
@@ -170,32 +218,35 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             frame.derived.update((storage_of(tensor), tensor) for tensor in tensors_in(results))
             frame.written += [tensor for tensor in results[0] if self.values.find(tensor) is not None]
 
-    def _note(self, name: str, args: Any, kwargs: Any, results: tuple[list[Tensor], Any]) -> None:
-        written, result = results
-        operands = list(tensors_in((args, kwargs)))
-        if name in OVERWRITES and written:
-            operands = [tensor for tensor in operands if all(tensor is not target for target in written)]
-        outputs = written or [t for t in tensors_in(result) if all(key_of(t) != key_of(o) for o in operands)]
+    def _note(self, func: Any, bound: Mapping[str, Any], results: tuple[list[Tensor], Any]) -> None:
+        name, (changed, result) = _name(func), results
+        operands = list(tensors_in(bound))
+        if name in OVERWRITES and changed:
+            operands = [tensor for tensor in operands if all(tensor is not target for target in changed)]
+        outputs = changed or [t for t in tensors_in(result) if all(key_of(t) != key_of(o) for o in operands)]
         inputs = () if name in FACTORIES else tuple(self._node_of(tensor) for tensor in operands)
         constants = [self.graph.nodes[i] for i in inputs if self.graph.nodes[i].role == "constant"]
-        if name in INTO_PYTHON and len(constants) < len(inputs):
-            self.graph.decisions.append(self.path)
+        if name in INTO_PYTHON:
+            node = Node(kind="operation", name=name, inputs=inputs, role="discrete", where=self.path)
+            self._read(self.graph.add(node))
         owners = frozenset().union(*(node.owners for node in constants))
         # A function of a weight: of a layer that is not being called, or of no layer at all.
         weighted = name in WEIGHTED and 0 < len(constants) < len(inputs)
         call = -1
         if weighted and len(owners) == 1:
             call = self._add_call(next(iter(owners)), inputs, [tuple(t.shape) for t in outputs], implicit=True)
-        for tensor in outputs:
+        plain = {key: value for key, value in bound.items() if not any(True for _ in tensors_in(value))}
+        arguments = MappingProxyType(plain)
+        for position, tensor in enumerate(outputs):
             role = self._role(name, inputs, tensor)
-            node = Node(kind="operation", name=name, inputs=inputs, role=role, arguments=_plain(args), where=self.path)
-            node = replace(node, keywords=_plain(kwargs.items()))
+            node = Node(kind="operation", name=name, inputs=inputs, role=role, arguments=arguments, where=self.path)
+            node = replace(node, position=position, pointwise=torch.Tag.pointwise in func.tags)
             if role == "constant":
                 node = replace(node, kind="constant", owners=owners)
             elif call >= 0:
                 node = replace(node, kind="layer", name=next(iter(owners)), call=call, inner=(name,))
             index = self._put(tensor, node, weighted=weighted and call < 0)
-            if written:
+            if changed:
                 self._refresh_aliases(tensor, index)
 
     def _role(self, name: str, inputs: tuple[int, ...], output: Tensor) -> Role:
@@ -234,16 +285,31 @@ def _is_continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The arguments that an operation writes to, after its schema."""
-    targets: list[Tensor] = []
+def _name(func: Any) -> str:
+    """The dispatcher's name, the same for an operation in place."""
+    return str(func._schema.name.removeprefix("aten::").rstrip("_"))
+
+
+def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Every argument of an operation by the name that its schema gives it, those left out with their defaults."""
+    bound: dict[str, Any] = {}
     for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            targets += tensors_in(value)
-    return targets
+        if position < len(args):
+            bound[argument.name] = args[position]
+        else:
+            bound[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return bound
 
 
-def _plain(args: Any) -> tuple[object, ...]:
-    """The arguments that hold no tensor."""
-    return tuple(arg for arg in args if not any(True for _ in tensors_in(arg)))
+class _Reads(NoFusedAttention):
+    """Sees where tensors are handed to Python without an operation: ``tolist``, ``numpy`` and the like."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, and note what it reads."""
+        if getattr(func, "__name__", "") in OUT_OF_TORCH and args and isinstance(args[0], Tensor):
+            self._recorder.take_read(args[0], func.__name__)
+        return func(*args, **(kwargs or {}))

@@ -35,8 +35,9 @@ class ForwardSearch(Search):
             if index != start and node.kind == "layer":
                 self._end(node, scaled[0], carried)
                 continue
-            if index in self.graph.outputs:
-                raise DoesNotCommuteError("what is scaled is returned by the model")
+            seen = self.graph.seen_outside(index)
+            if seen is not None:
+                raise DoesNotCommuteError(f"what is scaled {seen.rstrip(',')}")
             if index != start:
                 carried[index] = self._through(index, scaled, carried)
 
@@ -75,25 +76,19 @@ class ForwardSearch(Search):
         return patterns[0]
 
     def _piece(self, node: Node, pattern: Tensor) -> Tensor:
-        """One piece of a split; which one it is shows in the order in which the pieces were recorded."""
-        whole = self.graph.nodes[node.inputs[0]]
-        axis = next((a for a in node.arguments[1:] if isinstance(a, int)), 0) % len(whole.shape)
+        """One piece of a split."""
+        whole = self.graph.nodes[node.inputs[0]].shape
+        axis = int(node.arguments["dim"]) % len(whole)
         if not varies(pattern, [axis]):
             return pattern
-        pieces = [i for i in self.graph.consumers[node.inputs[0]] if _same_call(self.graph.nodes[i], node)]
-        lengths = [self.graph.nodes[i].shape[axis] for i in pieces]
-        if sum(lengths) != whole.shape[axis] or pieces != list(range(pieces[0], pieces[0] + len(pieces))):
-            raise DoesNotCommuteError(f"{node.name!r} in {place(node)}: which piece goes where is not known")
-        position = next(k for k, i in enumerate(pieces) if self.graph.nodes[i] is node)
-        return pattern.narrow(axis, sum(lengths[:position]), lengths[position])
+        if node.name == "split":
+            start = node.position * int(node.arguments["split_size"])
+        else:
+            start = sum(node.arguments["split_sizes"][: node.position])
+        return pattern.narrow(axis, start, node.shape[axis])
 
     def _end(self, node: Node, scaled: int, carried: Carried) -> None:
         takes = self.side(node, "input")
         if len(node.inputs) != 1:
             raise DoesNotCommuteError(f"{node.name!r} takes other inputs, too")
         self.end_at(node, "input", (self.graph.nodes[scaled].shape, takes.axis), carried[scaled])
-
-
-def _same_call(node: Node, other: Node) -> bool:
-    own = (node.name, node.inputs, node.arguments, node.where)
-    return own == (other.name, other.inputs, other.arguments, other.where)

@@ -111,8 +111,9 @@ class Search:
         Raises:
             DoesNotCommuteError: something else does.
         """
-        if index in self.graph.outputs:
-            raise DoesNotCommuteError(f"what is {moved} is returned by the model un{moved}, too")
+        seen = self.graph.seen_outside(index)
+        if seen is not None:
+            raise DoesNotCommuteError(f"what is {moved} {seen} un{moved}, too")
         others = set(self.graph.consumers[index]) - set(users) - self.ignoring
         if others:
             node = self.graph.nodes[min(others)]
@@ -195,12 +196,12 @@ def pieces(graph: Graph, node: Node, pattern: Tensor) -> Iterator[tuple[int, Ten
 
 def joining_axis(node: Node) -> int:
     """The axis of a concatenation."""
-    return next((a for a in node.arguments if isinstance(a, int)), 0) % len(node.shape)
+    return int(node.arguments["dim"]) % len(node.shape)
 
 
 def adds_number(node: Node) -> bool:
     """Whether a sum has a number among its arguments, as ``x + 1`` has."""
-    return any(isinstance(a, (int, float)) and not isinstance(a, bool) for a in node.arguments)
+    return isinstance(node.arguments.get("other"), (int, float))
 
 
 def only_operand(graph: Graph, node: Node) -> int:

@@ -25,18 +25,14 @@ _EXTREMES = frozenset(
 _COPIES = frozenset({*(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))})
 _INTERPOLATIONS = frozenset({"upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d"})
 _KEEP = WHOLE_VIEWS | _MOVES | _MEANS | _EXTREMES | _COPIES | _INTERPOLATIONS
-# kernel size, stride, padding, ceil mode, whether padding counts, another divisor
-_POOL_DEFAULTS = (1, None, 0, False, True, None)
 
 
 def averages_what_is_there(node: Node) -> bool:
     """Whether a pooling node averages, counts no padding and divides by how many there are."""
     if node.name not in ("avg_pool1d", "avg_pool2d", "avg_pool3d"):
         return False
-    arguments = [*node.arguments, *_POOL_DEFAULTS[len(node.arguments) :]]
-    padding, counted, divisor = arguments[2], arguments[4], arguments[5]
-    padded = any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
-    return not (padded and counted) and divisor is None
+    given = node.arguments  # the pooling of one dimension has no divisor of its own
+    return not (any(given["padding"]) and given["count_include_pad"]) and given.get("divisor_override") is None
 
 
 def shift_backward(
@@ -109,7 +105,7 @@ class ShiftSearch(Search):
 
     def _through_sum(self, node: Node, index: int, pattern: Tensor) -> None:
         """(a + b) + t = (a + t) + b: any one summand of full size; never a subtrahend, or one with a factor."""
-        plain = node.name == "add" and not node.keywords and len(set(node.inputs)) == len(node.inputs)
+        plain = node.name == "add" and node.arguments["alpha"] == 1 and len(set(node.inputs)) == len(node.inputs)
         reasons = []
         for source in self.carriers(node.inputs if plain else node.inputs[:1], node):
             parts = list(self.parts)

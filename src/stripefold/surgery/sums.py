@@ -35,14 +35,11 @@ def _stacked(graph: Graph, index: int) -> int | None:
     """The stack that a reduction sums up again over its new dimension, or None."""
     node = graph.nodes[index]
     source = graph.nodes[node.inputs[0]]
-    if source.name != "stack" or not node.arguments:
-        return None
-    dims = node.arguments[0]
-    dim = source.arguments[0] if source.arguments else 0
-    if not isinstance(dim, int) or not isinstance(dims, (list, tuple)) or len(dims) != 1:
+    dims = node.arguments.get("dim")
+    if source.name != "stack" or not isinstance(dims, (list, tuple)) or len(dims) != 1:
         return None
     rank = len(source.shape)
-    return node.inputs[0] if dims[0] % rank == dim % rank else None
+    return node.inputs[0] if dims[0] % rank == source.arguments["dim"] % rank else None
 
 
 def _terms(graph: Graph, index: int) -> Iterator[int]:

@@ -1,128 +1,156 @@
-"""Run a model for its structure and leave no mark on it: parameters, buffers, flags, attributes, random state."""
+"""Runs a model without leaving a mark: on a structural copy, in the mode in which it is used, random state kept.
+
+Everything here is of this thread: modes of torch that are switched are thread-local ones, and random state is put back
+only where the run itself has drawn from it.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-_CONTAINERS = (dict, list, set)
+from stripefold.surgery.structural_copy import shared_storages, structural_copy
+from stripefold.surgery.values import storage_of, tensors_in
+
+T = TypeVar("T")
+
+
+class ParametersWrittenError(Exception):
+    """A run was about to write into the model's own parameters; it has to run on clones of them."""
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients or fused attention paths inside; everything as it was afterwards.
+def undisturbed(model: nn.Module, *, own_parameters: bool = False) -> Iterator[nn.Module]:
+    """A copy to run, without gradients; the model stays as it is, whatever the run does.
 
-    The flags are set directly: a user's ``train()`` may do more than that (merge weights, say). Attributes and the
-    containers they hold are restored too, because models cache what depends on device or size.
+    The copy is in the mode in which the model is used: as it stands where the model is in evaluation mode (a norm that
+    was left in training mode stays there), after its own ``eval()`` where it is in training mode.
+
+    Args:
+        model: Any model; only read.
+        own_parameters: Clone the parameters too (see ``on_copies``).
+
+    Yields:
+        The copy. A write into a parameter that it shares raises ParametersWrittenError before it happens.
     """
-    modules = _python_modules(model)
-    compiled = [(module, module.training) for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
-    saved = [(vars(module), _Attributes(vars(module))) for module in modules]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        for module in modules:
-            vars(module)["training"] = False
-            # A compiled call would hide the operations from the recorder.
+    with torch.no_grad(), random_state_kept(model) as guard:
+        copied, guard.protected = _in_use(model, guard, own_parameters)
+        yield copied
+
+
+def on_copies(action: Callable[..., T], *models: nn.Module) -> T:
+    """The result of an action on copies of some models, which are cloned as a whole where they write to parameters."""
+    for own_parameters in (False, True):
+        try:
+            with ExitStack() as stack:
+                return action(*(stack.enter_context(undisturbed(m, own_parameters=own_parameters)) for m in models))
+        except ParametersWrittenError:
+            if own_parameters:
+                raise
+    raise AssertionError("the second try has returned or raised")
+
+
+def _in_use(model: nn.Module, guard: Guard, own_parameters: bool) -> tuple[nn.Module, frozenset[int]]:
+    """The copy in the mode in which the model is used, and the storages that it shares with it."""
+    copied = structural_copy(model, own_parameters=own_parameters)
+    shared = frozenset() if own_parameters else shared_storages(model)
+    for module in copied.modules():
+        if "_compiled_call_impl" in vars(module):  # a compiled call would hide the operations, and keeps the old code
             vars(module)["_compiled_call_impl"] = None
-        for script, _ in compiled:
-            script.train(False)
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for attributes, before in saved:
-            before.restore(attributes)
-        for script, training in reversed(compiled):
-            script.train(training)
+    if copied.training:
+        guard.protected = shared
+        try:
+            copied.eval()  # a model's own may do more than set flags: merge weights, keep a norm in training mode
+        except ParametersWrittenError:
+            return _in_use(model, guard, True)
+        finally:
+            guard.protected = frozenset()
+    return copied, shared
 
 
-def _python_modules(model: nn.Module) -> list[nn.Module]:
-    """All modules but TorchScript's, whose state is not Python's to change."""
-    return [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation of this thread: stops writes into protected storages, notes random draws.
 
-
-class _Attributes:
-    """A module's attributes at one moment, with the content of the containers among them."""
-
-    def __init__(self, attributes: dict[str, Any]) -> None:
-        self._values = dict(attributes)
-        self._contents = [(v, v.copy()) for v in attributes.values() if isinstance(v, _CONTAINERS)]
-
-    def restore(self, attributes: dict[str, Any]) -> None:
-        for container, content in self._contents:
-            container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
-        attributes.clear()
-        attributes.update(self._values)
-
-
-def seed_(model: nn.Module) -> None:
-    """Start the random numbers that a run of the model may draw from 0; only inside ``undisturbed``, which undoes it.
-
-    Not ``torch.manual_seed``, which seeds every GPU of the machine.
+    Attributes:
+        protected: Storages that nothing may write to.
+        drew: Whether random numbers of torch's were drawn.
     """
-    random.seed(0)
-    np.random.seed(0)
-    torch.default_generator.manual_seed(0)
-    for device in _cuda_devices(model):
-        torch.cuda.default_generators[device].manual_seed(0)
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.protected: Collection[int] = frozenset()
+        self.drew = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation where it is allowed."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable and self.protected:
+            for tensor in written(func, args, kwargs):
+                if storage_of(tensor) in self.protected:
+                    raise ParametersWrittenError(f"{func} writes into a parameter")
+        self.drew = self.drew or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **kwargs)
+
+
+def written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The arguments that an operation writes to, after its schema."""
+    targets: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            targets += tensors_in(value)
+    return targets
+
+
+class NoFusedAttention(TorchFunctionMode):
+    """Keeps torch's attention and transformer layers off their fused paths, which call no layers; for this thread.
+
+    Those paths are not taken while anything overrides torch functions, so that this mode needs to do nothing.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function."""
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[Guard]:
+    """Put the random states back that a run inside has moved on, so that the next one draws the same numbers.
+
+    Args:
+        model: On whose devices it runs.
+    """
+    guard, devices = Guard(), _cuda_devices(model)
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    torch_state = torch.get_rng_state()
+    cuda_states = {device: torch.cuda.get_rng_state(device) for device in devices}
+    try:
+        with guard:
+            yield guard
+    finally:
+        # What the run has not drawn from, another thread may have moved on.
+        if guard.drew and not torch.equal(torch.get_rng_state(), torch_state):
+            torch.set_rng_state(torch_state)
+        for device, state in cuda_states.items() if guard.drew else ():
+            torch.cuda.set_rng_state(state, device)
+        if random.getstate() != python_state:
+            random.setstate(python_state)
+        if not _same_state(np.random.get_state(), numpy_state):
+            np.random.set_state(numpy_state)
+
+
+def _same_state(first: Any, second: Any) -> bool:
+    return bool(first[2:] == second[2:] and (first[1] == second[1]).all())
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
     devices = {tensor.device for tensor in model.parameters()}
     return sorted({device.index or 0 for device in devices if device.type == "cuda"})
-
-
-def to_meta(model: nn.Module) -> None:
-    """Put a weightless stand-in for every parameter and buffer; only inside ``undisturbed``, which undoes it.
-
-    Tensors that were shared stay shared.
-    """
-    _exchange(model, lambda tensor: torch.empty_like(tensor, device="meta"))
-
-
-def to_device(model: nn.Module, device: torch.device) -> None:
-    """Let a copy on another device stand in for every parameter and buffer; only inside ``undisturbed``.
-
-    Tensors that were shared stay shared.
-    """
-    _exchange(model, lambda tensor: tensor.detach().to(device))
-
-
-def _exchange(model: nn.Module, made: Callable[[Tensor], Tensor]) -> None:
-    stand_ins: dict[int, Tensor] = {}
-    for module in _python_modules(model):
-        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for tensors in holders:
-            for name, tensor in tensors.items():
-                if tensor is not None and id(tensor) not in stand_ins:
-                    new = made(tensor)
-                    if isinstance(tensor, nn.Parameter):
-                        new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-                    stand_ins[id(tensor)] = new
-                if tensor is not None:
-                    tensors[name] = stand_ins[id(tensor)]
-
-
-def copy_buffers(model: nn.Module) -> None:
-    """Let a real run write to copies of the buffers; only inside ``undisturbed``, which undoes it.
-
-    Buffers that were shared stay shared.
-    """
-    copies: dict[int, Tensor] = {}
-    for module in _python_modules(model):
-        for name, tensor in module._buffers.items():
-            if tensor is not None:
-                if id(tensor) not in copies:
-                    copies[id(tensor)] = tensor.clone()
-                module._buffers[name] = copies[id(tensor)]

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.asr.gated import Gated
 from stripefold.errors import ConfigError
+from stripefold.surgery.stand_in import is_plain
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.seeding import derive_seed
 
@@ -70,7 +71,7 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
         ConfigError: If there is none, or one of a type that does not show what it normalised.
     """
     found = {name: layer.module for name, layer in backbone_layers(model).items()}
-    norms: dict[str, nn.Module] = {name: module for name, module in found.items() if isinstance(module, _BatchNorm)}
+    norms: dict[str, nn.Module] = {name: module for name, module in found.items() if is_plain(module, _BatchNorm)}
     for name, module in norms.items():
         if type(module) not in EXACT:
             raise ConfigError(

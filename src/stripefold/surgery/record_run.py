@@ -1,20 +1,18 @@
-"""Run a model once under the recorder, on the meta device or for real, and undo everything afterwards."""
+"""Run a copy of a model once under the recorder."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from stripefold.surgery.example import example_to, run_example
+from stripefold.surgery.example import placements, run_example
 from stripefold.surgery.graph import Graph
-from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.record import Recorder
-from stripefold.surgery.undisturbed import copy_buffers, to_meta, undisturbed
+from stripefold.surgery.undisturbed import ParametersWrittenError, on_copies
 from stripefold.surgery.values import storage_of
 
 IsLayer = Callable[[nn.Module], bool]
@@ -28,36 +26,47 @@ class Failure:
     error: Exception
 
 
-def ways_to_run(model: nn.Module) -> tuple[bool, ...]:
-    """Whether to run on the meta device, in the order of trial; a model that lives there has no other way."""
-    lives_on_meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    return (True,) if lives_on_meta else (True, False)
+@dataclass(frozen=True)
+class Run:
+    """A recorded run: its graph, the dotted paths of all affine layers, whether it writes to the model's parameters."""
+
+    graph: Graph
+    layers: tuple[str, ...]
+    writes_parameters: bool = False
 
 
-def rehearse(
-    model: nn.Module, example: Any, *, is_layer: IsLayer, on_meta: bool
-) -> tuple[Graph, tuple[str, ...]] | Failure:
-    """Record one run.
+def record_run(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Run | Failure:
+    """Record one run of a copy; a failure is whatever the model raised on the last way to place the example."""
+    tries: list[None] = []
 
-    Returns:
-        The graph and the dotted paths of all affine layers; or the failure, whatever the model raised.
-    """
+    def record(copied: nn.Module, inputs: Any) -> Run | Failure:
+        tries.append(None)
+        return _record(copied, inputs, is_layer)
+
+    found: Run | Failure | None = None
+    for inputs in placements(model, _as_dict(example)):
+        tries.clear()
+        found = on_copies(partial(record, inputs=inputs), model)
+        if not isinstance(found, Failure):
+            return replace(found, writes_parameters=len(tries) > 1)
+    assert found is not None
+    return found
+
+
+def _record(model: nn.Module, inputs: Any, is_layer: IsLayer) -> Run | Failure:
     layers = _outermost_layers(model, is_layer)
-    recorder: Recorder | None = None
+    recorder = _recorder(model, layers)
+    tensors = _tensors_of(model)  # before the run, which may put others in their places
     try:
-        with undisturbed(model):
-            _stand_in(model, on_meta)
-            recorder = _recorder(model, layers)
-            inputs = example_to(_as_dict(example), _device(model, on_meta), None)
-            # What the model warns of, it will warn of again when it is used.
-            with warnings.catch_warnings(), recorder.recording():
-                warnings.simplefilter("ignore")
-                recorder.take_inputs(inputs)
-                recorder.take_outputs(run_example(model, inputs))
-            recorder.graph.tensors = _tensors_used(model, recorder)
+        with recorder.recording(model):
+            recorder.take_inputs(inputs)
+            recorder.take_outputs(run_example(model, inputs))
+    except ParametersWrittenError:
+        raise
     except Exception as error:  # a user's forward may raise anything; the caller turns it into a TraceError
-        return Failure(recorder.path if recorder else "", error)
-    return recorder.graph, tuple(layers)
+        return Failure(recorder.path, error)
+    recorder.graph.tensors = _tensors_used(tensors, recorder)
+    return Run(recorder.graph, tuple(layers))
 
 
 def describe(example: Any) -> str:
@@ -75,20 +84,6 @@ def describe(example: Any) -> str:
 
 def _as_dict(example: Any) -> Any:
     return dict(example) if isinstance(example, Mapping) else example
-
-
-def _stand_in(model: nn.Module, on_meta: bool) -> None:
-    if on_meta:
-        to_meta(model)
-    else:
-        copy_buffers(model)
-
-
-def _device(model: nn.Module, on_meta: bool) -> torch.device:
-    like = None if on_meta else first_parameter(model)
-    if like is None:
-        return torch.device("meta" if on_meta else "cpu")
-    return like.device
 
 
 def _outermost_layers(model: nn.Module, is_layer: IsLayer) -> dict[str, nn.Module]:
@@ -116,14 +111,23 @@ def _recorder(model: nn.Module, layers: Mapping[str, nn.Module]) -> Recorder:
     return Recorder(names, {id(layer) for layer in layers.values()}, owners, holders)
 
 
-def _tensors_used(model: nn.Module, recorder: Recorder) -> dict[str, int]:
-    """Which constants are parameters and buffers as they stand in the model; only inside ``undisturbed``."""
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by its dotted path."""
+    return {
+        f"{path}.{key}" if path else key: tensor
+        for path, module in model.named_modules()
+        for key, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+
+
+def _tensors_used(tensors: Mapping[str, Tensor], recorder: Recorder) -> dict[str, int]:
+    """Which constants are parameters and buffers as they stand in the model."""
     found: dict[str, int] = {}
-    for path, module in model.named_modules():
-        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-            index = None if tensor is None else recorder.values.exactly(tensor)
-            if index is not None and recorder.graph.nodes[index].kind == "constant":
-                found[f"{path}.{key}" if path else key] = index
+    for path, tensor in tensors.items():
+        index = recorder.values.exactly(tensor)
+        if index is not None and recorder.graph.nodes[index].kind == "constant":
+            found[path] = index
     return found
 
 

@@ -1,0 +1,101 @@
+"""Does the code of a module mention one of its attributes? A layer that no code mentions is called by nobody."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from stripefold.surgery.operations import names
+
+# Ways to reach an attribute without naming it.
+_ANY = names(
+    "getattr _modules children named_children modules named_modules get_submodule __getattr__ __dict__ vars eval exec "
+    "ModuleList ModuleDict"
+)
+_DEPTH = 4
+"""How far functions that are called by name are followed: helpers of helpers."""
+
+
+def may_call(module: nn.Module, attribute: str) -> bool:
+    """Whether the code of a module, or a function that it calls by name, may use an attribute of it.
+
+    Args:
+        module: whose methods are looked at, and what is set on it.
+        attribute: a name, as the child of a module is called by.
+    """
+    if type(module).__module__.startswith("torch.nn."):  # containers go through all that they hold
+        return True
+    found = _names_in(module)
+    return attribute in found or not _ANY.isdisjoint(found)
+
+
+def _names_in(module: nn.Module) -> set[str]:
+    found: set[str] = set()
+    seen: set[int] = set()
+    for function in _functions_of(module):
+        _collect(function, found, seen, _DEPTH)
+    return found
+
+
+def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
+    """The methods of a module's classes below ``nn.Module``, but for what builds it, and the functions set on it."""
+    for kind in type(module).__mro__:
+        if kind is nn.Module:
+            break
+        for name, value in vars(kind).items():
+            if name not in ("__init__", "__repr__"):
+                yield from _functions_in(value)
+    for name, value in vars(module).items():
+        if not name.startswith("_"):
+            yield from _functions_in(value)
+
+
+def _functions_in(value: Any) -> Iterator[types.FunctionType]:
+    if isinstance(value, types.FunctionType):
+        yield value
+    elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
+        yield from _functions_in(value.__func__)
+    elif isinstance(value, property):
+        yield from (f for each in (value.fget, value.fset) for f in _functions_in(each))
+    elif isinstance(value, functools.partial):
+        yield from _functions_in(value.func)
+    elif hasattr(value, "__wrapped__"):
+        yield from _functions_in(value.__wrapped__)
+
+
+def _collect(function: types.FunctionType, found: set[str], seen: set[int], depth: int) -> None:
+    if id(function) in seen:
+        return
+    seen.add(id(function))
+    own = set(_code_names(function.__code__))
+    found |= own
+    if depth == 0:
+        return
+    held = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    for value in [*(function.__globals__.get(name) for name in own), *held]:
+        if isinstance(value, types.FunctionType) and not str(value.__module__).startswith("torch."):
+            _collect(value, found, seen, depth - 1)
+
+
+def _code_names(code: types.CodeType) -> Iterator[str]:
+    """Names, and the texts by which an attribute may be asked for, of a function and those inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _code_names(constant)
+        elif isinstance(constant, str) and constant.isidentifier():
+            yield constant
+        elif isinstance(constant, tuple):
+            yield from (each for each in constant if isinstance(each, str))
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True

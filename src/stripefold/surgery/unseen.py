@@ -1,0 +1,143 @@
+"""What the examples did not show: layers that never ran, and the values that they may meet on another path.
+
+Which layers run may hang on an argument, an attribute, a size, a value. A layer that did not run would be called by the
+code of the innermost module around it that did run. So every value which that code handles may go into the layer, or
+may be what the layer gives on the other path: nothing may be moved across such a value. What lies between two layers
+inside another module's call is not seen by that code, and may be merged. A layer that this code does not mention is
+called by nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from stripefold.surgery.graph import Graph
+from stripefold.surgery.mentions import may_call
+
+# Nothing changes by going past one of these, whichever path is taken.
+_NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_NEUTRAL_NAMES = frozenset({"DropPath", "StochasticDepth", "PatchDropout", "DropBlock2d"})
+
+
+@dataclass
+class _Tree:
+    """A model's modules by all of their paths.
+
+    Attributes:
+        first: ``id`` of a module -> the first of its paths, by which a graph knows it.
+        modules: every path -> module.
+        called: first paths of the modules that ran, in whichever run.
+    """
+
+    first: dict[int, str] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    called: set[str] = field(default_factory=set)
+
+    def name(self, path: str) -> str:
+        """The first path of the module at a path."""
+        return self.first[id(self.modules[path])]
+
+    def caller(self, path: str) -> str:
+        """The first path of the innermost module around a path that ran, the model itself in the end."""
+        parts = path.split(".")
+        for length in range(len(parts) - 1, 0, -1):
+            above = self.name(".".join(parts[:length]))
+            if above in self.called:
+                return above
+        return ""
+
+
+def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[str]) -> tuple[str, ...]:
+    """Mark the values that layers may meet which ran in none of the graphs (``Graph.exposed``).
+
+    Args:
+        model: that was recorded.
+        graphs: one for each example.
+        layers: the paths of what was one opaque step; what lies inside one is not looked at.
+
+    Returns:
+        The first paths of what did not run.
+    """
+    tree = _tree(model, graphs)
+    opaque = tuple(f"{path}." if path else "" for path in layers)
+    unseen: dict[str, None] = {}
+    for path, module in tree.modules.items():
+        if path.startswith(opaque) or not _can_run(module) or tree.name(path) in tree.called:
+            continue
+        if not module._modules and not _is_neutral(module) and not _is_used(path, module, graphs):
+            caller = tree.caller(path)
+            if not may_call(tree.modules[caller], path.removeprefix(f"{caller}." if caller else "").split(".")[0]):
+                continue
+            unseen[tree.name(path)] = None
+            reason = f"may meet {path!r}, which did not run on the example,"
+            for graph in graphs:
+                _expose(graph, graph.visible.get(caller, ()), reason)
+        elif module._modules:
+            _expose_shared(tree, path, graphs)
+    return tuple(unseen)
+
+
+def _tree(model: nn.Module, graphs: Sequence[Graph]) -> _Tree:
+    tree = _Tree()
+    scripted: tuple[str, ...] = ()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):  # which tells nothing of what runs in it
+            scripted = (*scripted, f"{path}.")
+        if isinstance(module, torch.jit.ScriptModule) or path.startswith(scripted or ("\0",)):
+            continue
+        tree.first.setdefault(id(module), path)
+        tree.modules[path] = module
+    for graph in graphs:
+        tree.called |= {visit.name for visit in graph.visits} | {call.name for call in graph.calls}
+    return tree
+
+
+def _can_run(module: nn.Module) -> bool:
+    """Whether a module has a forward; lists and dictionaries of modules have none."""
+    return type(module).forward is not nn.Module.forward
+
+
+def _is_neutral(module: nn.Module) -> bool:
+    return isinstance(module, _NEUTRAL) or type(module).__name__ in _NEUTRAL_NAMES
+
+
+def _is_used(path: str, module: nn.Module, graphs: Sequence[Graph]) -> bool:
+    """Whether a layer's tensors took part in a run without a call of the layer."""
+    return any(f"{path}.{key}" in graph.tensors for graph in graphs for key in (*module._parameters, *module._buffers))
+
+
+def _expose_shared(tree: _Tree, path: str, graphs: Sequence[Graph]) -> None:
+    """A module that did not run, and holds by another path what did run: there it meets other neighbours."""
+    reason = f"is handled by {path!r}, too, which did not run on the example,"
+    inside = f"{path}."
+    for inner in [each for each in tree.modules if each.startswith(inside)]:
+        name = tree.name(inner)
+        if name == inner or name.startswith(inside) or name not in tree.called:
+            continue
+        for graph in graphs:
+            _expose(graph, _around(graph, name), reason)
+
+
+def _around(graph: Graph, name: str) -> Iterator[int]:
+    """What the calls of a module were given, and what they returned."""
+    for visit in graph.visits:
+        if visit.name == name:
+            yield from (*visit.inputs, *visit.outputs)
+    for index in graph.results(name):
+        yield from (index, *graph.nodes[index].inputs)
+
+
+def _expose(graph: Graph, values: Iterable[int], reason: str) -> None:
+    for index in values:
+        graph.exposed.setdefault(index, reason)
+
+
+def unseen_in_words(unseen: Sequence[str] | Mapping[str, object]) -> str:
+    """A few of the layers that did not run, for messages."""
+    names = list(unseen)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
