@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ class Step:
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float) -> None:
         """One step; returns before the device has finished. Synchronise before reading the model."""
-        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+        with self.stream():
             self._images.copy_(images)
             self._labels.copy_(labels)
             if self._graph is not None:
@@ -76,6 +77,10 @@ class Step:
                 group["lr"] = rate
             self._optimizer.step()
         self._steps += 1
+
+    def stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Where its kernels are queued: what changes a tensor that the graph reads has to be queued there, too."""
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def take_loss(self) -> float | None:
         """The mean loss since the last call; None where there was no step."""

@@ -108,7 +108,8 @@ class Run:
         here = slice(index * self.step.batch, (index + 1) * self.step.batch)
         number = self.epoch * self.steps_per_epoch + index
         if self.noise is not None:
-            self.noise.draw(number)
+            with self.step.stream():
+                self.noise.draw(number)
         rate = self.config.learning_rate * rate_factor(self.config, self.steps_per_epoch, number)
         self.step(pool.images[here], pool.labels[here], rate)
 
