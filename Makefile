@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | tr ' ' '-')
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check zoo bench
+.PHONY: help venv demo test check zoo stress bench
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -25,21 +25,24 @@ $(STAMP):
 demo: $(STAMP)  ## train, fold, verify and time ResNet-20 + ASR(SE) on the digits (about three minutes)
 	$(BIN)/stripefold demo
 
-test: $(STAMP)  ## all tests but the full zoo
-	$(PYTEST) -n $(WORKERS) -m "not zoo"
+test: $(STAMP)  ## all tests but the full zoo and the stress tests
+	$(PYTEST) -n $(WORKERS) -m "not zoo and not stress"
 
 check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commit hook and CI run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST) -q --doctest-modules src/stripefold
-	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow"
+	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not stress and not slow"
 
 zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)
 	$(BIN)/python -m tests.zoo.run
 	$(BIN)/python -m tests.zoo.gates_sweep --jobs $(WORKERS)
 	$(BIN)/python -m tests.zoo.bake_sweep --jobs $(WORKERS)
 	$(BIN)/python -m tests.zoo.fuse_sweep --jobs $(WORKERS)
+
+stress: $(STAMP)  ## kill runs a hundred times and see that they end with the same bits (minutes)
+	$(PYTEST) -q -m stress
 
 bench: $(STAMP)  ## measure every claim and write benchmarks/RESULTS.md (run it on a quiet machine)
 	$(BIN)/python -m benchmarks

@@ -17,12 +17,13 @@ import stripefold
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "stripefold"
 FILES = sorted(SOURCE.rglob("*.py"))
-MAXIMUM_LINES, MAXIMUM_FUNCTION_LINES, MAXIMUM_POSITIONAL = 250, 40, 5
+MAXIMUM_LINES, MAXIMUM_FUNCTION_LINES, MAXIMUM_POSITIONAL = 400, 40, 5
 
 # Imports go one way: a room may import rooms of its own row above it, never below.
 ROOM_LEVEL = {
     "errors": 0,
     "atomic": 0,
+    "stdout": 0,
     "processes": 1,
     "together": 1,
     "algebra": 1,

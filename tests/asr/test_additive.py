@@ -136,6 +136,12 @@ def test_a_layer_without_bias_gets_one_and_the_fold_says_so(case: str, order: st
 class Behind(TinyNet):
     """A convolution without bias, a BatchNorm right behind it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        pair, first = nn.Module(), self.blocks[0]
+        pair.conv1, pair.bn1 = first.conv1, first.bn1
+        self.blocks = nn.ModuleList([pair])
+
     def forward(self, x: Tensor) -> Tensor:
         block = self.blocks[0]
         return self.head(torch.relu(block.bn1(block.conv1(self.stem(x)))).mean((2, 3)))

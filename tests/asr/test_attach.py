@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.site import Site
-from stripefold.errors import AttachError
+from stripefold.errors import AttachError, BranchError
 from tests.lifecycle import (
     SITES,
     assert_folds,
@@ -270,3 +271,60 @@ def test_detach_of_what_cannot_be_copied() -> None:
     with pytest.raises(AttachError, match="cannot be copied .*use detach_"):
         sf.detach(model)
     assert sf.detach_(model) is model
+
+
+POOLS: dict[str, Any] = {
+    "MaxPool2d": lambda: (nn.Conv2d, nn.MaxPool2d(2), nn.BatchNorm2d),
+    "AvgPool2d": lambda: (nn.Conv2d, nn.AvgPool2d(2), nn.BatchNorm2d),
+    "AdaptiveMaxPool2d": lambda: (nn.Conv2d, nn.AdaptiveMaxPool2d(3), nn.BatchNorm2d),
+    "MaxPool1d": lambda: (nn.Conv1d, nn.MaxPool1d(3, stride=1), nn.BatchNorm1d),
+    "MaxPool3d": lambda: (nn.Conv3d, nn.MaxPool3d(2), nn.BatchNorm3d),
+    "ReLU and MaxPool2d": lambda: (nn.Conv2d, nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, padding=1)), nn.BatchNorm2d),
+}
+
+
+@pytest.mark.parametrize("case", POOLS)
+def test_a_gate_cancelled_behind_a_pooling_is_named(case: str) -> None:
+    convolution, pool, norm = POOLS[case]()
+    x = torch.randn(2, 3, *(9,) * int(norm.__name__[-2]))
+    model = nn.Sequential(convolution(3, 8, 3), pool, norm(8))
+    assert sf.sites(model, "0", example=x).notes == ("no effect: '2' right behind '0' cancels its scale",)
+    with pytest.warns(UserWarning, match="the gate on '0' has no effect: '2' right behind it"):
+        sf.attach(model, where="0", example=x)
+
+
+def test_a_pooling_whose_places_are_used_cancels_nothing_there() -> None:
+    class Unpooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, places = self.pool(self.conv(x))
+            return self.unpool(self.norm(y), places)
+
+    assert sf.sites(Unpooled(), "conv", example=torch.randn(2, 3, 8, 8)).notes == ()
+
+
+class Activated(nn.BatchNorm2d):
+    """A norm with a part of its own, as timm has them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.Identity()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return self.act(super().forward(input))
+
+
+@pytest.mark.parametrize("where", ["1.act", ["0", "1.a*"], {"*.act": {}}])
+def test_a_path_that_attaching_has_renamed_is_named(where: Any) -> None:
+    sf.register_rule(Activated, like=nn.BatchNorm2d)
+    model = sf.attach(nn.Sequential(nn.Conv2d(3, 8, 3), Activated(8)), where="1")
+    with pytest.raises(AttachError, match=r"renamed '1\.act': it is '1\.base\.act' now, a part of '1'"):
+        sf.attach(model, where=where)
+    with pytest.raises(BranchError, match=r"renamed '1\.act'"):
+        sf.branch(model, "repvgg", where="1.act")
+    with pytest.raises(AttachError, match="no affine part"):  # the control: nothing was renamed here
+        sf.attach(nn.Sequential(nn.Conv2d(3, 8, 3), Activated(8)), where="1.act")

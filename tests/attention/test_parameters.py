@@ -70,6 +70,14 @@ def test_table_1_of_the_paper(name: str, millions: float) -> None:
     assert round(total / 1e6, 2) == millions
 
 
+@pytest.mark.parametrize(("classes", "millions"), [(100, 1.93), (10, 1.90)])
+def test_cbam_with_its_spatial_half(classes: int, millions: float) -> None:
+    """Without biases, as in its authors' code: the paper's counts for CIFAR100 and for STL10."""
+    modules = [build_attention("cbam", width, bias=False, spatial=True) for width in WIDTHS]
+    total = resnet164_parameters(classes) + SITES * sum(count(module) for module in modules)
+    assert round(total / 1e6, 2) == millions
+
+
 def test_table_1_of_the_paper_without_attention() -> None:
     assert round(resnet164_parameters() / 1e6, 2) == 1.73
 

@@ -385,3 +385,33 @@ def test_attach_sees_a_block_as_the_layer_it_will_be() -> None:
     assert type(sf.detach(sf.attach(model, "se", where="stem")).stem) is BranchBlock
     model = step_(model, images(8))
     assert sf.verify(model, sf.fold(model, example=images()), images()).passed
+
+
+BEHIND: dict[str, Any] = {
+    "1d": lambda: (nn.Conv1d(8, 8, 3, padding=1, bias=False), nn.BatchNorm1d(8), (3, 8, 9)),
+    "1d strided": lambda: (nn.Conv1d(4, 8, 5, stride=2, bias=False), nn.BatchNorm1d(8), (3, 4, 19)),
+    "1d depthwise": lambda: (nn.Conv1d(8, 8, 3, groups=8, dilation=2, bias=False), nn.BatchNorm1d(8), (3, 8, 9)),
+    "1d as many samples as channels": lambda: (nn.Conv1d(8, 8, 3, bias=False), nn.SyncBatchNorm(8), (8, 8, 8)),
+    "2d": lambda: (nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), (3, 8, 5, 5)),
+    "3d": lambda: (nn.Conv3d(8, 8, 3, padding=1, bias=False), nn.BatchNorm3d(8), (3, 8, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", ["dbb", "repvgg", "acnet"])
+@pytest.mark.parametrize("case", BEHIND)
+def test_stock_keys_in_every_dimension(case: str, kind: str) -> None:
+    convolution, norm, shape = BEHIND[case]()
+    if kind == "acnet" and convolution.weight.dim() != 4:
+        pytest.skip("acnet is for two axes")
+    torch.manual_seed(0)
+    net = nn.Sequential(convolution, norm).double()
+    x = torch.randn(shape, dtype=torch.float64)
+    model = sf.branch(net, kind, where="0")
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                tensor.normal_()
+    model.eval()
+    plain = sf.fold(model, example=x)
+    assert list(plain.state_dict()) == list(net.state_dict())
+    assert error(plain(x), model(x)) < EXACT

@@ -257,6 +257,7 @@ class Other(nn.Module):
         return self.again(torch.tanh(y + self.offset))
 
 
+@pytest.mark.filterwarnings("ignore:.again. did not run on the example:UserWarning")
 @pytest.mark.parametrize(
     ("how", "reason"),
     [

@@ -159,6 +159,7 @@ class Other(Residual):
         return self.again(torch.tanh(y * self.gamma))
 
 
+@pytest.mark.filterwarnings("ignore:.again. did not run on the example:UserWarning")
 @pytest.mark.parametrize(
     ("how", "reason"),
     [

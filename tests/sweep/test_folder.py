@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from stripefold.errors import ConfigError, TrainingError
 from stripefold.sweep import Sweep, plan_sweep, run_sweep
 from stripefold.sweep.folder import (
     Outcome,
+    SweepPaths,
     grow_sweep,
     open_sweep,
     read_error,
@@ -19,7 +22,7 @@ from stripefold.sweep.folder import (
     write_error,
     write_outcome,
 )
-from stripefold.training.paths import RunPaths, open_run
+from stripefold.training.paths import RunPaths, claimed_run, open_run
 from tests.sweep.conftest import Room
 
 OUTCOME = Outcome(score=0.5, measure="accuracy", images=64, parameters=10, seconds=1.0)
@@ -191,3 +194,74 @@ def test_nothing_is_made_for_a_sweep_that_is_refused(tmp_path: Path, sweep: Swee
     with pytest.raises(ConfigError, match="repeats is 0"):
         run_sweep(wrong, tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
+
+
+IMPOSSIBLE = {
+    "not a number": ('"score": 0.5', '"score": NaN', "its score is nan, which is no score of a finished run"),
+    "infinite": ('"score": 0.5', '"score": Infinity', "its score is inf"),
+    "in per cent": ('"score": 0.5', '"score": 93.4', r"its score is 93\.4"),
+    "below 0": ('"score": 0.5', '"score": -1', "its score is -1"),
+    "text": ('"score": 0.5', '"score": "0.5"', "its score is '0.5'"),
+    "yes": ('"score": 0.5', '"score": true', "its score is True"),
+    "of another task": ('"accuracy"', '"miou"', "its measure is 'miou', not that of the task 'classification'"),
+    "of no task": ('"accuracy"', '"luck"', "its measure is 'luck', which no task is judged by"),
+    "no images": ('"images": 64', '"images": 0', "its images is 0"),
+    "half an image": ('"images": 64', '"images": 6.5', r"its images is 6\.5"),
+    "no time": ('"seconds": 1.0', '"seconds": NaN', "its seconds is nan"),
+    "null": ('"parameters": 10', '"parameters": null', "its parameters is None"),
+    "a list": ('{"score"', '[{"score"', "it cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_an_outcome_that_cannot_be_is_a_failed_run_and_never_a_finding(room: Room, kind: str) -> None:
+    for place, score in enumerate((0.5, 0.5, 0.5, 0.5)):
+        finish(room, place, score)
+    bad = room.trials[2]
+    old, new, match = IMPOSSIBLE[kind]
+    path = room.paths.outcome(bad.name)
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    assert read_outcome(room.paths, bad) is None
+    found = plan_sweep(room.sweep, room.paths.root)
+    assert found.state(bad.name) == "failed"
+    assert re.search(match, found.failed[bad.name])
+    assert not any(row.stands_out for row in found.rows)
+    assert sum(len(row.scores) for row in found.rows) == 3
+    finish(room, 2)  # trained again
+    assert not plan_sweep(room.sweep, room.paths.root).failed
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 1.5, -0.1])
+def test_a_run_that_ends_with_such_a_score_has_failed(
+    room: Room, monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    from types import SimpleNamespace
+
+    trial = room.trials[0]
+    deployed = SimpleNamespace(score=score, images=4)
+    result = SimpleNamespace(deployed=deployed, config=trial.config, folded=torch.nn.Linear(1, 1), seconds=1.0)
+    monkeypatch.setattr("stripefold.training.runner.train", lambda config: result)
+    assert re.search("its score is .*, which is no score", room.run(trial)["error"])
+    assert not room.paths.outcome(trial.name).exists()
+    assert trial.name in plan_sweep(room.sweep, room.paths.root).failed
+
+
+def test_of_two_sweeps_that_start_at_once_one_is_written(tmp_path: Path, sweep: Sweep) -> None:
+    """The other one has looked into the empty folder at the same moment."""
+    from filelock import FileLock
+
+    paths = SweepPaths(tmp_path / "new")
+    paths.lock.parent.mkdir(parents=True)
+    with FileLock(paths.lock), pytest.raises(ConfigError, match="another process works on the sweep in"):
+        run_sweep(sweep, paths.root)
+    assert not paths.spec.exists()
+    room = open_sweep(sweep, paths.root)  # a folder with nothing but the lock is free
+    assert room[0].spec.is_file()
+
+
+def test_a_run_of_a_sweep_that_somebody_resumes_by_hand(room: Room) -> None:
+    trial = room.trials[0]
+    with claimed_run(trial.config.with_overrides(run_dir=str(room.paths.run(trial.name)), resume=True)):
+        assert "another process works on the run in" in room.run(trial)["error"]

@@ -12,12 +12,12 @@ from torch import nn
 from stripefold.asr.build import Chains
 from stripefold.asr.config import Form, GateConfig, Init, Psi, Start
 from stripefold.asr.plan import Planned, as_listed, check_inside_blocks, plan_gates
-from stripefold.asr.same_calls import check_same_steps, steps_of
 from stripefold.asr.select import Selection, Where, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_names
 from stripefold.errors import AttachError
+from stripefold.folding.same_steps import check_same_steps, steps_of
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter, forget_compiled, move_call_hooks, replace_modules
 from stripefold.surgery.positions import PositionPlace
@@ -171,7 +171,8 @@ def _swap_in(model: nn.Module, planned: Sequence[Planned], known: _Known) -> nn.
             replacements[each.candidate.module] = site
     root = replace_modules(model, replacements)
     try:
-        check_same_steps(before, None if before is None else steps_of(root, known.example, []))
+        after = None if before is None else steps_of(root, known.example, [])
+        check_same_steps(before, after, "its layers carry gates", AttachError)
     except BaseException:
         _take_out(root, planned, replacements)
         raise

@@ -129,7 +129,7 @@ class InputSite(PositionSite):
             raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
         s = flattened_scale(self.checked_scale(name), self.place.channels, self.place.axis)
         with torch.no_grad():
-            key = rule.overflowing(base, s, "input")
+            key = rule.overflowing(base, s, "input") or self._overflowing_together(s)
         if key is not None:
             raise FoldError(
                 f"cannot fold the gate on {name!r}: {key} overflows {getattr(base, key).dtype} (largest scale "
@@ -137,6 +137,19 @@ class InputSite(PositionSite):
             )
         why = f"into the input side of the layer, at {self.place.size} positions only"
         return [FoldNote(name=name, kind=self.kinds, folded=True, why=why)]
+
+    def _overflowing_together(self, s: Tensor) -> str | None:
+        """The tensor that both this site's scale and that of a site on the layer's output make too large, or None."""
+        site: Any = self.base
+        v = site.scale(torch.float64) if isinstance(site, Gated) and site.static_gates else None
+        for key, function in (self.input_rule.input or {}).items() if v is not None else ():
+            tensor, outer = getattr(site.base, key, None), self.input_rule.output.get(key)
+            if tensor is None or outer is None:
+                continue
+            scaled = function(site.base, outer(site.base, tensor.double(), v), s).to(tensor.dtype)
+            if bool(tensor.isfinite().all()) and not bool(scaled.isfinite().all()):
+                return key
+        return None
 
     def folded_(self) -> nn.Module:
         """Fold the gates into the layer's input side; the layer is returned, or its site where dynamic gates stay."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.site import Site
+from stripefold.baking.graph_modules import fold_out_
 from stripefold.baking.hold import constant_gates
-from stripefold.baking.modules import ConstantGate, ConstantScale, like_parameter
+from stripefold.baking.modules import ConstantGate, ConstantScale, Idle, like_parameter
 from stripefold.baking.places import Place
 from stripefold.baking.sites import BakeSite, check_constants, decided
+from stripefold.baking.spare import Spare
 from stripefold.errors import BakeError, FoldError
 from stripefold.folding.sides import ScaleWriter
 from stripefold.folding.verify import EquivalenceReport, verify
@@ -28,7 +32,7 @@ from stripefold.surgery.modules import (
 
 
 def apply_(
-    model: nn.Module, sites: Sequence[BakeSite], constants: Mapping[str, Tensor]
+    model: nn.Module, sites: Sequence[BakeSite], constants: Mapping[str, Tensor], *, once: bool = False
 ) -> tuple[nn.Module, list[BakeSite]]:
     """Bake constants into a model, in place: everything is checked, then everything is changed.
 
@@ -40,6 +44,8 @@ def apply_(
         model: the model that was planned for, unchanged since.
         sites: one ``plan``, all of it: its gates were judged together.
         constants: gate -> v (C,); products are formed in float64 and rounded once.
+        once: what takes the place of a module that returned a gate returns one row for all samples, which costs
+            nothing; most code broadcasts it.
 
     Returns:
         The model (another object only where the model itself was a site of ours), and the sites as they were baked:
@@ -55,19 +61,21 @@ def apply_(
     writer = ScaleWriter(modules)
     for site in final:
         for part in site.target.parts if site.target is not None else ():
-            writer.add(part, constants[site.name])
+            writer.add(part, site.factor(constants[site.name]))
     try:
         writer.check()
     except FoldError as error:
         raise BakeError(f"cannot bake: {error}") from error
-    replacements = _replacements(model, modules, final, constants)
+    replacements = _replacements(model, modules, final, constants, once=once)
     forget_compiled(model)
     writer.write_()
     for old, new in replacements.items():
         move_call_hooks(old, new)
         new.train(old.training)
+    replacements = _idle(model, modules, final, once=once) | replacements
     replacements |= _open_sites_(model, modules, final, constants)
     made = replace_modules(model, replacements)
+    final = [_out_of_graph_(made, site, constants) for site in final]
     tidy_chains_(made)
     return made, final
 
@@ -107,22 +115,51 @@ def verify_baked(
 
 
 def _replacements(
-    model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[BakeSite], constants: Mapping[str, Tensor]
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    sites: Sequence[BakeSite],
+    constants: Mapping[str, Tensor],
+    *,
+    once: bool,
 ) -> dict[nn.Module, nn.Module]:
     """Old module -> the new one that takes its place, for gates outside sites of ours; nothing is put there yet."""
     found: dict[nn.Module, nn.Module] = {}
     for site in sites:
         place = site.place
-        if place is not None and place.site is None:
+        if place is not None and place.site is None and not place.in_graph:
             old = modules[place.path]
-            found[old] = _constant(site, place, like_parameter(constants[site.name], old, model))
+            v = like_parameter(site.given(constants[site.name]), old, model)
+            found[old] = _constant(site, place, v, once=once)
     return found
 
 
-def _constant(site: BakeSite, place: Place, v: Tensor) -> nn.Module:
+def _out_of_graph_(model: nn.Module, site: BakeSite, constants: Mapping[str, Tensor]) -> BakeSite:
+    """Take a gate out of a ``torch.fx`` graph with all that computed it; the site says what could not go."""
+    place = site.place
+    if place is None or not place.in_graph:
+        return site
+    graph = model.get_submodule(site.gate.where)
+    v = like_parameter(constants[site.name], graph, model) if site.target is None else None
+    left = fold_out_(model, place.path, v, (site.from_end, place.shape))
+    return replace(site, spare=Spare(modules={}, operations=left, costly=left > 0))
+
+
+def _idle(
+    model: nn.Module, modules: Mapping[str, nn.Module], sites: Sequence[BakeSite], *, once: bool
+) -> dict[nn.Module, nn.Module]:
+    """Modules that served baked gates alone -> one that does nothing; their hooks go with them."""
+    return {
+        modules[path]: Idle(shape, like_parameter(torch.ones(()), modules[path], model), once=once)
+        for site in sites
+        if site.how != "keep"
+        for path, shape in site.spare.modules.items()
+    }
+
+
+def _constant(site: BakeSite, place: Place, v: Tensor, *, once: bool) -> nn.Module:
     if site.target is not None:
         return nn.Identity()
-    return ConstantScale(v, place.axis) if place.whole else ConstantGate(v, place.shape)
+    return ConstantScale(v, place.axis) if place.whole else ConstantGate(v, place.shape, once=once)
 
 
 def _open_sites_(

@@ -44,11 +44,12 @@ def bake(
     afterwards: BatchNorm statistics are re-estimated, the constants are trained for a while, if asked for.
 
     Args:
-        model: any trained model; it stays as it is. It runs in evaluation mode.
+        model: any trained model; it stays as it is, and all runs are those of a copy in evaluation mode.
         data: calibration batches, as ``observe`` takes them; read more than once, so no generator.
         example: input for the trace; None takes it from the data.
-        constants: "mean" of v over the images, or "descriptor": the attention's own function of the mean descriptor,
-            which is also where the gates of ``to="asr"`` start.
+        constants: "mean" of v over the images; "energy", or "least-squares": weighted by the energy of what is scaled,
+            which leaves the least squared error of that; or "descriptor": the attention's own function of the mean
+            descriptor, which is also where the gates of ``to="asr"`` start.
         to: "plain", or "asr": trainable gates of ASR instead (psi is the mean descriptor, theta the trained attention),
             to be trained further and folded by ``fold``.
         where: only the gates of these names: a glob, a list of globs, or a predicate ``(name, module) -> bool``.
@@ -60,7 +61,7 @@ def bake(
         recalibrate: re-estimate the statistics of the BatchNorms behind the gates over ``data``: True, False, or
             "auto": keep them only where the metric improves.
         finetune: how the constants are trained, or None.
-        device: where to work; None is where the model is. It comes back to where it was.
+        device: where to work; None is where the model is, which stays there.
         progress: called with (what is going on, steps done, of how many).
         speed: also measure a forward pass before and after.
         process_group: decide over the processes of this group, each of which calls ``bake`` on the same model and its
@@ -73,7 +74,8 @@ def bake(
 
     Raises:
         BakeError: no channel attention, none that can be baked, a bad option, data that is empty, used up or without
-            labels where they are needed, a metric or constants that are not finite.
+            labels where they are needed, a metric or constants that are not finite; a returned model that breaks the
+            budget, or that the metric sees otherwise than it judged the constant gates, beyond its own noise.
         ObserveError: the data are no input of the model, or its values are not finite (the layer is named).
         TraceError: the model does not run on the example.
         VerifyError: the baked model does not compute what the constant gates computed.
@@ -86,9 +88,9 @@ def bake(
         process_group=process_group,
     )  # fmt: skip
     check_model(model)
-    with Job(model, data, example, options) as job:
-        made, report = job.baked()
-        return job.at_home(made), report
+    job = Job(model, data, example, options)
+    made, report = job.baked()
+    return job.at_home(made), report
 
 
 def bake_(
@@ -123,7 +125,7 @@ def bake_(
         process_group=process_group,
     )  # fmt: skip
     check_model(model)
-    with Job(model, data, example, options, in_place=True) as job:
-        _, report = job.baked()
-        job.apply_()
-        return report
+    job = Job(model, data, example, options, in_place=True)
+    _, report = job.baked()
+    job.apply_()
+    return report

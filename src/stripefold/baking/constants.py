@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -13,31 +13,37 @@ from stripefold.errors import BakeError
 from stripefold.stripe.discover import Discovery
 from stripefold.stripe.layer import LayerStripes
 
-Constants = Literal["mean", "descriptor"]
+Constants = Literal["mean", "descriptor", "energy", "least-squares"]
 
 
 def constants_of(
-    model: nn.Module, discovery: Discovery, layers: Iterable[LayerStripes], kind: Constants = "mean"
+    model: nn.Module,
+    discovery: Discovery,
+    layers: Iterable[LayerStripes],
+    kind: Constants = "mean",
+    weighted: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """One v for every observed gate.
 
     "mean" is the mean of v(x) over the images: of all constants the one with the least squared error. "descriptor" is
     excite(mean of squeeze(x)): what the gate says to the average image. They differ as far as excite is curved.
+    "energy" and "least-squares" are one and the same, the constant with the least squared error of what is scaled.
 
     Args:
         model: the model that was discovered; only read.
         discovery: its gates.
         layers: what was observed of them (``StripeReport.layers``).
         kind: which.
+        weighted: gate -> its constant of that kind (see ``weighted_constants``), NaN for a silent channel.
 
     Returns:
-        Gate -> v (C,), float64 on the CPU; and for gates without a usable descriptor, which get the mean, the reason.
+        Gate -> v (C,), float64 on the CPU; and for gates that get the mean instead, the reason.
 
     Raises:
         BakeError: an unknown kind.
     """
-    if kind not in ("mean", "descriptor"):
-        raise BakeError(f"constants={kind!r}: expected 'mean' or 'descriptor'")
+    if kind not in ("mean", "descriptor", "energy", "least-squares"):
+        raise BakeError(f"constants={kind!r}: expected 'mean' or 'descriptor', 'energy' or 'least-squares'")
     gates = {gate.name: gate for gate in discovery.gates}
     constants: dict[str, Tensor] = {}
     reasons: dict[str, str] = {}
@@ -49,6 +55,13 @@ def constants_of(
                 reasons[layer.name] = f"{found}: the mean of v was taken"
             else:
                 constants[layer.name] = found
+        elif kind in ("energy", "least-squares"):
+            own = (weighted or {}).get(layer.name)
+            if own is None:
+                reasons[layer.name] = "what it scales was not seen: the mean of v was taken"
+            else:
+                mean = constants[layer.name]
+                constants[layer.name] = torch.where(own.isfinite(), own, mean)
     return constants, reasons
 
 

@@ -52,7 +52,7 @@ def constant_gates(
 
 def can_hold(gate: ChannelGate) -> bool:
     """Whether a hook can put a constant in a gate's place: a module returns the gate, or is the whole attention."""
-    return gate.source is not None or (gate.whole and bool(gate.where))
+    return gate.source is not None or gate.tail is not None or (gate.whole and bool(gate.where))
 
 
 def _check(gate: ChannelGate, v: Tensor) -> None:
@@ -72,6 +72,11 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) 
         which = gate.source_call, gate.source_calls
         hook = _counted(calls, key, which, lambda args, output: _replaced(gate, output, v))
         return [model.get_submodule(gate.source).register_forward_hook(hook)]
+    if gate.tail is not None and not gate.whole:
+        tail = gate.tail
+        which = tail.call, tail.calls
+        hook = _counted(calls, f"tail {gate.name}", which, lambda args, output: _replaced(gate, output, tail.before(v)))
+        return [model.get_submodule(tail.module).register_forward_hook(hook)]
     module = model.get_submodule(gate.where)
     kept: list[Tensor] = []
 
@@ -112,8 +117,11 @@ def _counted(
 def _replaced(gate: ChannelGate, output: Any, v: Tensor) -> Tensor:
     if not isinstance(output, Tensor) or output.shape[1:].numel() != v.numel():
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise BakeError(f"{gate.source!r} returned {shape}, not one gate of {v.numel()} channels per sample")
-    return v.to(output.device, output.dtype).reshape(1, *output.shape[1:]).expand_as(output)
+        raise BakeError(
+            f"{gate.source or gate.where!r} returned {shape}, not one gate of {v.numel()} channels per sample"
+        )
+    # A copy, because the code behind may write into the gate.
+    return v.to(output.device, output.dtype).reshape(1, *output.shape[1:]).expand_as(output).clone()
 
 
 def _along(v: Tensor, x: Tensor, axis: int) -> Tensor:

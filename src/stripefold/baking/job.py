@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
+from stripefold.baking.graph_modules import Probe, discover_probed_, insert_probes_
 from stripefold.baking.hold import can_hold
 from stripefold.baking.judge import Judge, Verdict, energies
-from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst, measured
+from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst
 from stripefold.baking.options import Options, choose
 from stripefold.baking.recalibrate import Statistics
 from stripefold.baking.recipe import Recipe
@@ -23,14 +23,15 @@ from stripefold.baking.results import site_results
 from stripefold.baking.sensitivity import priors_of
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
+from stripefold.baking.weighted import weighted_constants
+from stripefold.baking.working_copy import check_own, working_copy
 from stripefold.errors import BakeError
-from stripefold.stripe.discover import ChannelGate, Discovery, discover
+from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.preserve_state import copy_buffers, preserve_state
-from stripefold.surgery.stand_in import is_plain
 from stripefold.together import from_first
 
 T = TypeVar("T")
@@ -58,23 +59,24 @@ class Look:
 
 
 class Job:
-    """Everything one call needs; a context, inside of which the model may stand on another device.
+    """Everything one call needs. All of it happens on a copy; the user's model is changed by ``apply_`` alone.
 
     Args:
-        model: bare; its statistics and device are what they were when the context ends, unless ``apply_`` was called.
+        model: bare.
         data: calibration batches.
         example: for the trace, or None.
         options: of the call.
         in_place: whether ``apply_`` will be called.
 
     Raises:
-        BakeError: data that cannot be read twice.
+        BakeError: data that cannot be read twice, or a model that cannot be copied.
     """
 
     def __init__(
         self, model: nn.Module, data: Any, example: Example | None, options: Options, *, in_place: bool = False
     ) -> None:
-        self._model, self._options, self._in_place = model, options, in_place
+        self._users, self._options, self._in_place = model, options, in_place
+        self._model = model = working_copy(model)
         arguments = len(example) if isinstance(example, tuple) and example else 1
         self._data = Batches(data, "data", model, arguments=arguments)
         self._validation = self._data
@@ -87,20 +89,8 @@ class Job:
         like = first_parameter(model)
         self._home = None if like is None or options.device is None else like.device
         self._recipe: Recipe | None = None
-
-    def __enter__(self) -> Job:
-        if self._home is not None:
-            self._model.to(self._options.device)
-        modules = list(self._model.modules())
-        self._statistics = Statistics.of(m for m in modules if is_plain(m, _BatchNorm))
-        # A forward may write into buffers of its own, a counter say; new statistics are wanted, that is not.
-        self._buffers = Statistics.of(m for m in modules if not is_plain(m, _BatchNorm))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._statistics.restore_()
-        self._buffers.restore_()
-        self.at_home(self._model)
+        self._norms: tuple[str, ...] = ()
+        self._probes: tuple[Probe, ...] = ()
 
     def at_home(self, model: nn.Module) -> nn.Module:
         """The model where it was before the call."""
@@ -110,23 +100,37 @@ class Job:
         """A copy that is baked and compared with the model, and the report."""
         metric = self._metric()
         example = self._agreed(self._data.example) if self._given is None else self._given
+        check_own(self._users, self._model, example)
+        if self._home is not None:
+            self._model.to(self._options.device)
+        discovery, self._probes = discover_probed_(self._model, example)
+        buffers = {name: Statistics.of([module]) for name, module in self._model.named_modules()}
         with preserve_state(self._model):
-            look = self._look(example)
-            verdict = self._judge(look, metric)
-        self._buffers.restore_()
+            look = self._look(discovery, example)
+            judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
+            verdict = judge.decide(look.priors, self._data, self._training)
+        # A forward may write into buffers, a counter say; new statistics are wanted, that is not.
+        for name, statistics in buffers.items():
+            if name not in verdict.norms:
+                statistics.restore_()
+        self._norms = verdict.norms
         descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
         self._recipe = Recipe(
             discovery=look.discovery, to=self._options.to, constants=verdict.constants, descriptors=descriptors
         )
         made, final = self._recipe.tried(self._model, example, in_place=self._in_place)
         report = self._report(look, verdict, final)
-        return made, self._measured(made, report, metric)
+        return made, self._measured(made, report, (judge, verdict))
 
     def apply_(self) -> None:
         """Bake the model itself, as its copy was; nothing that could fail is left."""
         assert self._recipe is not None  # baked() comes first
-        self._recipe.apply_(self._model)
-        self._statistics = self._buffers = Statistics(())
+        for name in self._norms:
+            norm, own = self._model.get_submodule(name), self._users.get_submodule(name)
+            for found, buffer in zip(norm.buffers(recurse=False), own.buffers(recurse=False), strict=True):
+                buffer.copy_(found)
+        insert_probes_(self._users, self._probes)
+        self._recipe.apply_(self._users)
 
     def _metric(self) -> Metric | None:
         options = self._options
@@ -139,9 +143,8 @@ class Job:
         """What the first process finds, on all of them: what may hang on a share must not decide differently."""
         return from_first(run, self._group, BakeError)
 
-    def _look(self, example: Example) -> Look:
+    def _look(self, discovery: Discovery, example: Example) -> Look:
         model = self._model
-        discovery = discover(model, example)
         if not discovery.gates:
             others = f" ({len(discovery.others)} other products depend on the image)" if discovery.others else ""
             raise BakeError(
@@ -154,7 +157,10 @@ class Job:
             model, self._data.data, example=example, process_group=self._group,
             progress=lambda images: self._options.tell("observing", images),
         )  # fmt: skip
-        constants, reasons = constants_of(model, discovery, stripes.layers, self._options.kind)
+        kind, weighted = self._options.kind, None
+        if kind in ("energy", "least-squares"):
+            weighted = weighted_constants(model, discovery, self._data, self._group)
+        constants, reasons = constants_of(model, discovery, stripes.layers, kind, weighted)
         left = self._left(discovery, chosen, stripes, reasons)
         names = [gate.name for gate in discovery.gates if gate.name not in left]
         if not names:
@@ -185,10 +191,6 @@ class Job:
             elif asr and site.name in reasons:
                 left[site.name] = reasons[site.name].partition(":")[0]
         return left
-
-    def _judge(self, look: Look, metric: Metric | None) -> Verdict:
-        judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
-        return judge.decide(look.priors, self._data, self._training)
 
     def _report(self, look: Look, verdict: Verdict, final: list[BakeSite]) -> BakeReport:
         from stripefold import __version__
@@ -222,12 +224,13 @@ class Job:
             versions={"stripefold": __version__, "torch": str(torch.__version__)},
         )
 
-    def _measured(self, made: nn.Module, report: BakeReport, metric: Metric | None) -> BakeReport:
+    def _measured(self, made: nn.Module, report: BakeReport, judged: tuple[Judge, Verdict]) -> BakeReport:
         """The report with what only the baked model can tell."""
+        judge, verdict = judged
         with preserve_state(made), preserve_state(self._model):
             copy_buffers(made)
+            after = judge.check_returned(made, verdict)
             copy_buffers(self._model)
-            after = None if metric is None else measured(metric, made, "of the baked model")
             speed = (
                 self._agreed(lambda: side_by_side(self._model, made, self._data.first()))
                 if self._options.speed

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from stripefold.baking.batches import Batches
 from stripefold.baking.finetune import FineTune, finetune
 from stripefold.baking.hold import constant_gates
-from stripefold.baking.metric import Metric, measured
+from stripefold.baking.metric import Accuracy, Metric, measured
 from stripefold.baking.options import Options
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.surgery.example import run_example
+from stripefold.surgery.modules import first_parameter
+
+_RELATIVE = 1e-3
+"""What no metric need tell apart: one borderline image of a thousand."""
+_REPEATS, _SPREADS = 3, 4
 
 
 @dataclass
@@ -45,12 +50,18 @@ class Verdict:
     norms: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def judged(self) -> float | None:
+        """The metric with what was decided, constants and repairs, before the surgery."""
+        steps = (self.finetuned, self.recalibrated, self.constant, self.before)
+        return next((value for value in steps if value is not None), None)
+
 
 class Judge:
     """Decides which gates become which constants.
 
     Args:
-        model: undisturbed, in evaluation mode.
+        model: a copy to work on, undisturbed, in evaluation mode.
         discovery: of it.
         constants: gate -> v (C,) of every gate that may be baked.
         metric: the judge's measure; None: nothing is measured, everything is baked.
@@ -76,7 +87,10 @@ class Judge:
             calibration: for BatchNorm's statistics.
             training: for the constants.
         """
-        verdict = Verdict(before=self._measure({}, "as given"))
+        with ran(self._model) as runs:
+            verdict = Verdict(before=self._measure({}, "as given"))
+        if self._metric is not None and not runs:
+            verdict.notes.append("the metric did not run the model that it was given, so that it judged nothing of it")
         chosen = self._choose(verdict, priors)
         verdict.constants = {name: self._constants[name] for name in self._constants if name in chosen}
         if verdict.constants:
@@ -90,6 +104,51 @@ class Judge:
             return None
         with self._holding(constants):
             return measured(self._metric, self._model, when)
+
+    def check_returned(self, made: nn.Module, verdict: Verdict) -> float | None:
+        """The metric of the model that is returned, which must be what was judged.
+
+        Args:
+            made: undisturbed, in evaluation mode.
+            verdict: of ``decide``.
+
+        Raises:
+            BakeError: it breaks the budget, or differs from what was judged by more than the metric's noise.
+        """
+        if self._metric is None or verdict.judged is None or verdict.before is None:
+            return None
+        after, drop = measured(self._metric, made, "of the baked model"), self._options.max_drop
+        if drop is not None and after < verdict.before - drop:
+            raise BakeError(
+                f"the baked model breaks the budget: the metric falls from {verdict.before:g} to {after:g}, allowed "
+                f"are {drop:g}; with constant gates it was {verdict.constant}. Leave out gates (where=) or repairs "
+                "(recalibrate=False), or allow more (max_drop=)"
+            )
+        if abs(after - verdict.judged) > _RELATIVE * abs(verdict.judged):
+            noise = self._noise(verdict.constants, verdict.judged)
+            if abs(after - verdict.judged) > noise + _RELATIVE * max(abs(verdict.judged), abs(verdict.before)):
+                raise BakeError(
+                    f"the metric gives {after:g} for the baked model and gave {verdict.judged:g} for the same "
+                    f"constants put in by hooks, more than its noise ({noise:.2g}): it hangs on how the model is "
+                    "built or called, not on what it computes alone. Give a metric that runs the model it is given"
+                )
+        return after
+
+    def _noise(self, constants: Mapping[str, Tensor], judged: float) -> float:
+        """How much the metric moves when it is asked again, the constants changed as rounding would change them."""
+        like = first_parameter(self._model)
+        size = 4 * torch.finfo(torch.float32 if like is None else like.dtype).eps
+        moved = []
+        for seed in range(_REPEATS):
+            generator = torch.Generator().manual_seed(seed)
+            near = {
+                name: v * (1 + size * torch.randn(v.shape, generator=generator, dtype=v.dtype))
+                for name, v in constants.items()
+            }
+            value = self._measure(near, "when it is asked again")
+            moved.append(0.0 if value is None else abs(value - judged))
+        step = self._metric.step if isinstance(self._metric, Accuracy) else 0.0
+        return _SPREADS * max(moved) + 2 * step
 
     def _with(self, names: Collection[str]) -> float:
         value = self._measure({name: self._constants[name] for name in names}, f"with {', '.join(names)} constant")
@@ -165,6 +224,23 @@ class Judge:
             verdict.notes.append(f"the trained constants give {value:.2f}, which is worse: they were dropped")
             return
         verdict.finetuned, verdict.constants = value, trained
+
+
+@contextmanager
+def ran(model: nn.Module) -> Iterator[list[int]]:
+    """Holds something once a module of a copy that is worked on was called."""
+    found: list[int] = []
+
+    def note(module: nn.Module, args: Any) -> None:
+        if not found:
+            found.append(1)
+
+    handles = [module.register_forward_pre_hook(note) for module in model.modules()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def energies(model: nn.Module, gates: Sequence[ChannelGate], inputs: Any) -> dict[str, Tensor]:

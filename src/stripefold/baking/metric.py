@@ -30,6 +30,8 @@ class Accuracy:
 
     def __init__(self, batches: Batches, group: Any = None) -> None:
         self._batches, self._group = batches, group
+        self.step = 0.0
+        """one image in percent, once it was called"""
 
     def __call__(self, model: nn.Module) -> float:
         """Run all batches.
@@ -42,6 +44,7 @@ class Accuracy:
         """
         found = together(lambda: self._count(model), self._group, BakeError)
         hits, seen = summed(found, self._group, BakeError)
+        self.step = 100 / seen
         return 100 * hits / seen
 
     def _count(self, model: nn.Module) -> tuple[int, int]:

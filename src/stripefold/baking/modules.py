@@ -40,12 +40,13 @@ class ConstantGate(nn.Module):
     Args:
         v: the scale, shape (C,).
         shape: of the gate for one sample, such as (C, 1, 1).
+        once: v is returned as one row, which broadcasts: no operation is left.
     """
 
-    def __init__(self, v: Tensor, shape: tuple[int, ...]) -> None:
+    def __init__(self, v: Tensor, shape: tuple[int, ...], *, once: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(v.detach().clone())
-        self.shape = tuple(shape)
+        self.weight = nn.Parameter(v.detach().clone().reshape(1, *shape))
+        self.shape, self.once = tuple(shape), once
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """v for every sample of the first tensor given, (N, *shape); the arguments' values do not matter.
@@ -53,13 +54,48 @@ class ConstantGate(nn.Module):
         Raises:
             BakeError: no tensor among the arguments.
         """
-        for tensor in tensors_in((args, kwargs)):
-            return self.weight.reshape(1, *self.shape).expand(tensor.shape[0], *self.shape)
-        raise BakeError("a constant gate was called without a tensor, so that the number of samples is unknown")
+        if self.once:
+            return self.weight
+        return self.weight.expand(_samples((args, kwargs)), *self.shape).clone()  # callers may write into it
 
     def extra_repr(self) -> str:
         """The shape for one sample."""
         return f"shape={self.shape}"
+
+
+class Idle(nn.Module):
+    """Takes the place of a module whose result nothing needs any more, but whose caller still calls it.
+
+    Args:
+        shape: of what it returned for one sample.
+        like: tells device and dtype.
+        once: one row is returned, which broadcasts: no operation is left.
+    """
+
+    ones: Tensor
+
+    def __init__(self, shape: tuple[int, ...], like: Tensor, *, once: bool = False) -> None:
+        super().__init__()
+        self.shape, self.once = tuple(shape), once
+        self.register_buffer("ones", like.new_ones(1, *shape), persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Ones, (N, *shape).
+
+        Raises:
+            BakeError: no tensor among the arguments.
+        """
+        return self.ones if self.once else self.ones.expand(_samples((args, kwargs)), *self.shape)
+
+    def extra_repr(self) -> str:
+        """The shape for one sample."""
+        return f"shape={self.shape}"
+
+
+def _samples(arguments: Any) -> int:
+    for tensor in tensors_in(arguments):
+        return tensor.shape[0]
+    raise BakeError("a constant gate was called without a tensor, so that the number of samples is unknown")
 
 
 def like_parameter(v: Tensor, module: nn.Module, model: nn.Module) -> Tensor:

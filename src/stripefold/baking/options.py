@@ -18,7 +18,7 @@ from stripefold.errors import BakeError
 from stripefold.stripe.discover import ChannelGate
 from stripefold.surgery.modules import is_sharded, unwrap_name, wrapped_inside
 
-Constants = Literal["mean", "descriptor"]
+Constants = Literal["mean", "descriptor", "energy", "least-squares"]
 To = Literal["plain", "asr"]
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 Recalibrate = bool | Literal["auto"]
@@ -44,7 +44,7 @@ class Options:
     process_group: Any = None
 
     def __post_init__(self) -> None:
-        _one_of("constants", self.constants, ("mean", "descriptor"))
+        _one_of("constants", self.constants, ("mean", "descriptor", "energy", "least-squares"))
         _one_of("to", self.to, ("plain", "asr"))
         _one_of("recalibrate", self.recalibrate, (True, False, "auto"))
         drop = self.max_drop

@@ -9,6 +9,7 @@ from torch import nn
 
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.site import Site
+from stripefold.baking.graph_modules import probe_of
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.visits import Visit
@@ -31,6 +32,7 @@ class Place:
         axis: the channel axis of the scaled value, -1 where it is the last.
         shape: of what a module that returns the gate returns for one sample.
         site: dotted path of the site of ours around it, or None.
+        in_graph: it is the probe of a gate in a ``torch.fx`` graph; ``whole`` where what it scales is a plain product.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Place:
     axis: int
     shape: tuple[int, ...] = ()
     site: str | None = None
+    in_graph: bool = False
 
 
 def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Place | str:
@@ -45,6 +48,12 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
     graph = discovery.trace.graph
     if gate.split > 1:
         return f"it weighs {gate.split} branches that are summed up: not a scale of one value"
+    if gate.groups > 1:
+        return f"its channels lie in {gate.groups} groups along the sample axis, where one constant cannot reach them"
+    probe = probe_of(model, gate)
+    if probe is not None:
+        path, shape = probe
+        return Place(path=path, whole=not shape, axis=_axis(graph, gate), shape=shape, in_graph=True)
     site = _site_around(model, gate.where)
     if gate.whole:
         if not gate.where:
@@ -80,6 +89,8 @@ def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
         chain.append(node.inputs[0])
     visits = [v for v in graph.visits if v.name and len(v.outputs) == 1 and v.outputs[0] in chain]
     visits = [v for v in visits if not v.first <= gate.product < v.last]
+    if not visits and gate.tail is not None:
+        visits = [v for v in graph.visits if (v.name, v.call) == (gate.tail.module, gate.tail.call)]
     if not visits:
         return (
             f"no module returns the gate: {gate.where or 'the model'!r} computes it in its own forward; move that "

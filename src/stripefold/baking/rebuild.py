@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from stripefold.baking.apply import apply_
+from stripefold.baking.graph_modules import discover_probed_, drop_probes_
 from stripefold.baking.report import BakeReport
 from stripefold.baking.sites import plan
 from stripefold.errors import BakeError
-from stripefold.stripe.discover import discover
 from stripefold.surgery.example import Example
 
 KEY = "bake"
@@ -33,7 +33,7 @@ def structure(report: BakeReport) -> dict[str, list[str]]:
         raise BakeError("the gates of to='asr' are still to be trained: fold the model, then save it")
     names: dict[str, list[str]] = {"folded": [], "multiply": [], "dynamic": []}
     for site in report.sites:
-        names[site.outcome].append(site.name)
+        names["multiply" if site.outcome == "constant" else site.outcome].append(site.name)
     return names
 
 
@@ -51,7 +51,7 @@ def rebuild_(model: nn.Module, gates: Mapping[str, Any], example: Example) -> nn
     Raises:
         BakeError: the model has other gates.
     """
-    discovery = discover(model, example)
+    discovery, _ = discover_probed_(model, example)
     multiplied = set(gates["multiply"])
     names = {*gates["folded"], *multiplied}
     known = {gate.name: gate for gate in discovery.gates}
@@ -64,4 +64,6 @@ def rebuild_(model: nn.Module, gates: Mapping[str, Any], example: Example) -> nn
     sites = plan(model, discovery, list(ones), constants=ones)
     # A constant that was negative may have kept a gate from where ones would fold.
     sites = [replace(site, how="multiply", targets=()) if site.name in multiplied else site for site in sites]
-    return apply_(model, sites, ones)[0]
+    made, _ = apply_(model, sites, ones)
+    drop_probes_(made)
+    return made

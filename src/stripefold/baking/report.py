@@ -15,7 +15,7 @@ from stripefold.atomic import write_text
 from stripefold.baking import table
 from stripefold.errors import BakeError
 
-Outcome = Literal["folded", "multiply", "asr", "dynamic"]
+Outcome = Literal["folded", "multiply", "asr", "constant", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,12 @@ class SiteResult:
         prior: the relative squared error a constant makes in the gate's output (see ``sensitivity.prior``).
         alone: the metric with this gate constant and all others as they were; None where it was not measured.
         cumulative: the metric with it and those accepted before it constant; None without ``max_drop``.
-        outcome: "folded" into layers, "multiply" (a constant factor remains), "asr" (a trainable gate) or "dynamic".
+        outcome: "folded" into layers, "multiply" (a constant factor remains), "asr" (a trainable gate), "constant" (its
+            value is constant, but what computed it still runs, so it is not baked) or "dynamic".
+        remaining: operations that computed it and still run, for nothing.
+        moving_channels: effective number of channels that vary over the images; few of many make a small mean deviation
+            say nothing.
+        largest_share: share of the variance in the channel that varies most.
         place: the layers that took it, or the module that remains.
         why: the reason, in words.
     """
@@ -47,6 +52,9 @@ class SiteResult:
     outcome: Outcome
     place: str
     why: str
+    remaining: int = 0
+    moving_channels: float | None = None
+    largest_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +86,7 @@ class BakeReport:
     Attributes:
         model: class of the model.
         sites: one row per gate, in the order of the network.
-        constants: what the constants are: "mean" or "descriptor".
+        constants: what the constants are: "mean", "energy", "least-squares" or "descriptor".
         to: "plain" or "asr".
         images: images that the constants come from.
         metric: what the figures are, or None where nothing could be measured.
@@ -113,8 +121,13 @@ class BakeReport:
 
     @property
     def baked(self) -> tuple[SiteResult, ...]:
-        """Gates that are no longer dynamic."""
-        return tuple(site for site in self.sites if site.outcome != "dynamic")
+        """Gates that are no longer dynamic, and whose attention no longer runs."""
+        return tuple(site for site in self.sites if site.outcome not in ("dynamic", "constant"))
+
+    @property
+    def still_computed(self) -> tuple[SiteResult, ...]:
+        """Gates whose value is constant while what computed it still runs."""
+        return tuple(site for site in self.sites if site.outcome == "constant")
 
     @property
     def kept(self) -> tuple[SiteResult, ...]:

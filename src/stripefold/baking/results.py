@@ -55,6 +55,9 @@ def site_results(
                 alone=verdict.alone.get(gate.name),
                 cumulative=cumulative.get(gate.name),
                 outcome=outcome,
+                moving_channels=None if layer is None else layer.moving_channels,
+                largest_share=None if layer is None else layer.largest_share,
+                remaining=0 if site is None or outcome == "dynamic" else site.spare.operations,
                 place=place,
                 why=why,
             )
@@ -66,6 +69,9 @@ def _outcome(site: BakeSite, to: To) -> tuple[Outcome, str, str]:
     """What became of a gate that was to be baked, where it went, and why there."""
     if site.how == "keep" or site.place is None:
         return "dynamic", "", site.why
+    if site.spare.costly:
+        why = f"{site.spare.operations} operations that computed it go on running in {site.gate.where or 'the model'!r}"
+        return "constant", site.place.path, f"{why}: let a module of its own compute the gate"
     if site.how == "multiply":
         return "multiply", site.place.path, site.why
     kinds = "the layer in front" if site.how == "backward" else "the layers behind"

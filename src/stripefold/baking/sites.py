@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate
 from stripefold.baking.places import Place, dynamic_around, find_place
+from stripefold.baking.spare import NOTHING, Spare, SpareParts
 from stripefold.errors import BakeError
 from stripefold.folding.sides import LayerSides, layers_of
 from stripefold.stripe.discover import ChannelGate, Discovery
+from stripefold.surgery.graph import Graph
 from stripefold.surgery.held import held_by_functions, why_held
 from stripefold.surgery.scale_paths import Reason, Target, backward, forward, unused
 
@@ -31,6 +33,9 @@ class BakeSite:
         why: the layers, or the reasons.
         place: which module is replaced by what; None for "keep".
         targets: where the constant may go, the best first; the first whose sign condition holds is taken.
+        spare: what serves this gate alone beside the module that is replaced.
+        beside: the scaled value is added to the product, x + v x, and both go: the factor is 1 + v.
+        from_end: the channel axis of the product, counted from the end: 1 for the last.
     """
 
     gate: ChannelGate
@@ -38,6 +43,21 @@ class BakeSite:
     why: str
     place: Place | None = None
     targets: tuple[tuple[Literal["backward", "forward"], Target], ...] = ()
+    spare: Spare = NOTHING
+    beside: bool = False
+    from_end: int = 1
+
+    def factor(self, v: Tensor) -> Tensor:
+        """What the layers take for a constant v (C,).
+
+        Of x + v x = (1 + v) x two equal summands are left where the attention returns what it is given.
+        """
+        return (1 + v.double()) / 2 if self.beside and self.target is not None else v
+
+    def given(self, v: Tensor) -> Tensor:
+        """What the module in the gate's place returns for a constant v (C,)."""
+        tail = self.gate.tail
+        return v if tail is None or self.place is None or self.place.path != tail.module else tail.before(v)
 
     @property
     def name(self) -> str:
@@ -67,6 +87,7 @@ def plan(
     *,
     constants: Mapping[str, Tensor] | None = None,
     training: bool = False,
+    idle: bool = True,
 ) -> list[BakeSite]:
     """What baking these gates together means, gate by gate; the model is only read.
 
@@ -79,6 +100,7 @@ def plan(
         names: the gates to bake; None: all.
         constants: gate -> v (C,). With them a target that asks for v >= 0 is passed over where v has negative entries.
         training: targets must be exact in training mode, too (the input side of a BatchNorm is not).
+        idle: modules that serve a gate alone may be replaced by some that do nothing.
 
     Returns:
         One entry per gate asked for, in the order of computation.
@@ -91,7 +113,7 @@ def plan(
         check_constants(gates, constants)
     places = _places(model, discovery, gates)
     while True:
-        found = _planned(model, discovery, places, constants, training=training)
+        found = _planned(model, discovery, places, constants, training=training, idle=idle)
         # What a gate that stays reads may be in the way of the others: they are planned anew without it.
         stay = {site.name: site.why for site in found if site.how == "keep"}
         if all(isinstance(places[name][1], str) for name in stay):
@@ -110,20 +132,26 @@ def _planned(
     constants: Mapping[str, Tensor] | None,
     *,
     training: bool,
+    idle: bool,
 ) -> list[BakeSite]:
     """What baking the gates that have a place means, and why the others stay."""
     graph = discovery.trace.graph
     lost = {gate.product: frozenset(graph.nodes[gate.product].inputs) - {gate.scaled} for gate in _with_place(places)}
     ignoring = unused(graph, lost) if graph.outputs else frozenset()
     sides = LayerSides(model, training=training)
+    parts = SpareParts(model, graph, ignoring, idle=idle)
     found = []
     for gate, place in places.values():
-        if isinstance(place, str) or (training and gate.read_on):
-            found.append(BakeSite(gate=gate, how="keep", why=place if isinstance(place, str) else _lost(gate)))
+        why = place if isinstance(place, str) else _not_in_training(gate, place) if training else None
+        if isinstance(place, str) or why is not None:
+            found.append(BakeSite(gate=gate, how="keep", why=why or ""))
             continue
-        targets, reasons = _targets(discovery, gate, place, (sides, ignoring))
-        v = None if constants is None else constants[gate.name]
-        found.append(decided(BakeSite(gate=gate, how="multiply", why=reasons, place=place, targets=targets), v))
+        total = None if training else added_to(graph, gate, ignoring)
+        targets, reasons = _targets(discovery, gate, place, (sides, ignoring), total)
+        site = BakeSite(gate=gate, how="multiply", why=reasons, place=place, targets=targets,
+                        spare=parts.of(gate, place), beside=total is not None,
+                        from_end=len(graph.nodes[gate.product].shape) - gate.axis)  # fmt: skip
+        found.append(decided(site, None if constants is None else constants[gate.name]))
     return found
 
 
@@ -164,6 +192,7 @@ def _places(model: nn.Module, discovery: Discovery, gates: list[ChannelGate]) ->
     """What each gate's constant replaces."""
     found = {gate.name: (gate, find_place(model, discovery, gate)) for gate in gates}
     held = held_by_functions(model)
+    # Two products of one gate in a graph have a probe each.
     taken = Counter(place.path for _, place in found.values() if not isinstance(place, str))
     for name, (gate, place) in found.items():
         if not isinstance(place, str) and taken[place.path] > 1:
@@ -191,7 +220,11 @@ def _with_whole_chains(model: nn.Module, found: Places) -> Places:
 
 
 def _targets(
-    discovery: Discovery, gate: ChannelGate, place: Place, context: tuple[LayerSides, frozenset[int]]
+    discovery: Discovery,
+    gate: ChannelGate,
+    place: Place,
+    context: tuple[LayerSides, frozenset[int]],
+    total: int | None,
 ) -> tuple[tuple[tuple[Literal["backward", "forward"], Target], ...], str]:
     """Where the constant may go: without conditions first, then backward first; and why not elsewhere."""
     sides, ignoring = context
@@ -200,8 +233,10 @@ def _targets(
         return (), f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there"
     if not graph.outputs:
         return (), "what the model returns holds no tensor that the trace knows"
-    back = backward(graph, gate.scaled, gate.axis, product=gate.product, sides=sides, ignoring=ignoring)
-    ahead = forward(graph, gate.product, gate.axis, sides=sides, ignoring=ignoring)
+    beside = ignoring if total is None else ignoring | {total}  # the sum goes with the product
+    back = backward(graph, gate.scaled, gate.axis, product=gate.product, sides=sides, ignoring=beside)
+    end = gate.product if total is None else total
+    ahead = forward(graph, end, gate.axis, sides=sides, ignoring=ignoring)
     both = (("backward", back), ("forward", ahead))
     reasons = [f"{way}: {result.why}" for way, result in both if isinstance(result, Reason)]
     found: list[tuple[Literal["backward", "forward"], Target]] = []
@@ -213,24 +248,45 @@ def _targets(
     return tuple(found), "; ".join(reasons)
 
 
+def added_to(graph: Graph, gate: ChannelGate, ignoring: Collection[int]) -> int | None:
+    """The sum x + v x of what a gate scales and its product, where nothing else uses either; or None."""
+    users = set(graph.consumers[gate.product]) - set(ignoring)
+    if len(users) != 1 or gate.product in graph.outputs or gate.scaled in graph.outputs:
+        return None
+    total = users.pop()
+    node = graph.nodes[total]
+    alone = set(graph.consumers[gate.scaled]) - set(ignoring) == {gate.product, total}
+    plain = node.kind == "operation" and node.name == "add" and node.arguments.get("alpha") == 1
+    return total if alone and plain and sorted(node.inputs) == sorted((gate.scaled, gate.product)) else None
+
+
 def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
     """Choose the best target whose sign condition holds for this constant (None: the best one), and say so."""
-    negative = v is not None and bool((v < 0).any())
     if site.place is None:
         return site
-    open_to = tuple(entry for entry in site.targets if not (negative and entry[1].nonnegative))
+    written = None if v is None else (1 + v) / 2 if site.beside else v
+    below = 0 if written is None else int((written < 0).sum())
+    open_to = tuple(entry for entry in site.targets if not (below and entry[1].nonnegative))
     if open_to:
         way, target = open_to[0]
         verb = "backward into" if way == "backward" else "forward into"
         words = f"{verb} {', '.join(layers_of(target.parts))}" + (" (v >= 0)" if target.nonnegative else "")
         words += " (in evaluation mode: batch statistics would undo it)" if target.eval_only else ""
-        return BakeSite(gate=site.gate, how=way, why=words, place=site.place, targets=open_to)
+        return replace(site, how=way, why=words, targets=open_to)
     reasons = [site.why] if site.why else []
     for way, _ in site.targets:
-        reasons.append(f"{way}: a ReLU or a max pooling lies between, and {int((v < 0).sum())} constants are negative")  # type: ignore[union-attr, operator]
+        reasons.append(f"{way}: a ReLU or a max pooling lies between, and {below} constants are negative")
     if site.gate.read_on and site.place.whole:
-        return BakeSite(gate=site.gate, how="keep", why="; ".join([*reasons, _lost(site.gate)]))
-    return BakeSite(gate=site.gate, how="multiply", why="; ".join(reasons), place=site.place)
+        why = "; ".join([*reasons, _lost(site.gate)])
+        return replace(site, how="keep", why=why, place=None, targets=(), spare=NOTHING)
+    return replace(site, how="multiply", why="; ".join(reasons), targets=())
+
+
+def _not_in_training(gate: ChannelGate, place: Place) -> str | None:
+    """Why no trainable gate can take the place of an attention, or None."""
+    if place.in_graph:
+        return "it stands in a torch.fx graph, where no layer can carry a trainable gate: bake it to a constant"
+    return _lost(gate) if gate.read_on else None
 
 
 def _lost(gate: ChannelGate) -> str:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 _NAME, _KIND = 34, 20
-SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "dynamic": "dynamic"}
+_FEW = 8
+"""Less than this fraction of the channels is few."""
+SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "dynamic": "dynamic",
+       "constant": "constant, still computed"}  # fmt: skip
 
 
 def as_text(report: BakeReport) -> str:
@@ -21,6 +24,9 @@ def as_text(report: BakeReport) -> str:
 
 def _headline(report: BakeReport) -> str:
     parts = [f"{count} {say}" for key, say in SAY.items() if (count := sum(s.outcome == key for s in report.baked))]
+    if report.still_computed:
+        left = sum(site.remaining for site in report.still_computed)
+        parts.append(f"{len(report.still_computed)} constant, still computed by {left} operations")
     ends = f" ({', '.join(parts)})" if parts else ""
     return (
         f"baked {report.model}: {len(report.baked)} of {len(report.sites)} gates{ends}; constants are the "
@@ -38,7 +44,7 @@ def _row(report: BakeReport, site: SiteResult) -> str:
     index = "-" if site.stripe_index is None else f"{site.stripe_index:.3f}"
     return (
         f"{_cut(site.name or '(the model)', _NAME):<{_NAME}} {_cut(site.kind, _KIND):<{_KIND}} {site.channels:>5} "
-        f"{index:>6} {ratio:>8} {alone:>8}  {SAY[site.outcome]}"
+        f"{index:>6} {ratio:>8} {alone:>8}  {SAY[site.outcome].rpartition(', ')[2]}"
     )
 
 
@@ -64,6 +70,7 @@ def _figures(report: BakeReport) -> list[str]:
         lines += _wrapped(f"{report.metric}: {', '.join(shown)}")
     if any(site.alone is not None for site in report.sites):
         lines.append("alone: change of the metric when this gate alone is constant")
+    lines += _moving(report)
     lines.append("index: 1 where every image gets the same vector; std/|v|: deviation over images / mean of |v|")
     if report.max_drop is not None:
         lines.append(f"budget: the metric may fall by {report.max_drop:g} before any repair")
@@ -74,6 +81,16 @@ def _figures(report: BakeReport) -> list[str]:
             f"({report.speed.ratio:.3f} x)"
         )
     return [*lines, *(line for note in report.notes for line in _wrapped(note))]
+
+
+def _moving(report: BakeReport) -> list[str]:
+    """The gates in which a few channels hold most of the variance, so that the mean deviation misleads."""
+    few = [
+        f"{site.name or '(the model)'} ({site.moving_channels:.1f} of {site.channels}, {site.largest_share:.0%})"
+        for site in report.sites
+        if site.moving_channels and site.largest_share and site.moving_channels < site.channels / _FEW
+    ]
+    return _wrapped(f"few channels move (effective number, share of the largest): {_some(few)}") if few else []
 
 
 def _cut(text: str, width: int) -> str:

@@ -13,6 +13,7 @@ from stripefold.branches.calibrate import calibrate_
 from stripefold.branches.registry import build_block, check_options, kind_named
 from stripefold.branches.select import Where, select
 from stripefold.errors import BranchError
+from stripefold.folding.same_steps import check_same_steps, steps_of
 from stripefold.surgery.modules import forget_compiled, move_call_hooks, replace_modules
 from stripefold.surgery.root import check_bare, copy_of
 from stripefold.surgery.stand_in import is_plain
@@ -116,7 +117,18 @@ def _check_start(init: object, data: Any) -> None:
 
 
 def _swap_in(model: nn.Module, convolutions: Mapping[str, nn.Module], blocks: Mapping[str, BranchBlock]) -> nn.Module:
+    """Put the blocks into the model; it must do the same steps as before, else they are taken out again."""
+    before = steps_of(model, None, convolutions.values())
     forget_compiled(model)
     for name, convolution in convolutions.items():
         move_call_hooks(convolution, blocks[name])
-    return replace_modules(model, {convolutions[name]: block for name, block in blocks.items()})
+    root = replace_modules(model, {convolutions[name]: block for name, block in blocks.items()})
+    try:
+        after = None if before is None else steps_of(root, None, [])
+        check_same_steps(before, after, "its convolutions are blocks", BranchError)
+    except BaseException:
+        replace_modules(root, {block: convolutions[name] for name, block in blocks.items()})
+        for name, convolution in convolutions.items():
+            move_call_hooks(blocks[name], convolution)
+        raise
+    return root

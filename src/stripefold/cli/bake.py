@@ -43,7 +43,7 @@ def bake(
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
     ] = None,
-    constants: Annotated[str, typer.Option(help="mean, or descriptor.")] = "mean",
+    constants: Annotated[str, typer.Option(help="mean, energy, or descriptor.")] = "mean",
     to: Annotated[str, typer.Option(help="plain, or asr: trainable gates that start there.")] = "plain",
     where: Annotated[list[str] | None, typer.Option(help="A glob of gate names; may be given again.")] = None,
     max_drop: Annotated[
@@ -89,13 +89,24 @@ def bake(
     if not place.first:
         return
     _tell("", 0, 0)
+    written = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
     print_line(made)
     if max_drop is not None:
         print_line("The gates were chosen by the same test images that the figures are of.")
+    for line in written:
+        print_line(line)
+
+
+def _write(
+    given: Deployable, model: nn.Module, made: BakeReport, output: Path | None, report: Path | None
+) -> list[str]:
+    """Write what was asked for; what to say of it."""
+    written = []
     if report is not None:
-        print_line(f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
+        written.append(f"written: {made.save(report / 'bake.json')}, {made.to_csv(report / 'bake.csv')}")
     if output is not None:
-        print_line(f"written: {output} ({_save(given, model, made, output)})")
+        written.append(f"written: {output} ({_save(given, model, made, output)})")
+    return written
 
 
 def _given(source: str, data: str | None, weights: Path | None, size: int | None, *, pretrained: bool) -> Deployable:

@@ -87,9 +87,10 @@ def bench(
         return
     title = f"{model}, {mode}, batch {sizes[0]}"
     report = _compared(title, network, shapes[0], settings, classes=classes or 10, mode=mode, form=form)
-    print_report(report)
     if output is not None:
         report.save(output)
+    print_report(report)
+    if output is not None:
         print_line(f"written: {output}")
 
 
@@ -125,13 +126,14 @@ def _bench_table1(model: str | None, batch: int, settings: Settings, output: Pat
     from stripefold.cli.output import make_folder, print_line, print_table
 
     reports = measure_table1(settings, batch=batch, model=model or NETWORK)
+    if output is not None:
+        make_folder(output.parent)
+        save(reports, output)
     for report in reports:
         where = ", ".join(f"{name} {value}" for name, value in report.environment.items())
         caption = f"change: of images/s against the network of the same round; the copy shows the noise. {where}"
         print_table(report.title, COLUMNS, table(report), caption=caption)
     if output is not None:
-        make_folder(output.parent)
-        save(reports, output)
         print_line(f"written: {output}")
 
 

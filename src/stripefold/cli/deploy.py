@@ -37,9 +37,10 @@ def bench_deploy(
     from stripefold.bench.deploy import measure_deploy
 
     reports = [measure_deploy(f"{name}, deployed", model, shape, settings, **form) for shape in shapes]
+    said = [] if output is None else _write(reports, output)
     print_deploy(reports)
-    if output is not None:
-        _write(reports, output)
+    for line in said:
+        print_line(line)
 
 
 def print_deploy(reports: Sequence[Report]) -> None:
@@ -54,17 +55,16 @@ def print_deploy(reports: Sequence[Report]) -> None:
         print_line(f"skipped: {name}: {reason}")
 
 
-def _write(reports: Sequence[Report], output: Path) -> None:
+def _write(reports: Sequence[Report], output: Path) -> list[str]:
+    """Write JSON and picture; what to say of them."""
     from stripefold.atomic import write_text
     from stripefold.bench.chart import draw_deploy
 
     make_folder(output.parent)
     write_text(output, json.dumps({"reports": [report.to_dict() for report in reports]}, indent=2) + "\n")
-    print_line(f"written: {output}")
     picture = output.with_suffix(".png")
     try:
         draw_deploy(reports, picture)
     except ModuleNotFoundError as error:
-        print_line(f"no picture: {error.name} is not installed: pip install 'stripefold[plot]'")
-    else:
-        print_line(f"written: {picture}")
+        return [f"written: {output}", f"no picture: {error.name} is not installed: pip install 'stripefold[plot]'"]
+    return [f"written: {output}", f"written: {picture}"]

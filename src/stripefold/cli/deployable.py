@@ -114,6 +114,8 @@ def _from_run(source: str, name: str | None) -> Deployable:
             f"{source} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "
             "give the data it was trained on"
         )
+    if data is not None and name is None:
+        run.check_data(data)
     return Deployable(
         model=run.model, example=run.spec.example(), about=run.about, data=data, config=run.config, without=reason
     )

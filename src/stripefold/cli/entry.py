@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from stripefold.errors import StripefoldError, TrainingError, VerifyError
+from stripefold.stdout import LossyOutput, lossy_stdout
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 EXTRA_OF = {
@@ -50,14 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from stripefold.cli.app import run
 
-        return run(given)
+        with lossy_stdout() as output:
+            status = run(given)
+        line = "" if output is None else _unwritten(output)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
         status, line = explain(error)
-        if line:
-            print(f"stripefold: {line}", file=sys.stderr)
-        return status
+    if line:
+        print(f"stripefold: {line}", file=sys.stderr)
+        status = status or FAILED
+    return status
 
 
 def command() -> NoReturn:
@@ -69,15 +74,25 @@ def command() -> NoReturn:
     sys.exit(status)
 
 
+def _unwritten(output: LossyOutput) -> str:
+    """What a user must know of what could not be printed; nothing where they read no further (`... | head -1`)."""
+    if output.error is None:
+        return ""
+    # What is still in the buffer goes nowhere: Python would try again when it ends.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    if isinstance(output.error, BrokenPipeError):
+        return ""
+    reason = output.error.strerror or output.error
+    return f"cannot write to standard output: {reason}; everything else was done"
+
+
 def explain(error: BaseException) -> tuple[int, str]:
     """Return the exit status and the one line for an error.
 
     >>> explain(KeyboardInterrupt())
     (130, 'interrupted')
     """
-    if isinstance(error, BrokenPipeError):  # `stripefold ... | head`: nobody is left to read
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return FAILED, ""
     if isinstance(error, KeyboardInterrupt | CommandInterruptedError) or type(error).__name__ == "Abort":
         return INTERRUPTED, one_line(str(error)) or "interrupted"
     if isinstance(error, StripefoldError):

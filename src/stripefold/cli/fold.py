@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stripefold.cli.output import check_weights_file, make_folder, print_line
-from stripefold.errors import FoldError
+from stripefold.errors import ConfigError, DataError, FoldError
 
 if TYPE_CHECKING:
     from stripefold.folding.files import Kind
+    from stripefold.training.loading import LoadedRun
 
 
 def fold(
@@ -28,6 +29,8 @@ def fold(
 
     check_weights_file(output, overwrite=overwrite)
     run = load_run(source)
+    if source.is_dir():
+        _check_data(run)
     if run.kind != "attached":
         raise FoldError(f"{run.path} is of kind {run.kind!r} and has no gates to fold; give the run or its checkpoint")
     dynamic = run.config.keeps_attention
@@ -47,3 +50,21 @@ def fold(
     if check is not None:
         print_line(check)
     print_line(f"written: {output} ({kind})")
+
+
+def _check_data(run: LoadedRun) -> None:
+    """Refuse a run whose data has changed: what is written would name classes that are no more. Missing data is none.
+
+    Raises:
+        DataError: Naming the first difference, with both values.
+    """
+    from stripefold.training.data import load_data
+
+    try:
+        data = load_data(run.config.with_overrides(download=False))
+    except (ConfigError, DataError):
+        return
+    try:
+        run.check_data(data)
+    except DataError as error:
+        raise DataError(f"{error}, or fold without a look at it by naming the file {run.path}") from error

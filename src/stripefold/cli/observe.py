@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.cli.arguments import Device, Size, check_device, own_place
-from stripefold.cli.output import print_line
+from stripefold.cli.output import print_line, tell_written
 from stripefold.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def observe(
         page = None if out is None else _write(report, out, model, paper, progress.writing)
     print_line(json.dumps(_brief(report), allow_nan=False) if as_json else report)
     if page is not None:
-        print(f"written: {page}", file=sys.stderr if as_json else sys.stdout)
+        tell_written(page, aside=as_json)
 
 
 def _check_paper(paper: str | None, out: Path | None) -> None:
@@ -103,7 +103,10 @@ def _of_run(path: Path, changes: dict[str, Any], images: int, place: Place) -> t
     run = load_run(path, **{name: value for name, value in changes.items() if value != NOISE})
     if changes.get("data") == NOISE:
         return run.model, _noise((run.spec.channels, run.spec.size, run.spec.size), images, place)
-    return run.model, _test_images(load_data(run.config), images, place)
+    found = load_data(run.config)
+    if "data" not in changes:
+        run.check_data(found)
+    return run.model, _test_images(found, images, place)
 
 
 def _of_name(

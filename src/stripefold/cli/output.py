@@ -32,7 +32,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for row in cells:
         table.add_row(*row)
     # A pipe has no width of its own: never squeeze a table there.
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    wide = sys.stdout is None or not sys.stdout.isatty()
+    Console(highlight=False, markup=False, width=PIPE_WIDTH if wide else None).print(table)
 
 
 def make_folder(folder: Path) -> None:
@@ -65,3 +66,11 @@ def check_weights_file(output: Path, *, overwrite: bool) -> None:
 def print_line(text: object = "") -> None:
     """Print text as it is."""
     print(text)
+
+
+def tell_written(path: Path, *, aside: bool) -> None:
+    """Say where a file is; aside, on standard error, where standard output is for a program to read."""
+    if aside:
+        print(f"written: {path}", file=sys.stderr)
+    else:
+        print_line(f"written: {path}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stripefold.cli.output import make_folder, print_line, print_table
+from stripefold.cli.output import make_folder, print_line, print_table, tell_written
 from stripefold.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,14 +56,15 @@ def robustness(
             seed=seed,
             progress=shown.tell,
         )
+    written = None if out is None else write_robustness(report, out)
     if as_json:
         print_line(json.dumps(report.to_dict(), allow_nan=False))
     else:
         print_table("Robustness", report.columns(), report.rows())
         for note in report.notes():
             print_line(note)
-    if out is not None:
-        print(f"written: {write_robustness(report, out)}", file=sys.stderr if as_json else sys.stdout)
+    if written is not None:
+        tell_written(written, aside=as_json)
 
 
 def _words(text: str) -> list[str]:

@@ -32,7 +32,9 @@ def train(
     attention: Annotated[str | None, typer.Option(help="Which channel attention.")] = None,
     form: Annotated[str | None, typer.Option(help="static (ASR), dynamic, both or none.")] = None,
     branch: Annotated[str | None, typer.Option(help="Which branch block; `stripefold branches` lists them.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images; with --resume more, or less, than it had.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="The peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="All randomness derives from it.")] = None,
@@ -69,6 +71,8 @@ def train(
         config = config or _run_to_resume(run_dir)
     given = {name: value for name, value in flags.items() if value is not None}
     overrides = {**parse_changes(change or []), **given}
+    if resume and "epochs" in overrides:
+        overrides = {"extend": True, **overrides}
     from stripefold.training import load_config
 
     resolved = load_config(

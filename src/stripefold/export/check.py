@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stripefold.errors import VerifyError
+from stripefold.errors import ExportError, VerifyError
 from stripefold.export.report import Check
 from stripefold.folding.judge import agreement, judge
 from stripefold.folding.run import call, place
@@ -54,8 +54,7 @@ def check_file(compute: Callable[[Example], Any], model: nn.Module, inputs: Mapp
 def _check(name: str, compute: Callable[[Example], Any], model: nn.Module, exact: nn.Module, example: Example) -> Check:
     eager = _tensors(model, example)
     truth = eager if exact is model else _tensors(exact, place(exact, example, torch.float64))
-    with torch.inference_mode():
-        found = _numbered(compute(example))
+    found = _file_outputs(name, compute, example)
     if len(found) != len(eager):
         raise VerifyError(f"on {name}, the file returns {len(found)} tensors and the model {len(eager)}")
     like = first_parameter(model)
@@ -67,6 +66,20 @@ def _check(name: str, compute: Callable[[Example], Any], model: nn.Module, exact
         tolerance=verdict.tolerance,
         agreement=agreement(eager, found),
     )
+
+
+def _file_outputs(name: str, compute: Callable[[Example], Any], example: Example) -> dict[str, Tensor]:
+    try:
+        with torch.inference_mode():
+            return _numbered(compute(example))
+    except ExportError:
+        raise
+    except Exception as error:  # of a runtime: a guard of the program, a shape that it has fixed
+        message = (str(error).strip().splitlines() or ["no message"])[0]
+        raise VerifyError(
+            f"the file does not take {name}, which the model does: {type(error).__name__}: {message}. No file was "
+            "written"
+        ) from error
 
 
 def _tensors(model: nn.Module, example: Example) -> dict[str, Tensor]:

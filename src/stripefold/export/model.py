@@ -18,7 +18,6 @@ from stripefold.export.report import ExportReport
 from stripefold.export.write import Form, examples_for, samples_for, write_program, write_weights
 from stripefold.folding.files import Kind
 from stripefold.folding.fold import fold
-from stripefold.folding.verify import verify
 from stripefold.surgery.example import Example, example_to, infer_example
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modes import kept_in_training
@@ -78,13 +77,11 @@ def export_model(
     form = _form(path, channels_last=channels_last, compiled=compiled)
     fuse = form != "safetensors" if fuse is None else fuse
     examples = several(example)
-    inferred = infer_example(model) if not examples else None
-    first = examples[0] if examples else inferred
+    looked_at = examples or infer_example(model)
+    first = examples[0] if examples else looked_at
     if first is None and (fuse or form != "safetensors"):
         raise ExportError(f"{type(model).__name__} does not say what it takes: give example= (tensor, tuple or dict)")
-    plain, folding = fold(model, fuse=fuse, example=first, check=check and first is not None, report=True)
-    for other in examples[1:] if check else ():
-        verify(unwrapped(model), plain, other)
+    plain, folding = fold(model, fuse=fuse, example=looked_at, check=check and first is not None, report=True)
     plain = as_used(plain.cpu()).requires_grad_(False)
     kind = _kind(model, plain, fuse=fuse, weights=form == "safetensors")
     if form == "safetensors":

@@ -18,6 +18,7 @@ from stripefold.errors import TraceError
 from stripefold.folding.fuse_parts import is_batchnorm
 from stripefold.folding.refusal import altered
 from stripefold.folding.rule import rule_for
+from stripefold.folding.writable import why_not_writable
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import tensor_owners
@@ -90,13 +91,14 @@ def place_biases_(plain: nn.Module, homes: Mapping[str, BiasHome]) -> tuple[str,
         layer = plain.get_submodule(home.layer)
         bias = layer._parameters.get("bias")
         assert bias is not None  # that is what gains_bias says
-        if home.norm is None:
+        mean: Any = None if home.norm is None else plain.get_submodule(home.norm).running_mean
+        moved = None if mean is None else mean.double() - bias.detach().double()
+        if moved is None or not bool(moved.to(mean.dtype).isfinite().all()):  # too large for the statistics' dtype
             new.append(_key(home.layer))
             layer._parameters["bias"] = nn.Parameter(bias.to(_dtype(layer)), bias.requires_grad)
             continue
-        mean: Any = plain.get_submodule(home.norm).running_mean
         with torch.no_grad():
-            mean.copy_(mean.double() - bias.double())
+            mean.copy_(moved)
         layer._parameters["bias"] = None
     return tuple(new)
 
@@ -143,6 +145,9 @@ def _norm_behind(
         return None, f"{kind} keeps no running mean"
     if altered(norm) is not None or len(owners.get(id(mean), ())) > 1:
         return None, f"{kind} is altered, or shares its running mean"
+    unwritable = why_not_writable(mean)
+    if unwritable is not None:
+        return None, f"the running mean of {kind} {unwritable}"
     if follower.name in graph.read:
         return None, f"a tensor of {kind} is read outside its call"
     taken, produced = graph.calls(follower.name)[0].inputs[0], graph.calls(name)[0].outputs[0]

@@ -89,11 +89,13 @@ def _not_taking(graph: Graph, index: int, axis: int, node: Node) -> str | None:
 
 def no_input_shift(layer: nn.Module) -> str | None:
     """Why a layer cannot take a shift of its input, or None."""
-    key = type_key(type(layer))
+    key, rule = type_key(type(layer)), rule_for(layer)
+    if key not in _LINEAR | _CONVOLUTIONS:
+        return f"{type(layer).__name__} takes no scale and shift of its input"
+    if rule is None or "weight" not in (rule.input or {}) or not isinstance(rule.output.get("weight"), Along):
+        return f"the rule for {type(layer).__name__} does not name the axis of its weight"
     if key in _LINEAR:
         return None
-    if key not in _CONVOLUTIONS:
-        return f"{type(layer).__name__} takes no scale and shift of its input"
     padding, kernel = layer.padding, layer.kernel_size
     padded = padding == "same" and kernel != (1,) * len(kernel) if isinstance(padding, str) else any(padding)  # type: ignore[arg-type]
     if padded and layer.padding_mode == "zeros":

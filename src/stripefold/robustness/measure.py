@@ -72,6 +72,7 @@ def measure_robustness(
             f"{first.path} was trained on other classes than {first.config.data} has now; give the data it was trained "
             "on"
         )
+    first.check_data(data)
     work = _Work(networks, data, first.config, seed=seed, progress=progress)
     conditions = [(CLEAN, 0), *((kind, severity) for kind in chosen for severity in levels)]
     scores = work.measure(conditions)

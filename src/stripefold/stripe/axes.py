@@ -72,3 +72,36 @@ def axis_ahead(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
             return None
         index = users[0]
     return None
+
+
+def groups_of_samples(graph: Graph, index: int, axis: int, layer_axes: LayerAxes) -> int:
+    """How many groups of the channels of one image the first axis of a value counts as samples of their own.
+
+    (N, G C, H, W) seen as (N G, C, H, W): what looks like N G samples of C channels are N samples of G C channels.
+
+    Args:
+        graph: Of a trace.
+        index: The value.
+        axis: Its channel axis.
+        layer_axes: See ``axis_behind``.
+
+    Returns:
+        G; 1 where every row is a sample, or a frame of one.
+    """
+    rows = graph.nodes[index].shape[0]
+    channels = graph.nodes[index].shape[axis]
+    merged = False
+    while True:
+        sources = [i for i in dict.fromkeys(graph.nodes[index].inputs) if graph.nodes[i].role == "activation"]
+        if not sources or not graph.nodes[index].shape:
+            return 1
+        before = max(sources, key=lambda i: graph.nodes[i].spread)
+        shape = graph.nodes[before].shape
+        if not merged and shape[:1] == (rows,) and axis < len(shape):
+            channels = shape[axis]
+        merged = merged or (bool(shape) and shape[0] < rows and rows % shape[0] == 0)
+        known = axis_behind(graph, before, layer_axes) if merged else None
+        if known is not None:
+            groups = rows // shape[0]
+            return groups if shape[known] == groups * channels else 1
+        index = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch import nn
 
 from stripefold.folding.fuse import is_batchnorm
 from stripefold.folding.rule import rule_for
+from stripefold.stripe.axes import groups_of_samples
 from stripefold.stripe.descriptor import Descriptor, descriptor_of
 from stripefold.stripe.products import Product, compact, keeps_order, products
 from stripefold.stripe.read_on import read_on
+from stripefold.stripe.tail import Tail, tail_of
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import WHOLE_VIEWS
@@ -40,6 +42,9 @@ class ChannelGate:
             ``where`` returns.
         whole: ``where`` is nothing but x -> x * v(x): its one input is the scaled value, its one output the product.
         split: Above 1: the gate weighs that many branches, which are summed up (SK, ResNeSt).
+        tail: Where no module returns the gate, the last one that computes it, and the functions behind that.
+        groups: Above 1: that many groups of the channels lie along the sample axis, (N G, C / G, ...); the gate's
+            statistics are those of all C channels.
         product: The product's node in the trace's graph.
         gate: The factor's node.
         scaled: The scaled value's node.
@@ -69,6 +74,8 @@ class ChannelGate:
     source_calls: int = 1
     where_calls: int = 1
     read_on: bool = False
+    groups: int = 1
+    tail: Tail | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +126,8 @@ def discover(model: nn.Module, example: Any) -> Discovery:
     found: list[ChannelGate] = []
     others: list[NotAGate] = []
     names: Counter[str] = Counter()
-    for product in products(recorded.graph, _layer_axes(modules)):
+    layer_axes = _layer_axes(modules)
+    for product in products(recorded.graph, layer_axes):
         node = recorded.graph.nodes[product.node]
         if product.why:
             factor = recorded.graph.nodes[compact(recorded.graph, product.factor)].shape
@@ -128,12 +136,23 @@ def discover(model: nn.Module, example: Any) -> Discovery:
         names[node.where] += 1
         number = names[node.where]
         name = node.where if number == 1 else f"{node.where}#{number}"
-        found.append(_described(recorded.graph, product, name, modules))
+        groups = groups_of_samples(recorded.graph, product.scaled, product.axis, layer_axes)
+        found.append(_described(recorded.graph, product, name, modules, groups))
+    others += [NotAGate(name=where, shape=(), factor=(), why=why) for where, why in _unseen(recorded.graph)]
     written = {visit.name for visit in recorded.graph.visits if visit.written}
     suspects = {gate.where for gate in found if gate.whole and gate.where in written}
     read = read_on(model, example, suspects, is_layer=_is_layer)
     gates = tuple(replace(gate, read_on=True) if gate.where in read else gate for gate in found)
     return Discovery(gates, tuple(others), recorded)
+
+
+def _unseen(graph: Graph) -> Iterator[tuple[str, str]]:
+    """Where values that depend on the image leave what can be followed, and why that matters."""
+    for where in dict.fromkeys(graph.decisions):
+        yield where, "it reads values that depend on the image into Python: what it scales by them is not seen"
+    roles = {graph.nodes[index].role for index, why in graph.outputs.items() if "returned" in why}
+    if roles == {"constant"} and any(node.kind == "input" and node.role == "activation" for node in graph.nodes):
+        yield "", "nothing that it returns depends on its input as far as torch can see: numpy computes a part of it"
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -146,9 +165,10 @@ def _layer_axes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     return {name: rule.axis for name, rule in rules.items() if rule is not None}
 
 
-def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, nn.Module]) -> ChannelGate:
+def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, nn.Module], groups: int) -> ChannelGate:
     where = graph.nodes[product.node].where
     shape = graph.nodes[product.node].shape
+    channels = shape[product.axis] * product.split * groups
     call = _call_of(graph, product.node, where)
     source = _source(graph, product)
     descriptor = descriptor_of(graph, product.factor) if product.split == 1 else Descriptor()
@@ -156,7 +176,7 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
         name=name,
         where=where,
         kind=type(modules[where]).__name__,
-        channels=shape[product.axis] * product.split,
+        channels=channels,
         axis=product.axis,
         source=source.name if source is not None else None,
         source_call=source.call if source is not None else 0,
@@ -165,13 +185,15 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
         where_calls=_times(graph, where),
         whole=call is not None and _is_whole(graph, product, call),
         split=product.split,
+        groups=groups,
+        tail=tail_of(graph, product.factor, product.node) if source is None else None,
         product=product.node,
         gate=product.factor,
         scaled=product.scaled,
         descriptor=descriptor.node,
         entry=descriptor.entry,
         entry_call=descriptor.entry_call,
-        rows_first=source is None or _has_rows_first(graph, source.outputs[0], shape[product.axis] * product.split),
+        rows_first=groups == 1 if source is None else _has_rows_first(graph, source.outputs[0], channels),
     )
 
 

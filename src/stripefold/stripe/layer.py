@@ -94,6 +94,22 @@ class LayerStripes:
         return float(self.within_std.mean()) / size if size else None
 
     @property
+    def moving_channels(self) -> float:
+        """Effective number of channels that vary over the images: (sum of variances)^2 / sum of their squares.
+
+        C where all vary alike, 1 where one does; 0 for a gate that does not vary. Beside it, a small
+        ``within_over_mean`` may be the mean over many still channels and a few that move far.
+        """
+        squares = float(self.within_variance.square().sum())
+        return 0.0 if self._is_still or not squares else float(self.within_variance.sum()) ** 2 / squares
+
+    @property
+    def largest_share(self) -> float:
+        """Share of the variance over the images in the one channel that varies most; 0 for a gate that does not."""
+        total = float(self.within_variance.sum())
+        return 0.0 if self._is_still or not total else float(self.within_variance.max()) / total
+
+    @property
     def class_share(self) -> float | None:
         """Share of the variance over images that the class explains (eta squared), 0 to 1.
 

@@ -10,16 +10,26 @@ the dimensions that broadcasting made, tells the kind:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stripefold.stripe.axes import LayerAxes, axis_ahead, axis_behind
+from stripefold.stripe.growth import normalises
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import VIEWS, WHOLE_VIEWS
 
-_JUDGED = frozenset({"mul", "div", "addcmul", "add", "bmm", "baddbmm"})
-# Functions that end a normalisation's own factor: one over a size measured on the map itself.
-_INVERSES = frozenset({"rsqrt", "reciprocal"})
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_MULTIPLIED = _names("mul div")
+# What does a gate's work without being a multiplication of its own.
+_GATE_LIKE = _names("addcmul addcdiv add bmm baddbmm lerp where masked_fill")
+# Show elements again, moved or cut, beside zeros; a sum over windows weighs neighbours of one map.
+_REARRANGING = VIEWS | _names("stack cat concat concatenate im2col unfold constant_pad_nd write copy")
+_POOLS = _names("mean sum amax adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool2d")
+_WITH_WEIGHT = _names("convolution linear batch_norm native_batch_norm layer_norm group_norm instance_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +56,30 @@ class Product:
 def products(graph: Graph, layer_axes: LayerAxes) -> Iterator[Product]:
     """Every multiplication of two activations, and what does a gate's work without being one, in order."""
     for index, node in enumerate(graph.nodes):
-        if node.kind != "operation" or node.name not in _JUDGED:
-            continue
-        operands = node.inputs[1:] if node.name == "addcmul" else node.inputs
-        factors = [i for i in operands if graph.nodes[i].role == "activation"]
-        if len(factors) != 2:
-            continue
-        if node.name in ("mul", "div"):
-            yield _judged(graph, index, factors, layer_axes)
-        else:
-            yield from _gate_like(graph, index, factors, layer_axes)
+        if node.kind == "layer" or node.name in _WITH_WEIGHT:
+            yield from _with_computed_weight(graph, index)
+        elif node.kind == "operation" and node.name in _MULTIPLIED | _GATE_LIKE:
+            yield from _of_operation(graph, index, layer_axes)
+
+
+def _of_operation(graph: Graph, index: int, layer_axes: LayerAxes) -> Iterator[Product]:
+    node = graph.nodes[index]
+    operands = node.inputs[1:] if node.name in ("addcmul", "addcdiv") else node.inputs
+    factors = [i for i in operands if _depends_on_a_map(graph, i)]
+    if node.name in ("where", "masked_fill", "lerp"):
+        yield from _chosen(graph, index, layer_axes)
+    elif len(factors) != 2 or not any(graph.nodes[i].role == "activation" for i in factors):
+        yield from _beside_unseen(graph, index, operands)
+    elif node.name in _MULTIPLIED:
+        yield _judged(graph, index, factors, layer_axes)
+    else:
+        yield from _gate_like(graph, index, factors, layer_axes)
+
+
+def _depends_on_a_map(graph: Graph, index: int) -> bool:
+    """Whether a value is a feature map or computed from one; a comparison with a threshold is, too (a hard gate)."""
+    role = graph.nodes[index].role
+    return role == "activation" or (role == "discrete" and bool(graph.values_behind[index] & graph.activations))
 
 
 def compact(graph: Graph, index: int) -> int:
@@ -96,12 +120,75 @@ def _gate_like(graph: Graph, index: int, factors: list[int], layer_axes: LayerAx
         return
     found = _judged(graph, index, factors, layer_axes)
     if found.why:
-        if name == "addcmul":
+        if name != "add":
             yield found
     elif name == "add":
         yield _refused(found, "an additive gate: one summand per channel, which multiplies nothing (GC)")
     else:
-        yield _refused(found, "a product and a sum in one operation (addcmul): write them as two")
+        yield _refused(found, f"a product and a sum in one operation ({name}): write them as two")
+
+
+def _chosen(graph: Graph, index: int, layer_axes: LayerAxes) -> Iterator[Product]:
+    """A choice between two values, or a blend of them, by one number per channel (or position) of each image."""
+    node = graph.nodes[index]
+    by = node.inputs[0] if node.name == "where" else node.inputs[-1]
+    if node.name == "masked_fill":
+        by = node.inputs[1] if len(node.inputs) > 1 else node.inputs[0]
+    maps = [i for i in node.inputs if i != by and graph.nodes[i].role == "activation"]
+    if not maps or not _depends_on_a_map(graph, by):
+        return
+    rank = len(node.shape)
+    if extents(graph.nodes[compact(graph, by)].shape, rank) == extents(node.shape, rank):
+        return  # element by element, as a ReLU is written
+    verb = "blends two values (lerp)" if node.name == "lerp" else f"chooses between two values ({node.name})"
+    found = Product(node=index, scaled=maps[0], factor=by)
+    yield _refused(found, f"it {verb} instead of multiplying one: write it as a product, x * v")
+
+
+def _beside_unseen(graph: Graph, index: int, operands: Sequence[int]) -> Iterator[Product]:
+    """A map times one row of numbers per image that torch did not compute: it came through numpy, say."""
+    rank = len(graph.nodes[index].shape)
+    maps = [i for i in operands if graph.nodes[i].role == "activation"]
+    others = [i for i in operands if graph.nodes[i].role == "constant"]
+    if len(maps) != 1 or len(others) != 1 or rank < 2:
+        return
+    along = extents(graph.nodes[compact(graph, others[0])].shape, rank)
+    if 0 in along and along != extents(graph.nodes[index].shape, rank) and _came_from_outside(graph, others[0]):
+        yield _refused(
+            Product(node=index, scaled=maps[0], factor=others[0]),
+            "its factor has a row for every image, and torch did not compute it: it came through numpy or Python, "
+            "where nobody sees if it depends on the image. Compute it with torch",
+        )
+
+
+def _came_from_outside(graph: Graph, index: int) -> bool:
+    """Whether a tensor behind a constant is none of the model's and was not made by an operation."""
+    own = set(graph.tensors.values())
+    behind = graph.values_behind[index]
+    while behind:
+        low = behind & -behind
+        i = low.bit_length() - 1
+        node = graph.nodes[i]
+        if node.kind == "constant" and not node.name and not node.owners and i not in own:
+            return True
+        behind ^= low
+    return False
+
+
+def _with_computed_weight(graph: Graph, index: int) -> Iterator[Product]:
+    """A convolution or a norm whose weight is computed from the image: dynamic convolution, conditional norms."""
+    node = graph.nodes[index]
+    names = node.inner if node.kind == "layer" else (node.name,)
+    if len(names) != 1 or names[0] not in _WITH_WEIGHT or len(node.inputs) < 2 or node.position:
+        return
+    map_, weight = node.inputs[:2]
+    if not (_depends_on_a_map(graph, map_) and _depends_on_a_map(graph, weight)):
+        return
+    found = Product(node=index, scaled=map_, factor=weight)
+    if names[0] in ("convolution", "linear"):
+        yield _refused(found, f"one kernel per image ({names[0]} with a computed weight), not one number per channel")
+    else:
+        yield _refused(found, f"a norm whose weight is computed from the image ({names[0]}): no product of its own")
 
 
 def _is_diagonal(graph: Graph, index: int) -> bool:
@@ -123,9 +210,18 @@ def _judged(graph: Graph, index: int, factors: list[int], layer_axes: LayerAxes)
         return _refused(found, "an outer product: neither factor has the shape of the result")
     if axes[factor] == full and not _is_pooled_pair(graph, scaled, factor):
         return _refused(found, "element by element: the factor has the shape of the map")
-    if graph.nodes[index].name == "div" or _is_normalising(graph, factor):
+    divided = graph.nodes[index].name in ("div", "addcdiv")
+    if divided and factor == first:
+        return _refused(found, "a division by the map itself")
+    normalised = normalises(graph, scaled, factor, divided=divided)
+    if normalised:
         return _refused(found, "a normalisation: the factor is one over a size of the map itself")
-    return _gate(graph, found, set(axes[factor]) - {0}, layer_axes)
+    if normalised is None:
+        return _refused(found, "a power whose exponent is a tensor: a normalisation, perhaps. Write it as a number")
+    gate = _gate(graph, found, set(axes[factor]) - {0}, layer_axes)
+    if divided and not gate.why:
+        return _refused(found, "a gate written as a division, x / w: write it as a product, x * (1 / w)")
+    return gate
 
 
 def _gate(graph: Graph, found: Product, axes: set[int], layer_axes: LayerAxes) -> Product:
@@ -139,6 +235,8 @@ def _gate(graph: Graph, found: Product, axes: set[int], layer_axes: LayerAxes) -
         return _refused(found, "a spatial gate: one number for each position, the same for every channel")
     summed = _summed_axis(graph, found.node) if len(axes) == 2 else None
     split = node.shape[summed] if summed in axes and summed is not None else 1
+    if split > 1 and _shows_one_value_often(graph, found.scaled):
+        return _refused(found, "one kernel per image: it weighs neighbours in one map, not whole branches")
     if split > 1:
         axes = axes - {summed}
     axis = next(iter(axes))
@@ -161,18 +259,25 @@ def _is_pooled_pair(graph: Graph, scaled: int, factor: int) -> bool:
     if len(shape) < 3 or any(size > 1 for size in shape[2:]):
         return False
     behind = graph.values_behind[factor]
-    pools = ("mean", "sum", "amax", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d")
-    return any(behind >> user & 1 and graph.nodes[user].name in pools for user in graph.consumers[scaled])
+    return any(behind >> user & 1 and graph.nodes[user].name in _POOLS for user in graph.consumers[scaled])
 
 
-def _is_normalising(graph: Graph, index: int) -> bool:
-    node = graph.nodes[index]
-    while node.kind == "operation" and node.name in VIEWS and node.inputs:
-        node = graph.nodes[node.inputs[0]]
-    if node.name == "pow":
-        exponent = node.arguments.get("exponent")
-        return isinstance(exponent, (int, float)) and exponent < 0
-    return node.name in _INVERSES
+def _shows_one_value_often(graph: Graph, index: int) -> bool:
+    """Whether a value is made of windows or shifted copies of others: it has more elements than all that it shows."""
+    shown: set[int] = set()
+    seen: set[int] = set()
+    todo = [index]
+    while todo:
+        current = todo.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        node = graph.nodes[current]
+        if node.kind == "operation" and node.name in _REARRANGING:
+            todo.extend(node.inputs)
+        else:
+            shown.add(current)
+    return graph.nodes[index].spread > sum(graph.nodes[i].spread for i in shown)
 
 
 def _reduces_a_map(graph: Graph, index: int) -> bool:

@@ -46,7 +46,7 @@ class Recording:
         self._products: Counter[int] = Counter()
         self._calls: Counter[str] = Counter()
         self._copied = False
-        self._expected = {i: _Expected(self.graph, gate) for i, gate in enumerate(self.gates) if gate.source is None}
+        self._expected = {i: Expected(self.graph, gate) for i, gate in enumerate(self.gates) if gate.source is None}
 
     def start(self) -> None:
         """A new batch: forget the last one."""
@@ -163,13 +163,14 @@ class Recording:
                 expected = self._expected[i]
                 if gate.where_call == call and found == expected.signature:
                     if self._products[i] == expected.position:
-                        self._scales[i] = self._keep((first, second)[expected.factor], gate.channels)
+                        factor = (first, second)[expected.factor]
+                        self._scales[i] = self._keep(factor, gate.channels, batched=gate.rows_first)
                     self._products[i] += 1
 
         return watching_products(module, enter, see)
 
 
-class _Expected:
+class Expected:
     """How a gate's product is recognised among those of the module in which it stands.
 
     Attributes:

@@ -140,7 +140,8 @@ def _grouped(report: StripeReport) -> list[str]:
     for why, count in counts.items():
         first = next(other for other in report.others if other.why == why)
         more = f" and {count - 1} more" if count > 1 else ""
-        lines.append(f"{first.name or '(the model)'}{more}, product {first.shape}, factor {first.factor}: {why}")
+        shapes = f", product {first.shape}, factor {first.factor}" if first.shape else ""
+        lines.append(f"{first.name or '(the model)'}{more}{shapes}: {why}")
     return lines
 
 

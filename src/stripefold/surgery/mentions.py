@@ -42,16 +42,28 @@ def _names_in(module: nn.Module) -> set[str]:
 
 
 def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
-    """The methods of a module's classes below ``nn.Module``, but for what builds it, and the functions set on it."""
+    """The methods that a module has, but for those of ``nn.Module`` and what builds it, and the functions set on it.
+
+    A method that another one replaces counts where that one may go on to it.
+    """
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    replaced: list[types.FunctionType] = []
+    names_so_far, goes_on = {"__init__", "__repr__", *own}, False
+    for value in own.values():
+        yield from _functions_in(value)
     for kind in type(module).__mro__:
         if kind is nn.Module:
             break
         for name, value in vars(kind).items():
-            if name not in ("__init__", "__repr__"):
-                yield from _functions_in(value)
-    for name, value in vars(module).items():
-        if not name.startswith("_"):
-            yield from _functions_in(value)
+            functions = list(_functions_in(value))
+            goes_on = goes_on or any("super" in _code_names(each.__code__) for each in functions)
+            if name in names_so_far:
+                replaced += functions if name not in ("__init__", "__repr__") else []
+            else:
+                yield from functions
+        names_so_far |= set(vars(kind))
+    if goes_on:
+        yield from replaced
 
 
 def _functions_in(value: Any) -> Iterator[types.FunctionType]:

@@ -1,4 +1,4 @@
-"""Run a model for its structure and leave no mark on it: parameters, buffers, flags, attributes, random state."""
+"""Run a copy that is worked on, and put back what runs of it changed: buffers, flags, attributes, random state."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ _CONTAINERS = (dict, list, set)
 
 @contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients or fused attention paths inside; everything as it was afterwards.
+    """Evaluation mode without gradients inside; everything as it was afterwards.
 
-    The flags are set directly: a user's ``train()`` may do more than that (merge weights, say). Attributes and the
+    A model in evaluation mode stays as it stands: a norm that its user left in training mode runs as such. Otherwise
+    the flags are set directly: a user's ``train()`` may do more than that (merge weights, say). Attributes and the
     containers they hold are restored too, because models cache what depends on device or size.
     """
     modules = _python_modules(model)
     compiled = [(module, module.training) for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     saved = [(vars(module), _Attributes(vars(module))) for module in modules]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    in_use = not model.training
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         for module in modules:
-            vars(module)["training"] = False
-            # A compiled call would hide the operations from the recorder.
+            vars(module)["training"] = in_use and module.training
+            # A compiled call would hide what hooks put in its place.
             vars(module)["_compiled_call_impl"] = None
         for script, _ in compiled:
-            script.train(False)
-        torch.backends.mha.set_fastpath_enabled(False)
+            script.train(in_use and script.training)
         with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         for attributes, before in saved:

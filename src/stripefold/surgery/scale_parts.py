@@ -111,14 +111,15 @@ class Search:
         Raises:
             DoesNotCommuteError: something else does.
         """
-        seen = self.graph.seen_outside(index)
-        if seen is not None:
-            raise DoesNotCommuteError(f"what is {moved} {seen} un{moved}, too")
+        if index in self.graph.outputs:
+            raise DoesNotCommuteError(f"what is {moved} {self.graph.outputs[index]} un{moved}, too")
         others = set(self.graph.consumers[index]) - set(users) - self.ignoring
         if others:
             node = self.graph.nodes[min(others)]
             what = repr(node.name) if node.kind == "layer" else f"{node.name!r} in {place(node)}"
             raise DoesNotCommuteError(f"what is {moved} is used un{moved}, too, by {what}")
+        if index in self.graph.exposed:
+            raise DoesNotCommuteError(f"what is {moved} {self.graph.exposed[index]} un{moved}, too")
 
     def carriers(self, operands: Iterable[int], node: Node) -> list[int]:
         """The operands that have the result's shape without having been expanded to it."""

@@ -71,6 +71,8 @@ def _in_use(model: nn.Module, guard: Guard, own_parameters: bool) -> tuple[nn.Mo
             copied.eval()  # a model's own may do more than set flags: merge weights, keep a norm in training mode
         except ParametersWrittenError:
             return _in_use(model, guard, True)
+        except NotImplementedError:  # an exported program has no modes
+            pass
         finally:
             guard.protected = frozenset()
     return copied, shared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from stripefold.training.config import FREE_ON_RESUME
 from stripefold.training.idle import DEFAULTS
 from stripefold.training.paths import RunPaths
 from stripefold.training.recipe import load_config
+from stripefold.training.tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +34,9 @@ class Outcome:
         images: How many test images there were.
         parameters: Parameters of the deployed network.
         seconds: Wall-clock time of the training part of the process that finished the run.
+
+    Raises:
+        ConfigError: If a value is none that a finished run can have; it would be taken for a finding.
     """
 
     score: float
@@ -39,6 +44,16 @@ class Outcome:
     images: int
     parameters: int
     seconds: float
+
+    def __post_init__(self) -> None:
+        if self.measure not in {task.score for task in TASKS.values()}:
+            raise ConfigError(f"its measure is {self.measure!r}, which no task is judged by")
+        for name, low, high in (("score", 0, 1), ("images", 1, inf), ("parameters", 0, inf), ("seconds", 0, inf)):
+            value = getattr(self, name)
+            kinds = (int,) if name in ("images", "parameters") else (int, float)
+            fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high and value != inf
+            if not fits:  # also not a number, which lies between nothing
+                raise ConfigError(f"its {name} is {value!r}, which is no {name} of a finished run")
 
 
 @dataclass(frozen=True)
@@ -102,8 +117,7 @@ def open_sweep(sweep: Sweep, folder: Path) -> tuple[SweepPaths, list[dict[str, A
         TrainingError: If it cannot be written.
     """
     paths = SweepPaths(folder.expanduser().resolve())
-    if paths.root.is_file() or (not paths.spec.exists() and any(paths.root.glob("[!.]*"))):
-        raise ConfigError(f"{paths.root} is not empty and holds no sweep; choose another folder")
+    check_free(paths)
     held = paths.spec.exists()
     drawn = read_samples(sweep, paths) if held else draw(sweep.random, sweep.samples, sweep.draw_seed)
     try:
@@ -114,6 +128,21 @@ def open_sweep(sweep: Sweep, folder: Path) -> tuple[SweepPaths, list[dict[str, A
     except OSError as error:
         raise TrainingError(f"cannot write into {paths.root}: {error.strerror or error}") from error
     return paths, drawn
+
+
+def check_free(paths: SweepPaths) -> None:
+    """Refuse a folder that holds something else than a sweep.
+
+    Args:
+        paths: The folder.
+
+    Raises:
+        ConfigError: If it does.
+    """
+    # Where the lock lies is made before the folder is a sweep's.
+    others = (path for path in paths.root.glob("[!.]*") if path != paths.ray)
+    if paths.root.is_file() or (not paths.spec.exists() and any(others)):
+        raise ConfigError(f"{paths.root} is not empty and holds no sweep; choose another folder")
 
 
 def grow_sweep(sweep: Sweep, paths: SweepPaths, drawn: list[dict[str, Any]]) -> None:
@@ -188,10 +217,34 @@ def read_outcome(paths: SweepPaths, trial: Trial) -> Outcome | None:
         return None
     try:
         before, now = load_config(run.config).to_dict(), trial.config.to_dict()
-        outcome = Outcome(**json.loads(paths.outcome(trial.name).read_text(encoding="utf-8")))
+        outcome = _load_outcome(paths, trial)
     except (ConfigError, OSError, ValueError, TypeError):
         return None
     return outcome if all(now[name] == before[name] for name in now if name not in FREE_ON_RESUME) else None
+
+
+def outcome_fault(paths: SweepPaths, trial: Trial) -> str | None:
+    """Why what a run is judged by cannot be used, such as a score that is not a number; None where nothing is wrong.
+
+    Args:
+        paths: The sweep's folder.
+        trial: The run.
+    """
+    if not paths.outcome(trial.name).is_file():
+        return None
+    try:
+        _load_outcome(paths, trial)
+    except (ConfigError, OSError, ValueError, TypeError) as error:
+        reason = error if isinstance(error, ConfigError) else f"it cannot be read ({type(error).__name__})"
+        return f"{paths.outcome(trial.name)} is damaged: {reason}"
+    return None
+
+
+def _load_outcome(paths: SweepPaths, trial: Trial) -> Outcome:
+    outcome = Outcome(**json.loads(paths.outcome(trial.name).read_text(encoding="utf-8")))
+    if outcome.measure != TASKS[trial.config.task].score:
+        raise ConfigError(f"its measure is {outcome.measure!r}, not that of the task {trial.config.task!r}")
+    return outcome
 
 
 def write_outcome(paths: SweepPaths, trial: str, outcome: Outcome) -> None:

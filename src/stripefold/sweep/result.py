@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stripefold.sweep.folder import Outcome, SweepPaths, read_error, read_outcome
+from stripefold.sweep.folder import Outcome, SweepPaths, outcome_fault, read_error, read_outcome
 from stripefold.sweep.statistics import LEVEL, Estimate, estimate, joint_level, paired
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Row:
         """Whether 0 lies outside the interval that holds for all comparisons together."""
         if self.joint is None or self.joint.low is None or self.joint.high is None:
             return False
-        return not self.joint.low <= 0 <= self.joint.high
+        return self.joint.low > 0 or self.joint.high < 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,8 @@ def collect(sweep: Sweep, settings: Sequence[Setting], trials: Sequence[Trial], 
     """
     found = {trial.name: read_outcome(paths, trial) for trial in trials}
     outcomes = {name: outcome for name, outcome in found.items() if outcome is not None}
-    errors = {trial.name: read_error(paths, trial.name) for trial in trials if trial.name not in outcomes}
+    unfinished = [trial for trial in trials if trial.name not in outcomes]
+    errors = {trial.name: read_error(paths, trial.name) or outcome_fault(paths, trial) for trial in unfinished}
     scores: dict[str, dict[int, float]] = {setting.label: {} for setting in settings}
     for trial in trials:
         if trial.name in outcomes:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stripefold.errors import ConfigError, TrainingError
+from stripefold.errors import TrainingError
 from stripefold.sweep.draw import draw
-from stripefold.sweep.folder import SweepPaths, grow_sweep, open_sweep, read_outcome, read_samples
+from stripefold.sweep.folder import SweepPaths, check_free, grow_sweep, open_sweep, read_outcome, read_samples
 from stripefold.sweep.picture import import_figure, write_pictures
 from stripefold.sweep.result import SweepResult, collect
 from stripefold.sweep.session import Machines, import_ray
 from stripefold.sweep.table import import_arrow, write_tables
 from stripefold.sweep.text import write_texts
 from stripefold.sweep.trials import Trial, list_settings, list_trials
+from stripefold.training.locks import locked
 
 if TYPE_CHECKING:
     from stripefold.sweep.spec import Sweep
@@ -67,12 +68,14 @@ def run_sweep(
     machines, tell = machines or Machines(), progress or (lambda line: None)
     for needed in (import_ray, import_arrow, import_figure):
         needed()  # what is missing is told now, not after hours
-    if not SweepPaths(Path(folder).expanduser()).spec.exists():  # and a refused sweep leaves no folder
+    paths = SweepPaths(Path(folder).expanduser().resolve())
+    if not paths.spec.exists():  # and a refused sweep leaves no folder
         list_settings(sweep, draw(sweep.random, sweep.samples, sweep.draw_seed))
-    paths, drawn = open_sweep(sweep, Path(folder))
-    settings = list_settings(sweep, drawn)
-    trials = list_trials(sweep, settings)
-    with _alone(paths):
+    check_free(paths)
+    with _alone(paths):  # before the sweep is written: of two that start at once, one is refused
+        paths, drawn = open_sweep(sweep, Path(folder))
+        settings = list_settings(sweep, drawn)
+        trials = list_trials(sweep, settings)
         grow_sweep(sweep, paths, drawn)
         _train(trials, paths, machines, tell)
         result = collect(sweep, settings, trials, paths)
@@ -123,10 +126,11 @@ def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell:
 
 @contextmanager
 def _alone(paths: SweepPaths) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(paths.lock, timeout=0):
-            yield
-    except Timeout as error:
-        raise ConfigError(f"another process works on the sweep in {paths.root}; wait for it, or stop it") from error
+    with ExitStack() as held:
+        try:
+            paths.lock.parent.mkdir(parents=True, exist_ok=True)
+            refusal = f"another process works on the sweep in {paths.root}; wait for it, or stop it"
+            held.enter_context(locked(paths.lock, refusal))
+        except OSError as error:
+            raise TrainingError(f"cannot write into {paths.root}: {error.strerror or error}") from error
+        yield

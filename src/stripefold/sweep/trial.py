@@ -128,13 +128,8 @@ def _output(log: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _alone(lock: Path) -> contextlib.AbstractContextManager[None]:
     """Wait until no other process trains this run: that of a driver which was killed may live on for a moment."""
-    from filelock import FileLock, Timeout
+    from stripefold.training.locks import locked
 
-    try:
-        with FileLock(lock, timeout=WAIT_SECONDS):
-            yield
-    except Timeout as error:
-        raise ConfigError(f"another process still trains in this run's folder ({lock} is held)") from error
+    return locked(lock, f"another process still trains in this run's folder ({lock} is held)", wait=WAIT_SECONDS)

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # What may differ between a run and its continuation: none of it changes the numbers, the number of processes no more
 # than the order of a sum does.
 FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
-FREE_ON_RESUME |= {"cache", "devices", "nodes", "strategy", "timeout"}
+FREE_ON_RESUME |= {"cache", "devices", "nodes", "strategy", "timeout", "extend"}
 FREEZABLE = ("psi", "theta")
 MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise")
 
@@ -108,6 +108,7 @@ class TrainConfig:
         observe_images: On how many test images, at even distances; always the same ones.
         run_dir: Folder of the run; None makes a new one under ``runs/``.
         resume: Whether to go on from the last checkpoint in ``run_dir``; a run without one starts at the beginning.
+        extend: Whether the run that is resumed may be given another number of epochs than it had.
         progress: ``bar``, one line per epoch (``lines``), ``none``; ``auto``: a bar on a terminal, else lines.
         tensorboard: Whether to write TensorBoard logs, where TensorBoard is installed.
 
@@ -175,6 +176,7 @@ class TrainConfig:
     observe_images: int = 512
     run_dir: str | None = None
     resume: bool = False
+    extend: bool = False
     progress: Progress = "auto"
     tensorboard: bool = True
 
@@ -200,6 +202,8 @@ class TrainConfig:
             raise ConfigError(f"nesterov is True; it needs sgd with momentum (optimizer {self.optimizer!r})")
         if self.resume and self.run_dir is None:
             raise ConfigError("resume needs run_dir (--run-dir): the folder of the run to go on with")
+        if self.extend and not self.resume:
+            raise ConfigError("extend is True, which gives a run that is resumed other epochs; set resume (--resume)")
         if BatchNoise.read(self.batch_noise) is not None and self.compile:
             raise ConfigError("batch_noise is put in by hooks, which compile would leave out; set compile to false")
         if self.task != "classification":

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from stripefold.errors import ConfigError, DataError
 from stripefold.processes import ALONE, Place
 from stripefold.training import transforms
 from stripefold.training.images import Images, choose, keep
+from stripefold.training.loader import EpochLoader
 from stripefold.training.scene_data import (
     Fitting,
     PlainScenes,
@@ -119,11 +121,15 @@ class Data:
         train: Training images.
         test: Test images.
         spec: What the network must know.
+        whole: Training and test images as the source gives them, before any limit; what ``fingerprint`` looks at.
+        root: Where they lie, which is no part of that.
     """
 
     train: TrainingImages | TrainingScenes
     test: PlainImages | PlainScenes
     spec: ImageSpec
+    whole: tuple[Any, ...] = ()
+    root: str = ""
 
 
 def load_data(config: TrainConfig) -> Data:
@@ -155,7 +161,14 @@ def load_data(config: TrainConfig) -> Data:
         train=TrainingImages(train, transforms.compose(train_steps), config.seed),
         test=PlainImages(test, transforms.compose([*before, middle]), after),
         spec=spec,
+        whole=(source.train, source.test),
+        root=_root(config),
     )
+
+
+def _root(config: TrainConfig) -> str:
+    """The folder of the data, in which the names of its files begin."""
+    return str(Path(config.data.partition(":")[2] or config.data_dir or "data").expanduser())
 
 
 def _load_scenes(config: TrainConfig) -> Data:
@@ -169,6 +182,8 @@ def _load_scenes(config: TrainConfig) -> Data:
         train=TrainingScenes(choose_scenes(train, config.limit_train), fitting, flips=flips, seed=config.seed),
         test=PlainScenes(choose_scenes(test, config.limit_test), fitting),
         spec=ImageSpec(classes=("background", *train.classes), channels=3, size=size),
+        whole=(train, test),
+        root=_root(config),
     )
 
 
@@ -197,7 +212,7 @@ def _augmentation(name: str, size: int) -> list[transforms.Transform]:
     return steps
 
 
-def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> DataLoader[Any]:
+def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> EpochLoader:
     """Batches (N, C, size, size) and (N,) in the order of (seed, epoch), or a process's part of each.
 
     A last batch of a single image is left out: BatchNorm needs two values per channel.
@@ -223,10 +238,10 @@ def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, ev
         even=even,
     )
     batches = ShareBatches(EpochSampler(count, config.seed), shares)
-    return DataLoader(data.train, batch_sampler=batches, **_loader_options(config))
+    return EpochLoader(data.train, batch_sampler=batches, **_loader_options(config))
 
 
-def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> DataLoader[Any]:
+def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> EpochLoader:
     """Batches (N, C, size, size) and (N,) of the test images in their order, or a process's part of each.
 
     Args:
@@ -243,7 +258,7 @@ def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, 
     if not count:
         raise DataError(f"{config.data} has no test images; put some under test/ or val/")
     shares = Shares(count=count, batch_size=config.batch_size, place=place, even=even)
-    return DataLoader(data.test, batch_sampler=ShareBatches(range(count), shares), **_loader_options(config))
+    return EpochLoader(data.test, batch_sampler=ShareBatches(range(count), shares), **_loader_options(config))
 
 
 def _loader_options(config: TrainConfig) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
         CheckpointError: If the file is missing, damaged, does not come from a training run, or tells another number of
             classes apart than the data has.
         ConfigError: If an override is no option.
-        DataError: If the test images are missing.
+        DataError: If the test images are missing, or the data is not what the run was trained on; of data that is asked
+            for in ``overrides`` the classes have to be the same.
     """
     run = load_run(source, **overrides)
     data = load_data(run.config)
@@ -40,6 +41,7 @@ def evaluate(source: str | Path, **overrides: Any) -> EvalResult:
             f"{run.path} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "
             "give the data it was trained on"
         )
+    run.check_data(data, asked="data" in overrides)
     return evaluate_model(run.model, data, run.config, kind=run.kind, source=str(run.path))
 
 

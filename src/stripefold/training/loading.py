@@ -12,13 +12,14 @@ from torch import nn
 from stripefold.baking.rebuild import KEY as KEY_OF_BAKING
 from stripefold.baking.rebuild import rebuild_
 from stripefold.branches.block import BranchBlock
-from stripefold.errors import CheckpointError
+from stripefold.errors import CheckpointError, DataError
 from stripefold.folding.files import FileInfo, file_info, load_model_, load_tensors
 from stripefold.folding.fold import fold
 from stripefold.training.build import build_backbone, build_model
 from stripefold.training.checkpoint import KEY, model_state, read_checkpoint
 from stripefold.training.config import TrainConfig
-from stripefold.training.data import ImageSpec
+from stripefold.training.data import Data, ImageSpec
+from stripefold.training.fingerprint import DATA, describe, differing_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class LoadedRun:
         config: The configuration of its run.
         spec: What its images look like.
         path: The file.
+        data: What the file says about the data it was trained on, see ``fingerprint``; None where it says nothing.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class LoadedRun:
     config: TrainConfig
     spec: ImageSpec
     path: Path
+    data: Any = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -46,8 +49,23 @@ class LoadedRun:
             "classes": list(self.spec.classes),
             "channels": self.spec.channels,
             "image_size": self.spec.size,
+            **({} if self.data is None else {DATA: self.data}),
             "config": self.config.to_dict(),
         }
+
+    def check_data(self, data: Data, *, asked: bool = False) -> None:
+        """Refuse data that is not what the model was trained on: its classes are numbers, which mean something there.
+
+        Args:
+            data: The data.
+            asked: Whether it was asked for in place of the run's own; then only the classes have to be the same.
+
+        Raises:
+            DataError: Naming the first difference, with both values.
+        """
+        changed = differing_data(self.about, describe(data, whole=not asked))
+        if changed is not None:
+            raise DataError(f"{self.path} was trained on other data than {self.config.data}: {changed}; give its own")
 
 
 def load_run(source: str | Path, *, like: LoadedRun | None = None, **overrides: Any) -> LoadedRun:
@@ -72,7 +90,10 @@ def load_run(source: str | Path, *, like: LoadedRun | None = None, **overrides: 
         config, spec = _about(info.extra, overrides, path)
     model = _empty(path, info, config, spec)
     load_model_(model, path)
-    return LoadedRun(model=model, kind=info.kind, config=config, spec=spec, path=path)
+    return LoadedRun(
+        model=model, kind=info.kind, config=config, spec=spec, path=path,
+        data=info.extra.get(DATA) if like is None or info.extra else like.data,
+    )  # fmt: skip
 
 
 def weights_file(path: Path) -> Path:
@@ -101,7 +122,7 @@ def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the model its configuration describes: {error}") from error
     kind = "attached" if config.folds or config.keeps_attention else "backbone"
-    return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path)
+    return LoadedRun(model=model, kind=kind, config=config, spec=spec, path=path, data=checkpoint[KEY].get(DATA))
 
 
 def _empty(path: Path, info: FileInfo, config: TrainConfig, spec: ImageSpec) -> nn.Module:

@@ -95,9 +95,10 @@ class EpochRecord(Checkpoint):
                 "last good checkpoint is kept; lower learning_rate, or set warmup_epochs or gradient_clip"
             )
         self.rows.append(row)
+        # The last one first: a run that is killed before the best one is written makes it from the last.
+        trainer.save_checkpoint(self.paths.last)
         if best_row(self.rows, self.task) is row:
             trainer.save_checkpoint(self.paths.best)
-        trainer.save_checkpoint(self.paths.last)
         if trainer.is_global_zero:
             self.write_table()
             self._log(row)
@@ -137,7 +138,7 @@ class EpochRecord(Checkpoint):
         if self._writer is not None:
             for name in self.columns[2:]:
                 self._writer.add_scalar(name, row[name], int(row["epoch"]))
-        if self.lines:
+        if self.lines and sys.stdout is not None:
             width = len(str(self.epochs))
             told = [f"{WORDS[name]} {shown(name, row[f'val_{name}'])}" for name in self.measured]
             told = [f"test {words}" if words.startswith("loss") else words for words in told]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,22 @@ from torch import Tensor, nn
 
 from stripefold.errors import CheckpointError, ConfigError, DataError, TrainingError
 from stripefold.processes import Place, joined, waiting_group
+from stripefold.stdout import lossy_stdout
 from stripefold.together import from_first, gathered, together
 from stripefold.training.batch_noise import BatchNoise
 from stripefold.training.build import build_model
-from stripefold.training.checkpoint import read_checkpoint
+from stripefold.training.checkpoint import write_failure
 from stripefold.training.data import Data, evaluation_loader, load_data, training_loader
+from stripefold.training.fingerprint import describe, differing_data
 from stripefold.training.finish import finish
 from stripefold.training.launch import backend_of, place_of, synchronised
 from stripefold.training.loading import load_run
 from stripefold.training.noisy import batch_norms, training_noise
 from stripefold.training.observing import StripeCallback, check_observable, run_observer
-from stripefold.training.paths import RunPaths, open_run
+from stripefold.training.paths import RunPaths, claimed_run, write_config
 from stripefold.training.record import EpochRecord
-from stripefold.training.tasks import make_task
+from stripefold.training.resume import check_resumable, restore_best
+from stripefold.training.tasks import TASKS, make_task
 from stripefold.training.trainer import make_trainer, plain_errors, quiet
 
 if TYPE_CHECKING:
@@ -67,25 +70,29 @@ def train(config: TrainConfig) -> TrainResult:
         _threads(config.threads),
         torch.random.fork_rng(devices=[]),
         joined(place, backend=backend_of(config), timeout=config.timeout) as group,
+        ExitStack() as held,
     ):
-        return _train(config, place, group)
+        return _train(config, place, group, held)
 
 
-def _train(config: TrainConfig, place: Place, group: Any) -> TrainResult:
+def _train(config: TrainConfig, place: Place, group: Any, held: ExitStack) -> TrainResult:
     waiting = waiting_group(group)
     data = _data(config, place, group)
     loaders = [make(data, config, place) for make in (training_loader, evaluation_loader)]
     model = together(lambda: _model(data, config), group, TrainingError)
-    paths = from_first(lambda: open_run(config), group, ConfigError)
+    about = together(lambda: describe(data), group, DataError)
+    # The first process holds the run's folder until everything is written.
+    paths = from_first(lambda: held.enter_context(claimed_run(config)), group, ConfigError)
+    behind = _epochs_behind(config, paths, about, group)
+    from_first(lambda: _begin(config, paths), group, TrainingError)
     record = EpochRecord(
         paths,
-        {**_about(data), "config": config.with_overrides(resume=False).to_dict()},
+        {**about, "config": config.with_overrides(resume=False, extend=False).to_dict()},
         epochs=config.epochs,
         task=config.task,
         lines=_progress(config) == "lines",
         tensorboard=config.tensorboard,
     )
-    behind = _epochs_behind(paths, group)
     started = time.perf_counter()
     task = make_task(
         config, synchronised(model, config, place), classes=len(data.spec.classes),
@@ -146,37 +153,44 @@ def _calibration_images(data: Data, config: TrainConfig) -> Tensor | None:
     return torch.stack([data.train[0, index][0] for index in range(count)])
 
 
-def _about(data: Data) -> dict[str, Any]:
-    return {"classes": list(data.spec.classes), "channels": data.spec.channels, "image_size": data.spec.size}
-
-
-def _epochs_behind(paths: RunPaths, group: Any) -> int:
-    """How many epochs the run to be resumed has behind it; reading this also proves its checkpoint sound."""
-    behind = gathered(together(lambda: _rows_of(paths), group, CheckpointError), group, CheckpointError)
-    if len(set(behind)) > 1:
+def _epochs_behind(config: TrainConfig, paths: RunPaths, about: dict[str, Any], group: Any) -> int:
+    """How many epochs the run to be resumed has behind it, once it is sure to be this run, on the same data."""
+    behind = together(lambda: check_resumable(config, paths, about), group, CheckpointError)
+    found = gathered((behind, about), group, CheckpointError)
+    if len({epochs for epochs, _ in found}) > 1:
         raise ConfigError(
-            f"the processes find different checkpoints in {paths.root} (epochs behind them: {behind}): run_dir has to "
-            "be one folder that all machines see"
+            f"the processes find different checkpoints in {paths.root} (epochs behind them: "
+            f"{[epochs for epochs, _ in found]}): run_dir has to be one folder that all machines see"
         )
-    return behind[0]
+    for rank, (_, other) in enumerate(found):
+        changed = differing_data(found[0][1], other)
+        if changed is not None:
+            raise DataError(f"process {rank} finds other data than process 0 in {config.data}: {changed}")
+    return behind
 
 
-def _rows_of(paths: RunPaths) -> int:
+def _begin(config: TrainConfig, paths: RunPaths) -> None:
+    """Bring the files of a run that is resumed to where its last checkpoint is."""
     if not paths.last.exists():
-        return 0
-    return len(read_checkpoint(paths.last)["callbacks"][EpochRecord.__qualname__]["rows"])
+        return
+    try:
+        restore_best(paths, f"val_{TASKS[config.task].score}")
+        if config.extend:
+            write_config(config, paths)
+    except OSError as error:
+        raise TrainingError(write_failure(paths.root, error)) from error
 
 
 def _progress(config: TrainConfig) -> str:
     if config.progress != "auto":
         return config.progress
-    return "bar" if sys.stdout.isatty() else "lines"
+    return "bar" if sys.stdout is not None and sys.stdout.isatty() else "lines"
 
 
 def _fit(task: Task, loaders: list[Any], record: EpochRecord, observer: StripeCallback | None, place: Place) -> None:
     config, last = task.config, record.paths.last
     noise = training_noise(task.model, BatchNoise.read(config.batch_noise), config.seed)
-    with quiet(), plain_errors(record.paths), noise as extra:
+    with quiet(), plain_errors(record.paths), lossy_stdout(), noise as extra:
         trainer = make_trainer(
             config,
             [record, *([observer] if observer else []), *extra],

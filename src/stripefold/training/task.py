@@ -66,6 +66,14 @@ class Task(lightning.LightningModule, ABC):
             images = images.contiguous(memory_format=torch.channels_last)
         return self._network[0](images, *targets)
 
+    def on_train_start(self) -> None:
+        """Take the rate of the first step from this run's schedule: one that is given more epochs has another."""
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate_factor(
+                    self.config, self.steps_per_epoch, self.trainer.global_step
+                )
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make the step's random numbers (dropout, stochastic depth) a function of seed, step and process."""
         rank = () if self.global_rank == 0 else (self.global_rank,)

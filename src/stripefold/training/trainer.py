@@ -60,7 +60,7 @@ def make_trainer(
         ConfigError: If accelerator, precision and number of devices cannot be had here.
     """
     try:
-        return lightning.Trainer(
+        trainer = lightning.Trainer(
             max_epochs=config.epochs,
             accelerator=config.accelerator,
             devices=config.devices,
@@ -82,6 +82,19 @@ def make_trainer(
         raise ConfigError(
             f"accelerator {config.accelerator!r} with precision {config.precision}{many} cannot be used here: {error}"
         ) from error
+    if place.world > 1:
+        _leave_signals(trainer)
+    return trainer
+
+
+def _leave_signals(trainer: Any) -> None:
+    """Let SIGTERM end one of several processes at once, wherever it is; the kernel then closes its connections.
+
+    Lightning's handler asks all processes to take part in a broadcast, which they do not while they are in another
+    exchange: both then wait until the timeout. What the others find closed ends them within seconds, whichever exchange
+    they are in, and files are whole however a process ends.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
 
 
 def _strategy(config: TrainConfig, place: Place) -> Any:

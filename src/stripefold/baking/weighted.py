@@ -1,0 +1,129 @@
+"""Constants weighted by the energy of what they scale: of all constants, those with the least squared error of v x.
+
+argmin over c of sum (v x - c x)^2 is c = sum(v x^2) / sum(x^2), channel by channel, over images and positions. An image
+on which a channel is silent has no say in its constant. Only x and y = v x are needed: c = sum(x y) / sum(x^2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.baking.batches import Batches
+from stripefold.errors import BakeError
+from stripefold.stripe.discover import ChannelGate, Discovery
+from stripefold.stripe.product_mode import watching_products
+from stripefold.stripe.recording import Expected
+from stripefold.stripe.values import compact_shape, signature
+from stripefold.surgery.example import run_example
+from stripefold.surgery.graph import Graph
+from stripefold.surgery.values import tensors_in
+from stripefold.together import gathered, together
+
+Sums = dict[str, tuple[Tensor, Tensor]]
+"""Gate -> sums of x y and of x^2 (C,), float64 on the CPU."""
+
+
+def weighted_constants(
+    model: nn.Module, discovery: Discovery, batches: Batches, group: Any = None
+) -> dict[str, Tensor]:
+    """Gate -> sum(v x^2) / sum(x^2) (C,), of those of which what is scaled can be seen.
+
+    Args:
+        model: a copy to work on, in evaluation mode.
+        discovery: its gates.
+        batches: what it runs on.
+        group: the processes whose batches count together; None: this one alone.
+
+    Returns:
+        float64 on the CPU; nothing for a channel that is silent on all images: its entry is NaN.
+    """
+    sums: Sums = {}
+
+    def run() -> None:
+        with torch.no_grad(), _summing(model, discovery, sums):
+            for batch in batches:
+                run_example(model, batch.inputs)
+
+    together(run, group, BakeError)
+    parts = gathered(sums, group, BakeError)
+    found = {}
+    for name in sums:
+        xy, xx = (sum(part[name][k] for part in parts if name in part) for k in (0, 1))
+        found[name] = torch.as_tensor(xy) / torch.as_tensor(xx)
+    return found
+
+
+@contextmanager
+def _summing(model: nn.Module, discovery: Discovery, sums: Sums) -> Iterator[None]:
+    graph = discovery.trace.graph
+    with ExitStack() as stack:
+        for gate in discovery.gates:
+            if gate.split > 1 or gate.groups > 1 or gate.where_calls != 1:
+                continue
+            module = model.get_submodule(gate.where)
+            if gate.whole and gate.where:
+                stack.enter_context(_around(module, partial(_add, sums, gate)))
+            else:
+                stack.enter_context(_inside(graph, module, gate, partial(_add, sums, gate)))
+        yield
+
+
+def _add(sums: Sums, gate: ChannelGate, x: Tensor, y: Tensor) -> None:
+    """Take in a map and what the gate made of it."""
+    kept = [t.detach().transpose(0, gate.axis).flatten(1) for t in (x, y.expand_as(x))]
+    rows, scaled = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in kept)
+    new = (rows * scaled).sum(1).cpu().double(), rows.square().sum(1).cpu().double()
+    before = sums.get(gate.name)
+    sums[gate.name] = new if before is None else (before[0] + new[0], before[1] + new[1])
+
+
+@contextmanager
+def _around(module: nn.Module, add: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """A module that is x -> v x: what goes in, and what comes out."""
+    given: list[Tensor] = []
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given[:] = [next(tensors_in((args, kwargs))).clone()]  # which it may write into
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        add(given[0], next(tensors_in(output)))
+
+    handles = [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _inside(
+    graph: Graph, module: nn.Module, gate: ChannelGate, add: Callable[[Tensor, Tensor], None]
+) -> Iterator[None]:
+    """A product in the forward of a module."""
+    expected = Expected(graph, gate)
+    count = 0
+
+    def enter() -> None:
+        nonlocal count
+        count = 0
+
+    def see(first: Tensor, second: Tensor) -> None:
+        nonlocal count
+        if signature(compact_shape(first), compact_shape(second)) == expected.signature:
+            if count == expected.position:
+                x = (first, second)[1 - expected.factor]
+                add(x, x * (first, second)[expected.factor])
+            count += 1
+
+    with watching_products(module, enter, see):
+        yield

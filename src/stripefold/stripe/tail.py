@@ -1,0 +1,123 @@
+"""The functions between the last module that computes a gate and the gate: undone, they tell what it must return.
+
+``v = hardsigmoid(self.fc2(...))`` in a block's own forward: no module returns v, but ``fc2`` returns z with v = f(z),
+and f can be undone step by step. So a constant v is a constant z in the place of ``fc2``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stripefold.stripe.products import keeps_order
+from stripefold.surgery.graph import Graph, Node
+from stripefold.surgery.operations import VIEWS
+from stripefold.surgery.scale_paths import unused
+
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_PLAIN = _names("sigmoid tanh hardsigmoid relu hardtanh clamp clamp_min clamp_max neg exp reciprocal")
+_WITH_NUMBER = _names("add sub rsub mul div")
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What stands between a module and a gate.
+
+    Attributes:
+        module: dotted path of the module.
+        call: which call of it within one run of the model, from 0.
+        calls: how many there are.
+        steps: (operation, number) from the gate back to the module.
+    """
+
+    module: str
+    call: int
+    calls: int
+    steps: tuple[tuple[str, float], ...]
+
+    def before(self, v: Tensor) -> Tensor:
+        """What the module has to return for the gate to be v; of a bounded function, as near as numbers allow."""
+        z = v.double()
+        for name, number in self.steps:
+            z = _undone(name, number, z)
+        return z
+
+
+def tail_of(graph: Graph, gate: int, product: int) -> Tail | None:
+    """The tail of a gate that no module returns, or None.
+
+    Also None where the same code reads the map by a function of its own (pools it, say), which no constant would stop.
+
+    Args:
+        graph: of a trace.
+        gate: the gate's node.
+        product: that of its product, which must not run inside the module.
+    """
+    steps: list[tuple[str, float]] = []
+    index = gate
+    while True:
+        if steps:
+            for visit in sorted(graph.visits, key=lambda visit: (visit.first, -visit.last)):
+                if visit.name and visit.outputs == (index,) and not visit.first <= product < visit.last:
+                    calls = sum(other.name == visit.name for other in graph.visits)
+                    found = Tail(visit.name, visit.call, calls, tuple(steps))
+                    return None if _reads_a_map(graph, gate, product) else found
+        node = graph.nodes[index]
+        step = _step(node)
+        if node.kind != "operation" or len(node.inputs) != 1 or graph.consumers[node.inputs[0]] != [index]:
+            return None  # a value that something else uses, too, would change for both
+        if not keeps_order(graph, index):
+            if step is None:
+                return None
+            steps.append(step)
+        index = node.inputs[0]
+
+
+def _reads_a_map(graph: Graph, gate: int, product: int) -> bool:
+    """Whether code that computes the gate alone reads a map without calling a module."""
+    where = graph.nodes[product].where
+    own = unused(graph, {product: (gate,)})
+    for index in own:
+        node = graph.nodes[index]
+        reads = any(sum(size > 1 for size in graph.nodes[i].shape[1:]) > 1 for i in node.inputs)
+        if reads and node.where == where and node.kind == "operation" and node.name not in VIEWS:
+            return True
+    return False
+
+
+def _step(node: Node) -> tuple[str, float] | None:
+    if node.name in _PLAIN:
+        return node.name, 0.0
+    number, alpha, rounding = (node.arguments.get(key) for key in ("other", "alpha", "rounding_mode"))
+    if node.name not in _WITH_NUMBER or not isinstance(number, (int, float)):
+        return None
+    plain = alpha in (None, 1) and rounding is None and (number or node.name not in ("mul", "div"))
+    return (node.name, float(number)) if plain else None
+
+
+def _undone(name: str, number: float, v: Tensor) -> Tensor:
+    least = torch.finfo(torch.float32).tiny
+    most = 1 - torch.finfo(torch.float64).eps
+    if name == "sigmoid":
+        return torch.logit(v.clamp(least, most))
+    if name == "tanh":
+        return torch.atanh(v.clamp(-most, most))
+    if name == "hardsigmoid":
+        return 6 * v - 3
+    if name == "exp":
+        return v.clamp(min=least).log()
+    if name == "neg":
+        return -v
+    if name == "reciprocal":
+        return 1 / v
+    if name in _WITH_NUMBER:
+        undo = {"add": v - number, "sub": v + number, "rsub": number - v, "mul": v / (number or math.nan)}
+        return undo[name] if name in undo else v * number
+    return v  # between its bounds a clamp changes nothing
