@@ -17,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -63,16 +65,29 @@ class Worker:
         self.pools = Pools(self.data)
         self.rate = 0.0
         """seconds of one run's epoch, of the last group"""
+        self.failed: dict[str, str] = {}
+        """run -> why it cannot go on here; it is left alone"""
 
-    def work(self) -> None:
-        """Until the plan is done or the time is over."""
+    def work(self) -> dict[str, str]:
+        """Until the plan is done or the time is over; returns the runs that failed, with the reason."""
         while True:
             with ExitStack() as locks:
                 group = self._take(locks)
                 if not group:
                     break
-                self._train(group)
+                self._try(group)
         self._say("nothing left to begin")
+        return self.failed
+
+    def _try(self, group: list[RunSpec]) -> None:
+        """One run that fails does not take the rest of the plan with it."""
+        try:
+            self._train(group)
+        except Exception as error:
+            traceback.print_exc()
+            for spec in group:
+                self.failed[spec.name] = f"{type(error).__name__}: {error}"
+                self._say(f"{spec.name}: failed, {self.failed[spec.name]}")
 
     def _take(self, locks: ExitStack) -> list[RunSpec]:
         """The first runs that are not finished and not held: alike in length, so that they can go abreast."""
@@ -101,6 +116,7 @@ class Worker:
             run
             for run in runs
             if not self._finished(run)
+            and run.name not in self.failed
             and (studies is None or run.study in studies.split(","))
             and (seeds is None or str(run.seed) in seeds.split(","))
         ]
@@ -171,12 +187,12 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.deterministic = True
-    Worker(options).work()
+    return 1 if Worker(options).work() else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

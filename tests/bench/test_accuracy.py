@@ -372,3 +372,20 @@ def test_runs_at_different_epochs_do_not_go_abreast(tmp_path: Path) -> None:
     begun.end_epoch(1.0, 1.0)
     with ExitStack() as locks:
         assert [run.name for run in worker._take(locks)] == [spec.name]
+
+
+def test_a_run_that_fails_is_left_alone_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = worker_of(tmp_path, "--seeds", "0", "--studies", "main")
+    trained: list[str] = []
+
+    def train(group: list[RunSpec]) -> None:
+        trained.extend(run.name for run in group)
+        if group[0].configuration == "+SE":
+            raise RuntimeError("out of memory")
+        file = tmp_path / "results" / f"{group[0].name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    monkeypatch.setattr(worker, "_train", train)
+    assert worker.work() == {"main/+se-seed0": "RuntimeError: out of memory"}
+    assert trained == [f"main/{name}-seed0" for name in ("backbone", "+se", "asr-se", "scale")]
