@@ -92,9 +92,12 @@ class Worker:
     def _take(self, locks: ExitStack) -> list[RunSpec]:
         """The first runs that are not finished and not held: alike in length, so that they can go abreast."""
         taken: list[RunSpec] = []
+        first: object = None
         for spec in self._wanted():
-            alike = not taken or self._key(spec) == self._key(taken[0])
-            if len(taken) == self.options.abreast or not alike or self._late(spec, len(taken) + 1):
+            if len(taken) == self.options.abreast:
+                break
+            key = self._key(spec) if self.options.abreast > 1 else None
+            if (taken and key != first) or self._late(spec, len(taken) + 1):
                 continue
             lock = FileLock(self._state(spec).with_suffix(".lock"))
             self._state(spec).parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +109,7 @@ class Worker:
                 lock.release()
                 continue
             locks.callback(lock.release)
+            first = key if not taken else first
             taken.append(spec)
         return taken
 
@@ -124,7 +128,11 @@ class Worker:
     def _key(self, spec: RunSpec) -> tuple[int, int, str]:
         """Runs go abreast that are at the same epoch of as many, of networks of one size."""
         state = self._state(spec)
-        behind = len(torch.load(state, weights_only=True)["history"]["test_accuracy"]) if state.exists() else 0
+        behind = (
+            len(torch.load(state, map_location="cpu", weights_only=True)["history"]["test_accuracy"])
+            if state.exists()
+            else 0
+        )
         return spec.epochs, behind, str(spec.options["model"])
 
     def _late(self, spec: RunSpec, abreast: int) -> bool:
