@@ -40,6 +40,7 @@ zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumabl
 	$(BIN)/python -m tests.zoo.gates_sweep --jobs $(WORKERS)
 	$(BIN)/python -m tests.zoo.bake_sweep --jobs $(WORKERS)
 	$(BIN)/python -m tests.zoo.fuse_sweep --jobs $(WORKERS)
+	$(BIN)/python -m tests.grammar.run --count 2000 --write
 
 stress: $(STAMP)  ## kill runs a hundred times and see that they end with the same bits (minutes)
 	$(PYTEST) -q -m stress

@@ -20,7 +20,15 @@ class FoldError(StripefoldError):
 
 
 class TraceError(StripefoldError):
-    """The model could not be run on the example input."""
+    """The model could not be run on the example input.
+
+    Attributes:
+        path: Dotted path of the module that the run had reached, "" at the model's entry.
+    """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class ObserveError(StripefoldError):

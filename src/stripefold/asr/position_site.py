@@ -144,7 +144,7 @@ class InputSite(PositionSite):
         v = site.scale(torch.float64) if isinstance(site, Gated) and site.static_gates else None
         for key, function in (self.input_rule.input or {}).items() if v is not None else ():
             tensor, outer = getattr(site.base, key, None), self.input_rule.output.get(key)
-            if tensor is None or outer is None:
+            if tensor is None or outer is None or v is None:
                 continue
             scaled = function(site.base, outer(site.base, tensor.double(), v), s).to(tensor.dtype)
             if bool(tensor.isfinite().all()) and not bool(scaled.isfinite().all()):

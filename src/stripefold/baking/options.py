@@ -16,7 +16,7 @@ from stripefold.baking.finetune import FineTune
 from stripefold.baking.metric import Metric
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import ChannelGate
-from stripefold.surgery.modules import is_sharded, unwrap_name, wrapped_inside
+from stripefold.surgery.modules import is_sharded, uninitialized, unwrap_name, wrapped_inside
 
 Constants = Literal["mean", "descriptor", "energy", "least-squares"]
 To = Literal["plain", "asr"]
@@ -88,6 +88,9 @@ def check_model(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise BakeError(f"bake needs an nn.Module, got {type(model).__name__}")
+    lazy = uninitialized(model)
+    if lazy is not None:
+        raise BakeError(lazy)
     wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
     if wrapper is None and wrapped_inside(model, "OptimizedModule") is not None:
         wrapper = f"torch.compile, at {wrapped_inside(model, 'OptimizedModule')!r}"

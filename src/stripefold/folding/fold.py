@@ -23,7 +23,15 @@ from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modes import kept_in_training
-from stripefold.surgery.modules import NO_COPY, forget_compiled, is_sharded, tensor_owners, unwrap_name, unwrapped
+from stripefold.surgery.modules import (
+    NO_COPY,
+    forget_compiled,
+    is_sharded,
+    tensor_owners,
+    uninitialized,
+    unwrap_name,
+    unwrapped,
+)
 from stripefold.surgery.unseen import unseen_in_words
 
 Check = Literal["auto"] | bool
@@ -154,6 +162,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise FoldError(f"fold needs an nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
+    lazy = uninitialized(model)
+    if lazy is not None:
+        raise FoldError(lazy)
     wrapper = unwrap_name(model)
     if wrapper is not None or is_sharded(model):
         raise FoldError(

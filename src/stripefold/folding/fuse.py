@@ -7,6 +7,7 @@ definition.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from torch import nn
@@ -19,6 +20,7 @@ from stripefold.folding.fuse_behind import merge_behind_
 from stripefold.folding.fuse_front import merge_in_front_
 from stripefold.folding.fuse_parts import Setting, is_batchnorm, is_constant_affine, outside_sites
 from stripefold.folding.ledger import Ledger
+from stripefold.folding.missed import MISSED, missed_by_the_code
 from stripefold.folding.rule import rule_for
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.surgery.example import Example
@@ -85,20 +87,35 @@ def _block_inputs(model: nn.Module, example: Example) -> Shapes:
 
 
 def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[FoldNote]:
+    """Merge BatchNorms, but for those of which the model's code wants more than a call."""
+    kept: dict[str, FoldNote] = {}
+    while True:
+        mark, before = ledger.mark(), trace_for_fuse(model, example)
+        notes = _merge_once_(model, example, ledger, before, kept)
+        merged = [name for name, note in notes.items() if note.folded]
+        missed = missed_by_the_code(model, example, before, merged) if merged else []
+        if not missed:
+            return list((notes | kept).values())
+        ledger.undo_(model, to=mark)
+        kept |= {name: replace(notes[name], folded=False, why=MISSED) for name in missed}
+
+
+def _merge_once_(
+    model: nn.Module, example: Example, ledger: Ledger, recorded: Trace, kept: Collection[str]
+) -> dict[str, FoldNote]:
     """Merge BatchNorms into the layer behind which, or else in front of which, they run, until nothing changes."""
     notes: dict[str, FoldNote] = {}
     while True:
         modules = outside_sites(model)
-        norms = [name for name, module in modules.items() if is_constant_affine(module)]
+        norms = [name for name, module in modules.items() if is_constant_affine(module) and name not in kept]
         if not norms:
             break
-        held = held_by_functions(model)
         setting = Setting(
-            trace=trace_for_fuse(model, example),
+            trace=trace_for_fuse(model, example) if notes else recorded,
             modules=modules,
             owners=tensor_owners(model),
             ledger=ledger,
-            held=held,
+            held=held_by_functions(model),
             kept=kept_in_training(model),
             adapted=under_adapters(model),
         )
@@ -111,7 +128,7 @@ def _merge_norms_(model: nn.Module, example: Example, ledger: Ledger) -> list[Fo
         ledger.replace_(model, behind | front)
         if not front or len(front) == len(left):  # a norm that is gone may have stood between others
             break
-    return list(notes.values())
+    return notes
 
 
 def _joined(behind: FoldNote, front: FoldNote) -> FoldNote:

@@ -75,9 +75,13 @@ class Ledger:
         self._changes.append(dict(replacements))
         return replace_modules(model, replacements)
 
-    def undo_(self, model: nn.Module) -> nn.Module:
-        """Put everything back as it was; returns the root."""
-        while self._changes:
+    def mark(self) -> int:
+        """The state that ``undo_`` can go back to."""
+        return len(self._changes)
+
+    def undo_(self, model: nn.Module, to: int = 0) -> nn.Module:
+        """Put everything back as it was, or as it was at a mark; returns the root."""
+        while len(self._changes) > to:
             change = self._changes[-1]
             if isinstance(change, _Exchanged):
                 _put(change.layer, change.key, change.own)
@@ -86,7 +90,8 @@ class Ledger:
                     move_call_hooks(new, old)
                 model = replace_modules(model, {new: old for old, new in change.items()})
             self._changes.pop()
-        self._exact.clear()
+        if not to:
+            self._exact.clear()
         return model
 
     def commit_(self) -> None:

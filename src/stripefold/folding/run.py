@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, relative_error
 from stripefold.surgery.example import Example, example_copy, example_to, placements, run_example
-from stripefold.surgery.float64 import KeepFloat64
+from stripefold.surgery.float64 import KeepFloat64, is_float64
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.record_run import describe
+from stripefold.surgery.shared_state import shared_state_kept
 from stripefold.surgery.undisturbed import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
 
 RECORD_LIMIT = 1 << 31
@@ -148,14 +150,16 @@ def call(model: nn.Module, inputs: Example, *, copied_from: torch.dtype | None =
         VerifyError: the model does not run on the inputs.
     """
     like = first_parameter(model)
-    keep = KeepFloat64() if like is not None and like.dtype == torch.float64 else NoFusedAttention()
+    wide = like is not None and like.dtype == torch.float64 and is_float64(model)
+    keep = KeepFloat64() if wide else NoFusedAttention()
     try:
-        with random_state_kept(model), keep:  # whatever a model draws at random, the other draws too
+        # Whatever a model draws at random, the other draws too.
+        with shared_state_kept(model) if wide else nullcontext(), random_state_kept(model), keep:
             return run_example(model, inputs)
     except ParametersWrittenError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        raise DoesNotRunError(f"{_said(model, inputs, error)}. {_way_out(model, like, copied_from)}") from error
+        raise DoesNotRunError(f"{_said(model, inputs, error)}. {_way_out(copied_from)}") from error
 
 
 def _said(model: nn.Module, inputs: Example, error: Exception) -> str:
@@ -163,21 +167,13 @@ def _said(model: nn.Module, inputs: Example, error: Exception) -> str:
     return f"{type(model).__name__} does not run on the example {describe(inputs)}: {type(error).__name__}: {message}"
 
 
-def _way_out(model: nn.Module, like: Tensor | None, copied_from: torch.dtype | None) -> str:
+def _way_out(copied_from: torch.dtype | None) -> str:
     """What to do about a model that does not run: the example is to blame, or a dtype that is fixed in its forward."""
     if copied_from is not None:
         return (
             f"This is its copy in float64, by which {str(copied_from).removeprefix('torch.')} rounding is judged; the "
             "model itself runs. Its forward makes or keeps a tensor of a fixed dtype: register such a tensor as a "
             "buffer, make one like the values it meets (dtype=x.dtype). Or fold without the comparison: check=False"
-        )
-    dtypes = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
-    if like is not None and like.dtype == torch.float64 and len(dtypes) > 1:
-        others = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes - {torch.float64}))
-        return (
-            f"Its first parameter is float64, so that it is compared in float64 throughout, without its casts, but it "
-            f"has parameters of {others} as well. Compare copies that are float64 as a whole: verify("
-            "copy.deepcopy(model).double(), copy.deepcopy(other).double(), ...); fold takes check=False"
         )
     return (
         "Give an example the model accepts: a tensor, a tuple of positional arguments or a mapping of keyword arguments"

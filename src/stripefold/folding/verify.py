@@ -14,8 +14,8 @@ from stripefold.folding.judge import NothingComparedError, agreement, judge
 from stripefold.folding.outputs import compared
 from stripefold.folding.run import call, place, run_both
 from stripefold.surgery.example import Example, examples_of
-from stripefold.surgery.float64 import float64_copy
-from stripefold.surgery.modules import NO_COPY, first_parameter
+from stripefold.surgery.float64 import float64_copy, is_float64
+from stripefold.surgery.modules import NO_COPY, first_parameter, uninitialized
 from stripefold.surgery.undisturbed import on_copies
 
 
@@ -155,11 +155,16 @@ def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
     for given in (model, other):
         if not isinstance(given, nn.Module):
             raise VerifyError(f"verify compares two modules, got {type(given).__name__}")
+        lazy = uninitialized(given)
+        if lazy is not None:
+            raise VerifyError(lazy)
     tensors = [first_parameter(model), first_parameter(other)]
     dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
     if len(dtypes) > 1:
         raise VerifyError(f"the models differ in dtype: {tensors[0].dtype} and {tensors[1].dtype}")  # type: ignore[union-attr]
-    return dtypes.pop() if dtypes else torch.float32
+    dtype = dtypes.pop() if dtypes else torch.float32
+    # With parts of a narrower type it is their rounding that counts.
+    return torch.float32 if dtype == torch.float64 and not (is_float64(model) and is_float64(other)) else dtype
 
 
 def _truth(model: nn.Module, inputs: Example, dtype: torch.dtype) -> dict[str, Tensor]:

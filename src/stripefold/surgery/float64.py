@@ -33,6 +33,11 @@ def float64_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
+def is_float64(model: nn.Module) -> bool:
+    """Whether every floating-point tensor of a model is float64."""
+    return all(tensor.dtype not in _NARROW for tensor in (*model.parameters(), *model.buffers()))
+
+
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in float64, or complex128; one that holds integers as it is."""
     return tensor.to(_NARROW[tensor.dtype]) if tensor.dtype in _NARROW else tensor

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from stripefold.surgery.modules import CONTAINERS, is_helper
+
 # The tree itself, and what torch keeps for the calls around ``forward``.
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_compiled_call_impl"})
 _NO_HOLD = "hooks"
@@ -54,8 +56,10 @@ def _held(value: Any, above: tuple[Any, ...]) -> Iterator[nn.Module]:
     above = (*above, value)
     if isinstance(value, Mapping):
         items = list(value.values())
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, CONTAINERS):
         items = list(value)
+    elif is_helper(value) and not isinstance(value, functools.partial):
+        items = list(vars(value).values())
     else:
         for module in _inside(value):
             if isinstance(module, nn.Module):

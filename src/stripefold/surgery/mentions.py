@@ -50,13 +50,13 @@ def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
     replaced: list[types.FunctionType] = []
     names_so_far, goes_on = {"__init__", "__repr__", *own}, False
     for value in own.values():
-        yield from _functions_in(value)
+        yield from functions_in(value)
     for kind in type(module).__mro__:
         if kind is nn.Module:
             break
         for name, value in vars(kind).items():
-            functions = list(_functions_in(value))
-            goes_on = goes_on or any("super" in _code_names(each.__code__) for each in functions)
+            functions = list(functions_in(value))
+            goes_on = goes_on or any("super" in code_names(each.__code__) for each in functions)
             if name in names_so_far:
                 replaced += functions if name not in ("__init__", "__repr__") else []
             else:
@@ -66,24 +66,25 @@ def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
         yield from replaced
 
 
-def _functions_in(value: Any) -> Iterator[types.FunctionType]:
+def functions_in(value: Any) -> Iterator[types.FunctionType]:
+    """The functions behind a method, a property, a partial or a decorated function."""
     if isinstance(value, types.FunctionType):
         yield value
     elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
-        yield from _functions_in(value.__func__)
+        yield from functions_in(value.__func__)
     elif isinstance(value, property):
-        yield from (f for each in (value.fget, value.fset) for f in _functions_in(each))
+        yield from (f for each in (value.fget, value.fset) for f in functions_in(each))
     elif isinstance(value, functools.partial):
-        yield from _functions_in(value.func)
+        yield from functions_in(value.func)
     elif hasattr(value, "__wrapped__"):
-        yield from _functions_in(value.__wrapped__)
+        yield from functions_in(value.__wrapped__)
 
 
 def _collect(function: types.FunctionType, found: set[str], seen: set[int], depth: int) -> None:
     if id(function) in seen:
         return
     seen.add(id(function))
-    own = set(_code_names(function.__code__))
+    own = set(code_names(function.__code__))
     found |= own
     if depth == 0:
         return
@@ -93,12 +94,12 @@ def _collect(function: types.FunctionType, found: set[str], seen: set[int], dept
             _collect(value, found, seen, depth - 1)
 
 
-def _code_names(code: types.CodeType) -> Iterator[str]:
+def code_names(code: types.CodeType) -> Iterator[str]:
     """Names, and the texts by which an attribute may be asked for, of a function and those inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _code_names(constant)
+            yield from code_names(constant)
         elif isinstance(constant, str) and constant.isidentifier():
             yield constant
         elif isinstance(constant, tuple):

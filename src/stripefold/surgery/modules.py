@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -27,13 +28,15 @@ _CALL_HOOKS = (
 NO_COPY = (RuntimeError, TypeError, pickle.PickleError)
 """What ``copy.deepcopy`` raises on modules that hold locks, tensors in the middle of a graph, scripted functions."""
 SHAPELESS = (UninitializedParameter, UninitializedBuffer)
+CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, ModuleType)
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel", "ScriptModule")
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Put new modules where old ones are, at every position: a shared module has several.
 
-    Plain attributes, lists, tuples and dictionaries of a module count too, however deep: a ``forward`` that calls its
+    Plain attributes, containers and helper objects of a module count too, however deep: a ``forward`` that calls its
     layers from a list would call the old ones for ever.
 
     Returns:
@@ -49,7 +52,7 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
 
 
 def _replaced(value: Any, new: Mapping[int, nn.Module], above: tuple[Any, ...] = ()) -> Any:
-    """An attribute with the modules in it replaced; lists and dictionaries (``_modules`` is one) in place.
+    """An attribute with the modules in it replaced; containers (``_modules`` is one) and objects in place.
 
     Args:
         value: the attribute, or an item of one.
@@ -58,18 +61,31 @@ def _replaced(value: Any, new: Mapping[int, nn.Module], above: tuple[Any, ...] =
     """
     if isinstance(value, nn.Module):
         return new.get(id(value), value)
-    if not isinstance(value, (dict, list, tuple)) or any(value is each for each in above):
+    if not (isinstance(value, CONTAINERS) or is_helper(value)) or any(value is each for each in above):
         return value
     above = (*above, value)
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, frozenset)):
         items = [_replaced(item, new, above) for item in value]
-        changed = type(value) is tuple and any(a is not b for a, b in zip(items, value, strict=True))
-        return tuple(items) if changed else value
-    for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        changed = type(value) in (tuple, frozenset) and any(a is not b for a, b in zip(items, value, strict=True))
+        return type(value)(items) if changed else value
+    if isinstance(value, set):
+        for item in [each for each in value if _replaced(each, new, above) is not each]:
+            value.remove(item)
+            value.add(_replaced(item, new, above))
+        return value
+    holder = vars(value) if is_helper(value) else value
+    for key, item in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
         other = _replaced(item, new, above)
         if other is not item:
-            value[key] = other
+            holder[key] = other
     return value
+
+
+def is_helper(value: Any) -> bool:
+    """Whether this is an object of the user's own, which may hold modules: none of torch's, no class, no function."""
+    if isinstance(value, (nn.Module, Tensor, type, *CONTAINERS, *_FUNCTIONS)) or not hasattr(value, "__dict__"):
+        return False
+    return not type(value).__module__.startswith(("torch.", "numpy", "builtins"))
 
 
 def move_call_hooks(source: nn.Module, target: nn.Module) -> None:
@@ -154,3 +170,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if wrapper in ("DistributedDataParallel", "DataParallel"):
         return unwrapped(model.module)  # type: ignore[arg-type]
     return model
+
+
+def uninitialized(model: nn.Module) -> str | None:
+    """What a lazy module in a model lacks, in words that say what to do, or None."""
+    for name, module in model.named_modules():
+        if any(isinstance(tensor, SHAPELESS) for tensor in (*module._parameters.values(), *module._buffers.values())):
+            return (
+                f"{name!r} ({type(module).__name__}) is lazy and has no weights yet: run the model once on an input, "
+                "then call this again"
+            )
+    return None

@@ -38,10 +38,11 @@ class Run:
 def record_run(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Run | Failure:
     """Record one run of a copy; a failure is whatever the model raised on the last way to place the example."""
     tries: list[None] = []
+    paths = list(_outermost_layers(model, is_layer))
 
     def record(copied: nn.Module, inputs: Any) -> Run | Failure:
         tries.append(None)
-        return _record(copied, inputs, is_layer)
+        return _record(copied, inputs, {path: copied.get_submodule(path) for path in paths})
 
     found: Run | Failure | None = None
     for inputs in placements(model, _as_dict(example)):
@@ -53,8 +54,7 @@ def record_run(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Run | Fa
     return found
 
 
-def _record(model: nn.Module, inputs: Any, is_layer: IsLayer) -> Run | Failure:
-    layers = _outermost_layers(model, is_layer)
+def _record(model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module]) -> Run | Failure:
     recorder = _recorder(model, layers)
     tensors = _tensors_of(model)  # before the run, which may put others in their places
     try:

@@ -8,7 +8,7 @@ from torch import nn
 
 from stripefold.errors import StripefoldError
 from stripefold.surgery.held import held_by_functions
-from stripefold.surgery.modules import NO_COPY, is_sharded, unwrap_name, wrapped_inside
+from stripefold.surgery.modules import NO_COPY, is_sharded, uninitialized, unwrap_name, wrapped_inside
 
 
 def copy_of(model: nn.Module, in_place: str, error: type[StripefoldError]) -> nn.Module:
@@ -53,6 +53,9 @@ def check_bare(model: nn.Module, name: str, first: str, error: type[StripefoldEr
     """
     if not isinstance(model, nn.Module):
         raise error(f"{name} needs an nn.Module, got {type(model).__name__}")
+    lazy = uninitialized(model)
+    if lazy is not None:
+        raise error(lazy)
     wrapper = unwrap_name(model) or ("FSDP2 (fully_shard)" if is_sharded(model) else None)
     if wrapper is not None:
         raise error(f"the model is wrapped in {wrapper}: {first} first, then wrap it")

@@ -15,6 +15,7 @@ from stripefold.errors import TraceError
 from stripefold.surgery import flow
 from stripefold.surgery.example import examples_of
 from stripefold.surgery.graph import Call, Graph
+from stripefold.surgery.modules import uninitialized
 from stripefold.surgery.record_run import Failure, IsLayer, Run, describe, record_run
 from stripefold.surgery.residual import Tail, residual_tails
 from stripefold.surgery.unseen import expose_unseen
@@ -135,6 +136,9 @@ def trace(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Trace:
     Raises:
         TraceError: The model does not run on an example.
     """
+    lazy = uninitialized(model)
+    if lazy is not None:
+        raise TraceError(lazy)
     runs: list[Run] = []
     for each in examples_of(example):
         result = record_run(model, each, is_layer=is_layer)
@@ -153,5 +157,6 @@ def _error(model: nn.Module, example: Any, failure: Failure) -> TraceError:
     return TraceError(
         f"cannot trace {type(model).__name__}: the run failed {place} on the example {describe(example)} with "
         f"{type(error).__name__}: {message}. Give an example the model accepts: a tensor, a tuple of positional "
-        "arguments or a mapping of keyword arguments; a list holds several of such"
+        "arguments or a mapping of keyword arguments; a list holds several of such",
+        path=failure.path,
     )
