@@ -58,9 +58,34 @@ def _tables(study: Study, label: str, rows: Rows) -> Iterator[str]:
     epochs = sorted({round(share * last) for share in SHARES})
     seeds = "one seed" if len(rows) == 1 else f"mean over {len(rows)} seeds"
     yield f"#### {label}, {last} epochs ({seeds}, 512 test images)"
+    yield in_short(rows, last)
     for name, words in QUANTITIES.items():
         head = [words, *(f"epoch {epoch}" for epoch in epochs)]
         yield markdown(head, gate_rows(name, rows, epochs))
+
+
+def in_short(rows: Rows, last: int) -> str:
+    """Means over all gates and seeds, before training, after one epoch and at the end, in a sentence.
+
+    Args:
+        rows: Of each seed.
+        last: The last epoch.
+    """
+    words = {"stripe_index": "stripe index", "within_over_mean": "deviation over mean", "share_of_class": "class"}
+    parts = []
+    for name, word in words.items():
+        means = [_over_gates(rows, name, epoch) for epoch in (0, min(1, last), last)]
+        parts.append(
+            f"{word} {means[0]:.2f} before training, {means[1]:.2f} after one epoch, {means[2]:.2f} at the end"
+        )
+    end = {gate[0]: float(gate[1]) for gate in gate_rows("stripe_index", rows, [last])}
+    least, most = min(end, key=lambda gate: end[gate]), max(end, key=lambda gate: end[gate])
+    ends = f"lowest in {least} ({end[least]:.2f}) and highest in {most} ({end[most]:.2f})"
+    return f"Mean over the {len(end)} gates: {'; '.join(parts)}. At the end the index is {ends}."
+
+
+def _over_gates(rows: Rows, name: str, epoch: int) -> float:
+    return statistics.fmean(gate[name] for each in rows if epoch in each for gate in each[epoch])
 
 
 def gate_rows(name: str, rows: Rows, epochs: Sequence[int]) -> list[list[str]]:
