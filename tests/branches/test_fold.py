@@ -98,9 +98,12 @@ class Following(nn.Module):
         super().__init__()
         self.behind = behind
         self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(4)
-        self.gn = nn.GroupNorm(2, 4)
-        self.other = nn.BatchNorm2d(4)
+        if behind not in ("group", "nothing"):
+            self.bn = nn.BatchNorm2d(4)
+        if behind == "group":
+            self.gn = nn.GroupNorm(2, 4)
+        if behind in ("twice", "choice"):
+            self.other = nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -160,9 +163,14 @@ def test_a_bias_goes_into_the_running_mean() -> None:
 
 def test_a_bias_in_the_norm_of_one_of_two_paths_is_announced() -> None:
     model, x = following("choice"), images().abs()
-    with pytest.warns(UserWarning, match="Following may run other layers on other inputs: .* 'other' did not run"):
+    with pytest.warns(UserWarning) as warned:
         plain = sf.fold(model, example=x)
-    assert error(plain.eval()(x), model.eval()(x)) < EXACT
+    assert "'other' did not run on the example" in str(warned[0].message)
+    for each in (x, -x):
+        assert error(plain.eval()(each), model.eval()(each)) < EXACT
+    with pytest.warns(UserWarning, match=r"have a bias .* could take it: conv\.bias"):
+        plain, report = sf.fold(model, example=[x, -x], report=True)
+    assert "'bn' follows on one example and 'other' on another" in report.notes[0].why
 
 
 def test_without_an_example_the_bias_is_announced() -> None:
@@ -188,6 +196,7 @@ def test_a_batchnorm_that_cannot_take_a_bias() -> None:
     for change in ("tied", "patched", "untracked", "hooked"):
         model = following("norm")
         if change == "tied":
+            model.other = nn.BatchNorm2d(4).double()
             model.other.running_mean = model.bn.running_mean
         if change == "patched":
             model.bn.forward = type(model.bn).forward.__get__(model.bn)

@@ -259,7 +259,7 @@ def _check_adapters(model: nn.Module, found: Mapping[str, Foldable]) -> None:
 
 
 def _announce(report: FoldReport) -> None:
-    if report.unseen and any(_DID_NOT_RUN in note.why for note in report.left):
+    if report.unseen and any(_DID_NOT_RUN in note.why for note in report.notes):
         warnings.warn(
             f"{unseen_in_words(report.unseen)} {_DID_NOT_RUN}: what such a layer may meet was left as it "
             "is. To merge there as well, give example=[...], a list with an input for each way in which the model is "

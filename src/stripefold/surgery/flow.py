@@ -75,16 +75,18 @@ def follower(graph: Graph, name: str) -> Follower:
         return Follower(None, unlike)
     index = results[0]
     axis = channel_axis(graph.nodes[index])
+    exposed: str | None = None
     while True:
-        seen = graph.seen_outside(index)
-        if seen is not None:
-            return Follower(None, f"its output {seen.rstrip(',')}")
+        if index in graph.outputs:
+            return Follower(None, f"its output {graph.outputs[index]}")
+        exposed = exposed or graph.exposed.get(index)
         users = sorted(set(graph.consumers[index]))
         if len(users) != 1:
             return Follower(None, f"its output is used {len(users)} times")
         node = graph.nodes[users[0]]
         if node.kind == "layer":
-            return _only_call(graph, node, axis)
+            found = _only_call(graph, node, axis)
+            return Follower(None, f"its output {exposed.rstrip(',')}") if found.name and exposed else found
         after = axis_after(graph, index, users[0], axis) if node.name in RESHAPES else None
         if after is None:
             return Follower(None, f"{node.name!r} in {node.where or 'the model itself'} stands between")
