@@ -40,6 +40,7 @@ ROOM_LEVEL = {
     "training": 6,
     "bench": 6,
     "export": 6,
+    "onnx": 6,
     "robustness": 6,
     "sweep": 7,
     "cli": 8,

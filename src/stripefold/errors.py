@@ -55,6 +55,10 @@ class ExportError(StripefoldError):
     """A deployed file could not be written or checked; no file is left behind."""
 
 
+class OnnxError(StripefoldError):
+    """An ONNX file is missing, damaged, unsafe, or of a kind that cannot be baked."""
+
+
 class AdapterError(StripefoldError):
     """An adapter file does not belong to this model, or is not an adapter."""
 

@@ -82,7 +82,8 @@ def test_encoder_with_padding(tokens: Tensor) -> None:
     model = scatter_(sf.attach(backbone, where="affine", example=example)).train()
     model(**example).square().mean().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "gates" in name)
-    plain = sf.fold(model, example=example)
+    with pytest.warns(UserWarning, match="the folded model is right, but as deployed, output differs"):
+        plain = sf.fold(model, example=example)  # torch's fused path clears what the padding hides
     with torch.no_grad():
         found, expected = plain.eval()(**example), model.eval()(**example)
         assert error(found[:, :3], expected[:, :3]) < 1e-10

@@ -142,7 +142,7 @@ LAYERS = {
         lambda: prune.l1_unstructured(nn.Conv2d(8, 8, 1), "weight", 0.5), r"prune recomputes .*\(layer, 'weight'\)"
     ),
     "quantized": (quantized_linear, r"it is quantized \(Linear\): attach, train and fold in floating point"),
-    "lazy": (lambda: nn.LazyBatchNorm2d(), "it is lazy and its parameters have no shape yet"),
+    "lazy": (lambda: nn.LazyBatchNorm2d(), "is lazy and has no weights yet: run the model once"),
     "unknown type": (lambda: OwnNorm(8), r"no rule for .*\(exact type\): .*rule\(OwnNorm, like=nn.BatchNorm2d"),
     "no parameters": (lambda: nn.ReLU(), "ReLU has no affine part"),
     "activation inside": (lambda: Scaled(), "Scaled has no affine part"),

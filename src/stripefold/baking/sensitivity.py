@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the search serves networks that need no torch
+    from torch import Tensor
 
-from stripefold.stripe.report import StripeReport
+    from stripefold.stripe.report import StripeReport
 
 Measure = Callable[[Collection[str]], float]
 """The metric (higher is better) with these gates constant and the others as they are."""
@@ -43,7 +44,7 @@ def prior(mean: Tensor, variance: Tensor, energy: Tensor | None) -> float:
     Returns:
         0 for a gate that is constant; infinite for one whose mean is 0.
     """
-    weight = torch.ones_like(mean) if energy is None else energy.to(mean)
+    weight = mean.new_ones(mean.shape) if energy is None else energy.to(mean)
     lost, kept = float((weight * variance).sum()), float((weight * mean.square()).sum())
     if not lost:
         return 0.0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.cli.arguments import Device, Size, check_device, own_place
-from stripefold.cli.output import check_weights_file, make_folder, print_line
+from stripefold.cli.onnx_files import Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
+from stripefold.cli.output import check_weights_file, make_folders, print_line
 from stripefold.errors import BakeError, ConfigError
 
 if TYPE_CHECKING:
@@ -27,14 +28,17 @@ _RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
 
 def bake(
     source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, or a model's name.")
+        str,
+        typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, an ONNX file, a model's name."),
     ],
     *,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The safetensors file to write; none: only tell.")
+        Path | None,
+        typer.Option("-o", "--output", help="The safetensors or ONNX file to write; none: only tell."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="folder:PATH, cifar10, digits ...; the run's own if not given.")
+        str | None,
+        typer.Option(help="folder:PATH, cifar10, digits ...; for ONNX also FILE.npz, FILE.py:FUNCTION."),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights of a model that is given by name.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
@@ -43,7 +47,10 @@ def bake(
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
     ] = None,
-    constants: Annotated[str, typer.Option(help="mean, energy, or descriptor.")] = "mean",
+    constants: Annotated[
+        str | None,
+        typer.Option(help="mean (the default), energy, descriptor; ONNX: least-squares (the default), mean."),
+    ] = None,
     to: Annotated[str, typer.Option(help="plain, or asr: trainable gates that start there.")] = "plain",
     where: Annotated[list[str] | None, typer.Option(help="A glob of gate names; may be given again.")] = None,
     max_drop: Annotated[
@@ -56,8 +63,19 @@ def bake(
     speed: Annotated[bool, typer.Option("--speed", help="Also measure a forward pass before and after.")] = False,
     device: Device = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    preprocess: Preprocess = None,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
+    options: dict[str, Any] = {"where": where or None, "max_drop": max_drop, "speed": speed}
+    options |= {} if constants is None else {"constants": constants}
+    if is_onnx(source):
+        refuse({"--weights": weights, "--pretrained": pretrained, "--size": size, "--test-images": test_images})
+        refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
+        refuse({"--device": device != "cpu"})
+        options |= {"max_images": images, "progress": _tell}
+        bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
+        return
+    refuse_preprocess(preprocess)
     if output is not None:
         check_weights_file(output, overwrite=overwrite)
     if recalibrate not in _RECALIBRATE:
@@ -69,20 +87,10 @@ def bake(
 
     given = _given(source, data, weights, size, pretrained=pretrained)
     _check_to(given, to, output)
-    for folder in (report, None if output is None else output.parent):
-        if folder is not None:
-            make_folder(folder)
+    make_folders(report, output)
     calibration, test = _images(given, images, test_images, place)
-    options: dict[str, Any] = {
-        "constants": constants,
-        "to": to,
-        "where": where or None,
-        "max_drop": max_drop,
-        "validation": test,
-        "recalibrate": _RECALIBRATE[recalibrate],
-        "finetune": _finetune(given, finetune_epochs, finetune_rate),
-        "speed": speed,
-    }
+    options |= {"to": to, "validation": test, "recalibrate": _RECALIBRATE[recalibrate]}
+    options["finetune"] = _finetune(given, finetune_epochs, finetune_rate)
     with joined(place) as group:
         tell = _tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)

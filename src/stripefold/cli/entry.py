@@ -28,6 +28,7 @@ EXTRA_OF = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "onnx_ir": "export",
     "ray": "sweep",
     "pyarrow": "sweep",
 }

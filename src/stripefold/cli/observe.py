@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.cli.arguments import Device, Size, check_device, own_place
+from stripefold.cli.onnx_files import Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
 from stripefold.cli.output import print_line, tell_written
 from stripefold.errors import ConfigError
 
@@ -31,11 +32,13 @@ _LINE_EVERY = 10.0  # seconds, where standard error is no terminal
 
 def observe(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RUN", help="A run's folder, one of its files, or a model's name.")
+        str,
+        typer.Argument(metavar="MODEL_OR_RUN", help="A run's folder, one of its files, an ONNX file, a model's name."),
     ],
     *,
     data: Annotated[
-        str | None, typer.Option(help="folder:PATH, cifar10, digits ... or noise; the run's own if not given.")
+        str | None,
+        typer.Option(help="folder:PATH, cifar10, digits ... or noise; for ONNX also FILE.npz, FILE.py:FUNCTION."),
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
     images: Annotated[int, typer.Option(min=1, help="How many test images, at even distances.")] = 512,
@@ -51,10 +54,18 @@ def observe(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
     size: Size = None,
     device: Device = "cpu",
+    preprocess: Preprocess = None,
 ) -> None:
     """Find every channel attention of a model and show how much its scales vary from image to image."""
-    import json
-
+    if is_onnx(model):
+        refuse({"--data-dir": data_dir, "--pretrained": pretrained, "--size": size, "--device": device != "cpu"})
+        with _Progress(images, told=True) as progress:
+            wanted: dict[str, Any] = {"images": images, "by_class": by_class, "progress": progress.seen}
+            report = observe_onnx(Path(model), data, preprocess, **wanted)
+            page = None if out is None else _write(report, out, model, progress.writing)
+        _print(report, page, as_json=as_json)
+        return
+    refuse_preprocess(preprocess)
     import stripefold as sf
     from stripefold.processes import joined
 
@@ -75,6 +86,12 @@ def observe(
         if not place.first:
             return
         page = None if out is None else _write(report, out, model, paper, progress.writing)
+    _print(report, page, as_json=as_json)
+
+
+def _print(report: StripeReport, page: Path | None, *, as_json: bool) -> None:
+    import json
+
     print_line(json.dumps(_brief(report), allow_nan=False) if as_json else report)
     if page is not None:
         tell_written(page, aside=as_json)

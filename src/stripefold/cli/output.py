@@ -49,6 +49,17 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"cannot write into {folder}: {reason}; choose another folder") from error
 
 
+def make_folders(report: Path | None, output: Path | None) -> None:
+    """Make the folder of a report, and the one that a file goes into.
+
+    Raises:
+        ConfigError: one cannot be made, or is a file.
+    """
+    for folder in (report, None if output is None else output.parent):
+        if folder is not None:
+            make_folder(folder)
+
+
 def check_weights_file(output: Path, *, overwrite: bool) -> None:
     """Refuse, before the work, a name under which no command would read the weights, and a file that is there.
 

@@ -29,7 +29,8 @@ def float64_copy(model: nn.Module) -> nn.Module:
     Raises:
         RuntimeError, TypeError, pickle.PickleError: what ``copy.deepcopy`` raises on a model that cannot be copied.
     """
-    copied: nn.Module = copy.deepcopy(model)._apply(widened)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        copied: nn.Module = copy.deepcopy(model)._apply(widened)  # type: ignore[no-untyped-call]
     return copied
 
 

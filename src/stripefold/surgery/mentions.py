@@ -56,7 +56,8 @@ def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
             break
         for name, value in vars(kind).items():
             functions = list(functions_in(value))
-            goes_on = goes_on or any("super" in code_names(each.__code__) for each in functions)
+            calls_super = any("super" in code_names(each.__code__) for each in functions)
+            goes_on = goes_on or (calls_super and name != "__init__")
             if name in names_so_far:
                 replaced += functions if name not in ("__init__", "__repr__") else []
             else:

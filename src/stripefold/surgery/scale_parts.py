@@ -95,6 +95,7 @@ class Search:
     parts: list[Part] = field(default_factory=list)
     nonnegative: bool = False
     eval_only: bool = False
+    _moved_by: list[tuple[int, str]] = field(default_factory=list)
 
     def target(self) -> Target:
         """What was found."""
@@ -118,8 +119,7 @@ class Search:
             node = self.graph.nodes[min(others)]
             what = repr(node.name) if node.kind == "layer" else f"{node.name!r} in {place(node)}"
             raise DoesNotCommuteError(f"what is {moved} is used un{moved}, too, by {what}")
-        if index in self.graph.exposed:
-            raise DoesNotCommuteError(f"what is {moved} {self.graph.exposed[index]} un{moved}, too")
+        self._moved_by.append((index, moved))
 
     def carriers(self, operands: Iterable[int], node: Node) -> list[int]:
         """The operands that have the result's shape without having been expanded to it."""
@@ -171,6 +171,9 @@ class Search:
         Raises:
             DoesNotCommuteError: the scale lies along another axis.
         """
+        for value, moved in self._moved_by:  # last, so that another reason comes first
+            if value in self.graph.exposed:
+                raise DoesNotCommuteError(f"what is {moved} {self.graph.exposed[value]} un{moved}, too")
         shape, axis = channels
         index = index_along(pattern, shape, axis % len(shape)) if len(shape) > 1 else None
         if index is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard, TypeVar
 
@@ -46,9 +47,9 @@ class StandIn(nn.Module):
     """A module that is an instance of its own class, and reads as one of the class of the layer it stands for."""
 
     @property
+    @abstractmethod
     def stands_for(self) -> nn.Module | None:
         """The layer; None while there is none yet."""
-        raise NotImplementedError
 
     def _read_class(self) -> type:
         frame = sys._getframe(1)
