@@ -57,12 +57,13 @@ def observe(
     preprocess: Preprocess = None,
 ) -> None:
     """Find every channel attention of a model and show how much its scales vary from image to image."""
+    _check_paper(paper, out)
     if is_onnx(model):
         refuse({"--data-dir": data_dir, "--pretrained": pretrained, "--size": size, "--device": device != "cpu"})
         with _Progress(images, told=True) as progress:
             wanted: dict[str, Any] = {"images": images, "by_class": by_class, "progress": progress.seen}
             report = observe_onnx(Path(model), data, preprocess, **wanted)
-            page = None if out is None else _write(report, out, model, progress.writing)
+            page = None if out is None else _write(report, out, model, paper, progress.writing)
         _print(report, page, as_json=as_json)
         return
     refuse_preprocess(preprocess)
@@ -71,7 +72,6 @@ def observe(
 
     place, device = own_place(device)
     check_device(device)
-    _check_paper(paper, out)
     changes = {name: value for name, value in (("data", data), ("data_dir", data_dir)) if value is not None}
     if _is_path(model):
         if pretrained or size is not None:
