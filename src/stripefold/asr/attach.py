@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from stripefold.asr.build import Chains
-from stripefold.asr.config import Form, GateConfig, Init, Psi
+from stripefold.asr.config import Form, GateConfig, Init, Psi, Start
 from stripefold.asr.plan import Planned, as_listed, check_inside_blocks, plan_gates
 from stripefold.asr.select import Selection, Where, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
@@ -34,6 +34,7 @@ def attach(
     psi: Psi = None,
     init: Init = "paper",
     freeze: Sequence[str] = (),
+    start: Start = "live",
     example: Example | None = None,
     attention_options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -41,7 +42,7 @@ def attach(
 
     Takes the arguments of ``attach_`` and raises the same errors.
     """
-    config = _config(attention, form, repeats, psi, init, freeze, attention_options)
+    config = _config(attention, form, repeats, psi, init, freeze, start, attention_options)
     return _attach(_copied(model), where, config, _Known(example), in_place=False)
 
 
@@ -55,6 +56,7 @@ def attach_(
     psi: Psi = None,
     init: Init = "paper",
     freeze: Sequence[str] = (),
+    start: Start = "live",
     example: Example | None = None,
     attention_options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -74,6 +76,9 @@ def attach_(
         psi: start of psi; None is the attention's own (0.1 as in the reference code, 1 for "scale", 0 for "shift").
         init: "paper", or "identity": the model computes the same right after attaching.
         freeze: which of "psi" and "theta" do not train.
+        start: "live", or "reference": hidden units as they are drawn. A unit that psi does not reach at the start never
+            learns; the reference code has such units, and whole gates of them. "live" sees to it that every gate has
+            some that learn.
         example: an input for the trace behind "residual" and "positions" (whose gates are for its resolution): tensor,
             tuple of arguments or dict of keyword arguments; inferred for timm, torchvision, transformers and our own
             networks.
@@ -89,15 +94,22 @@ def attach_(
 
     Source: ASR, Huang et al. 2024, section 3; reference code ``ASRBatchNorm2d``.
     """
-    config = _config(attention, form, repeats, psi, init, freeze, attention_options)
+    config = _config(attention, form, repeats, psi, init, freeze, start, attention_options)
     _check_bare(model)
     return _attach(model, where, config, _Known(example), in_place=True)
 
 
 def _config(*values: Any) -> GateConfig:
-    attention, form, repeats, psi, init, freeze, options = values
+    attention, form, repeats, psi, init, freeze, start, options = values
     return GateConfig(
-        attention=attention, form=form, repeats=repeats, psi=psi, init=init, freeze=freeze, options=options or {}
+        attention=attention,
+        form=form,
+        repeats=repeats,
+        psi=psi,
+        init=init,
+        freeze=freeze,
+        start=start,
+        options=options or {},
     )
 
 
