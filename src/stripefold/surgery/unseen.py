@@ -23,6 +23,10 @@ _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, n
 _NEUTRAL_NAMES = frozenset({"DropPath", "StochasticDepth", "PatchDropout", "DropBlock2d"})
 
 
+DID_NOT_RUN = "did not run on the example"
+"""Part of every reason that hangs on such a layer."""
+
+
 @dataclass
 class _Tree:
     """A model's modules by all of their paths.
@@ -73,7 +77,7 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
             if not may_call(tree.modules[caller], path.removeprefix(f"{caller}." if caller else "").split(".")[0]):
                 continue
             unseen[tree.name(path)] = None
-            reason = f"may meet {path!r}, which did not run on the example,"
+            reason = f"may meet {path!r}, which {DID_NOT_RUN},"
             for graph in graphs:
                 _expose(graph, graph.visible.get(caller, ()), reason)
         elif module._modules:
@@ -112,11 +116,12 @@ def _is_used(path: str, module: nn.Module, graphs: Sequence[Graph]) -> bool:
 
 def _expose_shared(tree: _Tree, path: str, graphs: Sequence[Graph]) -> None:
     """A module that did not run, and holds by another path what did run: there it meets other neighbours."""
-    reason = f"is handled by {path!r}, too, which did not run on the example,"
+    reason = f"is handled by {path!r}, too, which {DID_NOT_RUN},"
     inside = f"{path}."
+    own = (inside, f"{tree.name(path)}.")  # by whichever path it is known
     for inner in [each for each in tree.modules if each.startswith(inside)]:
         name = tree.name(inner)
-        if name == inner or name.startswith(inside) or name not in tree.called:
+        if name == inner or name.startswith(own) or name not in tree.called:
             continue
         for graph in graphs:
             _expose(graph, _around(graph, name), reason)
