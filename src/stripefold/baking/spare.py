@@ -118,10 +118,9 @@ class _RunParts:
         return frozenset(node.name for node in nodes if node.kind == "layer")
 
     def exposed(self, gate: ChannelGate) -> str | None:
-        """Why another path may compute a gate otherwise."""
-        reasons = (self._graph.exposed.get(index) for index in sorted(self._only_for(gate.gate)))
-        why = next((reason for reason in reasons if reason is not None), None)
-        return None if why is None else f"what computes it {why.rstrip(',')}"
+        """Why other layers may compute a gate on another path."""
+        found = sorted(self._only_for(gate.gate) & self._graph.meets_weights)
+        return f"what computes it {self._graph.exposed[found[0]].rstrip(',')}" if found else None
 
     def modules(self, gate: ChannelGate) -> dict[str, tuple[int, ...]]:
         """The modules that serve a gate alone -> the shape of what each returns for one sample."""

@@ -79,7 +79,7 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
             unseen[tree.name(path)] = None
             reason = f"may meet {path!r}, which {DID_NOT_RUN},"
             for graph in graphs:
-                _expose(graph, graph.visible.get(caller, ()), reason)
+                _expose(graph, graph.visible.get(caller, ()), reason, weighted=any(True for _ in module.parameters()))
         elif module._modules:
             _expose_shared(tree, path, graphs)
     return tuple(unseen)
@@ -124,7 +124,7 @@ def _expose_shared(tree: _Tree, path: str, graphs: Sequence[Graph]) -> None:
         if name == inner or name.startswith(own) or name not in tree.called:
             continue
         for graph in graphs:
-            _expose(graph, _around(graph, name), reason)
+            _expose(graph, _around(graph, name), reason, weighted=True)
 
 
 def _around(graph: Graph, name: str) -> Iterator[int]:
@@ -136,8 +136,11 @@ def _around(graph: Graph, name: str) -> Iterator[int]:
         yield from (index, *graph.nodes[index].inputs)
 
 
-def _expose(graph: Graph, values: Iterable[int], reason: str) -> None:
+def _expose(graph: Graph, values: Iterable[int], reason: str, *, weighted: bool) -> None:
     for index in values:
+        if weighted and index not in graph.meets_weights:
+            graph.meets_weights.add(index)
+            graph.exposed[index] = reason
         graph.exposed.setdefault(index, reason)
 
 
