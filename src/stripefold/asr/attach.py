@@ -171,7 +171,7 @@ def _swap_in(model: nn.Module, planned: Sequence[Planned], known: _Known) -> nn.
             replacements[each.candidate.module] = site
     root = replace_modules(model, replacements)
     try:
-        after = None if before is None else steps_of(root, known.example, [])
+        after = steps_of(root, known.example, []) if isinstance(before, list) else None
         check_same_steps(before, after, "its layers carry gates", AttachError)
     except BaseException:
         _take_out(root, planned, replacements)

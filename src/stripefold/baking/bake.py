@@ -46,7 +46,8 @@ def bake(
     Args:
         model: any trained model; it stays as it is, and all runs are those of a copy in evaluation mode.
         data: calibration batches, as ``observe`` takes them; read more than once, so no generator.
-        example: input for the trace; None takes it from the data.
+        example: input for the trace; None takes it from the data. A list holds several inputs, one for each way in
+            which the model is used: a constant folds only where it is exact on all of them.
         constants: "mean" of v over the images; "energy", or "least-squares": weighted by the energy of what is scaled,
             which leaves the least squared error of that; or "descriptor": the attention's own function of the mean
             descriptor, which is also where the gates of ``to="asr"`` start.

@@ -124,7 +124,7 @@ def _swap_in(model: nn.Module, convolutions: Mapping[str, nn.Module], blocks: Ma
         move_call_hooks(convolution, blocks[name])
     root = replace_modules(model, {convolutions[name]: block for name, block in blocks.items()})
     try:
-        after = None if before is None else steps_of(root, None, [])
+        after = steps_of(root, None, []) if isinstance(before, list) else None
         check_same_steps(before, after, "its convolutions are blocks", BranchError)
     except BaseException:
         replace_modules(root, {block: convolutions[name] for name, block in blocks.items()})

@@ -32,11 +32,10 @@ from stripefold.surgery.modules import (
     unwrap_name,
     unwrapped,
 )
-from stripefold.surgery.unseen import unseen_in_words
+from stripefold.surgery.unseen import DID_NOT_RUN, unseen_in_words
 
 Check = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"
-_DID_NOT_RUN = "did not run on the example"
 
 
 @overload
@@ -259,9 +258,9 @@ def _check_adapters(model: nn.Module, found: Mapping[str, Foldable]) -> None:
 
 
 def _announce(report: FoldReport) -> None:
-    if report.unseen and any(_DID_NOT_RUN in note.why for note in report.notes):
+    if report.unseen and any(DID_NOT_RUN in note.why for note in report.notes):
         warnings.warn(
-            f"{unseen_in_words(report.unseen)} {_DID_NOT_RUN}: what such a layer may meet was left as it "
+            f"{unseen_in_words(report.unseen)} {DID_NOT_RUN}: what such a layer may meet was left as it "
             "is. To merge there as well, give example=[...], a list with an input for each way in which the model is "
             "used",
             stacklevel=3,
