@@ -15,6 +15,7 @@ from stripefold.folding.outputs import compared
 from stripefold.folding.run import call, place, run_both
 from stripefold.surgery.example import Example, examples_of
 from stripefold.surgery.float64 import float64_copy, is_float64
+from stripefold.surgery.interruptible import Interruptible
 from stripefold.surgery.modules import NO_COPY, first_parameter, uninitialized
 from stripefold.surgery.undisturbed import on_copies
 
@@ -102,28 +103,29 @@ def verify(
     Below float64 the truth is a float64 copy of ``model`` (with its own, rounded weights): an error is only an error
     if it is larger than what rounding does to the reference itself.
     """
-    dtype = _common_dtype(model, other)
-    reports: list[EquivalenceReport] = []
-    empty: NothingComparedError | None = None
-    for each in examples_of(inputs):
-        try:
-            reports.append(_compared(model, other, each, dtype, tolerance))
-        except NothingComparedError as error:
-            empty = error
-    if empty is not None and not reports:
-        raise empty
-    worst = max(range(len(reports)), key=lambda k: (not reports[k].passed, reports[k].error))
-    report = replace(
-        reports[worst],
-        inputs=len(reports),
-        worst_input=worst,
-        fast_path=next((each.fast_path for each in reports if each.fast_path is not None), None),
-    )
-    if raise_on_mismatch and not report.passed:
-        raise VerifyError(
-            f"{report}. Worst at {report.worst_output}. First layer that differs: {_first_difference(report)}"
+    with Interruptible():
+        dtype = _common_dtype(model, other)
+        reports: list[EquivalenceReport] = []
+        empty: NothingComparedError | None = None
+        for each in examples_of(inputs):
+            try:
+                reports.append(_compared(model, other, each, dtype, tolerance))
+            except NothingComparedError as error:
+                empty = error
+        if empty is not None and not reports:
+            raise empty
+        worst = max(range(len(reports)), key=lambda k: (not reports[k].passed, reports[k].error))
+        report = replace(
+            reports[worst],
+            inputs=len(reports),
+            worst_input=worst,
+            fast_path=next((each.fast_path for each in reports if each.fast_path is not None), None),
         )
-    return report
+        if raise_on_mismatch and not report.passed:
+            raise VerifyError(
+                f"{report}. Worst at {report.worst_output}. First layer that differs: {_first_difference(report)}"
+            )
+        return report
 
 
 def _compared(
