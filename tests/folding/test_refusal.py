@@ -53,6 +53,16 @@ def assigned() -> nn.Module:
     return layer
 
 
+def complex_weight() -> nn.Module:
+    return nn.Linear(3, 4, dtype=torch.complex64)
+
+
+def complex_statistics() -> nn.Module:
+    layer = nn.BatchNorm1d(3)
+    layer.running_mean = torch.zeros(3, dtype=torch.complex128)
+    return layer
+
+
 def integer_weight() -> nn.Module:
     layer = nn.Linear(3, 4)
     layer.weight = nn.Parameter(torch.zeros(4, 3, dtype=torch.int8), requires_grad=False)
@@ -76,6 +86,8 @@ CASES = [
     (patched, "forward is replaced on the instance.*restore"),
     (assigned, "'weight' is not one of its own parameters"),
     (integer_weight, "is quantized .Linear.*then quantize"),
+    (complex_weight, "its 'weight' is complex .torch.complex64.*leave it out"),
+    (complex_statistics, "its 'running_mean' is complex .torch.complex128"),
 ]
 
 

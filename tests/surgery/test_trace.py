@@ -32,6 +32,11 @@ class Net(nn.Module):
         return self.run(self, x)
 
 
+def half(m: Net, x: Tensor) -> Tensor:
+    """A layer's output beside something else."""
+    return torch.cat([x, m.conv(x)], 1)
+
+
 def traced(forward: Callable[[Net, Tensor], Tensor]) -> Trace:
     return trace(Net(forward), torch.randn(2, 4, 8, 8), is_layer=is_affine)
 
@@ -104,6 +109,24 @@ def test_not_followed(forward: Callable[[Net, Tensor], Tensor], why: str):
         pytest.param(lambda m, x: m.norm(m.conv(x).relu()), "norm", id="relu"),
         pytest.param(lambda m, x: m.norm(m.conv(x) * m.scale), "norm", id="times a parameter"),
         pytest.param(lambda m, x: m.wide(torch.cat([m.conv(x), x], 1)), "wide", id="concatenated"),
+        pytest.param(
+            lambda m, x: m.wide(half(m, x).unflatten(1, (2, 4))[:, :, 1:].repeat(1, 2, 1, 1, 1).flatten(1, 2)[:, :8]),
+            None,
+            id="cut",
+        ),
+        pytest.param(
+            lambda m, x: m.wide(half(m, x).unflatten(1, (4, 2)).mT.mT.flatten(1, 2)), "wide", id="turned twice"
+        ),
+        pytest.param(
+            lambda m, x: m.wide(half(m, x).view(2, 2, 4, 8, 8).transpose(1, 2).reshape(x.shape[0], 8, 8, 8)),
+            "wide",
+            id="shuffled by hand",
+        ),
+        pytest.param(lambda m, x: m.wide(half(m, x).flatten(2).unflatten(2, (8, 8))), "wide", id="joined, reshaped"),
+        pytest.param(lambda m, x: m.norm(torch.cat([torch.empty(0), m.conv(x)], 1)), "norm", id="joined to nothing"),
+        pytest.param(lambda m, x: m.norm(torch.cat([m.conv(x), x], 2)), None, id="joined along rows"),
+        pytest.param(lambda m, x: m.norm(half(m, x).view(4, 4, 8, 8)), None, id="joined, then stacked"),
+        pytest.param(lambda m, x: m.norm(half(m, x).view(2, 4, 2, 8, 8).sum(2)), None, id="joined, then added"),
         pytest.param(lambda m, x: (y := m.conv(x), m.norm(y) + m.instance(y))[1], "norm", id="two norms"),
         pytest.param(lambda m, x: m.group(m.conv(x)), None, id="group norm"),
         pytest.param(lambda m, x: m.norm(m.conv(x).sigmoid()), None, id="sigmoid"),

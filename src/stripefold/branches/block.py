@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,22 @@ class BranchBlock(StandIn, Foldable):
             total = output if total is None else total + output
         assert total is not None
         return total
+
+    def __getattr__(self, name: str) -> Any:
+        """What the convolution's class offers besides a call (``_conv_forward``), on the folded weight."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            layer = self.stands_for
+            # An error inside a property of the block's own comes here, too; and to start anew is for its branches.
+            if layer is None or name.startswith("__") or name == "reset_parameters" or hasattr(BranchBlock, name):
+                raise
+            if name in vars(layer):
+                return vars(layer)[name]
+            offered = inspect.getattr_static(type(layer), name, None)
+            if not hasattr(offered, "__get__"):
+                raise
+            return offered.__get__(self, type(self))
 
     @property
     def stands_for(self) -> nn.Module | None:

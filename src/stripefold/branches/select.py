@@ -13,6 +13,7 @@ from stripefold.branches.grid import Grid
 from stripefold.branches.registry import Kind
 from stripefold.errors import BranchError
 from stripefold.folding.refusal import altered, refusal_in
+from stripefold.folding.same_steps import used_without_call
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.globs import close_names, matching, renamed
 from stripefold.surgery.held import held_by_functions, why_held
@@ -42,9 +43,11 @@ def select(model: nn.Module, kind: Kind, where: Where, options: Mapping[str, Any
     modules = _outside_blocks(model)
     names = _names(model, modules, where)
     owners, held = tensor_owners(model), held_by_functions(model)
-    chosen = Chosen()
+    chosen, used = Chosen(), used_without_call(model, [modules[name] for name in names])
     for name in names:
         reason = _refusal(name, modules[name], kind, options, owners) or why_held(modules[name], held)
+        if name in used:
+            reason = reason or "its weight is used without calling it, and a block's branches run by a call only"
         if reason is None:
             chosen.convolutions[name] = modules[name]
         else:

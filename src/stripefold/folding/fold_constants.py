@@ -115,6 +115,8 @@ class _Folding:
         neutral = _NEUTRAL[constant.kind]
         value = self.traced.ledger.read(tensor).flatten()
         hindrance = next((each.hindrance for _, each in everywhere.runs if each.hindrance is not None), None)
+        if tensor.is_complex():  # which makes the map complex as well, even where it is ones
+            hindrance = f"it is complex ({tensor.dtype}), and only real numbers are folded"
         trivial = bool((value == neutral).all()) and hindrance is None
         if trivial and not constant.whole:
             self._empty(everywhere)

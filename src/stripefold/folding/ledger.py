@@ -36,8 +36,10 @@ class Ledger:
         self._changes: list[_Exchanged | dict[nn.Module, nn.Module]] = []
 
     def read(self, tensor: Tensor) -> Tensor:
-        """The tensor in float64, as exactly as it is known."""
-        return self._exact[id(tensor)][1] if id(tensor) in self._exact else tensor.detach().double()
+        """The tensor in float64, or complex128, as exactly as it is known."""
+        if id(tensor) in self._exact:
+            return self._exact[id(tensor)][1]
+        return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
 
     def note(self, tensor: Tensor, exact: Tensor) -> None:
         """Say what a tensor was before it was rounded."""

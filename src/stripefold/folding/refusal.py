@@ -66,7 +66,7 @@ def refusal_under(layer: nn.Module, rule: Rule) -> str | None:
 
 def altered(layer: nn.Module) -> str | None:
     """Why a layer does not compute what its type says with the parameters it has, or None."""
-    reasons = (question(layer) for question in (_not_ready, _reparametrized, _quantized, _patched))
+    reasons = (question(layer) for question in (_not_ready, _reparametrized, _quantized, _complex, _patched))
     return next((reason for reason in reasons if reason is not None), None)
 
 
@@ -118,6 +118,14 @@ def _quantized(layer: nn.Module) -> str | None:
     room = type(weight.data).__module__ if isinstance(weight, Tensor) else ""
     if key.startswith(_QUANTIZED_ROOMS) or is_integer or room.startswith(_QUANTIZED_ROOMS):
         return f"it is quantized ({type(layer).__name__}): attach, train and fold in floating point, then quantize"
+    return None
+
+
+def _complex(layer: nn.Module) -> str | None:
+    for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+        if tensor is not None and tensor.is_complex():
+            kind = f"its {key!r} is complex ({tensor.dtype}), and only real numbers are folded"
+            return f"{kind}: leave it out with where=..."
     return None
 
 

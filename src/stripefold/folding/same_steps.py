@@ -46,6 +46,20 @@ def steps_of(model: nn.Module, example: Example | None, layers: Collection[nn.Mo
     ]
 
 
+def used_without_call(model: nn.Module, layers: Collection[nn.Module]) -> frozenset[str]:
+    """Those of some layers whose weight the model uses on its example without calling them; none without an example."""
+    example = infer_example(model)
+    if example is None:
+        return frozenset()
+    chosen = {id(layer) for layer in layers}
+    try:
+        recorded = trace(model, example, is_layer=lambda module: id(module) in chosen)
+    except TraceError:
+        return frozenset()
+    implicit = {call.name for graph in recorded.graphs for call in graph.calls if call.implicit}
+    return recorded.read | implicit
+
+
 def check_same_steps(before: Steps | None, after: Steps | None, once: str, error: type[StripefoldError]) -> None:
     """See that a model does what it did.
 

@@ -12,7 +12,8 @@ from stripefold.errors import VerifyError
 from stripefold.folding.as_deployed import fast_path_difference
 from stripefold.folding.judge import NothingComparedError, agreement, judge
 from stripefold.folding.outputs import compared
-from stripefold.folding.run import call, place, run_both
+from stripefold.folding.run import DoesNotRunError, call, place, run_both
+from stripefold.surgery.borrowed import borrowed_object
 from stripefold.surgery.example import Example, examples_of
 from stripefold.surgery.float64 import float64_copy, is_float64
 from stripefold.surgery.modules import NO_COPY, first_parameter, uninitialized
@@ -110,6 +111,8 @@ def verify(
             reports.append(_compared(model, other, each, dtype, tolerance))
         except NothingComparedError as error:
             empty = error
+        except DoesNotRunError as error:
+            raise DoesNotRunError(f"{error}{_borrowed(model, other)}") from error
     if empty is not None and not reports:
         raise empty
     worst = max(range(len(reports)), key=lambda k: (not reports[k].passed, reports[k].error))
@@ -122,8 +125,20 @@ def verify(
     if raise_on_mismatch and not report.passed:
         raise VerifyError(
             f"{report}. Worst at {report.worst_output}. First layer that differs: {_first_difference(report)}"
+            f"{_borrowed(model, other)}"
         )
     return report
+
+
+def _borrowed(model: nn.Module, other: nn.Module) -> str:
+    """An object of the one that a function of the other uses, as the reason why they differ, or nothing."""
+    found = borrowed_object(other, model) or borrowed_object(model, other)
+    if found is None:
+        return ""
+    return (
+        f". {found}, so that it reads and writes there and not in its own: let it take what it uses from the module "
+        "that it is called with, or work in place: fold_(model, check=False)"
+    )
 
 
 def _compared(

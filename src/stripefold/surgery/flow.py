@@ -147,15 +147,16 @@ def _normalises(node: Node) -> bool:
 def _scaled_after(graph: Graph, source: int, user: int, pattern: Tensor) -> Tensor | None:
     """The pattern of a positive scale behind an operation that commutes with it, or None."""
     before, node = graph.nodes[source], graph.nodes[user]
-    moving = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role != "constant"]
-    if node.kind == "layer" or len(moving) != 1:
-        # Beside what others bring, in a concatenation, the channels are cancelled all the same.
-        return pattern if node.name in JOINS and not _varies_but(pattern, 1) else None
+    if node.kind == "layer":
+        return None
+    if node.name in JOINS:  # beside what others bring, the channels are cancelled all the same
+        shapes = [graph.nodes[i].shape for i in node.inputs]
+        return joined([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
+    if len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
+        return None
     if node.name in PRODUCTS:
         return aligned(pattern, len(node.shape))
     try:
-        if node.name in JOINS:
-            return joined([pattern], [before.shape], joining_axis(node))
         return passed(node, before.shape, pattern)
     except DoesNotCommuteError:
         return None

@@ -61,7 +61,7 @@ def _held(value: Any, above: tuple[Any, ...]) -> Iterator[nn.Module]:
     elif is_helper(value) and not isinstance(value, functools.partial):
         items = list(vars(value).values())
     else:
-        for module in _inside(value):
+        for module in inside(value):
             if isinstance(module, nn.Module):
                 yield module
             else:
@@ -72,14 +72,15 @@ def _held(value: Any, above: tuple[Any, ...]) -> Iterator[nn.Module]:
             yield from _held(item, above)
 
 
-def _inside(value: Any) -> list[Any]:
-    """What a function holds on to; nothing for any other value."""
+def inside(value: Any) -> list[Any]:
+    """What a function holds on to: its closure, its default arguments; nothing for any other value."""
     if isinstance(value, MethodType):
         return [value.__self__]
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, FunctionType):
-        return [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     return []
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from stripefold.surgery.operations import names
 
 # Ways to reach an attribute without naming it.
-_ANY = names(
+ANY = names(
     "getattr _modules children named_children modules named_modules get_submodule __getattr__ __dict__ vars eval exec "
     "ModuleList ModuleDict"
 )
@@ -20,25 +21,40 @@ _DEPTH = 4
 """How far functions that are called by name are followed: helpers of helpers."""
 
 
-def may_call(module: nn.Module, attribute: str) -> bool:
+def may_call(module: nn.Module, attribute: str, child: nn.Module) -> bool:
     """Whether the code of a module, or a function that it calls by name, may use an attribute of it.
 
     Args:
         module: whose methods are looked at, and what is set on it.
         attribute: a name, as the child of a module is called by.
+        child: the module itself, which the attribute is or holds.
     """
     if type(module).__module__.startswith("torch.nn."):  # containers go through all that they hold
         return True
-    found = _names_in(module)
-    return attribute in found or not _ANY.isdisjoint(found)
+    found = set().union(*(code_names(code) for code in codes_of(module)))
+    return attribute in found or not ANY.isdisjoint(found) or not found.isdisjoint(aliases(module, child))
 
 
-def _names_in(module: nn.Module) -> set[str]:
-    found: set[str] = set()
-    seen: set[int] = set()
+def aliases(module: nn.Module, child: nn.Module) -> set[str]:
+    """The attributes of a module that are plain lists, dictionaries and the like in which a child of it is."""
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name for name, value in own.items() if _holds(value, child, _DEPTH)}
+
+
+def _holds(value: Any, child: nn.Module, depth: int) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if depth == 0 or not isinstance(value, (list, tuple, set, frozenset, deque)):
+        return False
+    return any(each is child or _holds(each, child, depth - 1) for each in value)
+
+
+def codes_of(module: nn.Module) -> list[types.CodeType]:
+    """The code of a module's methods, and of the functions that they call by name."""
+    found: dict[int, types.CodeType] = {}
     for function in _functions_of(module):
-        _collect(function, found, seen, _DEPTH)
-    return found
+        _collect(function, found, _DEPTH)
+    return list(found.values())
 
 
 def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
@@ -81,18 +97,17 @@ def functions_in(value: Any) -> Iterator[types.FunctionType]:
         yield from functions_in(value.__wrapped__)
 
 
-def _collect(function: types.FunctionType, found: set[str], seen: set[int], depth: int) -> None:
-    if id(function) in seen:
+def _collect(function: types.FunctionType, found: dict[int, types.CodeType], depth: int) -> None:
+    if id(function) in found:
         return
-    seen.add(id(function))
+    found[id(function)] = function.__code__
     own = set(code_names(function.__code__))
-    found |= own
     if depth == 0:
         return
     held = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     for value in [*(function.__globals__.get(name) for name in own), *held]:
         if isinstance(value, types.FunctionType) and not str(value.__module__).startswith("torch."):
-            _collect(value, found, seen, depth - 1)
+            _collect(value, found, depth - 1)
 
 
 def code_names(code: types.CodeType) -> Iterator[str]:

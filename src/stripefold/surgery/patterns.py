@@ -53,8 +53,13 @@ def aligned(pattern: Tensor, rank: int) -> Tensor:
 
 
 def joined(patterns: Sequence[Tensor | None], shapes: Sequence[Shape], axis: int) -> Tensor:
-    """The pattern of a concatenation; None stands for an operand that is not scaled."""
-    rank = len(shapes[0])
+    """The pattern of a concatenation; None stands for an operand that is not scaled.
+
+    ``torch.cat`` passes over operands of shape (0,), whatever the rank of the others.
+    """
+    rank = max(len(shape) for shape in shapes)
+    there = [k for k, shape in enumerate(shapes) if len(shape) == rank]
+    patterns, shapes = [patterns[k] for k in there], [shapes[k] for k in there]
     full = [torch.full((1,) * rank, NOT_SCALED, device="cpu") if p is None else p for p in patterns]
     if all(p.shape[axis] == 1 for p in full) and all(torch.equal(p, full[0]) for p in full):
         return full[0]

@@ -193,6 +193,8 @@ def pieces(graph: Graph, node: Node, pattern: Tensor) -> Iterator[tuple[int, Ten
         raise DoesNotCommuteError(f"{node.name!r} in {place(node)} takes one value twice")
     start = 0
     for source in node.inputs:
+        if len(graph.nodes[source].shape) != len(node.shape):  # an empty one, which ``torch.cat`` passes over
+            continue
         length = graph.nodes[source].shape[axis]
         yield source, pattern.narrow(axis, start, length) if varies(pattern, [axis]) else pattern
         start += length

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from stripefold.surgery.alternatives import is_alternative
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.mentions import may_call
 
-# Nothing changes by going past one of these, whichever path is taken.
+# Nothing changes by going past one of these, but they may be taken in place of what does something.
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NEUTRAL_NAMES = frozenset({"DropPath", "StochasticDepth", "PatchDropout", "DropBlock2d"})
 
@@ -68,9 +69,9 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
     for path, module in tree.modules.items():
         if path.startswith(opaque) or not _can_run(module) or tree.name(path) in tree.called:
             continue
-        if not module._modules and not _is_neutral(module) and not _is_used(path, module, graphs):
+        if not module._modules and not _is_used(path, module, graphs):
             caller = tree.caller(path)
-            if not may_call(tree.modules[caller], path.removeprefix(f"{caller}." if caller else "").split(".")[0]):
+            if not _may_run(tree, caller, path):
                 continue
             unseen[tree.name(path)] = None
             reason = f"may meet {path!r}, which did not run on the example,"
@@ -79,6 +80,26 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
         elif module._modules:
             _expose_shared(tree, path, graphs)
     return tuple(unseen)
+
+
+def _may_run(tree: _Tree, caller: str, path: str) -> bool:
+    """Whether the code of a module may call what is at a path below it; one that does nothing, in place of another."""
+    above, parts = tree.modules[caller], path.removeprefix(f"{caller}." if caller else "").split(".")
+    if not _is_neutral(tree.modules[path]):
+        return may_call(above, parts[0], tree.modules[path])
+    paths = [".".join([*([caller] if caller else []), *parts[: k + 1]]) for k in range(len(parts))]
+    unit = next(tree.modules[each] for each in paths if _can_run(tree.modules[each]) and not _has_run(tree, each))
+    ran = {name for name, child in above._modules.items() if child is not None and _holds_called(tree, child)}
+    return is_alternative(above, parts[0], unit, ran)
+
+
+def _has_run(tree: _Tree, path: str) -> bool:
+    """Whether a module, or anything in it, was called: slices of a sequence run its modules, not itself."""
+    return _holds_called(tree, tree.modules[path])
+
+
+def _holds_called(tree: _Tree, module: nn.Module) -> bool:
+    return any(tree.first.get(id(each)) in tree.called for each in module.modules())
 
 
 def _tree(model: nn.Module, graphs: Sequence[Graph]) -> _Tree:
