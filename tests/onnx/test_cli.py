@@ -121,6 +121,8 @@ def test_npz_and_a_function(net: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--data", "pictures", "--size", "32"], "--size is not for ONNX files"),
         (["--data", "pictures", "--pretrained"], "--pretrained is not for ONNX files"),
         (["--data", "pictures", "--device", "cuda"], "--device is not for ONNX files"),
+        (["--data", "pictures", "--mean", "0.5"], "--mean, --std, --crop, .* is not for ONNX files"),
+        (["--data", "pictures", "--classes", "3"], "--classes is not for ONNX files"),
     ],
 )
 @pytest.mark.parametrize("command", ["observe", "bake"])
@@ -146,6 +148,8 @@ def test_refused(
         (["-o", "net.onnx", "--overwrite"], "is the network itself"),
         (["--to", "asr"], "--to is not for ONNX files"),
         (["--weights", "some.safetensors"], "--weights is not for ONNX files"),
+        (["--weights-key", "ema"], "--weights-key is not for ONNX files"),
+        (["--data-dir", "there"], "--data-dir is not for ONNX files"),
         (["--recalibrate", "yes"], "--recalibrate is not for ONNX files"),
         (["--finetune-epochs", "1"], "--finetune-epochs is not for ONNX files"),
         (["--constants", "descriptor"], "constants='descriptor': choose one of 'mean', 'energy', 'least-squares'"),
