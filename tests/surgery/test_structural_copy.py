@@ -175,7 +175,11 @@ def test_what_is_shared_stays_shared() -> None:
     assert second[0] is first
 
 
-@pytest.mark.parametrize("thing", [threading.Lock(), (n for n in range(3)), open(__file__), object()], ids=str)  # noqa: SIM115
+@pytest.mark.parametrize(
+    "thing",
+    [threading.Lock(), (n for n in range(3)), open(__file__), object()],
+    ids=["lock", "generator", "file", "object"],
+)  # noqa: SIM115
 def test_what_cannot_be_copied_is_shared(thing: Any) -> None:
     model = nn.Linear(3, 3)
     model.thing = thing
