@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate
 
+FEW = 16
+"""One channel in so many counts as few"""
 KEPT = 48
 """images whose gate values are kept at every epoch, for pictures"""
 
@@ -49,6 +51,15 @@ class StripeRecord:
             self._previous[site] = v
         return rows
 
+    @property
+    def previous(self) -> dict[str, Tensor]:
+        """Site -> the scales of the last look, (N, C); set it to go on after a stop."""
+        return self._previous
+
+    @previous.setter
+    def previous(self, values: dict[str, Tensor]) -> None:
+        self._previous = dict(values)
+
     def save(self, path: Path) -> None:
         """Write ``EPOCH/SITE/mean`` and ``/m2`` (C,) in float64, ``/sample`` (48, C) in float16."""
         save_file(self._tensors, path)
@@ -78,6 +89,17 @@ def _keep(
         values[name], states[chain] = attention.step(attention.squeeze(inputs[0]), states.get(chain))
 
 
+def share_of_few(within: Tensor) -> float:
+    """Which part of the variance over the images lies in the one channel in ``FEW`` (at least one) that moves most.
+
+    Args:
+        within: standard deviation of each channel over the images, (C,).
+    """
+    variance = within.square().sort(descending=True).values
+    total = variance.sum()
+    return (variance[: max(1, len(variance) // FEW)].sum() / total).item() if total > 0 else 0.0
+
+
 def _row(site: str, v: Tensor, labels: Tensor, previous: Tensor | None) -> dict[str, Any]:
     mean, within = v.mean(0), v.std(0, correction=0)
     between = mean.var(correction=0)
@@ -95,5 +117,6 @@ def _row(site: str, v: Tensor, labels: Tensor, previous: Tensor | None) -> dict[
         "between_std": between.sqrt().item(),
         "mean": mean.mean().item(),
         "share_of_class": (by_class.sum() / within.square().sum()).item() if total > between else 0.0,
+        "share_of_few": share_of_few(within),
         "first_difference": None if previous is None else (v - previous).abs().mean().item(),
     }

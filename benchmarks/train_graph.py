@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class Step:
         device: where everything lies.
         graph: capture (needs CUDA); else every step is launched as it is.
         half: compute under autocast to bfloat16; parameters and loss stay float32.
+        around: gives a context for each forward and backward pass, such as noise in the parameters; captured with them.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Step:
         device: torch.device,
         graph: bool,
         half: bool = False,
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.batch = shape[0]
         self._model, self._optimizer, self._prepare = model, optimizer, prepare
@@ -47,6 +50,7 @@ class Step:
         self._loss = torch.zeros((), device=device)
         self._steps = 0
         self._half = half
+        self._around = around
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream(device) if graph else None
         if graph:
@@ -61,7 +65,7 @@ class Step:
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float) -> None:
         """One step; returns before the device has finished. Synchronise before reading the model."""
-        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+        with self.stream():
             self._images.copy_(images)
             self._labels.copy_(labels)
             if self._graph is not None:
@@ -74,6 +78,10 @@ class Step:
             self._optimizer.step()
         self._steps += 1
 
+    def stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Where its kernels are queued: what changes a tensor that the graph reads has to be queued there, too."""
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
     def take_loss(self) -> float | None:
         """The mean loss since the last call; None where there was no step."""
         mean = self._loss.item() / self._steps if self._steps else None
@@ -82,10 +90,11 @@ class Step:
         return mean
 
     def _backward(self) -> None:
-        with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False):
-            logits = self._model(self._prepare(self._images))
-        loss = F.cross_entropy(logits.float(), self._labels)
-        loss.backward()
+        with self._around():
+            with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False):
+                logits = self._model(self._prepare(self._images))
+            loss = F.cross_entropy(logits.float(), self._labels)
+            loss.backward()
         self._loss += loss.detach()
 
     def _capture(self) -> None:

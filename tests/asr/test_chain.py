@@ -269,8 +269,13 @@ def test_other_samples_are_refused() -> None:
             x = self.blocks[0](self.stem(x))
             return self.head(self.blocks[1](torch.cat([x, x])).mean((2, 3)))
 
-    model = dynamic(2, Doubling())
-    with pytest.raises(ChainError, match="'blocks.1.bn2' ran on 8 samples and 'blocks.0.bn2', .*, on 4: .*the same"):
+    unlike = "'blocks.1.bn2' ran on {} samples and 'blocks.0.bn2', .*, on {}: .*the same"
+    with pytest.raises(AttachError, match="once its layers carry gates: " + unlike.format(4, 2)):
+        dynamic(2, Doubling())
+    unknown = Doubling()
+    unknown.input_size = None  # so that attaching has nothing to run
+    model = sf.attach(unknown.double(), "dia", form="dynamic", where="blocks.*.bn2")
+    with pytest.raises(ChainError, match=unlike.format(8, 4)):
         model(images())
 
 

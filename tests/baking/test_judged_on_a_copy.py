@@ -180,7 +180,8 @@ class Block(nn.Module):
 
     def __init__(self, pool: str, squash: str) -> None:
         super().__init__()
-        self.pool, self.fc1, self.fc2 = nn.AdaptiveAvgPool2d(1), nn.Conv2d(C, 4, 1), nn.Conv2d(4, C, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1) if pool == "module" else None
+        self.fc1, self.fc2 = nn.Conv2d(C, 4, 1), nn.Conv2d(4, C, 1)
         self.act = nn.Hardsigmoid() if squash == "hard" else nn.Sigmoid()
         self.how = pool
 

@@ -174,14 +174,14 @@ def test_mixed_values_are_text(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_written(finished: Room) -> None:
     from stripefold.errors import TrainingError
-    from stripefold.sweep.picture import write_picture
+    from stripefold.sweep.picture import write_pictures
     from stripefold.sweep.table import write_tables
 
     result = dataclasses.replace(plan_sweep(finished.sweep, finished.paths.root), folder=finished.paths.root / "no")
     with pytest.raises(TrainingError, match="cannot write .*no/results: No such file"):
         write_tables(result)
     with pytest.raises(TrainingError, match=r"cannot write .*no/results.png: No such file"):
-        write_picture(result)
+        write_pictures(result)
 
 
 @pytest.mark.parametrize("module", ["pyarrow", "matplotlib.figure"])

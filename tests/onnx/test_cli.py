@@ -42,8 +42,9 @@ def pictures(tmp_path: Path) -> Path:
 def test_observe(net: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = ["observe", str(net), "--data", str(pictures), "--preprocess", f"{SIZE} labels=folders", "--by-class"]
-    assert main([*words, "-o", str(out)]) == 0
+    assert main([*words, "-o", str(out), "--paper", "column"]) == 0
     printed = capsys.readouterr()
+    assert {file.suffix for file in (out / "pictures").iterdir()} == {".png", ".pdf", ".svg"}
     assert "stripes of net.onnx: 2 channel gates over 8 images" in printed.out
     assert "share of the variance over the images that the class explains" in printed.out
     assert f"written: {out / 'index.html'}" in printed.out

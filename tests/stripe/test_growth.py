@@ -41,6 +41,9 @@ def halves(model: Gated, x: Tensor) -> Tensor:
 NORMALISATIONS: dict[str, Gate] = {
     "division by a root": lambda m, x: x / energy(x).sqrt(),
     "reciprocal": lambda m, x: x * (energy(x).sqrt() + 1e-6).reciprocal(),
+    "number in front": lambda m, x: x * torch.div(1.0, spread(x)),
+    "number in front, and a small one": lambda m, x: x * torch.true_divide(2, torch.add(1e-5, energy(x).sqrt())),
+    "rounded down": lambda m, x: x * torch.div(3.0, energy(x).sqrt(), rounding_mode=None),
     "power": lambda m, x: x * torch.pow(energy(x) + 1e-5, -0.5),
     "exp of minus log": lambda m, x: x * torch.exp(-0.5 * torch.log(energy(x) + 1e-5)),
     "to the base 2": lambda m, x: x * torch.exp2(-torch.log2(energy(x).sqrt())),
@@ -64,6 +67,13 @@ NORMALISATIONS: dict[str, Gate] = {
 GATES: dict[str, Gate] = {
     "thresholded": lambda m, x: x * (scale(m, x) > 0.5).to(x.dtype),
     "a mask": lambda m, x: x * (scale(m, x) > 0.5),
+    "by a step": lambda m, x: x * torch.heaviside(scale(m, x) - 0.5, torch.ones((), dtype=x.dtype)),
+    "by a sign": lambda m, x: x * torch.sign(scale(m, x) - 0.5),
+    "one of two numbers": lambda m, x: x * torch.where(scale(m, x) > 0.5, 1.0, 0.25),
+    "two thresholds": lambda m, x: x * ((scale(m, x) > 0.4) & (scale(m, x) < 0.6)),
+    "by the type": lambda m, x: x * (scale(m, x) > 0.5).int().type_as(x),
+    "sigmoid, number in front": lambda m, x: x * torch.div(1.0, torch.add(1.0, torch.exp(-3 * scale(m, x)))),
+    "one minus": lambda m, x: x * torch.sub(1.0, scale(m, x)),
     "straight-through": lambda m, x: x * ((scale(m, x) > 0.5).to(x.dtype) - scale(m, x).detach() + scale(m, x)),
     "rounded": lambda m, x: x * scale(m, x).round(),
     "the largest few": lambda m, x: (

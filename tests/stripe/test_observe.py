@@ -298,6 +298,10 @@ def test_the_model_and_the_random_state_are_what_they_were(build: type[nn.Module
     assert_untouched(model, lambda: sf.observe(model, loader, by_class=True))
 
 
+ARMED: list[bool] = []
+"""A global: what the hook of a copy has in its closure is the copy's own."""
+
+
 @pytest.mark.parametrize("build", [Stacked, Gated])
 @pytest.mark.parametrize("raised", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("place", ["data", "head"])
@@ -310,13 +314,11 @@ def test_nothing_stays_after_an_interruption(build: type[nn.Module], raised: typ
         yield x
         if place == "data":
             raise raised("stop")
-        state["on"] = True
+        ARMED.append(True)
         yield x
 
-    state = {"on": False}
-
     def bomb(module: nn.Module, args: Any) -> None:
-        if state["on"]:
+        if ARMED:
             raise raised("stop")
 
     (model.fc if build is Gated else last).register_forward_pre_hook(bomb)
@@ -327,7 +329,7 @@ def test_nothing_stays_after_an_interruption(build: type[nn.Module], raised: typ
             sf.observe(model, data())
 
     assert_untouched(model, call)
-    state["on"] = False
+    ARMED.clear()
     assert len(sf.observe(model, x).layers) == (2 if build is Stacked else 1)  # no mode is left that would count
 
 
@@ -475,21 +477,21 @@ def test_a_model_without_attention() -> None:
 
 
 class Sometimes(nn.Module):
-    """The second gate runs for bright batches only; the trace, which has no values, takes it."""
+    """The gates run for bright batches only."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = Stacked()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.is_meta and float(x.mean()) < 1:
+        if float(x.mean()) < 1:
             return self.net.conv1(x).mean((2, 3))
         return self.net(x)
 
 
 def test_a_gate_that_no_batch_reaches_is_listed() -> None:
     model, x = seeded(Sometimes), images()
-    report = sf.observe(model, x - 5)
+    report = sf.observe(model, x - 5, example=x[:2] + 5)
     assert report.layers == ()
     assert [line.partition(":")[0] for line in report.unrecorded] == ["net.gate1", "net.gate2"]
     assert "no batch came through it" in str(report)
@@ -497,8 +499,12 @@ def test_a_gate_that_no_batch_reaches_is_listed() -> None:
 
 def test_a_gate_that_some_batches_reach_counts_those() -> None:
     model, x = seeded(Sometimes), images()
-    report = sf.observe(model, [x - 5, x + 5, x - 5, x + 6])
+    report = sf.observe(model, [x - 5, x + 5, x - 5, x + 6], example=[x[:2] - 5, x[:2] + 5])
     assert [layer.images for layer in report.layers] == [24, 24]
+    unseen = sf.observe(model, [x - 5, x + 5])  # the first batch is the example
+    assert unseen.layers == ()
+    assert "net.gate1.fc" in unseen.uncalled
+    assert "give example=[...], an input for each way" in " ".join(str(unseen).split())
     assert_statistics(report, stored(model.net, torch.cat([x + 5, x + 6])))
 
 

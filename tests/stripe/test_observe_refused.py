@@ -16,7 +16,7 @@ import stripefold as sf
 from stripefold.errors import ObserveError, TraceError
 from stripefold.stripe.values import vectors
 from tests.lifecycle import assert_refused
-from tests.stripe.gated import Gated, Stacked, images, in_batches, seeded, spatial
+from tests.stripe.gated import Gated, Stacked, images, seeded, spatial
 
 
 def refused(data: Any, match: str, *, model: nn.Module | None = None, **options: Any) -> None:
@@ -195,21 +195,30 @@ def test_a_spatial_gate_is_listed() -> None:
 
 
 class Fickle(Gated):
-    """A second product of the same shape that the trace, which has no values, does not take."""
+    """A second product of the same shape, for bright batches only."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if not x.is_meta and float(x.mean()) > 2:
+        if float(x.mean()) > 2:
             x = x * torch.sigmoid(self.other(x.mean((2, 3))))[:, :, None, None]
         return self.out((x * self.scale(x)[:, :, None, None]).mean((2, 3)))
 
 
 def test_a_product_that_cannot_be_told_from_another_is_left_out() -> None:
     model, x = seeded(Fickle), images()
-    assert len(sf.observe(model, x - 20).layers + sf.observe(model, x + 20).layers) == 1
-    both = [sf.observe(model, in_batches(x + shift, 12)) for shift in (20, -20)]
-    lines = [line for report in both for line in report.unrecorded]
-    assert lines == [": its product could not be told from others that ran, and was left out"]
+    with torch.no_grad():
+        model.conv.bias.copy_(0)
+        model.conv.weight.abs_()
+    dark, bright = x - 20, x + 20
+    left_out = "{}: its product could not be told from others that ran, and was left out"
+    assert [len(sf.observe(model, each).layers) for each in (dark, bright)] == [1, 2]
+    report = sf.observe(model, [dark, bright])
+    assert (report.layers, report.unrecorded) == ((), (left_out.format(""),))
+    report = sf.observe(model, [dark, bright], example=[dark[:2], bright[:2]])
+    assert [(layer.name, layer.images) for layer in report.layers] == [("#3", 12)]  # the second of two is the last
+    assert report.unrecorded == tuple(left_out.format(name) for name in ("", "#2"))
+    report = sf.observe(model, dark, example=[dark[:2], bright[:2]])
+    assert [layer.name for layer in report.layers] == [""]
 
 
 class OneByOne(nn.Module):

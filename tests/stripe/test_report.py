@@ -106,7 +106,7 @@ def test_the_table_is_narrow_and_explains_itself() -> None:
     assert "class: share of the variance" in text
     assert "attn and 1 more, product (2, 6, 8, 8), factor (2, 1, 8, 8): a spatial gate" in text
     assert "layer9.se: in the trace" in text
-    assert "layers that the run did not use:\n  aux.fc" in text
+    assert "layers that the example did not run:\n  aux.fc\n  gates on their path are not seen" in text
 
 
 def test_footers_only_for_what_is_there() -> None:

@@ -76,6 +76,42 @@ def test_hidden_folders_are_no_classes(folder: Path) -> None:
     assert load_data(TrainConfig(data=f"folder:{folder}")).spec.classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize("limit", [None, 3])
+def test_images_in_memory_are_those_of_the_files(folder: Path, limit: int | None) -> None:
+    config = TrainConfig(data=f"folder:{folder}", augmentation="crop-flip", limit_train=limit)
+    read, kept = load_data(config), load_data(config.with_overrides(cache=True))
+    shutil.rmtree(folder)  # from here on only what is kept can be had
+    with pytest.raises(DataError, match="is no readable image"):
+        read.train[0, 0]
+    assert len(kept.train) == len(read.train)
+    assert kept.train[0, 0][0].shape == (3, 12, 12)
+    assert kept.train.images.images.dtype == torch.uint8
+
+
+def test_images_in_memory_change_no_number(folder: Path) -> None:
+    config = TrainConfig(data=f"folder:{folder}", augmentation="crop-flip")
+    read, kept = load_data(config), load_data(config.with_overrides(cache=True))
+    for index in range(len(read.train)):
+        (image, label), (same, number) = read.train[3, index], kept.train[3, index]
+        assert torch.equal(image, same)
+        assert label == number
+    assert torch.equal(read.test[1][0], kept.test[1][0])
+    digits = TrainConfig(cache=True)
+    assert len(load_data(digits).train) == 1437
+
+
+def test_images_of_several_sizes_are_not_kept(folder: Path) -> None:
+    write_images(folder / "train" / "cat" / "deep", 1, size=(20, 9))
+    config = TrainConfig(data=f"folder:{folder}", image_size=8, cache=True)
+    with pytest.raises(
+        DataError, match=r"image 0 is \(3, 12, 12\) where image \d+ is \(3, 20, 9\): set cache to false"
+    ):
+        load_data(config)
+    for task in ("segmentation", "detection"):
+        with pytest.raises(ConfigError, match="cache is True; it is for classification"):
+            TrainConfig(task=task, data="shapes", cache=True)  # type: ignore[arg-type]
+
+
 def remove(part: str) -> Callable[[Path], None]:
     return lambda folder: (folder / part).rename(folder / "other")
 

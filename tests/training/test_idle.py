@@ -21,6 +21,7 @@ def test_idle_options_do_nothing(form: str) -> None:
     odd = {
         "attention": "eca", "where": "norm", "repeats": 3, "psi": 0.7, "freeze": ("psi",),
         "attention_options": {"kernel_size": 5}, "gate_weight_decay": 0.3, "init": "identity",
+        "start": "reference",
     }  # fmt: skip
     changed = {name: odd[name] for name in (*IDLE[form], "init")}
     config = TrainConfig(model="resnet8", form=form, **changed)

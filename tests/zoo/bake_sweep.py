@@ -70,6 +70,7 @@ def check(name: str) -> dict[str, Any]:
             "size": list(shape[2:]),
             "gates": len(outcome.sites),
             "how": {how: sum(site.how == how for site in outcome.sites) for how in _HOWS},
+            "still_computed": sum(site.how != "keep" and site.spare.costly for site in outcome.sites),
             "error": outcome.error,
             "against_dynamic": outcome.against_dynamic,
             "against_ones": outcome.against_ones,
@@ -158,6 +159,7 @@ def write_table() -> None:
     lines = [line for line in read().values() if line.get("gates") or "failure" in line]
     baked = [line for line in lines if "how" in line]
     totals = {how: sum(line["how"][how] for line in baked) for how in _HOWS}
+    still = sum(line["still_computed"] for line in baked)
     reasons = Counter[str]()
     for line in baked:
         reasons.update(line["reasons"])
@@ -170,7 +172,9 @@ def write_table() -> None:
         f"{len(baked)} architectures with {sum(totals.values())} gates: "
         + ", ".join(f"{count} {how}" for how, count in totals.items())
         + f"; largest error {max((line['error'] for line in baked), default=0):.1e}; "
-        f"{sum('failure' in line for line in lines)} failures.", "",
+        f"{sum('failure' in line for line in lines)} failures.",
+        f"What computed {sum(totals.values()) - totals['keep'] - still} of them is gone; {still} are constant, still",
+        "computed (some operation reads a map for a gate that nothing needs).", "",
         "| reason why a gate is not folded | gates |", "|---|---|",
         *(f"| {reason} | {count} |" for reason, count in reasons.most_common()), "",
         "| architecture | gates | backward | forward | multiply | keep | error |", "|---|---|---|---|---|---|---|",

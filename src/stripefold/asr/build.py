@@ -81,7 +81,7 @@ def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -
     if not psi.is_meta:
         attention.check_start(psi)
         # A shared attention is as the first gate of its chain needs it: whose start may have been measured already.
-        if key not in chains.owners:
+        if config.start == "live" and key not in chains.owners:
             attention.revive_(psi)
     gate = StaticGate(attention, psi, previous=chains.last.get(key), options=config.options)
     if attention.chained:

@@ -14,6 +14,7 @@ from stripefold.errors import AttachError
 
 Form = Literal["static", "dynamic"]
 Init = Literal["paper", "identity"]
+Start = Literal["live", "reference"]
 Psi = float | Tensor | Literal["random"] | None
 
 
@@ -29,6 +30,7 @@ class GateConfig:
             None for the attention's own (0.1 as in the reference code; 1 for "scale").
         init: "paper", or "identity": every static gate is divided by its starting scale.
         freeze: which of "psi" and "theta" do not train.
+        start: "live" (psi reaches hidden units of every static gate), or "reference": as drawn, dead gates included.
         options: keyword options of the attention class, such as ``reduction``.
     """
 
@@ -38,6 +40,7 @@ class GateConfig:
     psi: Psi = None
     init: Init = "paper"
     freeze: tuple[str, ...] = ()
+    start: Start = "live"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,7 @@ class GateConfig:
         attention_class(self.attention)
         _one_of("form", self.form, get_args(Form))
         _one_of("init", self.init, get_args(Init))
+        _one_of("start", self.start, get_args(Start))
         for part in self.freeze:
             _one_of("freeze", part, ("psi", "theta"))
         if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 1:
@@ -96,7 +100,9 @@ def check_entry(glob: object, options: object) -> None:
 
 _SPOKEN = {"options": "attention_options"}
 """Field -> the name under which ``attach`` takes it."""
-_STATIC_ONLY: dict[str, tuple[Any, ...]] = {"repeats": (1,), "init": ("paper",), "freeze": ((),), "psi": (None,)}
+_STATIC_ONLY: dict[str, tuple[Any, ...]] = {
+    "repeats": (1,), "init": ("paper",), "freeze": ((),), "psi": (None,), "start": ("live",),
+}  # fmt: skip
 
 
 def _parts(freeze: object) -> tuple[Any, ...]:

@@ -69,7 +69,7 @@ def _from_descriptor(model: nn.Module, discovery: Discovery, layer: LayerStripes
     gate = next(gate for gate in discovery.gates if gate.name == layer.name)
     if layer.descriptor_mean is None:
         return "its descriptor was not observed, because no module is called with it"
-    excite = excite_of(model, discovery.trace.graph, gate)
+    excite = excite_of(model, discovery.graph_of(gate), gate)
     if isinstance(excite, str):
         return excite
     shape, given = excite.descriptor_shape, layer.descriptor_mean

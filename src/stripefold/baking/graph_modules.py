@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripefold.baking.modules import ConstantGate
 from stripefold.stripe.discover import ChannelGate, Discovery, discover
-from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.example import Example, example_to, examples_of, run_example
 from stripefold.surgery.graph import Graph
+from stripefold.surgery.modes_of_torch import ThreadMode
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.undisturbed import on_copies
 from stripefold.surgery.values import storage_of
@@ -90,11 +90,13 @@ def discover_probed_(model: nn.Module, example: Example) -> tuple[Discovery, tup
         return found, ()
     probes: dict[str, Probe] = {}
     for path in sorted(graphs):
-        probes |= _probes_in(model, path, found, example, len(probes))
+        for run, one in enumerate(examples_of(example)):
+            gates = [gate for gate in found.gates if (gate.where, gate.run) == (path, run)]
+            probes |= _probes_in(model, found.trace.graphs[run], gates, one, len(probes)) if gates else {}
     insert_probes_(model, tuple(probes.values()))
     again = discover(model, example)
-    gates = tuple(_sourced(again.trace.graph, gate, probes.get(gate.name)) for gate in again.gates)
-    return replace(again, gates=gates), tuple(probes.values())
+    sourced = again.changed(lambda gate: _sourced(again.graph_of(gate), gate, probes.get(gate.name)))
+    return sourced, tuple(probes.values())
 
 
 def insert_probes_(model: nn.Module, probes: Sequence[Probe]) -> None:
@@ -271,7 +273,7 @@ class _Seen:
     values: dict[fx.Node, Any]
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(ThreadMode):
     """Notes the multiplications of one node of a graph at a time."""
 
     def __init__(self) -> None:
@@ -296,9 +298,12 @@ class _Interpreter(fx.Interpreter):
         return super().run_node(n)
 
 
-def _probes_in(model: nn.Module, path: str, found: Discovery, example: Example, number: int) -> dict[str, Probe]:
+def _probes_in(
+    model: nn.Module, graph: Graph, gates: Sequence[ChannelGate], example: Example, number: int
+) -> dict[str, Probe]:
     """Gate -> its probe, of the gates of one graph module that runs once."""
-    graph, module = found.trace.graph, _graph(model, path)
+    path = gates[0].where
+    module = _graph(model, path)
     calls = [visit for visit in graph.visits if visit.name == path]
     if len(calls) != 1:
         return {}
@@ -310,8 +315,8 @@ def _probes_in(model: nn.Module, path: str, found: Discovery, example: Example, 
         return {}
     positions = {node: k for k, node in enumerate(module.graph.nodes)}
     probes: dict[str, Probe] = {}
-    for gate in found.gates:
-        if gate.where != path or gate.split > 1 or gate.groups > 1:
+    for gate in gates:
+        if gate.split > 1 or gate.groups > 1:
             continue
         one = seen[traced.index(gate.product)]
         taken = _argument(one, graph.nodes[gate.product].inputs[-2:].index(gate.gate))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -26,12 +27,15 @@ from stripefold.baking.speed import side_by_side
 from stripefold.baking.weighted import weighted_constants
 from stripefold.baking.working_copy import check_own, working_copy
 from stripefold.errors import BakeError
+from stripefold.stripe.batches import arguments_of
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
+from stripefold.surgery.all_or_nothing import AllOrNothing
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.preserve_state import copy_buffers, preserve_state
+from stripefold.surgery.unseen import DID_NOT_RUN, unseen_in_words
 from stripefold.together import from_first
 
 T = TypeVar("T")
@@ -77,7 +81,7 @@ class Job:
     ) -> None:
         self._users, self._options, self._in_place = model, options, in_place
         self._model = model = working_copy(model)
-        arguments = len(example) if isinstance(example, tuple) and example else 1
+        arguments = arguments_of(example)
         self._data = Batches(data, "data", model, arguments=arguments)
         self._validation = self._data
         if options.validation is not None:
@@ -120,17 +124,24 @@ class Job:
         )
         made, final = self._recipe.tried(self._model, example, in_place=self._in_place)
         report = self._report(look, verdict, final)
-        return made, self._measured(made, report, (judge, verdict))
+        made_report = self._measured(made, report, (judge, verdict))
+        _announce(made_report, look.discovery.trace.unseen)
+        return made, made_report
 
     def apply_(self) -> None:
         """Bake the model itself, as its copy was; nothing that could fail is left."""
         assert self._recipe is not None  # baked() comes first
+        change = AllOrNothing(self._users)
+        with change, change:
+            self._apply_(self._recipe)
+
+    def _apply_(self, recipe: Recipe) -> None:
         for name in self._norms:
             norm, own = self._model.get_submodule(name), self._users.get_submodule(name)
             for found, buffer in zip(norm.buffers(recurse=False), own.buffers(recurse=False), strict=True):
                 buffer.copy_(found)
         insert_probes_(self._users, self._probes)
-        self._recipe.apply_(self._users)
+        recipe.apply_(self._users)
 
     def _metric(self) -> Metric | None:
         options = self._options
@@ -168,7 +179,7 @@ class Job:
             raise BakeError(f"none of the {len(discovery.gates)} gates can be baked. {listed}")
         energy = self._agreed(lambda: energies(model, discovery.gates, self._data.first().inputs))
         notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
-        notes += _unseen(stripes.uncalled)
+        notes += _unseen(dict.fromkeys((*discovery.trace.unseen, *stripes.uncalled)))
         may = {name: constants[name] for name in names}
         return Look(discovery, stripes, may, left, priors_of(stripes, energy), notes)
 
@@ -239,15 +250,24 @@ class Job:
         return replace(report, after=after, speed=speed)
 
 
-def _unseen(layers: tuple[str, ...]) -> list[str]:
-    """What is to be said about layers that the traced run did not use."""
+def _unseen(layers: Mapping[str, object]) -> list[str]:
+    """What is to be said about layers that did not run."""
     if not layers:
         return []
-    more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
     return [
-        f"{', '.join(layers[:3])}{more} did not run in evaluation mode: if training feeds such a layer with what a "
-        "gate scaled, a folded constant does not reach it"
+        f"{unseen_in_words(layers)} {DID_NOT_RUN}: what such a layer may meet was left as it is, and gates on its path "
+        "are not seen. Give example=[...], a list with an input for each way in which the model is used"
     ]
+
+
+def _announce(report: BakeReport, unseen: Sequence[str]) -> None:
+    """One warning where gates were not folded because of layers that did not run."""
+    if unseen and any(DID_NOT_RUN in site.why for site in report.sites):
+        warnings.warn(
+            f"{unseen_in_words(unseen)} {DID_NOT_RUN}: constants that such a layer may meet were not folded. To fold "
+            "there as well, give example=[...], a list with an input for each way in which the model is used",
+            stacklevel=4,
+        )
 
 
 def _name_of(metric: Metric) -> str:

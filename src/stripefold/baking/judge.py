@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.baking.batches import Batches
 from stripefold.baking.finetune import FineTune, finetune
@@ -176,9 +177,10 @@ class Judge:
 
     def _recalibrate(self, verdict: Verdict, calibration: Batches) -> None:
         wanted = self._options.recalibrate
-        graph = self._discovery.trace.graph
-        products = [gate.product for gate in self._discovery.gates if gate.name in verdict.constants]
-        norms = norms_behind(self._model, graph, products) if wanted is not False else {}
+        norms: dict[str, _BatchNorm] = {}
+        for graph, gates in zip(self._discovery.trace.graphs, self._discovery.runs, strict=True):
+            products = [gate.product for gate in gates if gate.name in verdict.constants]
+            norms |= norms_behind(self._model, graph, products) if wanted is not False else {}
         if not norms:
             return
         if wanted == "auto" and self._metric is None:

@@ -44,8 +44,23 @@ class Place:
 
 
 def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Place | str:
-    """The module that a gate's constant replaces, or why there is none, in words."""
-    graph = discovery.trace.graph
+    """The module that a gate's constant replaces in every run, or why there is none, in words."""
+    found: Place | str = _place_in(model, discovery.graph_of(gate), gate)
+    if isinstance(found, str):
+        return found
+    for graph, own in zip(discovery.trace.graphs, discovery.in_runs(gate.name), strict=True):
+        if own is None and any(_is_part(visit.name, found.path) for visit in graph.visits):
+            return f"{found.path!r} also runs on an example on which it does not give this gate"
+        if own is not None and _place_in(model, graph, own) != found:
+            return "its code is another one on another example"
+    return found
+
+
+def _is_part(path: str, of: str) -> bool:
+    return path == of or path.startswith(f"{of}.")
+
+
+def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
     if gate.split > 1:
         return f"it weighs {gate.split} branches that are summed up: not a scale of one value"
     if gate.groups > 1:

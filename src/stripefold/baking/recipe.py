@@ -17,7 +17,7 @@ from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.warm import warm_
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import Discovery
-from stripefold.surgery.example import Example, example_to, run_example
+from stripefold.surgery.example import Example, example_to, examples_of, run_example
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.undisturbed import undisturbed
 from stripefold.surgery.values import tensors_in
@@ -113,4 +113,5 @@ def _check_not_written(made: nn.Module, example: Example) -> None:
     """
     like = first_parameter(made)
     with undisturbed(made) as copied:
-        run_example(copied, example_to(example, torch.device("cpu") if like is None else like.device, None))
+        for each in examples_of(example):
+            run_example(copied, example_to(each, torch.device("cpu") if like is None else like.device, None))

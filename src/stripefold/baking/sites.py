@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate
 from stripefold.baking.places import Place, dynamic_around, find_place
-from stripefold.baking.spare import NOTHING, Spare, SpareParts
+from stripefold.baking.spare import NOTHING, Leaving, Spare, SpareParts
+from stripefold.baking.targets import GateInRun, Way, targets_of
 from stripefold.errors import BakeError
 from stripefold.folding.sides import LayerSides, layers_of
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.held import held_by_functions, why_held
-from stripefold.surgery.scale_paths import Reason, Target, backward, forward, unused
+from stripefold.surgery.scale_paths import Target, unused
 
 How = Literal["backward", "forward", "multiply", "keep"]
 
@@ -42,7 +43,7 @@ class BakeSite:
     how: How
     why: str
     place: Place | None = None
-    targets: tuple[tuple[Literal["backward", "forward"], Target], ...] = ()
+    targets: tuple[tuple[Way, Target], ...] = ()
     spare: Spare = NOTHING
     beside: bool = False
     from_end: int = 1
@@ -135,24 +136,40 @@ def _planned(
     idle: bool,
 ) -> list[BakeSite]:
     """What baking the gates that have a place means, and why the others stay."""
-    graph = discovery.trace.graph
-    lost = {gate.product: frozenset(graph.nodes[gate.product].inputs) - {gate.scaled} for gate in _with_place(places)}
-    ignoring = unused(graph, lost) if graph.outputs else frozenset()
+    graphs = discovery.trace.graphs
+    ignoring = [_unused_in(graph, run, places) for graph, run in zip(graphs, discovery.runs, strict=True)]
     sides = LayerSides(model, training=training)
-    parts = SpareParts(model, graph, ignoring, idle=idle)
+    replaced = [place.path for _, place in places.values() if isinstance(place, Place)]
+    leaving = [Leaving(graph, dead, replaced) for graph, dead in zip(graphs, ignoring, strict=True)]
+    parts = SpareParts(model, leaving, idle=idle)
     found = []
     for gate, place in places.values():
+        own = discovery.in_runs(gate.name)
         why = place if isinstance(place, str) else _not_in_training(gate, place) if training else None
+        why = why or parts.exposed(own)
         if isinstance(place, str) or why is not None:
             found.append(BakeSite(gate=gate, how="keep", why=why or ""))
             continue
-        total = None if training else added_to(graph, gate, ignoring)
-        targets, reasons = _targets(discovery, gate, place, (sides, ignoring), total)
+        runs = [GateInRun(graph, dead, each) for graph, dead, each in zip(graphs, ignoring, own, strict=True)]
+        beside = not training and all(run.has_sum for run in runs)
+        reasons = f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there"
+        targets: tuple[tuple[Way, Target], ...] = ()
+        if place.whole:
+            targets, reasons = targets_of(runs, sides, beside=beside)
+        from_end = len(discovery.graph_of(gate).nodes[gate.product].shape) - gate.axis
         site = BakeSite(gate=gate, how="multiply", why=reasons, place=place, targets=targets,
-                        spare=parts.of(gate, place), beside=total is not None,
-                        from_end=len(graph.nodes[gate.product].shape) - gate.axis)  # fmt: skip
+                        spare=parts.of(own, place), beside=beside, from_end=from_end)  # fmt: skip
         found.append(decided(site, None if constants is None else constants[gate.name]))
     return found
+
+
+def _unused_in(graph: Graph, run: Sequence[ChannelGate], places: Places) -> frozenset[int]:
+    """The nodes of a run that nothing needs once the gates that have a place are constants."""
+    baked = {gate.name for gate in _with_place(places)}
+    lost = {
+        gate.product: frozenset(graph.nodes[gate.product].inputs) - {gate.scaled} for gate in run if gate.name in baked
+    }
+    return unused(graph, lost) if graph.outputs else frozenset()
 
 
 def _with_place(places: Places) -> list[ChannelGate]:
@@ -217,47 +234,6 @@ def _with_whole_chains(model: nn.Module, found: Places) -> Places:
         if name is None or isinstance(found[name][1], str):
             stays[link.chain] = site
     return found
-
-
-def _targets(
-    discovery: Discovery,
-    gate: ChannelGate,
-    place: Place,
-    context: tuple[LayerSides, frozenset[int]],
-    total: int | None,
-) -> tuple[tuple[tuple[Literal["backward", "forward"], Target], ...], str]:
-    """Where the constant may go: without conditions first, then backward first; and why not elsewhere."""
-    sides, ignoring = context
-    graph = discovery.trace.graph
-    if not place.whole:
-        return (), f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there"
-    if not graph.outputs:
-        return (), "what the model returns holds no tensor that the trace knows"
-    beside = ignoring if total is None else ignoring | {total}  # the sum goes with the product
-    back = backward(graph, gate.scaled, gate.axis, product=gate.product, sides=sides, ignoring=beside)
-    end = gate.product if total is None else total
-    ahead = forward(graph, end, gate.axis, sides=sides, ignoring=ignoring)
-    both = (("backward", back), ("forward", ahead))
-    reasons = [f"{way}: {result.why}" for way, result in both if isinstance(result, Reason)]
-    found: list[tuple[Literal["backward", "forward"], Target]] = []
-    if isinstance(back, Target):
-        found.append(("backward", back))
-    if isinstance(ahead, Target):
-        found.append(("forward", ahead))
-    found.sort(key=lambda entry: (entry[1].eval_only, entry[1].nonnegative))
-    return tuple(found), "; ".join(reasons)
-
-
-def added_to(graph: Graph, gate: ChannelGate, ignoring: Collection[int]) -> int | None:
-    """The sum x + v x of what a gate scales and its product, where nothing else uses either; or None."""
-    users = set(graph.consumers[gate.product]) - set(ignoring)
-    if len(users) != 1 or gate.product in graph.outputs or gate.scaled in graph.outputs:
-        return None
-    total = users.pop()
-    node = graph.nodes[total]
-    alone = set(graph.consumers[gate.scaled]) - set(ignoring) == {gate.product, total}
-    plain = node.kind == "operation" and node.name == "add" and node.arguments.get("alpha") == 1
-    return total if alone and plain and sorted(node.inputs) == sorted((gate.scaled, gate.product)) else None
 
 
 def decided(site: BakeSite, v: Tensor | None) -> BakeSite:

@@ -7,7 +7,7 @@ the block's code computes itself, by functions, goes on running: it is counted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -38,42 +38,108 @@ class Spare:
 NOTHING = Spare(modules={})
 
 
+@dataclass(frozen=True)
+class Leaving:
+    """What goes from one recorded run.
+
+    Attributes:
+        graph: the run.
+        dead: the nodes that nothing needs once all gates that are to be baked are constants.
+        replaced: dotted paths of the modules that give way to the constants.
+    """
+
+    graph: Graph
+    dead: Collection[int]
+    replaced: Collection[str]
+
+
 class SpareParts:
-    """Finds what serves some gates of a model alone.
+    """Finds what serves some gates of a model alone, in every run.
 
     Args:
         model: that was traced.
-        graph: of its trace.
-        dead: the nodes that nothing needs once all gates that are to be baked are constants.
+        runs: one for each example.
         idle: whether modules may be replaced; otherwise all of them are counted.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, dead: Collection[int], *, idle: bool = True) -> None:
-        self._graph, self._dead, self._idle = graph, frozenset(dead), idle
-        self._modules = dict(model.named_modules())
-        self._held = held_by_functions(model)
-        self._visits: dict[str, list[Visit]] = {}
-        for visit in graph.visits:
-            if visit.name:
-                self._visits.setdefault(visit.name, []).append(visit)
+    def __init__(self, model: nn.Module, runs: Sequence[Leaving], *, idle: bool = True) -> None:
+        held = held_by_functions(model)
+        modules = dict(model.named_modules())
+        self._runs = [_RunParts(modules, run, held, idle=idle) for run in runs]
 
-    def of(self, gate: ChannelGate, place: Place) -> Spare:
-        """What is left of one gate once its place is taken by a constant; of one in a graph, all of it is swept out."""
+    def exposed(self, gates: Sequence[ChannelGate | None]) -> str | None:
+        """Why a gate stays dynamic: on another path, which ran or not, other layers compute it; or None."""
+        present = [(run, gate) for run, gate in zip(self._runs, gates, strict=True) if gate is not None]
+        if len({run.layers(gate) for run, gate in present}) > 1:
+            return "other layers compute it on another example"
+        found = (run.exposed(gate) for run, gate in present)
+        return next((why for why in found if why is not None), None)
+
+    def of(self, gates: Sequence[ChannelGate | None], place: Place) -> Spare:
+        """What is left of one gate once its place is taken by a constant; of one in a graph, all of it is swept out.
+
+        Args:
+            gates: the gate as it stands in each run, None where it does not run.
+            place: of its constant.
+        """
         if place.in_graph:
             return NOTHING
-        own = self._only_for(gate.gate)
-        left = own - self._inside(self._visits.get(place.path, ()))
-        modules: dict[str, tuple[int, ...]] = {}
+        found = [{} if gate is None else run.modules(gate) for run, gate in zip(self._runs, gates, strict=True)]
+        first, gate = next((run, gate) for run, gate in zip(self._runs, gates, strict=True) if gate is not None)
+        modules = {
+            name: shape
+            for name, shape in first.modules(gate).items()
+            if all(own.get(name) == shape or not run.runs(name) for run, own in zip(self._runs, found, strict=True))
+        }
+        return first.left(gate, modules)
+
+
+class _RunParts:
+    """What serves some gates alone, in one run."""
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], leaving: Leaving, held: Mapping[nn.Module, str], *, idle: bool
+    ) -> None:
+        self._modules, self._graph, self._dead, self._held = modules, leaving.graph, frozenset(leaving.dead), held
+        self._idle, self._replaced = idle, tuple(leaving.replaced)
+        self._visits: dict[str, list[Visit]] = {}
+        for visit in self._graph.visits:
+            if visit.name:
+                self._visits.setdefault(visit.name, []).append(visit)
+        self._gone = self._inside(call for path in self._replaced for call in self._visits.get(path, ()))
+
+    def runs(self, name: str) -> bool:
+        """Whether a module was called."""
+        return name in self._visits
+
+    def layers(self, gate: ChannelGate) -> frozenset[str]:
+        """The layers that compute a gate alone."""
+        nodes = (self._graph.nodes[index] for index in self._only_for(gate.gate))
+        return frozenset(node.name for node in nodes if node.kind == "layer")
+
+    def exposed(self, gate: ChannelGate) -> str | None:
+        """Why other layers may compute a gate on another path."""
+        found = sorted(self._only_for(gate.gate) & self._graph.meets_weights)
+        return f"what computes it {self._graph.exposed[found[0]].rstrip(',')}" if found else None
+
+    def modules(self, gate: ChannelGate) -> dict[str, tuple[int, ...]]:
+        """The modules that serve a gate alone -> the shape of what each returns for one sample."""
+        found: dict[str, tuple[int, ...]] = {}
         # Code that looks at values must go on seeing them.
-        free = self._idle and gate.where not in self._graph.decisions
-        for name, calls in (
-            () if not free else sorted(self._visits.items())
-        ):  # what is around comes before what is inside
+        if not self._idle or gate.where in self._graph.decisions:
+            return found
+        left = self._only_for(gate.gate) - self._gone
+        for name, calls in sorted(self._visits.items()):  # what is around comes before what is inside
             ours = self._inside(calls)
-            if ours & left and ours <= self._dead and not _related(name, [place.path, *modules]):
+            if ours & left and ours <= self._dead and not _related(name, [*self._replaced, *found]):
                 shape = self._shape(name, calls)
                 if shape is not None:
-                    modules[name] = shape
+                    found[name] = shape
+        return found
+
+    def left(self, gate: ChannelGate, modules: Mapping[str, tuple[int, ...]]) -> Spare:
+        """What goes on running once these modules do nothing."""
+        left = self._only_for(gate.gate) - self._gone
         left -= self._inside(call for name in modules for call in self._visits[name])
         nodes = [self._graph.nodes[i] for i in left if self._graph.nodes[i].name not in VIEWS]
         return Spare(modules=modules, operations=len(nodes), costly=any(self._is_costly(node) for node in nodes))
@@ -102,6 +168,8 @@ class SpareParts:
         for call in calls:
             if len(call.outputs) != 1 or not call.inputs:
                 return None
+            if call.outputs[0] in self._graph.exposed:
+                return None  # another path may use it
             before, after = nodes[call.inputs[0]].shape, nodes[call.outputs[0]].shape
             if not before or before[:1] != after[:1] or sum(size > 1 for size in after[1:]) > 1:
                 return None  # its size may depend on that of the image

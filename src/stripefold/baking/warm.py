@@ -114,7 +114,7 @@ def _gate(model: nn.Module, discovery: Discovery, site: BakeSite, descriptor: Te
     """The trainable gate of a site; or why its attention stays dynamic."""
     if descriptor is None:
         return "its descriptor was not observed, so that psi would not know where to start"
-    attention = excite_of(model, discovery.trace.graph, site.gate)
+    attention = excite_of(model, discovery.graph_of(site.gate), site.gate)
     if isinstance(attention, str):
         return attention
     shape = attention.descriptor_shape

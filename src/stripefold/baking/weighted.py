@@ -18,8 +18,7 @@ from stripefold.baking.batches import Batches
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.product_mode import watching_products
-from stripefold.stripe.recording import Expected
-from stripefold.stripe.values import compact_shape, signature
+from stripefold.stripe.values import Expected, compact_shape, signature
 from stripefold.surgery.example import run_example
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.values import tensors_in
@@ -61,7 +60,6 @@ def weighted_constants(
 
 @contextmanager
 def _summing(model: nn.Module, discovery: Discovery, sums: Sums) -> Iterator[None]:
-    graph = discovery.trace.graph
     with ExitStack() as stack:
         for gate in discovery.gates:
             if gate.split > 1 or gate.groups > 1 or gate.where_calls != 1:
@@ -70,7 +68,7 @@ def _summing(model: nn.Module, discovery: Discovery, sums: Sums) -> Iterator[Non
             if gate.whole and gate.where:
                 stack.enter_context(_around(module, partial(_add, sums, gate)))
             else:
-                stack.enter_context(_inside(graph, module, gate, partial(_add, sums, gate)))
+                stack.enter_context(_inside(discovery.graph_of(gate), module, gate, partial(_add, sums, gate)))
         yield
 
 

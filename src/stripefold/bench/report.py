@@ -114,16 +114,24 @@ class Report:
             DataError: It is something else, or damaged.
         """
         try:
-            content = checked(dict[str, Any], read_json(path), "it")
-            rows = checked(list[dict[str, Any]], content.get("rows"), "rows")
-            bare = [{name: value for name, value in row.items() if name != "missed"} for row in rows]
-            report = record(cls, {**content, "rows": bare}, "it")
-            for row in report.rows:
-                if odd := [name for name in row.limits if name not in row.values()]:
-                    raise DocumentError(f"a claim is about {shown(odd[0])}, which nothing measures")
-            return report
+            return cls.from_dict(checked(dict[str, Any], read_json(path), "it"))
         except DocumentError as error:
             raise DataError(f"{path} is no report of a measurement: {error}") from error
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """The report that gave these values; `to_dict` turned around.
+
+        Raises:
+            DocumentError: They are something else.
+        """
+        rows = checked(list[dict[str, Any]], values.get("rows"), "rows")
+        bare = [{name: value for name, value in row.items() if name != "missed"} for row in rows]
+        report = record(cls, {**values, "rows": bare}, "it")
+        for row in report.rows:
+            if odd := [name for name in row.limits if name not in row.values()]:
+                raise DocumentError(f"a claim is about {shown(odd[0])}, which nothing measures")
+        return report
 
     def table(self) -> list[tuple[str, ...]]:
         """Return one tuple of cells per row, in the order of `COLUMNS`."""

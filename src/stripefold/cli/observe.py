@@ -58,6 +58,10 @@ def observe(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the report here: page, pictures, tables.")
     ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTH", help="Pictures as PDF and SVG, too: column, text or lncs (a paper's width)."),
+    ] = None,
     by_class: Annotated[bool, typer.Option("--by-class", help="How much of what varies is the class?")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
@@ -76,13 +80,14 @@ def observe(
     """Find every channel attention of a model and show how much its scales vary from image to image."""
     _check_out(out)
     prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
+    _check_paper(paper, out)
     if is_onnx(model):
         refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
         refuse({"--data-dir": data_dir, "--classes": classes, IMAGE_OPTIONS: prepared, "--device": device != "cpu"})
         with _Progress(images, told=True) as progress:
             wanted: dict[str, Any] = {"images": images, "by_class": by_class, "progress": progress.seen}
             report = observe_onnx(Path(model), data, preprocess, **wanted)
-            page = _write(report, out, model, progress.writing)
+            page = _write(report, out, model, paper, progress.writing)
         _print(report, page, as_json=as_json)
         return
     refuse_preprocess(preprocess)
@@ -111,7 +116,7 @@ def observe(
             report = sf.observe(given.model, batches, device=device, process_group=group, **options)
         if not place.first:
             return
-        page = _write(report, out, model, progress.writing)
+        page = _write(report, out, model, paper, progress.writing)
     _print(report, page, as_json=as_json, prepared="" if data == NOISE else given.preparation)
 
 
@@ -123,6 +128,16 @@ def _print(report: StripeReport, page: Path | None, *, as_json: bool, prepared: 
     print_line(json.dumps(_brief(report), allow_nan=False) if as_json else report)
     if page is not None:
         print_line(f"written: {page}", aside=as_json)
+
+
+def _check_paper(paper: str | None, out: Path | None) -> None:
+    from stripefold.figures.paper import check_width
+
+    if paper is None:
+        return
+    check_width(paper)
+    if out is None:
+        raise ConfigError("--paper writes pictures: say where with --out")
 
 
 def _check_named(name: str, data: str | None, named: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -168,14 +183,17 @@ def _check_out(out: Path | None) -> None:
         check_report_folder(out)
 
 
-def _write(report: StripeReport, out: Path | None, source: str, progress: Callable[[str], None]) -> Path | None:
+def _write(
+    report: StripeReport, out: Path | None, source: str, paper: str | None, progress: Callable[[str], None]
+) -> Path | None:
     if out is None:
         return None
     from stripefold.figures.write import write_report
 
     place = Path(source).expanduser()
     title = f"Stripes of {place.resolve().name if place.is_dir() else source}"
-    return write_report(report, out, trajectory=_trajectory(place), title=title, progress=progress)
+    drawn: Any = paper
+    return write_report(report, out, trajectory=_trajectory(place), title=title, paper=drawn, progress=progress)
 
 
 def _trajectory(run: Path) -> Trajectory | None:

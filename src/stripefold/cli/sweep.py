@@ -49,19 +49,23 @@ def sweep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and train nothing.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Show what is finished so far and train nothing.")] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORM", help="How the table is printed: text, markdown or latex.")
+    ] = "text",
 ) -> None:
     """Train every setting of a sweep under every seed, compare each with the backbone; go on where it was stopped."""
     from stripefold.sweep import Machines, load_sweep, plan_sweep, run_sweep
 
+    _check_form(form)
     asked = load_sweep(source, base=base, seeds=_yaml("--seeds", seeds), **parse_changes(change or []))
     folder = out or Path("sweeps") / asked.name
     if dry_run or table:
         result = plan_sweep(asked, folder)
-        print_runs(result) if dry_run else print_result(result)
+        print_runs(result) if dry_run else print_result(result, form)
         return
     machines = Machines(address=address, parallel=parallel, cpus=cpus, gpus=gpus)
     result = run_sweep(asked, folder, machines=machines, progress=print_line)
-    print_result(result)
+    print_result(result, form)
     for name, error in result.failed.items():
         print_line(f"failed: {name}: {error}")
     if result.failed:
@@ -79,10 +83,21 @@ def _yaml(option: str, text: str | None) -> Any:
         raise ConfigError(f"{option} {shown(text)} is no YAML; {advice} ({error})") from error
 
 
-def print_result(result: SweepResult) -> None:
-    """Print the table of a sweep, and where its files are."""
-    from stripefold.sweep.table import caption, columns, shown_rows
+def _check_form(form: str) -> None:
+    from stripefold.sweep.text import FORMS
 
+    if form not in ("text", *FORMS):
+        raise ConfigError(f"--format is {form!r}; choose one of {', '.join(('text', *FORMS))}")
+
+
+def print_result(result: SweepResult, form: str = "text") -> None:
+    """Print the table of a sweep; as text also what its numbers are, and where its files are."""
+    from stripefold.sweep.table import caption, columns, shown_rows
+    from stripefold.sweep.text import FORMS
+
+    if form != "text":
+        print_line(FORMS[form][1](result))
+        return
     print_table(result.sweep.title, columns(result), shown_rows(result))
     print_line(caption(result))
     print_line()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import ObserveError
 from stripefold.figures.page import render_page
+from stripefold.figures.paper import FORMATS, Width, check_width, write_paper
 from stripefold.figures.pictures import draw_overview, draw_stripes, draw_trajectory
 from stripefold.own_files import check_own_files, listed_files, own_files
 
@@ -36,6 +37,7 @@ def write_report(
     *,
     trajectory: Trajectory | None = None,
     title: str | None = None,
+    paper: Width | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Write tables, pictures and the page of one observation.
@@ -50,23 +52,32 @@ def write_report(
         folder: Made where it does not exist; a report that lies there is replaced, nothing else.
         trajectory: What was recorded over training.
         title: The page's heading; the model's name where not given.
+        paper: Every picture as PDF and SVG, too, for a paper whose column (3.25 inches), text (6.75) or only column
+            (``lncs``, 4.8) is so wide.
         progress: Called with the name of each file before it is written.
 
     Returns:
         The page.
 
     Raises:
+        ConfigError: There is no such width.
         ObserveError: The folder cannot be written, or holds a file of another origin under a name of the report's.
         ModuleNotFoundError: matplotlib, plotly or jinja2 is missing; nothing is written then.
     """
     require(DRAWING, "the report of an observation")
+    if paper is not None:
+        check_width(paper)
     place = Path(folder).expanduser()
     page = render_page(report, trajectory=trajectory, title=title)
-    writers = _tables(report, trajectory) | _pictures(report, trajectory)
+    writers = _tables(report, trajectory) | _pictures(report, trajectory, paper)
     try:
         (place / PICTURES).mkdir(parents=True, exist_ok=True)
-        stale = [name for name in listed_files(place) if name.startswith(f"{PICTURES}/") and name not in writers]
-        with own_files(place, [*writers, PAGE], ObserveError):
+        stale = [
+            name
+            for name in listed_files(place)
+            if name.startswith(f"{PICTURES}/") and name not in _files(writers, paper)
+        ]
+        with own_files(place, [*_files(writers, paper), PAGE], ObserveError):
             for name, write in writers.items():
                 if progress is not None:
                     progress(name)
@@ -125,7 +136,9 @@ def _tables(report: StripeReport, trajectory: Trajectory | None) -> dict[str, Ca
     return writers
 
 
-def _pictures(report: StripeReport, trajectory: Trajectory | None) -> dict[str, Callable[[Path], object]]:
+def _pictures(
+    report: StripeReport, trajectory: Trajectory | None, paper: Width | None
+) -> dict[str, Callable[[Path], object]]:
     drawings: dict[str, Callable[[], Figure]] = {}
     if report.layers:
         drawings["overview"] = lambda: draw_overview(report)
@@ -135,13 +148,15 @@ def _pictures(report: StripeReport, trajectory: Trajectory | None) -> dict[str, 
     for number, layer in enumerate(report.layers, start=1):
         name = re.sub(r"[^A-Za-z0-9._#-]+", "_", layer.name)[-_LONGEST_NAME:] or "model"
         drawings[f"gate-{number:0{width}d}-{name}"] = lambda layer=layer: draw_stripes(layer)  # type: ignore[misc]
-    return {f"{PICTURES}/{name}.png": _saver(draw) for name, draw in drawings.items()}
+    return {f"{PICTURES}/{name}.png": _saver(draw, paper) for name, draw in drawings.items()}
 
 
-def _saver(draw: Callable[[], Figure]) -> Callable[[Path], None]:
+def _saver(draw: Callable[[], Figure], paper: Width | None) -> Callable[[Path], None]:
     def save(path: Path) -> None:
         with atomic_path(path) as temporary:
             draw().savefig(temporary, format="png", dpi=_DPI)
+        if paper is not None:
+            write_paper(draw, path.with_suffix(""), paper)
 
     return save
 
@@ -152,3 +167,9 @@ def _remove_own(folder: Path, names: Iterable[str]) -> None:
         with suppress(ObserveError, FileNotFoundError):
             check_own_files(folder, [name], ObserveError)
             (folder / name).unlink()
+
+
+def _files(writers: Iterable[str], paper: Width | None) -> list[str]:
+    """What lies in the folder when all of them are written: each picture for a paper, too."""
+    pictures = [name for name in writers if paper is not None and name.startswith(f"{PICTURES}/")]
+    return [*writers, *(str(Path(name).with_suffix(f".{form}")) for name in pictures for form in FORMATS)]

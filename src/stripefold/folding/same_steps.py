@@ -22,11 +22,11 @@ Steps = list[list[Step]]
 """For each input what a model did."""
 
 
-def steps_of(model: nn.Module, example: Example | None, layers: Collection[nn.Module]) -> Steps | None:
+def steps_of(model: nn.Module, example: Example | None, layers: Collection[nn.Module]) -> Steps | TraceError | None:
     """What the model does on its example, the layers with a rule and the given ones as one step each.
 
     Returns:
-        None where there is no example, or the model does not run on it.
+        None where there is no example; why it does not run, where it does not.
     """
     example = infer_example(model) if example is None else example
     if example is None:
@@ -38,8 +38,8 @@ def steps_of(model: nn.Module, example: Example | None, layers: Collection[nn.Mo
 
     try:
         graphs = trace(model, example, is_layer=is_layer).graphs
-    except TraceError:
-        return None
+    except TraceError as error:
+        return error
     return [
         [(node.name, node.where, node.shape) for node in graph.nodes if node.role == "activation" and node.name]
         for graph in graphs
@@ -60,11 +60,13 @@ def used_without_call(model: nn.Module, layers: Collection[nn.Module]) -> frozen
     return recorded.read | implicit
 
 
-def check_same_steps(before: Steps | None, after: Steps | None, once: str, error: type[StripefoldError]) -> None:
+def check_same_steps(
+    before: Steps | TraceError | None, after: Steps | TraceError | None, once: str, error: type[StripefoldError]
+) -> None:
     """See that a model does what it did.
 
     Args:
-        before: without what stands in; None is not checked.
+        before: without what stands in; a model that did not run is not checked.
         after: with it.
         once: what has changed, in words: "its layers carry gates".
         error: what to raise.
@@ -72,10 +74,17 @@ def check_same_steps(before: Steps | None, after: Steps | None, once: str, error
     Raises:
         StripefoldError: the model does something else, or does not run any more.
     """
-    if before is None:
+    if before is None or after is None or isinstance(before, TraceError):
         return
-    if after is None:
-        raise error(f"the model does not run on its example any more once {once}. Its code asks a layer for {_ASKS}")
+    if isinstance(after, TraceError):
+        cause = after.__cause__
+        if isinstance(cause, StripefoldError):  # what stands in says itself what it does not take
+            raise error(f"the model does not run on its example once {once}: {cause}") from cause
+        reason = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
+        raise error(
+            f"the model does not run on its example any more once {once} ({reason}). It may be that its code asks a "
+            f"layer for {_ASKS}"
+        ) from cause
     for mine, its in zip(before, after, strict=True):
         if mine != its:
             same = (index for index, pair in enumerate(zip(mine, its, strict=False)) if pair[0] != pair[1])

@@ -10,18 +10,21 @@ from pathlib import Path
 
 from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import ConfigError
+from stripefold.figures.paper import write_paper
 from stripefold.figures.write import require
 from stripefold.own_files import own_files
 from stripefold.robustness.pictures import draw_curves
 from stripefold.robustness.report import RobustnessReport
 
 _DPI = 150
-FILES = ("robustness.json", "robustness.csv", "curves.png")
+FILES = ("robustness.json", "robustness.csv", "curves.png", "curves.pdf", "curves.svg")
 COLUMNS = ("network", "kind", "severity", "strength", "mean", "spread", "seeds", "scores")
 
 
 def write_robustness(report: RobustnessReport, folder: str | os.PathLike[str]) -> Path:
-    """Write ``robustness.json`` (all of it), ``robustness.csv`` (a row per network and disturbance), ``curves.png``.
+    """Write ``robustness.json`` (all of it), ``robustness.csv`` (a row per network and disturbance) and the curves.
+
+    ``curves.png`` is for a page, ``curves.pdf`` and ``curves.svg`` are for a paper, as wide as its text.
 
     Args:
         report: What ``measure_robustness`` gave.
@@ -45,6 +48,7 @@ def write_robustness(report: RobustnessReport, folder: str | os.PathLike[str]) -
             write_text(place / "robustness.csv", as_csv(report))
             with atomic_path(place / "curves.png") as temporary:
                 figure.savefig(temporary, format="png", dpi=_DPI)
+            write_paper(lambda: draw_curves(report), place / "curves", "text")
     except OSError as error:
         raise ConfigError(f"cannot write into {place}: {error.strerror or error}; choose another folder") from error
     return place

@@ -134,7 +134,8 @@ class Accumulator:
         return sums / counts.clamp(min=1)[:, None], counts
 
     def _layer(self, index: int, moments: Moments, classes: tuple[Tensor | None, Tensor | None]) -> LayerStripes:
-        gate, nodes = self._discovery.gates[index], len(self._discovery.trace.graph.nodes)
+        gate = self._discovery.gates[index]
+        nodes = len(self._discovery.graph_of(gate).nodes)
         return LayerStripes(
             name=gate.name,
             kind=gate.kind,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import ObserveError
-from stripefold.surgery.example import Example
+from stripefold.surgery.example import Example, examples_of
 from stripefold.surgery.record_run import describe
 from stripefold.surgery.values import tensors_in
 
@@ -27,7 +27,7 @@ class Batch:
     """One batch.
 
     Attributes:
-        inputs: A tensor, a tuple of positional or a dict of keyword arguments; a list of images is one argument.
+        inputs: A tensor, a tuple of positional or a dict of keyword arguments; a list of images is one of those.
         labels: (N,) class numbers, or None.
         size: N, the number of samples.
         number: Counted from 0.
@@ -69,13 +69,26 @@ def batches(data: Any, model: nn.Module, *, arguments: int = 1, max_images: int 
         if left is not None and left <= 0:
             return
         inputs, labels = _split(item, model, arguments, number)
-        size = len(inputs) if isinstance(inputs, list) else next((len(t) for t in tensors_in(inputs) if t.dim()), 0)
+        size = _size(inputs)
         if size == 0:
             continue
         batch = Batch(inputs, _checked_labels(labels, size, number), size, number)
         if left is not None:
             batch, left = (batch if size <= left else batch.first(left)), left - size
         yield batch
+
+
+def arguments_of(example: Example | None) -> int:
+    """How many entries of a tuple of the data are arguments of the model: as many as the (first) example has."""
+    first = None if example is None else examples_of(example)[0]
+    return len(first) if isinstance(first, tuple) and first else 1
+
+
+def _size(inputs: Example) -> int:
+    """The number of samples."""
+    if isinstance(inputs, tuple) and inputs and isinstance(inputs[0], list):  # of images
+        return len(inputs[0])
+    return next((len(tensor) for tensor in tensors_in(inputs) if tensor.dim()), 0)
 
 
 def _iterable(data: Any) -> Iterable[Any]:
@@ -97,7 +110,7 @@ def _split(item: Any, model: nn.Module, arguments: int, number: int) -> tuple[Ex
     if isinstance(item, Mapping):
         return _from_mapping(item, model, number)
     if isinstance(item, (tuple, list)) and item and _is_list_of_images(item[0]) and arguments == 1:
-        return list(item[0]), item[1] if len(item) > 1 else None
+        return (list(item[0]),), item[1] if len(item) > 1 else None
     if isinstance(item, (tuple, list)) and item and all(isinstance(value, Tensor) for value in item[:arguments]):
         if len(item) < arguments:
             raise ObserveError(f"batch {number} has {len(item)} entries, the example {arguments}: give one like it")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from stripefold.stripe.descriptor import Descriptor, descriptor_of
 from stripefold.stripe.products import Product, compact, keeps_order, products
 from stripefold.stripe.read_on import read_on
 from stripefold.stripe.tail import Tail, tail_of
+from stripefold.stripe.values import Expected
 from stripefold.surgery.foldable import Foldable
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.operations import WHOLE_VIEWS
@@ -52,6 +54,7 @@ class ChannelGate:
         entry: Dotted path of the first module called with it and nothing else, or None.
         entry_call: Which call of that module within one run of the model, from 0.
         rows_first: The first axis of what the source returns counts the samples.
+        run: Which of the recorded runs the nodes belong to.
     """
 
     name: str
@@ -76,6 +79,7 @@ class ChannelGate:
     read_on: bool = False
     groups: int = 1
     tail: Tail | None = None
+    run: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,53 +101,114 @@ class NotAGate:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What one traced run shows.
+    """What the traced runs show, one for each example.
 
     Attributes:
-        gates: Every channel gate, in the order of computation.
+        runs: For each run its channel gates, in the order of computation; the same gate has the same name in each.
         others: Every other product of two values that depend on the image.
-        trace: The run, for questions about what stands before and behind a gate.
+        trace: The runs, for questions about what stands before and behind a gate.
     """
 
-    gates: tuple[ChannelGate, ...]
+    runs: tuple[tuple[ChannelGate, ...], ...]
     others: tuple[NotAGate, ...]
     trace: Trace
+
+    @cached_property
+    def gates(self) -> tuple[ChannelGate, ...]:
+        """Every gate, as it stands in the first run that has it."""
+        found: dict[str, ChannelGate] = {}
+        for gate in (gate for run in self.runs for gate in run):
+            found.setdefault(gate.name, gate)
+        return tuple(found.values())
+
+    def graph_of(self, gate: ChannelGate) -> Graph:
+        """The run to which the nodes of a gate belong."""
+        return self.trace.graphs[gate.run]
+
+    def in_runs(self, name: str) -> list[ChannelGate | None]:
+        """A gate as it stands in each run; None where it does not run."""
+        return [next((gate for gate in run if gate.name == name), None) for run in self.runs]
+
+    def changed(self, change: Callable[[ChannelGate], ChannelGate]) -> Discovery:
+        """The same with every gate of every run changed."""
+        return replace(self, runs=tuple(tuple(change(gate) for gate in run) for run in self.runs))
 
 
 def discover(model: nn.Module, example: Any) -> Discovery:
     """Find the channel gates of a model; it stays as it was.
 
     Args:
-        model: Any model; run in evaluation mode, on the meta device where it can.
+        model: Any model; a copy is run, in evaluation mode.
         example: A tensor, a tuple of positional or a mapping of keyword arguments; at least two samples, and maps of
-            more than one position, tell gates from maps best.
+            more than one position, tell gates from maps best. Or a list of such: the gates of all runs are found.
 
     Raises:
         TraceError: The model does not run on the example.
     """
     recorded = trace(model, example, is_layer=_is_layer)
     modules = dict(model.named_modules())
+    layer_axes = _layer_axes(modules)
+    runs: list[list[ChannelGate]] = []
+    others: dict[tuple[str, str], list[NotAGate]] = {}
+    for run, graph in enumerate(recorded.graphs):
+        gates, rest = _in_run(graph, run, modules, layer_axes)
+        runs.append(gates)
+        for key in {(other.name, other.why) for other in rest} - set(others):
+            others[key] = [other for other in rest if (other.name, other.why) == key]
+    found = Discovery(_named(recorded, runs), tuple(other for each in others.values() for other in each), recorded)
+    written = {visit.name for graph in recorded.graphs for visit in graph.visits if visit.written}
+    suspects = {gate.where for gate in found.gates if gate.whole and gate.where in written}
+    read = read_on(model, example, suspects, is_layer=_is_layer)
+    return found.changed(lambda gate: replace(gate, read_on=gate.where in read))
+
+
+def _in_run(
+    graph: Graph, run: int, modules: Mapping[str, nn.Module], layer_axes: Mapping[str, int]
+) -> tuple[list[ChannelGate], list[NotAGate]]:
+    """The gates of one run, named after their modules alone, and the other products."""
     found: list[ChannelGate] = []
     others: list[NotAGate] = []
-    names: Counter[str] = Counter()
-    layer_axes = _layer_axes(modules)
-    for product in products(recorded.graph, layer_axes):
-        node = recorded.graph.nodes[product.node]
+    for product in products(graph, layer_axes):
+        node = graph.nodes[product.node]
         if product.why:
-            factor = recorded.graph.nodes[compact(recorded.graph, product.factor)].shape
+            factor = graph.nodes[compact(graph, product.factor)].shape
             others.append(NotAGate(name=node.where, shape=node.shape, factor=factor, why=product.why))
             continue
-        names[node.where] += 1
-        number = names[node.where]
-        name = node.where if number == 1 else f"{node.where}#{number}"
-        groups = groups_of_samples(recorded.graph, product.scaled, product.axis, layer_axes)
-        found.append(_described(recorded.graph, product, name, modules, groups))
-    others += [NotAGate(name=where, shape=(), factor=(), why=why) for where, why in _unseen(recorded.graph)]
-    written = {visit.name for visit in recorded.graph.visits if visit.written}
-    suspects = {gate.where for gate in found if gate.whole and gate.where in written}
-    read = read_on(model, example, suspects, is_layer=_is_layer)
-    gates = tuple(replace(gate, read_on=True) if gate.where in read else gate for gate in found)
-    return Discovery(gates, tuple(others), recorded)
+        groups = groups_of_samples(graph, product.scaled, product.axis, layer_axes)
+        found.append(replace(_described(graph, product, node.where, modules, groups), run=run))
+    return found, others + [NotAGate(name=where, shape=(), factor=(), why=why) for where, why in _unseen(graph)]
+
+
+def _named(recorded: Trace, runs: Iterable[Iterable[ChannelGate]]) -> tuple[tuple[ChannelGate, ...], ...]:
+    """The gates of each run with names of their own: the same name for what looks the same in two runs."""
+    names: dict[object, str] = {}
+    counts: Counter[str] = Counter()
+    named: list[tuple[ChannelGate, ...]] = []
+    for run in runs:
+        alike: Counter[object] = Counter()
+        gates = []
+        for gate in run:
+            look = _look(recorded.graphs[gate.run], gate)
+            alike[look] += 1
+            key = look, alike[look]
+            if key not in names:
+                counts[gate.where] += 1
+                number = counts[gate.where]
+                names[key] = gate.where if number == 1 else f"{gate.where}#{number}"
+            gates.append(replace(gate, name=names[key]))
+        named.append(tuple(gates))
+    return tuple(named)
+
+
+def _look(graph: Graph, gate: ChannelGate) -> object:
+    """What a gate is known by from run to run, and recorded by from batch to batch."""
+    own = None
+    if gate.source is None:
+        expected = Expected(graph, gate)
+        own = expected.signature, expected.position, expected.of_its_kind, expected.factor
+    end = len(graph.nodes[gate.product].shape) - gate.axis
+    same = replace(gate, name="", product=-1, gate=-1, scaled=-1, descriptor=-1, run=0)
+    return same, own, end
 
 
 def _unseen(graph: Graph) -> Iterator[tuple[str, str]]:

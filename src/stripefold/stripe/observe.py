@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stripefold.errors import ObserveError, TraceError
 from stripefold.stripe.accumulate import Accumulator
-from stripefold.stripe.batches import Batch, batches
+from stripefold.stripe.batches import Batch, arguments_of, batches
 from stripefold.stripe.diagnose import first_not_finite, module_that_failed
 from stripefold.stripe.discover import Discovery, discover
 from stripefold.stripe.processes import merged_over_processes
@@ -19,6 +19,7 @@ from stripefold.stripe.recording import Recording
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example, example_to, run_example
 from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.interruptible import Interruptible
 from stripefold.surgery.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
 from stripefold.surgery.structural_copy import structural_copy
 from stripefold.surgery.undisturbed import random_state_kept, undisturbed
@@ -50,7 +51,8 @@ def observe(
             detectors, (list of images, targets) pairs. A single tensor is one batch. Floating-point inputs are cast to
             the model's dtype.
         example: input for the trace that finds the gates; None takes it from the first batch. A tuple says that the
-            model takes that many arguments from each batch.
+            model takes that many arguments from each batch. A list holds several inputs, one for each way in which the
+            model is used: the gates of all are found, and the first says how many arguments a batch has.
         device: where to run; None is where the model is. The model itself stays where it is.
         max_images: stop after that many.
         keep: how many images' scale vectors are kept for pictures, the first ones.
@@ -71,19 +73,22 @@ def observe(
 
     Source: Stripe Observation, Huang et al. 2024 (ASR), section 2.
     """
-    for name, value in (("keep", keep), ("max_images", max_images)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ObserveError(f"{name}={value!r}: expected a number of images, 0 or more")
-    bare = _unwrapped(model)
-    job = _Job(bare, device, keep, by_class, progress)
+    with Interruptible():
+        for name, value in (("keep", keep), ("max_images", max_images)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ObserveError(f"{name}={value!r}: expected a number of images, 0 or more")
+        bare = _unwrapped(model)
+        job = _Job(bare, device, keep, by_class, progress)
 
-    def run() -> StripeReport | None:
-        return job.run(batches(data, bare, arguments=_arguments(example), max_images=max_images), example)
+        def run() -> StripeReport | None:
+            return job.run(batches(data, bare, arguments=arguments_of(example), max_images=max_images), example)
 
-    report = run() if process_group is None else merged_over_processes(run, process_group)
-    if report is None:
-        raise ObserveError("the data gave no images: nothing was observed. Is a generator used up, or max_images 0?")
-    return report
+        report = run() if process_group is None else merged_over_processes(run, process_group)
+        if report is None:
+            raise ObserveError(
+                "the data gave no images: nothing was observed. Is a generator used up, or max_images 0?"
+            )
+        return report
 
 
 class _Job:
@@ -201,13 +206,9 @@ def _report(model: nn.Module, discovery: Discovery, sums: Accumulator, images: i
 
 def _uncalled(model: nn.Module, discovery: Discovery) -> tuple[str, ...]:
     """Layers that the run did not use; what is inside a site that ran is used in ways of its own."""
-    ran = {visit.name for visit in discovery.trace.graph.visits}
+    ran = {visit.name for graph in discovery.trace.graphs for visit in graph.visits}
     sites = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Foldable) and n in ran)
     return tuple(name for name in discovery.trace.uncalled if not name.startswith(sites))
-
-
-def _arguments(example: Example | None) -> int:
-    return len(example) if isinstance(example, tuple) and example else 1
 
 
 def _check_labels(batch: Batch) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stripefold.surgery.graph import Graph
 from stripefold.surgery.record_run import IsLayer
 from stripefold.surgery.scale_paths import unused
+from stripefold.surgery.structural_copy import structural_copy
 from stripefold.surgery.trace import trace
 from stripefold.surgery.visits import Visit
 
@@ -31,12 +32,15 @@ def read_on(model: nn.Module, example: Any, names: Collection[str], *, is_layer:
     """
     if not names:
         return frozenset()
-    handles = [model.get_submodule(name).register_forward_hook(_copy, prepend=True) for name in names]
-    try:
-        graph = trace(model, example, is_layer=is_layer).graph
-    finally:
-        for handle in handles:
-            handle.remove()
+    copied = structural_copy(model)
+    for name in names:
+        copied.get_submodule(name).register_forward_hook(_copy, prepend=True)
+    return frozenset().union(
+        *(_read_in(graph, names) for graph in trace(copied, example, is_layer=is_layer).graphs),
+    )
+
+
+def _read_in(graph: Graph, names: Collection[str]) -> frozenset[str]:
     dead = unused(graph, {})
     return frozenset(visit.name for visit in graph.visits if visit.name in names and _is_read(graph, visit, dead))
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from stripefold.attention.base import ChannelAttention
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.product_mode import watching_products
-from stripefold.stripe.values import Signature, compact_shape, signature, traced_signature, vectors
-from stripefold.surgery.graph import Graph
+from stripefold.stripe.values import Expected, compact_shape, signature, vectors
 from stripefold.surgery.values import tensors_in
 
 
@@ -40,13 +39,15 @@ class Recording:
 
     def __init__(self, discovery: Discovery) -> None:
         self.gates = discovery.gates
-        self.graph: Graph = discovery.trace.graph
+        self._discovery = discovery
         self._scales: dict[int, _Kept] = {}
         self._descriptors: dict[int, _Kept] = {}
         self._products: Counter[int] = Counter()
         self._calls: Counter[str] = Counter()
         self._copied = False
-        self._expected = {i: Expected(self.graph, gate) for i, gate in enumerate(self.gates) if gate.source is None}
+        self._expected = {
+            i: Expected(discovery.graph_of(gate), gate) for i, gate in enumerate(self.gates) if gate.source is None
+        }
 
     def start(self) -> None:
         """A new batch: forget the last one."""
@@ -137,7 +138,7 @@ class Recording:
             for i, gate in numbered.items():
                 value = next(tensors_in((args, kwargs)), None)
                 if gate.entry_call == call and value is not None:
-                    node = self.graph.nodes[gate.descriptor]
+                    node = self._discovery.graph_of(gate).nodes[gate.descriptor]
                     self._descriptors[i] = self._keep(value, node.spread // node.shape[0])
 
         return hook
@@ -172,29 +173,3 @@ class Recording:
                     self._products[i] += 1
 
         return watching_products(module, enter, see)
-
-
-class Expected:
-    """How a gate's product is recognised among those of the module in which it stands.
-
-    Attributes:
-        signature: By shape.
-        position: How many products of that shape run before it in the call.
-        of_its_kind: How many run in the call.
-        factor: Whether the first or the second factor is the gate.
-    """
-
-    def __init__(self, graph: Graph, gate: ChannelGate) -> None:
-        self.signature: Signature = traced_signature(graph, gate.product)
-        calls = [v for v in graph.visits_of.get(gate.where, []) if v.call == gate.where_call]
-        first, last = (calls[0].first, calls[0].last) if calls else (0, len(graph.nodes))
-        alike = [i for i in range(first, last) if _is_product_in(graph, i, gate.where)]
-        alike = [i for i in alike if traced_signature(graph, i) == self.signature]
-        self.position = alike.index(gate.product)
-        self.of_its_kind = len(alike)
-        self.factor = graph.nodes[gate.product].inputs[-2:].index(gate.gate)
-
-
-def _is_product_in(graph: Graph, index: int, where: str) -> bool:
-    node = graph.nodes[index]
-    return node.kind != "layer" and node.where == where and node.name in ("mul", "addcmul") and len(node.inputs) > 1

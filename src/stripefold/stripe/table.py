@@ -67,7 +67,7 @@ def as_text(report: StripeReport) -> str:
         lines += ["", _header(widths, classes), *rows, "", *_footer(report)]
     lines += _section("not channel gates", _grouped(report))
     lines += _section("gates that no batch reached", list(report.unrecorded))
-    lines += _section("layers that the run did not use", list(report.uncalled))
+    lines += _section("layers that the example did not run", _unrun(report))
     return "\n".join(lines)
 
 
@@ -143,6 +143,13 @@ def _grouped(report: StripeReport) -> list[str]:
         shapes = f", product {first.shape}, factor {first.factor}" if first.shape else ""
         lines.append(f"{first.name or '(the model)'}{more}{shapes}: {why}")
     return lines
+
+
+def _unrun(report: StripeReport) -> list[str]:
+    if not report.uncalled:
+        return []
+    advice = "gates on their path are not seen: give example=[...], an input for each way in which the model is used"
+    return [*report.uncalled, advice] if len(report.uncalled) < _MOST_LISTED else [*report.uncalled]
 
 
 def _section(title: str, rows: list[str]) -> list[str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from stripefold.errors import ObserveError
 from stripefold.stripe.products import compact, extents
 from stripefold.surgery.graph import Graph
+
+if TYPE_CHECKING:
+    from stripefold.stripe.discover import ChannelGate
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,32 @@ def traced_signature(graph: Graph, index: int) -> Signature:
     """The signature of a product in a trace."""
     first, second = graph.nodes[index].inputs[-2:]
     return signature(graph.nodes[compact(graph, first)].shape, graph.nodes[compact(graph, second)].shape)
+
+
+class Expected:
+    """How a gate's product is recognised among those of the module in which it stands.
+
+    Attributes:
+        signature: By shape.
+        position: How many products of that shape run before it in the call.
+        of_its_kind: How many run in the call.
+        factor: Whether the first or the second factor is the gate.
+    """
+
+    def __init__(self, graph: Graph, gate: ChannelGate) -> None:
+        self.signature: Signature = traced_signature(graph, gate.product)
+        calls = [v for v in graph.visits_of.get(gate.where, []) if v.call == gate.where_call]
+        first, last = (calls[0].first, calls[0].last) if calls else (0, len(graph.nodes))
+        alike = [i for i in range(first, last) if _is_product_in(graph, i, gate.where)]
+        alike = [i for i in alike if traced_signature(graph, i) == self.signature]
+        self.position = alike.index(gate.product)
+        self.of_its_kind = len(alike)
+        self.factor = graph.nodes[gate.product].inputs[-2:].index(gate.gate)
+
+
+def _is_product_in(graph: Graph, index: int, where: str) -> bool:
+    node = graph.nodes[index]
+    return node.kind != "layer" and node.where == where and node.name in ("mul", "addcmul") and len(node.inputs) > 1
 
 
 def compact_shape(tensor: Tensor) -> tuple[int, ...]:

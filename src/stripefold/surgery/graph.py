@@ -91,6 +91,7 @@ class Graph:
         visits: Every call of a module, layer or not, in the order in which they returned.
         tensors: Dotted path of a parameter or buffer -> its node, where the run used it outside layers.
         exposed: Nodes that a path which the examples did not take may use, or make otherwise, and how.
+        meets_weights: Those of them that a layer with weights may meet.
         visible: Dotted path of a module -> the nodes that the code of its ``forward`` handles.
         decisions: Dotted paths of the modules that took a value which depends on the input into Python: to branch on
             it, perhaps, so that another input may run other layers.
@@ -107,6 +108,7 @@ class Graph:
     visits: list[Visit] = field(default_factory=list)
     tensors: dict[str, int] = field(default_factory=dict)
     exposed: dict[int, str] = field(default_factory=dict)
+    meets_weights: set[int] = field(default_factory=set)
     visible: dict[str, set[int]] = field(default_factory=dict)
     decisions: list[str] = field(default_factory=list)
     read: set[str] = field(default_factory=set)

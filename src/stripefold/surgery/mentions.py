@@ -17,6 +17,7 @@ ANY = names(
     "getattr _modules children named_children modules named_modules get_submodule __getattr__ __dict__ vars eval exec "
     "ModuleList ModuleDict"
 )
+_BUILDING = ("__init__", "__repr__")
 _DEPTH = 4
 """How far functions that are called by name are followed: helpers of helpers."""
 
@@ -64,22 +65,26 @@ def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
     """
     own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     replaced: list[types.FunctionType] = []
-    names_so_far, goes_on = {"__init__", "__repr__", *own}, False
+    names_so_far = {*_BUILDING, *own}
+    mentioned: set[str] = set()
     for value in own.values():
-        yield from functions_in(value)
+        for each in functions_in(value):
+            mentioned.update(code_names(each.__code__))
+            yield each
     for kind in type(module).__mro__:
         if kind is nn.Module:
             break
         for name, value in vars(kind).items():
+            if name in _BUILDING:
+                continue
             functions = list(functions_in(value))
-            calls_super = any("super" in code_names(each.__code__) for each in functions)
-            goes_on = goes_on or (calls_super and name != "__init__")
+            mentioned.update(*(code_names(each.__code__) for each in functions))
             if name in names_so_far:
-                replaced += functions if name not in ("__init__", "__repr__") else []
+                replaced += functions
             else:
                 yield from functions
         names_so_far |= set(vars(kind))
-    if goes_on:
+    if mentioned & {"super", *(kind.__name__ for kind in type(module).__mro__)}:
         yield from replaced
 
 

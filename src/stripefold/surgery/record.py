@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripefold.surgery.graph import Call, Graph, Node, Role
+from stripefold.surgery.modes_of_torch import ThreadMode
 from stripefold.surgery.operations import (
     FACTORIES,
     INTO_PYTHON,
@@ -44,7 +44,7 @@ class _Frame:
     derived: dict[int, Tensor] = field(default_factory=dict)
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(ThreadMode):
     """The state of one recording.
 
     Args:
@@ -219,7 +219,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             frame.written += [tensor for tensor in results[0] if self.values.find(tensor) is not None]
 
     def _note(self, func: Any, bound: Mapping[str, Any], results: tuple[list[Tensor], Any]) -> None:
-        name, (changed, result) = _name(func), results
+        (name, bound), (changed, result) = _number_last(_name(func), bound), results
         operands = list(tensors_in(bound))
         if name in OVERWRITES and changed:
             operands = [tensor for tensor in operands if all(tensor is not target for target in changed)]
@@ -299,6 +299,15 @@ def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
         else:
             bound[argument.name] = kwargs.get(argument.name, argument.default_value)
     return bound
+
+
+def _number_last(name: str, bound: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """``torch.div(1, x)`` has a number in front: the same with the tensor first, under a name for that."""
+    if not isinstance(bound.get("other"), Tensor) or not isinstance(bound.get("self"), (bool, int, float, complex)):
+        return name, bound
+    turned = {**bound, "self": bound["other"], "other": bound["self"]}
+    commutes = name == "mul" or (name == "add" and bound.get("alpha") == 1)
+    return name if commutes else f"r{name}", turned
 
 
 class _Reads(NoFusedAttention):

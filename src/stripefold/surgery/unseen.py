@@ -24,6 +24,10 @@ _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, n
 _NEUTRAL_NAMES = frozenset({"DropPath", "StochasticDepth", "PatchDropout", "DropBlock2d"})
 
 
+DID_NOT_RUN = "did not run on the example"
+"""Part of every reason that hangs on such a layer."""
+
+
 @dataclass
 class _Tree:
     """A model's modules by all of their paths.
@@ -74,9 +78,9 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
             if not _may_run(tree, caller, path):
                 continue
             unseen[tree.name(path)] = None
-            reason = f"may meet {path!r}, which did not run on the example,"
+            reason = f"may meet {path!r}, which {DID_NOT_RUN},"
             for graph in graphs:
-                _expose(graph, graph.visible.get(caller, ()), reason)
+                _expose(graph, graph.visible.get(caller, ()), reason, weighted=any(True for _ in module.parameters()))
         elif module._modules:
             _expose_shared(tree, path, graphs)
     return tuple(unseen)
@@ -133,14 +137,15 @@ def _is_used(path: str, module: nn.Module, graphs: Sequence[Graph]) -> bool:
 
 def _expose_shared(tree: _Tree, path: str, graphs: Sequence[Graph]) -> None:
     """A module that did not run, and holds by another path what did run: there it meets other neighbours."""
-    reason = f"is handled by {path!r}, too, which did not run on the example,"
+    reason = f"is handled by {path!r}, too, which {DID_NOT_RUN},"
     inside = f"{path}."
+    own = (inside, f"{tree.name(path)}.")  # by whichever path it is known
     for inner in [each for each in tree.modules if each.startswith(inside)]:
         name = tree.name(inner)
-        if name == inner or name.startswith(inside) or name not in tree.called:
+        if name == inner or name.startswith(own) or name not in tree.called:
             continue
         for graph in graphs:
-            _expose(graph, _around(graph, name), reason)
+            _expose(graph, _around(graph, name), reason, weighted=True)
 
 
 def _around(graph: Graph, name: str) -> Iterator[int]:
@@ -152,8 +157,11 @@ def _around(graph: Graph, name: str) -> Iterator[int]:
         yield from (index, *graph.nodes[index].inputs)
 
 
-def _expose(graph: Graph, values: Iterable[int], reason: str) -> None:
+def _expose(graph: Graph, values: Iterable[int], reason: str, *, weighted: bool) -> None:
     for index in values:
+        if weighted and index not in graph.meets_weights:
+            graph.meets_weights.add(index)
+            graph.exposed[index] = reason
         graph.exposed.setdefault(index, reason)
 
 

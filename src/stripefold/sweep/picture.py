@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stripefold.atomic import atomic_path
 from stripefold.errors import ConfigError, TrainingError
+from stripefold.figures.paper import write_paper
 from stripefold.figures.pictures import BLUE, GREY
 from stripefold.sweep.statistics import LEVEL, Estimate
 from stripefold.training.tasks import WORDS
@@ -25,23 +26,24 @@ _STACK = 0.13
 """How far, in rows, equal ones lie from each other."""
 
 
-def write_picture(result: SweepResult) -> Path:
-    """Write ``results.png``.
+def write_pictures(result: SweepResult) -> list[Path]:
+    """Write ``results.png``, and ``results.pdf`` and ``results.svg`` for a paper, as wide as its text.
 
     Args:
         result: What the sweep found.
 
     Raises:
         ConfigError: If matplotlib is not installed.
-        TrainingError: If the file cannot be written.
+        TrainingError: If a file cannot be written.
     """
-    file, figure = result.folder / "results.png", draw_result(result)
+    import_figure()
+    file = result.folder / "results.png"
     try:
         with atomic_path(file) as temporary:
-            figure.savefig(temporary, dpi=160, format="png")
+            draw_result(result).savefig(temporary, dpi=160, format="png")
+        return [file, *write_paper(lambda: draw_result(result), result.folder / "results", "text")]
     except OSError as error:
         raise TrainingError(f"cannot write {file}: {error.strerror or error}; the same command goes on") from error
-    return file
 
 
 def import_figure() -> Any:

@@ -52,7 +52,7 @@ class SweepResult:
         outcomes: Run -> what it is judged by; the finished ones.
         failed: Run -> why it failed, one line.
         rows: One per setting, in the sweep's order.
-        files: The tables and the picture.
+        files: The tables and the pictures.
     """
 
     folder: Path

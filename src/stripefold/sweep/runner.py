@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from stripefold.errors import TrainingError
 from stripefold.sweep.draw import draw
 from stripefold.sweep.folder import SweepPaths, check_free, grow_sweep, open_sweep, read_outcome, read_samples
-from stripefold.sweep.picture import import_figure, write_picture
+from stripefold.sweep.picture import import_figure, write_pictures
 from stripefold.sweep.result import SweepResult, collect
 from stripefold.sweep.session import Machines, import_ray
 from stripefold.sweep.table import import_arrow, write_tables
+from stripefold.sweep.text import write_texts
 from stripefold.sweep.trials import Trial, list_settings, list_trials
 from stripefold.training.locks import locked
 
@@ -82,7 +83,7 @@ def run_sweep(
 
 
 def write_result(result: SweepResult) -> SweepResult:
-    """Write the tables and the picture.
+    """Write the tables and the pictures.
 
     Args:
         result: What the sweep found.
@@ -90,7 +91,7 @@ def write_result(result: SweepResult) -> SweepResult:
     Returns:
         The same with the files' names.
     """
-    return dataclasses.replace(result, files=(*write_tables(result), write_picture(result)))
+    return dataclasses.replace(result, files=(*write_tables(result), *write_texts(result), *write_pictures(result)))
 
 
 def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell: Progress) -> None:

@@ -64,7 +64,7 @@ def build_model(config: TrainConfig, spec: ImageSpec, *, images: Tensor | None =
     }  # fmt: skip
     where = list(config.where) if isinstance(config.where, tuple) else config.where
     for form in forms[config.form]:
-        own = {"repeats": config.repeats, "psi": config.psi, "init": config.init, "freeze": config.freeze}
+        own = {name: getattr(config, name) for name in ("repeats", "psi", "init", "freeze", "start")}
         static = own if form == "static" else {}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(config.seed, f"gates, {form}"))
@@ -76,7 +76,7 @@ def build_model(config: TrainConfig, spec: ImageSpec, *, images: Tensor | None =
                     form=form,
                     example=spec.example(),
                     attention_options=config.attention_options,
-                    **static,  # type: ignore[arg-type]
+                    **static,
                 )
             except TraceError as error:
                 raise ConfigError(

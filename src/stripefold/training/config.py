@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task": get_args(Task),
     "form": get_args(Form),
     "init": ("paper", "identity"),
+    "start": ("live", "reference"),
     "augmentation": get_args(Augmentation),
     "optimizer": get_args(OptimizerName),
     "schedule": get_args(Schedule),
@@ -36,7 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # What may differ between a run and its continuation: none of it changes the numbers, the number of processes no more
 # than the order of a sum does.
 FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
-FREE_ON_RESUME |= {"devices", "nodes", "strategy", "timeout", "extend"}
+FREE_ON_RESUME |= {"cache", "devices", "nodes", "strategy", "timeout", "extend"}
 FREEZABLE = ("psi", "theta")
 MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise", "preprocessing")
 
@@ -53,6 +54,8 @@ class TrainConfig:
             or ``voc:PATH``.
         data_dir: Where torchvision's data sets lie.
         download: Whether torchvision may download them.
+        cache: Whether images that lie in files are decoded once and kept in memory, as bytes; they have to be of one
+            size. The numbers stay the same.
         image_size: Side the images are brought to; None is the data set's own.
         channels: 1 or 3 colour channels; None is the data set's own.
         preprocessing: What happens to an image before the network sees it: ``mean``, ``std`` (training images too),
@@ -71,6 +74,7 @@ class TrainConfig:
             attention's own (0.1; 1 for ``scale``).
         init: ``paper`` or ``identity`` (leaves a pretrained model's function as it was); of gates and branch blocks.
         freeze: Which of ``psi`` and ``theta`` (the attention's own parameters) of the static gates do not train.
+        start: ``live`` (every static gate has hidden units that learn) or ``reference`` (as drawn: some have none).
         attention_options: Options of the attention, such as ``{"reduction": 16}``.
         branch: The kind of branch block that stands for convolutions while training; None leaves them as they are.
         branch_where: Which convolutions: ``spatial`` (each that the kind can stand for), a glob, or several globs.
@@ -123,6 +127,7 @@ class TrainConfig:
     data: str = "digits"
     data_dir: str | None = None
     download: bool = False
+    cache: bool = False
     image_size: int | None = None
     channels: int | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
@@ -139,6 +144,7 @@ class TrainConfig:
     psi: float | Literal["random"] | None = None
     init: Literal["paper", "identity"] = "paper"
     freeze: tuple[str, ...] = ()
+    start: Literal["live", "reference"] = "live"
     attention_options: Mapping[str, Any] = field(default_factory=dict)
     branch: str | None = None
     branch_where: str | tuple[str, ...] = "spatial"
@@ -220,6 +226,8 @@ class TrainConfig:
             raise ConfigError(f"label_smoothing is {self.label_smoothing}; a detector has its own losses, set 0")
         if self.preprocessing:
             raise ConfigError(f"preprocessing is {self.preprocessing}; it is for classification, set {{}}")
+        if self.cache:
+            raise ConfigError(f"cache is True; it is for classification; set false for {self.task}")
         if self.channels == 1:
             raise ConfigError(f"channels is 1; networks for {self.task} take 3")
 

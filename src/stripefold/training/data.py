@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from stripefold.errors import ConfigError, DataError
 from stripefold.processes import ALONE, Place
 from stripefold.training import transforms
-from stripefold.training.images import Images, choose
+from stripefold.training.images import Images, choose, keep
 from stripefold.training.loader import EpochLoader
 from stripefold.training.preprocessing import Preprocessing
 from stripefold.training.scene_data import (
@@ -161,9 +161,12 @@ def load_data(config: TrainConfig) -> Data:
         train_steps = [pixels, after]  # what calibrates a network looks like what tests it
     else:
         train_steps = [*_before(source, channels), *_augmentation(config.augmentation, size), after]
+    train, test = choose(source.train, config.limit_train), choose(source.test, config.limit_test)
+    if config.cache:
+        train, test = keep(train), keep(test)
     return Data(
-        train=TrainingImages(choose(source.train, config.limit_train), transforms.compose(train_steps), config.seed),
-        test=PlainImages(choose(source.test, config.limit_test), pixels, after),
+        train=TrainingImages(train, transforms.compose(train_steps), config.seed),
+        test=PlainImages(test, pixels, after),
         spec=spec,
         whole=(source.train, source.test),
         root=_root(config),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from stripefold.training.config import TrainConfig
 
 IDLE: dict[str, tuple[str, ...]] = {
-    "none": ("attention", "where", "repeats", "psi", "freeze", "attention_options", "gate_weight_decay"),
-    "dynamic": ("repeats", "psi", "freeze"),
+    "none": ("attention", "where", "repeats", "psi", "freeze", "start", "attention_options", "gate_weight_decay"),
+    "dynamic": ("repeats", "psi", "freeze", "start"),
 }
 """Options that do nothing under a form."""
 OF_THE_OPTIMIZER = {"sgd": ("momentum", "nesterov")}

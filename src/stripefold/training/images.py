@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from stripefold.errors import DataError
 from stripefold.scenes.image_files import read_image
 
 
@@ -73,6 +75,29 @@ class Part:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[self.indices[index]]
+
+
+def keep(images: Images) -> ArrayImages:
+    """All images decoded, as one tensor of bytes; those that are held in memory stay as they are.
+
+    Args:
+        images: All of one size.
+
+    Raises:
+        DataError: If they are not; names two of them.
+    """
+    if isinstance(images, ArrayImages):
+        return images
+    with ThreadPoolExecutor() as pool:  # reading and decoding let go of Python's lock
+        found = list(pool.map(images.__getitem__, range(len(images))))
+    first = found[0][0].shape
+    odd = next((index for index, (image, _) in enumerate(found) if image.shape != first), None)
+    if odd is not None:
+        raise DataError(
+            f"cache holds images of one size, and image 0 is {tuple(first)} where image {odd} is "
+            f"{tuple(found[odd][0].shape)}: set cache to false"
+        )
+    return ArrayImages(torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found]))
 
 
 def choose(images: Images, limit: int | None) -> Images:
