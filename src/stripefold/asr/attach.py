@@ -18,8 +18,10 @@ from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_names
 from stripefold.errors import AttachError
 from stripefold.folding.same_steps import check_same_steps, steps_of
+from stripefold.surgery.all_or_nothing import AllOrNothing
 from stripefold.surgery.example import Example
-from stripefold.surgery.modules import first_parameter, forget_compiled, move_call_hooks, replace_modules
+from stripefold.surgery.interruptible import Interruptible
+from stripefold.surgery.modules import first_parameter, forget_compiled, replace_modules
 from stripefold.surgery.positions import PositionPlace
 from stripefold.surgery.root import check_bare, copy_of
 
@@ -42,8 +44,9 @@ def attach(
 
     Takes the arguments of ``attach_`` and raises the same errors.
     """
-    config = _config(attention, form, repeats, psi, init, freeze, start, attention_options)
-    return _attach(_copied(model), where, config, _Known(example), in_place=False)
+    with Interruptible():
+        config = _config(attention, form, repeats, psi, init, freeze, start, attention_options)
+        return _attach(_copied(model), where, config, _Known(example), in_place=False)
 
 
 def attach_(
@@ -94,9 +97,10 @@ def attach_(
 
     Source: ASR, Huang et al. 2024, section 3; reference code ``ASRBatchNorm2d``.
     """
-    config = _config(attention, form, repeats, psi, init, freeze, start, attention_options)
-    _check_bare(model)
-    return _attach(model, where, config, _Known(example), in_place=True)
+    with Interruptible():
+        config = _config(attention, form, repeats, psi, init, freeze, start, attention_options)
+        _check_bare(model)
+        return _attach(model, where, config, _Known(example), in_place=True)
 
 
 def _config(*values: Any) -> GateConfig:
@@ -130,7 +134,8 @@ def attach_at(
     Raises:
         AttachError: as ``attach``.
     """
-    return _attach(_copied(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
+    with Interruptible():
+        return _attach(_copied(model), where, GateConfig(form=form), _Known(None, places), in_place=False)
 
 
 @dataclass(frozen=True)
@@ -153,11 +158,13 @@ def _attach(model: nn.Module, where: Where, config: GateConfig, known: _Known, *
     planned = [plan_gates(candidate, config, chains, like) for candidate in chosen]
     check_inside_blocks(model, planned)
     _warn(selection, {each.candidate.name for each in planned if each.adds})
-    return chains.begin_with_(_swap_in(model, planned, known))
+    change = AllOrNothing(model)
+    with change, change:
+        return chains.begin_with_(_swap_in(model, planned, known))
 
 
 def _swap_in(model: nn.Module, planned: Sequence[Planned], known: _Known) -> nn.Module:
-    """Put the sites into the model; it must do the same steps as before, else they are taken out again."""
+    """Put the sites into the model; it must do the same steps as before."""
     layers = [each.candidate.module for each in planned]
     before = None if known.places is not None else steps_of(model, known.example, layers)
     forget_compiled(model)
@@ -170,23 +177,9 @@ def _swap_in(model: nn.Module, planned: Sequence[Planned], known: _Known) -> nn.
             site.take_hooks_()
             replacements[each.candidate.module] = site
     root = replace_modules(model, replacements)
-    try:
-        after = steps_of(root, known.example, []) if isinstance(before, list) else None
-        check_same_steps(before, after, "its layers carry gates", AttachError)
-    except BaseException:
-        _take_out(root, planned, replacements)
-        raise
+    after = steps_of(root, known.example, []) if isinstance(before, list) else None
+    check_same_steps(before, after, "its layers carry gates", AttachError)
     return root
-
-
-def _take_out(root: nn.Module, planned: Sequence[Planned], replacements: Mapping[nn.Module, nn.Module]) -> None:
-    replace_modules(root, {site: layer for layer, site in replacements.items()})
-    for layer, site in replacements.items():
-        move_call_hooks(site, layer)
-    for each in planned:
-        site = each.candidate.module
-        if isinstance(site, Site):  # which had other gates before
-            del site.gates[-len(each.gates) :]
 
 
 def _select(model: nn.Module, where: Where, config: GateConfig, known: _Known) -> Selection:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.gate import DynamicGate
+from stripefold.asr.gated import Gated
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
+from stripefold.surgery.all_or_nothing import AllOrNothing
+from stripefold.surgery.interruptible import Interruptible
 from stripefold.surgery.modules import forget_compiled, replace_modules
 from stripefold.surgery.root import copy_of
 
@@ -18,7 +23,8 @@ def detach(model: nn.Module) -> nn.Module:
     Raises:
         AttachError: not a module, or one that cannot be copied.
     """
-    return detach_(copy_of(model, "detach_", AttachError))
+    with Interruptible():
+        return detach_(copy_of(model, "detach_", AttachError))
 
 
 def detach_(model: nn.Module) -> nn.Module:
@@ -30,11 +36,18 @@ def detach_(model: nn.Module) -> nn.Module:
     Raises:
         AttachError: not a module.
     """
-    found = attached_sites(model)
+    with Interruptible():
+        found = attached_sites(model)
+        change = AllOrNothing(model)
+        with change, change:
+            return _without_gates_(model, found)
+
+
+def _without_gates_(model: nn.Module, found: Mapping[str, Gated]) -> nn.Module:
     if found:
         forget_compiled(model)
     bare: dict[nn.Module, nn.Module] = {}
-    for site in reversed(found.values()):  # a site of positions may hold one of channels
+    for site in reversed(list(found.values())):  # a site of positions may hold one of channels
         site.gates = nn.ModuleList(gate for gate in site.gates if not isinstance(gate, DynamicGate))
         left = site.without_static_gates_()
         bare[site] = bare.get(left, left)

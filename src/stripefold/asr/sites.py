@@ -15,6 +15,7 @@ from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.errors import AttachError
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example
+from stripefold.surgery.interruptible import Interruptible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +78,17 @@ def sites(model: nn.Module, where: Where = "residual", *, example: Example | Non
         AttachError: a bad ``where``.
         TraceError: the model does not run on the example.
     """
-    find = select_positions if isinstance(where, str) and where == EVERYWHERE else select
-    selection = find(model, where, example)
-    chosen = tuple(_row(candidate) for candidate in selection.chosen)
-    refused = tuple(
-        SiteRow(name=r.name, layer=r.kind, channels=0, gates="", why=r.why, refused=True) for r in selection.refused
-    )
-    notes = tuple(
-        f"no effect: {each.norm!r} right behind {each.name!r} cancels its scale" for each in selection.cancelled
-    )
-    return SiteTable(chosen, refused, notes)
+    with Interruptible():
+        find = select_positions if isinstance(where, str) and where == EVERYWHERE else select
+        selection = find(model, where, example)
+        chosen = tuple(_row(candidate) for candidate in selection.chosen)
+        refused = tuple(
+            SiteRow(name=r.name, layer=r.kind, channels=0, gates="", why=r.why, refused=True) for r in selection.refused
+        )
+        notes = tuple(
+            f"no effect: {each.norm!r} right behind {each.name!r} cancels its scale" for each in selection.cancelled
+        )
+        return SiteTable(chosen, refused, notes)
 
 
 def _row(candidate: Candidate) -> SiteRow:

@@ -13,6 +13,7 @@ from stripefold.baking.metric import Metric
 from stripefold.baking.options import Constants, Options, Progress, Recalibrate, To, Where, check_model
 from stripefold.baking.report import BakeReport
 from stripefold.surgery.example import Example
+from stripefold.surgery.interruptible import Interruptible
 
 
 def bake(
@@ -83,15 +84,16 @@ def bake(
 
     Source: Huang et al. 2024 (ASR), section 2 for why it works; the rest is stripefold's own.
     """
-    options = Options(
-        constants=constants, to=to, where=where, metric=metric, max_drop=max_drop, validation=validation,
-        recalibrate=recalibrate, finetune=finetune, device=device, progress=progress, speed=speed,
-        process_group=process_group,
-    )  # fmt: skip
-    check_model(model)
-    job = Job(model, data, example, options)
-    made, report = job.baked()
-    return job.at_home(made), report
+    with Interruptible():
+        options = Options(
+            constants=constants, to=to, where=where, metric=metric, max_drop=max_drop, validation=validation,
+            recalibrate=recalibrate, finetune=finetune, device=device, progress=progress, speed=speed,
+            process_group=process_group,
+        )  # fmt: skip
+        check_model(model)
+        job = Job(model, data, example, options)
+        made, report = job.baked()
+        return job.at_home(made), report
 
 
 def bake_(
@@ -120,13 +122,14 @@ def bake_(
     Returns:
         What was done to the model.
     """
-    options = Options(
-        constants=constants, to=to, where=where, metric=metric, max_drop=max_drop, validation=validation,
-        recalibrate=recalibrate, finetune=finetune, device=device, progress=progress, speed=speed,
-        process_group=process_group,
-    )  # fmt: skip
-    check_model(model)
-    job = Job(model, data, example, options, in_place=True)
-    _, report = job.baked()
-    job.apply_()
-    return report
+    with Interruptible():
+        options = Options(
+            constants=constants, to=to, where=where, metric=metric, max_drop=max_drop, validation=validation,
+            recalibrate=recalibrate, finetune=finetune, device=device, progress=progress, speed=speed,
+            process_group=process_group,
+        )  # fmt: skip
+        check_model(model)
+        job = Job(model, data, example, options, in_place=True)
+        _, report = job.baked()
+        job.apply_()
+        return report

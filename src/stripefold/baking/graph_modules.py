@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripefold.baking.modules import ConstantGate
 from stripefold.stripe.discover import ChannelGate, Discovery, discover
 from stripefold.surgery.example import Example, example_to, examples_of, run_example
 from stripefold.surgery.graph import Graph
+from stripefold.surgery.modes_of_torch import ThreadMode
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.undisturbed import on_copies
 from stripefold.surgery.values import storage_of
@@ -273,7 +273,7 @@ class _Seen:
     values: dict[fx.Node, Any]
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(ThreadMode):
     """Notes the multiplications of one node of a graph at a time."""
 
     def __init__(self) -> None:

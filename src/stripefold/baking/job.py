@@ -31,6 +31,7 @@ from stripefold.stripe.batches import arguments_of
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
+from stripefold.surgery.all_or_nothing import AllOrNothing
 from stripefold.surgery.example import Example
 from stripefold.surgery.modules import first_parameter
 from stripefold.surgery.preserve_state import copy_buffers, preserve_state
@@ -130,12 +131,17 @@ class Job:
     def apply_(self) -> None:
         """Bake the model itself, as its copy was; nothing that could fail is left."""
         assert self._recipe is not None  # baked() comes first
+        change = AllOrNothing(self._users)
+        with change, change:
+            self._apply_(self._recipe)
+
+    def _apply_(self, recipe: Recipe) -> None:
         for name in self._norms:
             norm, own = self._model.get_submodule(name), self._users.get_submodule(name)
             for found, buffer in zip(norm.buffers(recurse=False), own.buffers(recurse=False), strict=True):
                 buffer.copy_(found)
         insert_probes_(self._users, self._probes)
-        self._recipe.apply_(self._users)
+        recipe.apply_(self._users)
 
     def _metric(self) -> Metric | None:
         options = self._options

@@ -14,6 +14,8 @@ from stripefold.branches.registry import build_block, check_options, kind_named
 from stripefold.branches.select import Where, select
 from stripefold.errors import BranchError
 from stripefold.folding.same_steps import check_same_steps, steps_of
+from stripefold.surgery.all_or_nothing import AllOrNothing
+from stripefold.surgery.interruptible import Interruptible
 from stripefold.surgery.modules import forget_compiled, move_call_hooks, replace_modules
 from stripefold.surgery.root import check_bare, copy_of
 from stripefold.surgery.stand_in import is_plain
@@ -34,9 +36,10 @@ def branch(
 
     Takes the arguments of ``branch_`` and raises the same errors.
     """
-    _check_bare(model)
-    copied = copy_of(model, "branch_", BranchError)
-    return _branch(copied, kind, where, (init, data), options or {})
+    with Interruptible():
+        _check_bare(model)
+        copied = copy_of(model, "branch_", BranchError)
+        return _branch(copied, kind, where, (init, data), options or {})
 
 
 def branch_(
@@ -73,12 +76,13 @@ def branch_(
         BranchError: nothing matched, a convolution cannot be a block, a bad option, or the data did not reach a
             convolution. The model is then unchanged.
     """
-    _check_bare(model)
-    if is_plain(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        raise BranchError(
-            "the model itself is the convolution and cannot be replaced in place: use model = branch(model, ...)"
-        )
-    return _branch(model, kind, where, (init, data), options or {})
+    with Interruptible():
+        _check_bare(model)
+        if is_plain(model, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            raise BranchError(
+                "the model itself is the convolution and cannot be replaced in place: use model = branch(model, ...)"
+            )
+        return _branch(model, kind, where, (init, data), options or {})
 
 
 def _check_bare(model: nn.Module) -> None:
@@ -106,7 +110,9 @@ def _branch(
             "training from the same function",
             stacklevel=3,
         )
-    return _swap_in(model, chosen.convolutions, blocks)
+    change = AllOrNothing(model)
+    with change, change:
+        return _swap_in(model, chosen.convolutions, blocks)
 
 
 def _check_start(init: object, data: Any) -> None:
@@ -117,18 +123,12 @@ def _check_start(init: object, data: Any) -> None:
 
 
 def _swap_in(model: nn.Module, convolutions: Mapping[str, nn.Module], blocks: Mapping[str, BranchBlock]) -> nn.Module:
-    """Put the blocks into the model; it must do the same steps as before, else they are taken out again."""
+    """Put the blocks into the model; it must do the same steps as before."""
     before = steps_of(model, None, convolutions.values())
     forget_compiled(model)
     for name, convolution in convolutions.items():
         move_call_hooks(convolution, blocks[name])
     root = replace_modules(model, {convolutions[name]: block for name, block in blocks.items()})
-    try:
-        after = steps_of(root, None, []) if isinstance(before, list) else None
-        check_same_steps(before, after, "its convolutions are blocks", BranchError)
-    except BaseException:
-        replace_modules(root, {block: convolutions[name] for name, block in blocks.items()})
-        for name, convolution in convolutions.items():
-            move_call_hooks(blocks[name], convolution)
-        raise
+    after = steps_of(root, None, []) if isinstance(before, list) else None
+    check_same_steps(before, after, "its convolutions are blocks", BranchError)
     return root

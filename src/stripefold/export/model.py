@@ -20,6 +20,7 @@ from stripefold.folding.files import Kind
 from stripefold.folding.fold import fold
 from stripefold.surgery.example import Example, example_to, infer_example
 from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.interruptible import Interruptible
 from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import unwrapped
 
@@ -73,33 +74,36 @@ def export_model(
         VerifyError: the file, or the folded model, computes something else.
         FoldError: the model cannot be folded.
     """
-    path = Path(path)
-    form = _form(path, channels_last=channels_last, compiled=compiled)
-    fuse = form != "safetensors" if fuse is None else fuse
-    examples = several(example)
-    looked_at = examples or infer_example(model)
-    first = examples[0] if examples else looked_at
-    if first is None and (fuse or form != "safetensors"):
-        raise ExportError(f"{type(model).__name__} does not say what it takes: give example= (tensor, tuple or dict)")
-    plain, folding = fold(model, fuse=fuse, example=looked_at, check=check and first is not None, report=True)
-    plain = as_used(plain.cpu()).requires_grad_(False)
-    kind = _kind(model, plain, fuse=fuse, weights=form == "safetensors")
-    if form == "safetensors":
-        about, outcome = write_weights(plain, path, kind, extra, check=check)
-    else:
-        first = example_to(first, torch.device("cpu"), None)
-        about = _about(kind, extra, batch="dynamic" if dynamic_batch else batch_size(first), layout=channels_last)
-        if channels_last:
-            plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
-        program = capture(plain, first, dynamic_batch=dynamic_batch)
-        samples = samples_for(first, inputs, dynamic_batch=dynamic_batch) if check else {}
-        own = examples_for(examples, dynamic_batch=dynamic_batch) if check else {}
-        reference = on_cpu(unwrapped(model)) if check else plain
-        outcome = write_program(
-            program, path, form, about=about, model=reference, samples=samples, examples=own, opset=opset
-        )
-    size = path.stat().st_size
-    return ExportReport(path=path, form=form, about=about, bytes=size, folding=folding, outcome=outcome)
+    with Interruptible():
+        path = Path(path)
+        form = _form(path, channels_last=channels_last, compiled=compiled)
+        fuse = form != "safetensors" if fuse is None else fuse
+        examples = several(example)
+        looked_at = examples or infer_example(model)
+        first = examples[0] if examples else looked_at
+        if first is None and (fuse or form != "safetensors"):
+            raise ExportError(
+                f"{type(model).__name__} does not say what it takes: give example= (tensor, tuple or dict)"
+            )
+        plain, folding = fold(model, fuse=fuse, example=looked_at, check=check and first is not None, report=True)
+        plain = as_used(plain.cpu()).requires_grad_(False)
+        kind = _kind(model, plain, fuse=fuse, weights=form == "safetensors")
+        if form == "safetensors":
+            about, outcome = write_weights(plain, path, kind, extra, check=check)
+        else:
+            first = example_to(first, torch.device("cpu"), None)
+            about = _about(kind, extra, batch="dynamic" if dynamic_batch else batch_size(first), layout=channels_last)
+            if channels_last:
+                plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
+            program = capture(plain, first, dynamic_batch=dynamic_batch)
+            samples = samples_for(first, inputs, dynamic_batch=dynamic_batch) if check else {}
+            own = examples_for(examples, dynamic_batch=dynamic_batch) if check else {}
+            reference = on_cpu(unwrapped(model)) if check else plain
+            outcome = write_program(
+                program, path, form, about=about, model=reference, samples=samples, examples=own, opset=opset
+            )
+        size = path.stat().st_size
+        return ExportReport(path=path, form=form, about=about, bytes=size, folding=folding, outcome=outcome)
 
 
 def as_used(model: nn.Module) -> nn.Module:

@@ -98,13 +98,8 @@ def _plain_tensors(block: nn.Module) -> list[tuple[tuple[str, str], Tensor]]:
 def _called(twin: nn.Module, method: str) -> nn.Module:
     """What a twin becomes; layers that the method makes without naming a dtype are float64 ones on the CPU."""
     held = {name for name, _ in _plain_tensors(twin)}
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with torch.device("cpu"):
-            returned = getattr(twin, method)()
-    finally:
-        torch.set_default_dtype(default)
+    with torch.device("cpu"):  # and under KeepFloat64; torch's default type is the whole process's
+        returned = getattr(twin, method)()
     result = twin if returned is None else returned
     if not isinstance(result, nn.Module):
         raise TypeError(f"it returned {type(result).__name__}, not a module")

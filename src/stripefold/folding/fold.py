@@ -13,15 +13,17 @@ from torch import nn
 from stripefold.errors import FoldError
 from stripefold.folding.adapters import under_adapters
 from stripefold.folding.biases import plan_biases
-from stripefold.folding.fuse import fuse_, trace_for_fuse
+from stripefold.folding.fuse import fuse_
 from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
 from stripefold.folding.judge import NothingComparedError
 from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldReport
 from stripefold.folding.verify import verify
+from stripefold.surgery.all_or_nothing import AllOrNothing
 from stripefold.surgery.borrowed import REMEDY, borrowed_module
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable, FoldNote
+from stripefold.surgery.interruptible import Interruptible
 from stripefold.surgery.modes import kept_in_training
 from stripefold.surgery.modules import (
     NO_COPY,
@@ -84,14 +86,15 @@ def fold(
 
     Source: ASR, Huang et al. 2024, section 3 (inference).
     """
-    model = _unwrapped(model)
-    example = _example(model, example, check, fuse)
-    plain, made = _fold_in_place(_copied(model), fuse, example)
-    if check is not False and example is not None:
-        _check_own(model, plain, example)
-        made = replace(made, verification=_verified(model, plain, example, check))
-    _announce(made)
-    return (plain, made) if report else plain
+    with Interruptible():
+        model = _unwrapped(model)
+        example = _example(model, example, check, fuse)
+        plain, made = _fold_in_place(_copied(model), fuse, example)
+        if check is not False and example is not None:
+            _check_own(model, plain, example)
+            made = replace(made, verification=_verified(model, plain, example, check))
+        _announce(made)
+        return (plain, made) if report else plain
 
 
 @overload
@@ -118,21 +121,23 @@ def fold_(
     """Fold in place, for models too large to copy.
 
     Everything is validated first, so that a refusal leaves the model as it was. With a check, a copy is folded and
-    compared before the model itself is touched; ``check=False`` needs no copy and at most one layer of extra memory.
+    compared before the model itself is touched; ``check=False`` needs no copy. What is overwritten is kept until the
+    end, so that an error or an interrupt on the way is undone: that is the extra memory, and no more.
 
     Takes the arguments of ``fold`` and raises the same errors.
     """
-    model = _unwrapped(model)
-    example = _example(model, example, check, fuse)
-    verification = _NOT_CHECKED
-    if check is not False and example is not None:
-        verification = _verified(model, _fold_in_place(_copied(model), fuse, example)[0], example, check)
-    elif fuse:
-        trace_for_fuse(model, example)  # what can fail comes before the first change
-    plain, made = _fold_in_place(model, fuse, example)
-    made = replace(made, verification=verification)
-    _announce(made)
-    return (plain, made) if report else plain
+    with Interruptible():
+        model = _unwrapped(model)
+        example = _example(model, example, check, fuse)
+        verification = _NOT_CHECKED
+        if check is not False and example is not None:
+            verification = _verified(model, _fold_in_place(_copied(model), fuse, example)[0], example, check)
+        change = AllOrNothing(model)
+        with change, change:
+            plain, made = _fold_in_place(model, fuse, example)
+        made = replace(made, verification=verification)
+        _announce(made)
+        return (plain, made) if report else plain
 
 
 def _verified(model: nn.Module, plain: nn.Module, example: Example, check: Check) -> str:

@@ -16,6 +16,7 @@ from stripefold.folding.run import DoesNotRunError, call, place, run_both
 from stripefold.surgery.borrowed import borrowed_object
 from stripefold.surgery.example import Example, examples_of
 from stripefold.surgery.float64 import float64_copy, is_float64
+from stripefold.surgery.interruptible import Interruptible
 from stripefold.surgery.modules import NO_COPY, first_parameter, uninitialized
 from stripefold.surgery.undisturbed import on_copies
 
@@ -103,31 +104,32 @@ def verify(
     Below float64 the truth is a float64 copy of ``model`` (with its own, rounded weights): an error is only an error
     if it is larger than what rounding does to the reference itself.
     """
-    dtype = _common_dtype(model, other)
-    reports: list[EquivalenceReport] = []
-    empty: NothingComparedError | None = None
-    for each in examples_of(inputs):
-        try:
-            reports.append(_compared(model, other, each, dtype, tolerance))
-        except NothingComparedError as error:
-            empty = error
-        except DoesNotRunError as error:
-            raise DoesNotRunError(f"{error}{_borrowed(model, other)}") from error
-    if empty is not None and not reports:
-        raise empty
-    worst = max(range(len(reports)), key=lambda k: (not reports[k].passed, reports[k].error))
-    report = replace(
-        reports[worst],
-        inputs=len(reports),
-        worst_input=worst,
-        fast_path=next((each.fast_path for each in reports if each.fast_path is not None), None),
-    )
-    if raise_on_mismatch and not report.passed:
-        raise VerifyError(
-            f"{report}. Worst at {report.worst_output}. First layer that differs: {_first_difference(report)}"
-            f"{_borrowed(model, other)}"
+    with Interruptible():
+        dtype = _common_dtype(model, other)
+        reports: list[EquivalenceReport] = []
+        empty: NothingComparedError | None = None
+        for each in examples_of(inputs):
+            try:
+                reports.append(_compared(model, other, each, dtype, tolerance))
+            except NothingComparedError as error:
+                empty = error
+            except DoesNotRunError as error:
+                raise DoesNotRunError(f"{error}{_borrowed(model, other)}") from error
+        if empty is not None and not reports:
+            raise empty
+        worst = max(range(len(reports)), key=lambda k: (not reports[k].passed, reports[k].error))
+        report = replace(
+            reports[worst],
+            inputs=len(reports),
+            worst_input=worst,
+            fast_path=next((each.fast_path for each in reports if each.fast_path is not None), None),
         )
-    return report
+        if raise_on_mismatch and not report.passed:
+            raise VerifyError(
+                f"{report}. Worst at {report.worst_output}. First layer that differs: {_first_difference(report)}"
+                f"{_borrowed(model, other)}"
+            )
+        return report
 
 
 def _borrowed(model: nn.Module, other: nn.Module) -> str:

@@ -19,6 +19,7 @@ from stripefold.stripe.recording import Recording
 from stripefold.stripe.report import StripeReport
 from stripefold.surgery.example import Example, example_to, run_example
 from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.interruptible import Interruptible
 from stripefold.surgery.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
 from stripefold.surgery.structural_copy import structural_copy
 from stripefold.surgery.undisturbed import random_state_kept, undisturbed
@@ -72,19 +73,22 @@ def observe(
 
     Source: Stripe Observation, Huang et al. 2024 (ASR), section 2.
     """
-    for name, value in (("keep", keep), ("max_images", max_images)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ObserveError(f"{name}={value!r}: expected a number of images, 0 or more")
-    bare = _unwrapped(model)
-    job = _Job(bare, device, keep, by_class, progress)
+    with Interruptible():
+        for name, value in (("keep", keep), ("max_images", max_images)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ObserveError(f"{name}={value!r}: expected a number of images, 0 or more")
+        bare = _unwrapped(model)
+        job = _Job(bare, device, keep, by_class, progress)
 
-    def run() -> StripeReport | None:
-        return job.run(batches(data, bare, arguments=arguments_of(example), max_images=max_images), example)
+        def run() -> StripeReport | None:
+            return job.run(batches(data, bare, arguments=arguments_of(example), max_images=max_images), example)
 
-    report = run() if process_group is None else merged_over_processes(run, process_group)
-    if report is None:
-        raise ObserveError("the data gave no images: nothing was observed. Is a generator used up, or max_images 0?")
-    return report
+        report = run() if process_group is None else merged_over_processes(run, process_group)
+        if report is None:
+            raise ObserveError(
+                "the data gave no images: nothing was observed. Is a generator used up, or max_images 0?"
+            )
+        return report
 
 
 class _Job:

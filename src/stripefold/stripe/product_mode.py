@@ -8,12 +8,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from stripefold.surgery.modes_of_torch import ThreadMode
 
 _PRODUCTS = frozenset({"aten::mul", "aten::mul_", "aten::addcmul", "aten::addcmul_"})
 
 
-class ProductMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ProductMode(ThreadMode):
     """Shows every product of two tensors that runs in one module itself, not in a module inside it.
 
     Args:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stripefold.surgery.graph import Call, Graph, Node, Role
+from stripefold.surgery.modes_of_torch import ThreadMode
 from stripefold.surgery.operations import (
     FACTORIES,
     INTO_PYTHON,
@@ -44,7 +44,7 @@ class _Frame:
     derived: dict[int, Tensor] = field(default_factory=dict)
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(ThreadMode):
     """The state of one recording.
 
     Args:

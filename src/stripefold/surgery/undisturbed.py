@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from stripefold.surgery.modes_of_torch import ThreadMode
 from stripefold.surgery.structural_copy import shared_storages, structural_copy
 from stripefold.surgery.values import storage_of, tensors_in
 
@@ -78,7 +78,7 @@ def _in_use(model: nn.Module, guard: Guard, own_parameters: bool) -> tuple[nn.Mo
     return copied, shared
 
 
-class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Guard(ThreadMode):
     """Sees every operation of this thread: stops writes into protected storages, notes random draws.
 
     Attributes:
