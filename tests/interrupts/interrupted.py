@@ -25,7 +25,7 @@ class Moment:
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
         self.events += 1
-        if self.events == self.at:
+        if self.events >= self.at > 0 and not self.where and event != "exception":
             self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {event}"
             raise KeyboardInterrupt
         return self if "stripefold" in frame.f_code.co_filename or "contextlib" in frame.f_code.co_filename else None
@@ -76,8 +76,9 @@ def interrupted(case: Case, how: Moment | Timer) -> tuple[bool, list[str]]:
     before, state, random_state = pictured(model), switches(), randomness()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        hit = how.run(lambda: case.call(model))
-    if not hit:
+        ended: list[Any] = []
+        hit = how.run(lambda: ended.append(case.call(model)))
+    if not hit or ended:
         return False, []
     faults = []
     if switches() != state:

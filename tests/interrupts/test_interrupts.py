@@ -20,7 +20,9 @@ def faults_of(name: str, count: int, seed: int) -> tuple[int, list[str]]:
     return hits, found
 
 
-@pytest.mark.parametrize("name", ["sites busy", "attach_ training", "fold_ busy", "fold_ fuse training", "detach_ busy"])
+@pytest.mark.parametrize(
+    "name", ["sites busy", "attach_ training", "fold_ busy", "fold_ fuse training", "detach_ busy"]
+)
 def test_a_few_interrupts(name: str) -> None:
     hits, found = faults_of(name, 6, seed=1)
     assert hits > 0

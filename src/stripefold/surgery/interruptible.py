@@ -31,17 +31,22 @@ class Interruptible:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """After an interrupt, put everything back."""
-        if kind is None or issubclass(kind, Exception):
-            return
-        traceback.clear_frames(trace)  # what was being left ends now, and not when the traceback goes
+        """After an interrupt, put everything back; what is of this thread alone, always: a finalizer may swallow one."""
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        if interrupted:
+            traceback.clear_frames(trace)  # what was being left ends now, and not when the traceback goes
         functions, dispatches = _depths()
         for _ in range(functions - self._functions):
             torch._C._pop_torch_function_stack()
         for _ in range(dispatches - self._dispatches):
             torch._C._pop_torch_dispatch_stack(None)
-        set_mode_flags(self._flags)
         torch._C._set_grad_enabled(self._grad)
+        if interrupted:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """What is of the whole process, and which other threads may have moved on meanwhile."""
+        set_mode_flags(self._flags)
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
