@@ -31,7 +31,7 @@ class Interruptible:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """After an interrupt, put everything back; what is of this thread alone, always: a finalizer may swallow one."""
+        """After an interrupt, put everything back; this thread's modes always, for a finalizer may swallow one."""
         interrupted = kind is not None and not issubclass(kind, Exception)
         if interrupted:
             traceback.clear_frames(trace)  # what was being left ends now, and not when the traceback goes
