@@ -384,3 +384,9 @@ def test_a_later_site_on_the_layer_behind_folds_with_it() -> None:
     both = sf.attach(warm, "se", where=["conv"], example=x)
     assert list(sf.scales(both)) == ["se", "conv"]
     sf.verify(both, sf.fold(both, example=x), x)
+
+
+def test_a_block_on_the_layer_behind_is_refused() -> None:
+    warm, _, _ = forward_site()
+    blocks = sf.branch(warm, "mobileone", where=["conv"])
+    assert_refused(blocks, lambda: sf.fold_(blocks, check=False), FoldError, "a block stands in the place of 'conv'")

@@ -46,7 +46,7 @@ def rebuild_(model: nn.Module, gates: Mapping[str, Any], example: Example) -> nn
     Args:
         model: built as the one that was baked; its weights do not matter.
         gates: what ``structure`` gave.
-        example: an input.
+        example: an input; the same list of them where baking was given one.
 
     Returns:
         The model; another object only where the model itself was a site of ours.

@@ -13,22 +13,30 @@ from stripefold.baking.modules import ConstantScale
 from stripefold.errors import FoldError
 from stripefold.folding.rule import rule_for
 from stripefold.folding.sides import ScaleWriter
-from stripefold.surgery.foldable import FoldNote
+from stripefold.surgery.foldable import Foldable, FoldNote
 from stripefold.surgery.modules import move_call_hooks
 from stripefold.surgery.scale_paths import Target
 
 
 @dataclass(frozen=True)
 class _Taker:
-    """A layer and its path. No container: what replaces modules does not look in here, so the layer stays the layer.
+    """A layer and its path.
 
     Attributes:
         path: dotted path.
-        layer: the layer itself.
+        layer: what stands there; where a site of ours has taken the layer's place since, that.
     """
 
     path: str
     layer: nn.Module
+
+    @property
+    def bare(self) -> nn.Module:
+        """The layer itself."""
+        layer = self.layer
+        while isinstance(layer, Site):
+            layer = layer.base
+        return layer
 
 
 class ScaleSite(Site):
@@ -90,13 +98,18 @@ class ScaleSite(Site):
         return None if v is None else v * self.base.get_parameter("weight").double()
 
     def _writer(self, v: Tensor) -> ScaleWriter:
-        writer = ScaleWriter({taker.path: taker.layer for taker in self._layers})
+        writer = ScaleWriter({taker.path: taker.bare for taker in self._layers})
         for part in self._target.parts:
             writer.add(part, v)
         return writer
 
     def _check_layer(self, name: str, taker: _Taker, owners: Mapping[int, list[str]]) -> None:
-        for key, tensor in taker.layer._parameters.items():
+        if isinstance(taker.bare, Foldable):
+            raise FoldError(
+                f"cannot fold the gate on {name!r}: a block stands in the place of {taker.path!r}, which is to take "
+                "its scale. Fold before changing that layer"
+            )
+        for key, tensor in taker.bare._parameters.items():
             if tensor is None:
                 continue
             places = owners.get(id(tensor), [])
