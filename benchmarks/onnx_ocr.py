@@ -1,6 +1,6 @@
 """Bake the text networks that people deploy: gate by gate, under each constant, under a budget; size and time.
 
-    pip download --no-deps rapidocr-onnxruntime==1.4.4 rapidocr==3.10 -d /tmp/ocr      # and unpack the wheels there
+    pip download --no-deps rapidocr-onnxruntime==1.4.4 rapidocr==3.10 -d FOLDER        # and unpack the wheels there
     python -m benchmarks.onnx_ocr FILES.onnx ... --output benchmarks/results/ocr
 
 Files are told apart by their names: ``det`` finds text, ``cls`` tells its direction, ``rec`` reads it. Constants come
