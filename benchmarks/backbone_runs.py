@@ -67,7 +67,7 @@ def measure(recipe: str, options: argparse.Namespace) -> dict[str, Any]:
             "sites": len(sf.scales(trained.model)),
             "loss": losses(folder)[-1],
             "accuracy": 100 * evaluate(folder).accuracy,
-            "accuracy_folded": 100 * evaluate(file).accuracy,
+            "accuracy_folded": 100 * evaluate(file, data=trained.config.data).accuracy,
             "least_move_of_a_gate": _least_move(trained),
             "stock_keys": set(state) == set(plain.state_dict()),
             **_errors(trained),

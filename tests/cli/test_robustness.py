@@ -30,7 +30,7 @@ def test_the_table_and_the_files(runs: list[str], tmp_path: Path, capsys: pytest
     assert "one seed, so nothing is known of the spread" in printed.out
     assert f"written: {tmp_path / 'out'}" in printed.out
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"robustness.json", "robustness.csv", "curves.png", LIST}
+    assert names == {"robustness.json", "robustness.csv", "curves.png", "curves.pdf", "curves.svg", LIST}
 
 
 def test_json(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

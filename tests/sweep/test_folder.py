@@ -178,7 +178,8 @@ def test_a_finished_sweep_trains_nothing_and_writes_its_files_again(room: Room) 
     result = run_sweep(room.sweep, room.paths.root, progress=lines.append)
     assert lines == ["4 of 4 runs are finished"]
     assert [file.name for file in result.files] == [
-        "results.csv", "results.parquet", "runs.csv", "runs.parquet", "results.png",
+        "results.csv", "results.parquet", "runs.csv", "runs.parquet",
+        "results.md", "results.tex", "results.png", "results.pdf", "results.svg",
     ]  # fmt: skip
     assert result.rows[1].difference.mean == pytest.approx(0.14)
     assert not os.path.exists(room.paths.ray / "tune")  # Ray was not asked

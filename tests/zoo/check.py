@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import stripefold as sf
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
 from stripefold.surgery.example import Example, example_to
-from stripefold.surgery.float64 import KeepFloat64
+from stripefold.surgery.float64 import KeepFloat64, is_float64
 from stripefold.surgery.values import tensors_of
 from tests.zoo.measure import Unequal, error, float32_tolerance, image_dependence, judge
 from tests.zoo.prepare import (
@@ -193,7 +194,7 @@ def _check_structure(folded: nn.Module, expected: list[Any]) -> None:
 
 def _run(outputs: Any, model: nn.Module, examples: list[Example]) -> dict[str, Tensor]:
     found = {}
-    with torch.inference_mode(), KeepFloat64():
+    with torch.inference_mode(), KeepFloat64() if is_float64(model) else nullcontext():
         for index, example in enumerate(examples):
             torch.manual_seed(1)
             found |= {f"{index}: {path}": tensor.clone() for path, tensor in outputs(model, example).items()}

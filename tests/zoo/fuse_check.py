@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.surgery.float64 import KeepFloat64
+from stripefold.surgery.float64 import KeepFloat64, is_float64
 from tests.zoo.fuse_subjects import batchnorms, build, contents, layer_scales
 from tests.zoo.measure import error, image_dependence
 from tests.zoo.models_timm import subjects
@@ -144,7 +145,7 @@ def _counted(values: Any) -> dict[str, int]:
 
 
 def outputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    with torch.inference_mode(), KeepFloat64():
+    with torch.inference_mode(), KeepFloat64() if is_float64(model) else nullcontext():
         return {path: tensor.clone() for path, tensor in all_outputs(model, example).items()}
 
 

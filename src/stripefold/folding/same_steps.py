@@ -7,6 +7,7 @@ children or for the parameters by name sees the difference, and may take another
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -14,11 +15,32 @@ from stripefold.errors import StripefoldError, TraceError
 from stripefold.folding.rule import rule_for
 from stripefold.surgery.example import Example, infer_example
 from stripefold.surgery.foldable import Foldable
+from stripefold.surgery.graph import Graph
+from stripefold.surgery.operations import names
 from stripefold.surgery.trace import trace
 
-Step = tuple[str, str, tuple[int, ...]]
-"""What ran, where, and the shape of what it gave."""
-Steps = list[list[Step]]
+Step = tuple[str, str]
+"""What ran, and where."""
+# Operations whose results have as many elements as the values say: a detector finds more or less with other weights.
+_COUNTING = names("nonzero masked_select unique _unique2 unique_dim nms batched_nms")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model did on one input.
+
+    Attributes:
+        steps: every operation and layer on feature maps, in order.
+        layers: every call of a layer, in order.
+        depends: whether what ran hangs on values, so that other weights may take another path for good reason.
+    """
+
+    steps: list[Step]
+    layers: list[Step]
+    depends: bool
+
+
+Steps = list[Run]
 """For each input what a model did."""
 
 
@@ -40,10 +62,15 @@ def steps_of(model: nn.Module, example: Example | None, layers: Collection[nn.Mo
         graphs = trace(model, example, is_layer=is_layer).graphs
     except TraceError as error:
         return error
-    return [
-        [(node.name, node.where, node.shape) for node in graph.nodes if node.role == "activation" and node.name]
-        for graph in graphs
-    ]
+    return [_run(graph) for graph in graphs]
+
+
+def _run(graph: Graph) -> Run:
+    return Run(
+        steps=[(node.name, node.where) for node in graph.nodes if node.role == "activation" and node.name],
+        layers=[(call.name, "") for call in graph.calls],
+        depends=bool(graph.decisions) or any(node.name in _COUNTING for node in graph.nodes),
+    )
 
 
 def used_without_call(model: nn.Module, layers: Collection[nn.Module]) -> frozenset[str]:
@@ -85,7 +112,8 @@ def check_same_steps(
             f"the model does not run on its example any more once {once} ({reason}). It may be that its code asks a "
             f"layer for {_ASKS}"
         ) from cause
-    for mine, its in zip(before, after, strict=True):
+    for one, other in zip(before, after, strict=True):
+        mine, its = (one.layers, other.layers) if one.depends else (one.steps, other.steps)
         if mine != its:
             same = (index for index, pair in enumerate(zip(mine, its, strict=False)) if pair[0] != pair[1])
             index = next(same, min(len(mine), len(its)))
@@ -104,5 +132,5 @@ _ASKS = (
 def _in_words(steps: list[Step], index: int) -> str:
     if index >= len(steps):
         return "it ended"
-    name, where, _ = steps[index]
+    name, where = steps[index]
     return f"{name!r} ran in {where!r}" if where else f"{name!r} ran"

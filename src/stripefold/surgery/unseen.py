@@ -47,11 +47,11 @@ class _Tree:
         return self.first[id(self.modules[path])]
 
     def caller(self, path: str) -> str:
-        """The first path of the innermost module around a path that ran, the model itself in the end."""
+        """The path, along this one, of the innermost module around that ran, the model itself in the end."""
         parts = path.split(".")
         for length in range(len(parts) - 1, 0, -1):
-            above = self.name(".".join(parts[:length]))
-            if above in self.called:
+            above = ".".join(parts[:length])
+            if self.name(above) in self.called:
                 return above
         return ""
 
@@ -80,7 +80,12 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
             unseen[tree.name(path)] = None
             reason = f"may meet {path!r}, which {DID_NOT_RUN},"
             for graph in graphs:
-                _expose(graph, graph.visible.get(caller, ()), reason, weighted=any(True for _ in module.parameters()))
+                _expose(
+                    graph,
+                    graph.visible.get(tree.name(caller), ()),
+                    reason,
+                    weighted=any(True for _ in module.parameters()),
+                )
         elif module._modules:
             _expose_shared(tree, path, graphs)
     return tuple(unseen)
