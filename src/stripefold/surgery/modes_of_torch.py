@@ -38,12 +38,14 @@ class ThreadMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Leave it."""
         with _lock:
             inside = mode_flags()
-            super().__exit__(*error)  # type: ignore[no-untyped-call]
-            _active.discard(self)
-            if _active:
-                set_mode_flags(inside)
-            elif _before:
-                set_mode_flags(_before[0])
+            try:
+                super().__exit__(*error)  # type: ignore[no-untyped-call]
+            finally:
+                _active.discard(self)
+                if _active:
+                    set_mode_flags(inside)
+                elif _before:
+                    set_mode_flags(_before[0])
 
 
 def mode_flags() -> tuple[Any, ...]:
