@@ -69,7 +69,11 @@ class Recorder(ThreadMode):
     @property
     def path(self) -> str:
         """Dotted path of the innermost module of the model that is running."""
-        return next((self._names[id(m)] for m in reversed(self.stack) if id(m) in self._names), "")
+        for module in reversed(self.stack):
+            name = self._names.get(id(module))
+            if name is not None:
+                return name
+        return ""
 
     @contextmanager
     def recording(self, model: nn.Module) -> Iterator[Recorder]:
