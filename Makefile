@@ -32,7 +32,7 @@ check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commi
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -q --doctest-modules src/stripefold
+	$(PYTEST) -q --doctest-modules src/stripefold src/stripefold_lab
 	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow and not stress"
 
 zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)

@@ -25,10 +25,10 @@ from torch import nn
 import stripefold as sf
 from benchmarks.branch_runs import losses
 from benchmarks.common import RESULTS
-from stripefold.cli.app import run
-from stripefold.training.build import build_backbone, build_model
-from stripefold.training.evaluation import evaluate
-from stripefold.training.loading import LoadedRun, load_run
+from stripefold_lab.cli.app import run
+from stripefold_lab.training.build import build_backbone, build_model
+from stripefold_lab.training.evaluation import evaluate
+from stripefold_lab.training.loading import LoadedRun, load_run
 
 FOLDER = RESULTS / "backbones"
 RECIPES = ("small-vit", "small-convnext")

@@ -13,8 +13,8 @@ from torch import nn
 
 import stripefold as sf
 from benchmarks.common import Case, parse, publish, settings_from
-from stripefold.bench import compare, inference, synthetic_batch
-from stripefold.nets import create_model
+from stripefold_lab.bench import compare, inference, synthetic_batch
+from stripefold_lab.models import create_model
 
 QUICK = (Case(model="resnet8+se", batch=2, size=32, classes=10),)
 CPU = (

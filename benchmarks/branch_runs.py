@@ -27,10 +27,10 @@ from torch import nn
 import stripefold as sf
 from benchmarks.common import RESULTS
 from stripefold.branches.block import BranchBlock
-from stripefold.cli.app import run
-from stripefold.training.build import build_model
-from stripefold.training.evaluation import evaluate
-from stripefold.training.loading import LoadedRun, load_run
+from stripefold_lab.cli.app import run
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.evaluation import evaluate
+from stripefold_lab.training.loading import LoadedRun, load_run
 
 FOLDER = RESULTS / "branches"
 OPTIONS: dict[str, str] = {"large_kernel": "{small: 1}", "dilated": "{kernels: [[1, 1], [2, 2]]}"}

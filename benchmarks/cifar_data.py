@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from stripefold.errors import DataError
-from stripefold.training.sources import CIFAR_STATISTICS
+from stripefold_lab.training.sources import CIFAR_STATISTICS
 
 SPLIT_SEED = 0
 """decides which training images are held out, the same in every run"""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from stripefold.bench import Report, Settings
+from stripefold_lab.bench import Report, Settings
 
 RESULTS = Path(__file__).parent / "results"
 

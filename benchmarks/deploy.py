@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import Case, parse, publish, settings_from
-from stripefold.bench import Report
-from stripefold.bench.chart import draw_deploy
-from stripefold.bench.deploy import LAST, measure_deploy
-from stripefold.nets import create_model
+from stripefold_lab.bench import Report
+from stripefold_lab.bench.chart import draw_deploy
+from stripefold_lab.bench.deploy import LAST, measure_deploy
+from stripefold_lab.models import create_model
 
 
 def claimed(factor: float) -> dict[str, dict[str, float]]:

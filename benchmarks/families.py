@@ -14,7 +14,7 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.asr.sites import SiteTable
-from stripefold.nets import create_detector, create_model, create_segmenter
+from stripefold_lab.models import create_detector, create_model, create_segmenter
 
 PAGE = Path(__file__).parents[1] / "docs" / "where.md"
 MARKS = re.compile(r"(<!-- families: [^>]*-->\n).*?(<!-- end of families -->)", re.DOTALL)

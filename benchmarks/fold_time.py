@@ -8,8 +8,8 @@ import torch
 
 import stripefold as sf
 from benchmarks.common import parse, publish, settings_from
-from stripefold.bench import measure_folding
-from stripefold.nets import create_model
+from stripefold_lab.bench import measure_folding
+from stripefold_lab.models import create_model
 
 QUICK = {"resnet8": 1.0}
 SECONDS = {"timm/resnet50": 0.1, "vit_large_patch16_224": 2.0}

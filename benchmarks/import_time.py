@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.common import parse, publish, settings_from
-from stripefold.bench.processes import Statement, measure_processes
+from stripefold_lab.bench.processes import Statement, measure_processes
 
 TASKS = {
     "import torch": Statement(statement="import torch"),

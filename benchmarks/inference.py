@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.common import Case, parse, publish, settings_from
-from stripefold.bench import compare, inference_candidates, synthetic_batch
-from stripefold.nets import create_model
+from stripefold_lab.bench import compare, inference_candidates, synthetic_batch
+from stripefold_lab.models import create_model
 
 QUICK = (Case(model="resnet8", batch=2, size=32, classes=10),)
 CPU = (

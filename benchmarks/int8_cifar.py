@@ -28,6 +28,7 @@ from benchmarks.common import RESULTS
 from benchmarks.stripes_cifar import BATCH, DECAY, MOMENTUM, RATE, accuracy, describe_device
 from stripefold.export import compare_ranges, export_model, quantize_int8
 from stripefold.export.ranges import LEVELS, RangeTable
+from stripefold_lab import create_model
 
 PAGE, FILE = RESULTS / "cifar" / "INT8.md", RESULTS / "cifar" / "int8.json"
 CALIBRATION, JUDGED = 512, 5000
@@ -173,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     data = load_cifar(options.data, validation=0, limit=options.images)
     torch.manual_seed(options.seed)
-    model = sf.attach_(sf.create_model(options.model, num_classes=10), "se")
+    model = sf.attach_(create_model(options.model, num_classes=10), "se")
     loss = train(model, data.train, options.epochs, options.seed)
     test = data.test.part(_some(len(data.test), JUDGED))
     result = {

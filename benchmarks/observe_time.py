@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from benchmarks.common import Case, parse, publish, settings_from
-from stripefold.bench import Candidate, Report, Settings, compare, synthetic_batch
-from stripefold.nets import create_model
+from stripefold_lab.bench import Candidate, Report, Settings, compare, synthetic_batch
+from stripefold_lab.models import create_model
 
 BATCHES, GPU_BATCHES = 8, 50
 QUICK = (Case(model="resnet8+se", batch=4, size=32, classes=10),)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import RESULTS
-from stripefold.bench import Report, Row
-from stripefold.bench.report import format_bytes, format_seconds
+from stripefold_lab.bench import Report, Row
+from stripefold_lab.bench.report import format_bytes, format_seconds
 
 HEAD = """# Results
 

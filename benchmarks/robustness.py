@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
-from stripefold.robustness import RobustnessReport, measure_robustness, write_robustness
-from stripefold.robustness.report import CLEAN, in_percent
-from stripefold.training import TrainConfig, train
+from stripefold_lab.robustness import RobustnessReport, measure_robustness, write_robustness
+from stripefold_lab.robustness.report import CLEAN, in_percent
+from stripefold_lab.training import TrainConfig, train
 
 FOLDER = RESULTS / "robustness"
 PAGE = Path(__file__).parents[1] / "docs" / "robustness.md"

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stripefold as sf
 from stripefold.asr.sites import attached_sites
-from stripefold.nets import create_model
 from stripefold.stripe.moments import Moments
+from stripefold_lab.models import create_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 MARKS = re.compile(r"(<!-- costs: [^>]*-->\n).*?(<!-- end of costs -->)", re.DOTALL)

@@ -31,7 +31,8 @@ import stripefold as sf
 from benchmarks.cifar_data import Cifar, Normalise, augment, load_cifar
 from benchmarks.stripes_record import StripeRecord
 from benchmarks.train_graph import Step
-from stripefold.bench.environment import describe_environment
+from stripefold_lab import create_model
+from stripefold_lab.bench.environment import describe_environment
 
 BATCH, RATE, MOMENTUM, DECAY = 128, 0.1, 0.9, 1e-4
 OBSERVED = 512
@@ -53,7 +54,7 @@ class Plan:
     def build(self) -> nn.Module:
         """The network as it starts: the seed decides, the two networks of a seed share their backbone's start."""
         torch.manual_seed(self.seed)
-        model = sf.create_model(self.model, num_classes=10)
+        model = create_model(self.model, num_classes=10)
         if self.attention != "bare":
             sf.attach_(model, self.attention, form="dynamic")
         return model

@@ -23,11 +23,11 @@ from torch import nn
 
 import stripefold as sf
 from benchmarks.common import RESULTS
-from stripefold.training import TrainResult, load_config, train
-from stripefold.training.agreement import verify_detector
-from stripefold.training.build import build_model
-from stripefold.training.data import load_data
-from stripefold.training.evaluation import evaluate_model
+from stripefold_lab.training import TrainResult, load_config, train
+from stripefold_lab.training.agreement import verify_detector
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.data import load_data
+from stripefold_lab.training.evaluation import evaluate_model
 
 CLAIMS = {"shapes-segmentation": 0.6, "shapes-lraspp": 0.6, "shapes-detection": 0.5, "shapes-ssdlite": 0.5}
 """Recipe -> least score on held-out images: mIoU or mAP50."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.common import Case, parse, publish, settings_from
-from stripefold.bench import compare, synthetic_batch, training_candidates
-from stripefold.nets import create_model
+from stripefold_lab.bench import compare, synthetic_batch, training_candidates
+from stripefold_lab.models import create_model
 
 ASR = "ASR(SE)"
 QUICK = (Case(model="resnet8", batch=2, size=32, classes=10), Case(model="test_vit", batch=2, size=160))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.nets import create_model
+from stripefold_lab.models import create_model
 
 
 def digits() -> tuple[Tensor, Tensor]:

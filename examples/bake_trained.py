@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import stripefold as sf
+from stripefold_lab import create_model
 
 
 def load(batch: int = 64) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
@@ -35,7 +36,7 @@ def train(model: nn.Module, batches: list[tuple[Tensor, Tensor]], epochs: int) -
 def main(epochs: int = 4) -> None:
     torch.manual_seed(0)
     training, test = load()
-    model = sf.create_model("resnet14", in_channels=1)
+    model = create_model("resnet14", in_channels=1)
     sf.attach_(model, "se", form="dynamic", example=training[0][0])
     train(model, training, epochs)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import stripefold as sf
-from stripefold.nets import create_model
+from stripefold_lab.models import create_model
 
 
 def main(steps: int = 10, kind: str = "dbb") -> None:

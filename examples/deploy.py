@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 import stripefold as sf
-from stripefold.bench.runtimes import compare_onnx
 from stripefold.export import compare_ranges, export_model, quantize_int8
-from stripefold.nets import create_model
-from stripefold.training import TrainConfig
-from stripefold.training.data import evaluation_loader, load_data, training_loader
+from stripefold_lab.bench.runtimes import compare_onnx
+from stripefold_lab.models import create_model
+from stripefold_lab.training import TrainConfig
+from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
 
 
 def main(epochs: int = 3, limit: int | None = None) -> None:

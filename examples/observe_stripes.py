@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import stripefold as sf
-from stripefold.nets import create_model
 from stripefold.stripe.trajectory import Trajectory
+from stripefold_lab.models import create_model
 
 
 def digits() -> tuple[Tensor, Tensor]:

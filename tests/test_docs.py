@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from stripefold.cli.app import app
+from stripefold_lab.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -15,7 +15,7 @@ import torch
 from stripefold.documents import DEPTH, DocumentError, check_depth, parse_json, read_bytes, read_json, read_text, shown
 from stripefold.errors import one_line
 from stripefold.records import record
-from stripefold.yaml_documents import NODES, YAML_LIMIT, parse_yaml, read_yaml
+from stripefold_lab.yaml_documents import NODES, YAML_LIMIT, parse_yaml, read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)

@@ -11,8 +11,8 @@ from benchmarks.accuracy.plan import RESULTS
 from benchmarks.accuracy.results import Records
 from benchmarks.accuracy.stripes import QUANTITIES, Rows
 from stripefold.atomic import atomic_path
-from stripefold.figures.paper import write_paper
-from stripefold.figures.pictures import COLOURS, GREY
+from stripefold.html_report.paper_figures import write_paper
+from stripefold.html_report.pictures import COLOURS, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import stripefold as sf
-from stripefold.training.build import build_backbone, build_model
-from stripefold.training.config import TrainConfig
-from stripefold.training.data import ImageSpec
+from stripefold_lab.training.build import build_backbone, build_model
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.data import ImageSpec
 
 
 def image_spec(classes: tuple[str, ...], size: int = 32) -> ImageSpec:

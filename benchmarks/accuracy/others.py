@@ -10,10 +10,10 @@ from typing import Any
 from benchmarks.accuracy.plan import slug
 from benchmarks.accuracy.scenes import load_tasks
 from benchmarks.accuracy.tables import difference, markdown, shown
-from stripefold.bench.report import Report
-from stripefold.bench.table1 import COLUMNS, load, table
-from stripefold.sweep.statistics import estimate, paired
-from stripefold.training.tasks import WORDS
+from stripefold_lab.bench.report import Report
+from stripefold_lab.bench.table1 import COLUMNS, load, table
+from stripefold_lab.sweep.statistics import estimate, paired
+from stripefold_lab.training.tasks import WORDS
 
 PICTURES = "../benchmarks/accuracy/results"
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.atomic import atomic_path
-from stripefold.training import TrainResult
-from stripefold.training.data import load_data
-from stripefold.training.fixed import fixed_images
-from stripefold.training.scene_data import STATISTICS
+from stripefold_lab.training import TrainResult
+from stripefold_lab.training.data import load_data
+from stripefold_lab.training.fixed import fixed_images
+from stripefold_lab.training.scene_data import STATISTICS
 
 SHOWN = 6
 SCORE = 0.4

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.plan import RESULTS, Study, list_runs
-from stripefold.sweep.statistics import Estimate, estimate, joint_level, paired
+from stripefold_lab.sweep.statistics import Estimate, estimate, joint_level, paired
 
 Records = dict[tuple[str, str, int], dict[str, Any]]
 """(study, configuration, seed) -> what its raw file holds"""

@@ -20,9 +20,9 @@ from benchmarks.stripes_record import StripeRecord
 from benchmarks.train_graph import Step
 from stripefold.asr.gate import DynamicGate
 from stripefold.atomic import atomic_path, write_text
-from stripefold.training.batch_noise import BatchNoise
-from stripefold.training.schedule import rate_factor
-from stripefold.training.seeding import derive_seed
+from stripefold_lab.training.batch_noise import BatchNoise
+from stripefold_lab.training.schedule import rate_factor
+from stripefold_lab.training.seeding import derive_seed
 
 JUDGED_AT_ONCE = 1000
 OBSERVED = 512

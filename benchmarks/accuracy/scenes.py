@@ -25,7 +25,7 @@ from benchmarks.accuracy.plan import RESULTS, slug
 from benchmarks.accuracy.predictions import draw_predictions
 from benchmarks.accuracy.train import describe_session
 from stripefold.atomic import write_text
-from stripefold.training import TrainConfig, TrainResult, load_config, train
+from stripefold_lab.training import TrainConfig, TrainResult, load_config, train
 
 PLAN = Path(__file__).parent / "scenes.yaml"
 

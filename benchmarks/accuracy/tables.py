@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.accuracy.plan import Study, list_runs
 from benchmarks.accuracy.results import Comparison, Records, compare, scores
-from stripefold.sweep.statistics import Estimate, estimate
+from stripefold_lab.sweep.statistics import Estimate, estimate
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -32,7 +32,7 @@ import stripefold as sf
 from benchmarks.accuracy.plan import RESULTS, RunSpec, list_runs, load_plan
 from benchmarks.accuracy.run import Pools, Run, epoch_of
 from benchmarks.cifar_data import Cifar, load_cifar
-from stripefold.bench.environment import describe_environment
+from stripefold_lab.bench.environment import describe_environment
 
 ROOT = Path(__file__).parents[2]
 

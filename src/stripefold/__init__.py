@@ -30,7 +30,7 @@ _NAMES = {
     "verify": "folding.verify",
     "EquivalenceReport": "folding.verify",
     "FoldReport": "folding.report",
-    "register_rule": "folding.rule",
+    "register_rule": "layers.rule",
     "register_block": "folding.third_party",
     "save_model": "folding.files",
     "load_model_": "folding.files",
@@ -42,8 +42,7 @@ _NAMES = {
     "FineTune": "baking.finetune",
     "observe": "stripe.observe",
     "StripeReport": "stripe.report",
-    "write_report": "figures.write",
-    "create_model": "nets.factory",
+    "write_report": "html_report.write",
 }
 
 if TYPE_CHECKING:
@@ -59,14 +58,13 @@ if TYPE_CHECKING:
     from stripefold.baking.report import BakeReport
     from stripefold.branches.branch import branch, branch_
     from stripefold.branches.registry import branch_names
-    from stripefold.figures.write import write_report
     from stripefold.folding.files import load_model_, save_model
     from stripefold.folding.fold import fold, fold_
     from stripefold.folding.report import FoldReport
-    from stripefold.folding.rule import register_rule
     from stripefold.folding.third_party import register_block
     from stripefold.folding.verify import EquivalenceReport, verify
-    from stripefold.nets.factory import create_model
+    from stripefold.html_report.write import write_report
+    from stripefold.layers.rule import register_rule
     from stripefold.stripe.observe import observe
     from stripefold.stripe.report import StripeReport
 
@@ -84,7 +82,6 @@ __all__ = [
     "branch",
     "branch_",
     "branch_names",
-    "create_model",
     "detach",
     "detach_",
     "errors",
@@ -110,6 +107,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "errors":
         return importlib.import_module("stripefold.errors")
+    if name == "create_model":
+        raise AttributeError("create_model belongs to the workbench: from stripefold_lab import create_model")
     if name not in _NAMES:
         raise AttributeError(f"module 'stripefold' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"stripefold.{_NAMES[name]}"), name)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from stripefold.cli import command
+from stripefold_lab.cli import command
 
 command()

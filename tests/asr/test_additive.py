@@ -336,7 +336,7 @@ class Shifty(nn.Linear):
 
 
 def test_a_bias_that_does_not_simply_add_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stripefold.folding import rule
+    from stripefold.layers import rule
 
     monkeypatch.setattr(rule, "_rules", dict(rule.known_rules()))
     sf.register_rule(Shifty, like=nn.Linear)

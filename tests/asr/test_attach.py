@@ -14,6 +14,7 @@ import stripefold as sf
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, BranchError
+from stripefold_lab import create_model
 from tests.lifecycle import (
     SITES,
     assert_folds,
@@ -185,7 +186,7 @@ def test_a_chain_keeps_the_start_of_its_first_gate() -> None:
 
 def test_chains_of_other_widths_or_options_are_apart() -> None:
     torch.manual_seed(0)
-    model = sf.attach(sf.create_model("resnet20"), "dia")
+    model = sf.attach(create_model("resnet20"), "dia")
     chains = {id(g.attention): g.attention.channels for g in model.modules() if isinstance(g, StaticGate)}
     assert sorted(chains.values()) == [16, 32, 64]
 
@@ -217,7 +218,7 @@ def test_a_cancelled_gate_is_named() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.manual_seed(0)
-        sf.attach(sf.create_model("resnet20"), where="*.conv*")
+        sf.attach(create_model("resnet20"), where="*.conv*")
     assert len(caught) == 3
     assert all("(and 15 more such sites)" in str(warning.message) for warning in caught)
     assert {warning.filename for warning in caught} == {__file__}  # points at the caller

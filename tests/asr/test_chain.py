@@ -22,6 +22,7 @@ from stripefold.asr.gate import DynamicGate
 from stripefold.attention import ChannelAttention
 from stripefold.attention.registry import _ATTENTIONS
 from stripefold.errors import AttachError, BakeError, ChainError
+from stripefold_lab import create_model
 from tests.lifecycle import Block, TinyNet, error, images, prepared, scatter_, step_, tiny
 
 EXACT = 1e-10
@@ -95,7 +96,7 @@ def farthest(found: list[tuple[str, Tensor, Tensor]]) -> float:
 def both() -> tuple[nn.Module, Reference]:
     """Our network and the reference, with the same numbers."""
     torch.manual_seed(0)
-    backbone = prepared(sf.create_model("resnet20").double(), torch.randn(8, 3, 16, 16).double())
+    backbone = prepared(create_model("resnet20").double(), torch.randn(8, 3, 16, 16).double())
     model = scatter_(sf.attach(backbone, "dia", form="dynamic")).train()
     reference = Reference(sf.detach(model)).double().train()
     with torch.no_grad():
@@ -129,7 +130,7 @@ def test_values_and_gradients_are_the_references_over_several_steps() -> None:
 
 
 def test_one_cell_for_each_width() -> None:
-    backbone = sf.create_model("resnet20")
+    backbone = create_model("resnet20")
     model = sf.attach(backbone, "dia", form="dynamic")
     count = [sum(p.numel() for p in m.parameters()) for m in (backbone, model)]
     cell = {c: 2 * (5 * c * (c // 4) + c // 4 + 4 * c) for c in (16, 32, 64)}

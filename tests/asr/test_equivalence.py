@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
+from stripefold_lab import create_model
 from tests.asr.reference import matched, reference_of
 from tests.lifecycle import prepared, scatter_
 
@@ -66,7 +67,7 @@ def test_one_layer(case: str, repeats: int, training: bool) -> None:
 def network(name: str, side: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     x = torch.randn(4, 3, side, side, dtype=torch.float64)
-    backbone = prepared(sf.create_model(name).double(), x)
+    backbone = prepared(create_model(name).double(), x)
     return scatter_(sf.attach(backbone)), x
 
 

@@ -428,7 +428,7 @@ class Summed(nn.Linear):
 def test_a_layer_without_an_input_side_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from stripefold.folding import rule
+    from stripefold.layers import rule
 
     monkeypatch.setattr(rule, "_rules", dict(rule.known_rules()))
     linear = rule.rule_for_type(nn.Linear)

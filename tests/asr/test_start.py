@@ -11,11 +11,11 @@ from torch import nn
 import stripefold as sf
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError, ConfigError
-from stripefold.nets import create_model
-from stripefold.training import TrainConfig
-from stripefold.training.build import build_model
-from stripefold.training.data import ImageSpec
-from stripefold.training.idle import canonical
+from stripefold_lab.models import create_model
+from stripefold_lab.training import TrainConfig
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.data import ImageSpec
+from stripefold_lab.training.idle import canonical
 
 SPEC = ImageSpec(classes=tuple("ab"), channels=3, size=32)
 

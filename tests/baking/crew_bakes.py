@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.processes import joined, torchrun_place
+from stripefold_lab.processes import joined, torchrun_place
 from tests.crew import crew
 from tests.lifecycle import attached, images
 

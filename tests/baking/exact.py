@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.hold import can_hold, constant_gates
 from stripefold.baking.sites import BakeSite, plan
+from stripefold.modules.example import Example, example_to, run_example
 from stripefold.stripe.discover import Discovery, discover
-from stripefold.surgery.example import Example, example_to, run_example
 from tests.lifecycle import EXACT, IMAGE_DEPENDENCE, error
 from tests.zoo.prepare import Randomness, calibrate_frozen_, jitter_, randomise_, statistics_of_the_last_batch
 from tests.zoo.subject import images, quick_creation

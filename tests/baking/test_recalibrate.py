@@ -12,8 +12,8 @@ from stripefold.baking.batches import Batches
 from stripefold.baking.recalibrate import norms_behind, recalibrate_
 from stripefold.errors import BakeError
 from stripefold.folding.fuse import is_batchnorm
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.trace import trace
+from stripefold.graph.trace import trace
+from stripefold.layers.rule import rule_for
 from tests.lifecycle import images, snapshot, tiny
 
 

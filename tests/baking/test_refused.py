@@ -14,8 +14,8 @@ from stripefold.baking.hold import constant_gates
 from stripefold.baking.sites import plan
 from stripefold.errors import BakeError, FoldError
 from stripefold.folding.sides import LayerSides, ScaleWriter
+from stripefold.graph.scale_paths import Part
 from stripefold.stripe.discover import discover
-from stripefold.surgery.scale_paths import Part
 from tests.baking import nets
 from tests.baking.nets import SE, C, GateOnly
 from tests.baking.test_sites import net

@@ -26,8 +26,8 @@ from benchmarks.accuracy.stripes import QUANTITIES, load_stripes
 from benchmarks.accuracy.train import Worker, describe_session, parse
 from benchmarks.cifar_data import Cifar, Labelled
 from benchmarks.stripes_record import share_of_few
-from stripefold.training.batch_noise import BatchNoise
-from stripefold.training.noisy import batch_norms, disturb, hooked
+from stripefold_lab.training.batch_noise import BatchNoise
+from stripefold_lab.training.noisy import batch_norms, disturb, hooked
 
 SPEC = image_spec(tuple("abcd"))
 

@@ -18,6 +18,7 @@ from benchmarks.cifar_data import augment, load_cifar
 from benchmarks.stripes_cifar import Plan
 from benchmarks.stripes_record import StripeRecord
 from stripefold.errors import DataError
+from stripefold_lab import create_model
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_speed_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_record_of_stripes_is_what_the_gates_give(attention: str) -> None:
     """Along a chain, too: each site goes on from the one before."""
     torch.manual_seed(0)
-    model = sf.attach(sf.create_model("resnet20").double(), attention, form="dynamic").eval()
+    model = sf.attach(create_model("resnet20").double(), attention, form="dynamic").eval()
     x = torch.randn(6, 3, 16, 16).double()
     rows = StripeRecord(model).add(0, x, torch.arange(6) % 2)
     for row, layer in zip(rows, sf.observe(model, x).layers, strict=True):

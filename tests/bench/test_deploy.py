@@ -13,14 +13,14 @@ from torch import nn
 
 import stripefold as sf
 from benchmarks import deploy as script
-from stripefold.bench import Settings, deploy
-from stripefold.bench.chart import draw_deploy
-from stripefold.bench.reference import FusedLayer, reference_deployed
-from stripefold.bench.report import Report, Row, Spread
-from stripefold.bench.runtimes import compare_onnx
-from stripefold.cli import main
 from stripefold.errors import ExportError, VerifyError
 from stripefold.export import export_model
+from stripefold_lab.bench import Settings, deploy
+from stripefold_lab.bench.chart import draw_deploy
+from stripefold_lab.bench.reference import FusedLayer, reference_deployed
+from stripefold_lab.bench.report import Report, Row, Spread
+from stripefold_lab.bench.runtimes import compare_onnx
+from stripefold_lab.cli import main
 from tests.lifecycle import SITES, attached, error, images, tiny
 
 FLOAT32 = torch.float32
@@ -179,7 +179,7 @@ def test_the_command_without_matplotlib(
     def missing(*_: Any) -> None:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    monkeypatch.setattr("stripefold.bench.chart.draw_deploy", missing)
+    monkeypatch.setattr("stripefold_lab.bench.chart.draw_deploy", missing)
     monkeypatch.setattr(deploy, "measure_deploy", lambda *_, **__: measured(1, **STEPS))
     assert main([*COMMAND, "-o", str(tmp_path / "deploy.json")]) == 0
     assert "no picture: matplotlib is not installed: pip install 'stripefold[plot]'" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stripefold.bench.memory import LiveStorages, peak_bytes
+from stripefold_lab.bench.memory import LiveStorages, peak_bytes
 
 KIBI = 256  # float32 values in one KiB
 

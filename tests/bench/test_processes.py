@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from stripefold.bench.processes import Statement, measure_processes
 from stripefold.errors import StripefoldError
+from stripefold_lab.bench.processes import Statement, measure_processes
 
 
 def test_statement_and_command() -> None:

@@ -7,8 +7,8 @@ import torch
 
 import stripefold as sf
 from benchmarks.scale import NETWORKS, PAGE, all_reduced, attached, cost_of, moment_bytes, sharded, with_costs
-from stripefold.nets import create_model
 from stripefold.stripe.moments import Moments
+from stripefold_lab.models import create_model
 
 
 def test_the_formulas_of_the_page() -> None:

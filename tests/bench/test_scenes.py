@@ -13,10 +13,10 @@ from PIL import Image
 
 from benchmarks.accuracy.others import tasks_section
 from benchmarks.accuracy.scenes import configure, load_tasks, run_task, view_of
-from stripefold.scenes import Shapes
-from stripefold.scenes.ade20k import open_ade20k
-from stripefold.scenes.voc import open_voc_boxes
-from stripefold.scenes.write import write_ade20k, write_voc
+from stripefold_lab.datasets import Shapes
+from stripefold_lab.datasets.ade20k import open_ade20k
+from stripefold_lab.datasets.voc import open_voc_boxes
+from stripefold_lab.datasets.write import write_ade20k, write_voc
 
 SMALL = {"image_size": 64, "epochs": 1, "warmup_epochs": 0, "batch_size": 4, "accelerator": "cpu", "progress": "none"}
 

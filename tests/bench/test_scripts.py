@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fold_time, import_time, inference, observe_time, render, train_step
-from stripefold.bench import Candidate, Settings, compare
+from stripefold_lab.bench import Candidate, Settings, compare
 
 
 @pytest.mark.slow

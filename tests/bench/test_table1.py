@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import stripefold as sf
-from stripefold.bench import Settings
-from stripefold.bench.report import Report, Row, Spread
-from stripefold.bench.table1 import (
+from stripefold_lab.bench import Settings
+from stripefold_lab.bench.report import Report, Row, Spread
+from stripefold_lab.bench.table1 import (
     BACKBONE,
     COPY,
     DATA,
@@ -24,8 +24,8 @@ from stripefold.bench.table1 import (
     measure_table1,
     table,
 )
-from stripefold.cli import main
-from stripefold.nets import create_model
+from stripefold_lab.cli import main
+from stripefold_lab.models import create_model
 
 QUICK = Settings(rounds=1, warmup=0)
 

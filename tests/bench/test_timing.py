@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from stripefold.bench.report import Report, Spread
-from stripefold.bench.timing import Candidate, Settings, compare, interleave
 from stripefold.errors import ConfigError, DataError
+from stripefold_lab.bench.report import Report, Spread
+from stripefold_lab.bench.timing import Candidate, Settings, compare, interleave
 
 
 def recorder(name: str, calls: list[str]) -> Candidate:
@@ -27,7 +27,7 @@ def test_interleave_alternates_and_rotates() -> None:
 
 def test_ratios_are_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = {"plain": [1.0, 10.0, 100.0], "twice": [2.0, 20.0, 200.0]}
-    monkeypatch.setattr("stripefold.bench.timing.interleave", lambda *_: samples)
+    monkeypatch.setattr("stripefold_lab.bench.timing.interleave", lambda *_: samples)
     candidates = [Candidate(name=name, run=lambda: None) for name in samples]
     report = compare("drift", candidates, Settings(rounds=3, memory=False), date="2024-01-01")
     assert report.rows[1].ratio == Spread(median=2.0, lower=2.0, upper=2.0)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from stripefold.cli import main
-from stripefold.processes import leave
+from stripefold_lab.cli import main
+from stripefold_lab.processes import leave
 
 TRAIN = (
     "train --config digits --form dynamic --epochs 1 --batch-size 32 --run-dir run "

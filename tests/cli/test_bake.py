@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file
 
 from stripefold.asr.gate import DynamicGate, StaticGate
-from stripefold.cli import main
 from stripefold.errors import CheckpointError
 from stripefold.folding.files import file_info, load_model_, save_model
-from stripefold.nets import create_model
-from stripefold.training.loading import load_run
+from stripefold_lab.cli import main
+from stripefold_lab.models import create_model
+from stripefold_lab.training.loading import load_run
 
 TINY = ["--set", "model=resnet8", "--set", "limit_train=64", "--set", "limit_test=32", "--set", "tensorboard=false"]
 FIRST = "layer1.0.bn2.gates.0.attention"
@@ -184,7 +184,7 @@ def test_a_network_without_attention(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_other_tasks_have_no_accuracy(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from stripefold.cli import deployable as module
+    from stripefold_lab.cli import deployable as module
 
     given = module.deployable(str(run), data=None, classes=None, size=None)
     other = replace(given, config=SimpleNamespace(task="segmentation"))

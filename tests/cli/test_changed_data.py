@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stripefold.cli import main
+from stripefold_lab.cli import main
 
 SOURCE = Path(__file__).parents[2] / "src"
 TINY = [

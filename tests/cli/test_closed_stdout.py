@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stripefold.cli import main
-from stripefold.stdout import LossyOutput, lossy_stdout
+from stripefold_lab.cli import main
+from stripefold_lab.stdout import LossyOutput, lossy_stdout
 
 SOURCE = Path(__file__).parents[2] / "src"
 TINY = [

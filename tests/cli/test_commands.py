@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stripefold.attention import attention_names
-from stripefold.cli import main
+from stripefold_lab.cli import main
 
 
 def test_attention_prints_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stripefold.cli import main
-from stripefold.cli.entry import explain
 from stripefold.errors import FoldError
+from stripefold_lab.cli import main
+from stripefold_lab.cli.entry import explain
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("stopped by Ctrl-C; the last checkpoint is kept")
 
-    monkeypatch.setattr("stripefold.nets.create_model", interrupted)
+    monkeypatch.setattr("stripefold_lab.models.create_model", interrupted)
     assert main(["sites", "resnet8"]) == 130
     assert capsys.readouterr().err == "stripefold: stopped by Ctrl-C; the last checkpoint is kept\n"
 
@@ -95,7 +95,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_missing_parser_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('No module named typer', name='typer')\n")
-    code = "import sys; from stripefold.cli import main; sys.exit(main(['--help']))"
+    code = "import sys; from stripefold_lab.cli import main; sys.exit(main(['--help']))"
     source = Path(__file__).parents[2] / "src"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(source)!r}]; {code}"],
@@ -109,7 +109,7 @@ def test_a_missing_parser_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_a_closed_pipe_is_no_error() -> None:
     source = Path(__file__).parents[2] / "src"
-    code = f"import sys; sys.path.insert(0, {str(source)!r}); from stripefold.cli import main; sys.exit(main())"
+    code = f"import sys; sys.path.insert(0, {str(source)!r}); from stripefold_lab.cli import main; sys.exit(main())"
     reader = subprocess.Popen(["head", "-c", "1"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     done = subprocess.run(
         [sys.executable, "-c", code, "attention"], stdout=reader.stdin, stderr=subprocess.PIPE, text=True, check=False

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stripefold.cli import main
 from stripefold.export.session import OnnxModel
 from stripefold.folding.files import file_info
-from stripefold.training.data import load_data
-from stripefold.training.loading import load_run
+from stripefold_lab.cli import main
+from stripefold_lab.training.data import load_data
+from stripefold_lab.training.loading import load_run
 
 TINY = ["--set", "model=resnet8", "--set", "limit_train=128", "--set", "tensorboard=false", "--epochs", "2"]
 
@@ -87,8 +87,8 @@ def test_a_name_takes_its_size_from_the_data(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_run_whose_images_are_gone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from stripefold.cli.deployable import deployable
     from stripefold.errors import DataError
+    from stripefold_lab.cli.deployable import deployable
 
     given = deployable(str(run), data=None, classes=None, size=None)
     assert given.images().shape[:2] == (4, 1)
@@ -127,7 +127,7 @@ def test_refused(
 def test_a_model_that_does_not_say_what_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stripefold.surgery.example.infer_example", lambda _: None)
+    monkeypatch.setattr("stripefold.modules.example.infer_example", lambda _: None)
     assert main(["export", "resnet8", "-o", str(tmp_path / "net.onnx")]) == 2
     assert "'resnet8' does not say which images it takes, give --size" in capsys.readouterr().err
 

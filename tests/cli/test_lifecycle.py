@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stripefold.cli import main
-from stripefold.cli.demo import free_folder
 from stripefold.folding.files import file_info
-from stripefold.nets import create_model
+from stripefold_lab.cli import main
+from stripefold_lab.cli.demo import free_folder
+from stripefold_lab.models import create_model
 
 TINY = ["--set", "model=resnet8", "--set", "limit_train=64", "--set", "limit_test=32", "--set", "tensorboard=false"]
 
@@ -158,7 +158,9 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     real = training.load_config
     small = {"limit_train": 64, "limit_test": 32, "accelerator": "cpu", "warmup_epochs": 0}
-    monkeypatch.setattr("stripefold.training.load_config", lambda *a, **k: real(*a, **{**k, **small}), raising=False)
+    monkeypatch.setattr(
+        "stripefold_lab.training.load_config", lambda *a, **k: real(*a, **{**k, **small}), raising=False
+    )
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     assert main(["demo", "--epochs", "1", "--rounds", "2", "-o", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from stripefold.cli import main
-from stripefold.cli.deployable import Deployable, deployable
 from stripefold.folding.files import file_info, save_model
-from stripefold.training.loading import load_run
+from stripefold_lab.cli import main
+from stripefold_lab.cli.deployable import Deployable, deployable
+from stripefold_lab.training.loading import load_run
 
 PLAIN, GATED = "timm/mobilevit_xxs", "timm/tf_mobilenetv3_small_075"  # without normalisation, and with gates
 SIZE = ["--size", "32"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stripefold.cli import main
-from stripefold.cli import observe as command
 from stripefold.stripe.report import StripeReport
+from stripefold_lab.cli import main
+from stripefold_lab.cli import observe as command
 
 SMALL = ["--set", "model=resnet8", "--set", "limit_train=64", "--set", "limit_test=32", "--set", "tensorboard=false"]
 
@@ -95,7 +95,7 @@ def test_options_of_a_name_are_refused_for_a_run(run: Path, capsys: pytest.Captu
 def test_a_model_that_declares_no_size_needs_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stripefold.surgery.example.infer_example", lambda model: None)
+    monkeypatch.setattr("stripefold.modules.example.infer_example", lambda model: None)
     assert main(["observe", "resnet8", "--data", "noise"]) == 2
     assert "'resnet8' does not say which images it takes, give --size" in capsys.readouterr().err
 

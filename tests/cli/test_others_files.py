@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stripefold.cli import main
-from stripefold.cli.entry import EXTRA_OF, explain
-from stripefold.cli.output import print_table
 from stripefold.errors import printable
+from stripefold_lab.cli import main
+from stripefold_lab.cli.entry import EXTRA_OF, explain
+from stripefold_lab.cli.output import print_table
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["timm/mobilenetv3_small_050", "--size", "32", "--data", "noise", "--images", "4"]
@@ -66,8 +66,8 @@ def test_robustness_and_bake_keep_the_same_rule(tmp_path: Path, capsys: pytest.C
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from stripefold.cli import main
-import stripefold.export, stripefold.training.loading, torch.onnx, onnxscript
+from stripefold_lab.cli import main
+import stripefold.export, stripefold_lab.training.loading, torch.onnx, onnxscript
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 sys.exit(main({words!r}))
 """
@@ -108,8 +108,8 @@ def test_a_terminal_that_knows_few_signs(tmp_path: Path, encoding: str) -> None:
             (tmp_path / half / label).mkdir(parents=True)
             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / half / label / "0.png")
     code = (
-        "import sys; from stripefold.cli import main\n"
-        "from stripefold.cli.output import print_line, print_table\n"
+        "import sys; from stripefold_lab.cli import main\n"
+        "from stripefold_lab.cli.output import print_line, print_table\n"
         "code = main(['attention'])\n"
         "print_line('\\u732b'); print_table('\\u732b', ['a'], [['\\u03a9 \\xd7 3']]); sys.exit(code)"
     )
@@ -145,7 +145,7 @@ def test_classes_that_would_move_the_cursor(tmp_path: Path, capsys: pytest.Captu
             (tmp_path / half / label).mkdir(parents=True)
             Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / half / label / "0.png")
     weights = tmp_path / "weights.pth"
-    from stripefold.nets import create_model
+    from stripefold_lab.models import create_model
 
     torch.save(create_model("resnet8", num_classes=2).state_dict(), weights)
     assert main(["eval", "resnet8", "--weights", str(weights), "--data", f"folder:{tmp_path}"]) == 0
@@ -171,13 +171,13 @@ def test_a_missing_package_names_its_extra(module: str, extra: str) -> None:
     ],
 )
 def test_a_command_without_a_package(tmp_path: Path, module: str, words: list[str], extra: str) -> None:
-    from stripefold.nets import create_model
+    from stripefold_lab.models import create_model
 
     for half in ("train", "test"):
         (tmp_path / "pictures" / half / "a").mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "pictures" / half / "a" / "0.png")
     torch.save(create_model("resnet8", num_classes=1).state_dict(), tmp_path / "w.pth")
-    code = f"import sys; sys.modules[{module!r}] = None; from stripefold.cli import main; sys.exit(main({words!r}))"
+    code = f"import sys; sys.modules[{module!r}] = None; from stripefold_lab.cli import main; sys.exit(main({words!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},

@@ -72,7 +72,7 @@ def test_observed_as_by_one_process(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 LEAVING = """
 import atexit, sys
-from stripefold.processes import ALONE, joined, leave, _met
+from stripefold_lab.processes import ALONE, joined, leave, _met
 
 class Kept:
     def __del__(self):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stripefold.cli import main
-from stripefold.cli import robustness as command
 from stripefold.own_files import LIST
+from stripefold_lab.cli import main
+from stripefold_lab.cli import robustness as command
 from tests.robustness.runs import write_run
 
 LITTLE = ["--kinds", "gaussian-noise,batch-random", "--severities", "1,5", "--images", "12"]

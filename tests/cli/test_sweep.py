@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from stripefold.cli import main
-from stripefold.sweep import plan_sweep, run_sweep
-from stripefold.sweep.runner import write_result
+from stripefold_lab.cli import main
+from stripefold_lab.sweep import plan_sweep, run_sweep
+from stripefold_lab.sweep.runner import write_result
 from tests.sweep.conftest import Room
 from tests.sweep.test_folder import finish
 
@@ -19,8 +19,8 @@ from tests.sweep.test_folder import finish
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
     """`delta` on the digits, three seeds, all trained but for one run, which failed."""
-    from stripefold.sweep import load_sweep
-    from stripefold.sweep.folder import write_error
+    from stripefold_lab.sweep import load_sweep
+    from stripefold_lab.sweep.folder import write_error
 
     monkeypatch.chdir(tmp_path)
     room = Room(load_sweep("delta", base="digits", seeds=3), tmp_path / "sweeps" / "delta")
@@ -64,7 +64,7 @@ def test_the_table(finished: Room, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_seed_has_no_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    from stripefold.sweep import load_sweep
+    from stripefold_lab.sweep import load_sweep
 
     monkeypatch.chdir(tmp_path)
     room = Room(load_sweep("delta", base="digits", seeds=1), tmp_path / "sweeps" / "delta")
@@ -82,7 +82,7 @@ def test_one_seed_has_no_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_failed_runs_are_listed_and_the_status_says_so(
     finished: Room, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stripefold.sweep.launch.launch", lambda *_: None)  # it fails again
+    monkeypatch.setattr("stripefold_lab.sweep.launch.launch", lambda *_: None)  # it fails again
     assert main(WORDS) == 1
     printed, error = capsys.readouterr()
     assert printed.startswith("14 of 15 runs are finished\n")
@@ -98,7 +98,7 @@ def test_ctrl_c_says_what_is_kept(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stripefold.sweep.launch.launch", interrupted)
+    monkeypatch.setattr("stripefold_lab.sweep.launch.launch", interrupted)
     assert main(WORDS) == 130
     assert "stopped by Ctrl-C; 14 of 15 runs are finished, the same command goes on" in capsys.readouterr().err
 
@@ -109,7 +109,7 @@ def test_sigterm_says_what_is_kept(finished: Room, monkeypatch: pytest.MonkeyPat
     def ended(*_: object) -> None:
         raise SystemExit(15)
 
-    monkeypatch.setattr("stripefold.sweep.launch.launch", ended)
+    monkeypatch.setattr("stripefold_lab.sweep.launch.launch", ended)
     with pytest.raises(TrainingError, match="stopped from outside; 14 of 15 runs are finished, the same command goes"):
         run_sweep(finished.sweep, finished.paths.root)
 
@@ -162,7 +162,7 @@ def test_the_files_hold_what_the_table_shows(finished: Room) -> None:
 def test_mixed_values_are_text(tmp_path: Path) -> None:
     from pyarrow import parquet
 
-    from stripefold.sweep import load_sweep
+    from stripefold_lab.sweep import load_sweep
 
     sweep = load_sweep("psi0", base="digits", seeds=1)
     room = Room(dataclasses.replace(sweep, settings={}), tmp_path / "psi0")
@@ -174,8 +174,8 @@ def test_mixed_values_are_text(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_written(finished: Room) -> None:
     from stripefold.errors import TrainingError
-    from stripefold.sweep.picture import write_pictures
-    from stripefold.sweep.table import write_tables
+    from stripefold_lab.sweep.picture import write_pictures
+    from stripefold_lab.sweep.table import write_tables
 
     result = dataclasses.replace(plan_sweep(finished.sweep, finished.paths.root), folder=finished.paths.root / "no")
     with pytest.raises(TrainingError, match="cannot write .*no/results: No such file"):
@@ -203,7 +203,7 @@ def test_without_a_library_one_line_says_what_to_install(
 
 
 def test_the_help_names_every_sweep(capsys: pytest.CaptureFixture[str]) -> None:
-    from stripefold.sweep import sweep_names
+    from stripefold_lab.sweep import sweep_names
 
     assert main(["sweep", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())

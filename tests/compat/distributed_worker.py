@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import stripefold as sf
-from stripefold.processes import joined, leave, torchrun_place
+from stripefold_lab.processes import joined, leave, torchrun_place
 from tests.lifecycle import attached, images
 
 WORLD = 2

@@ -13,7 +13,7 @@ import torch
 import stripefold as sf
 from stripefold.export import export_model
 from stripefold.export.session import OnnxModel
-from stripefold.nets import create_model
+from stripefold_lab.models import create_model
 from tests.lifecycle import IMAGE_DEPENDENCE, error
 from tests.zoo.prepare import Randomness, jitter_, randomise_, randomise_gates_, statistics_of_the_last_batch
 

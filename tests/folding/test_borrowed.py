@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import VerifyError
-from stripefold.surgery.borrowed import borrowed_object
+from stripefold.modules.borrowed import borrowed_object
 from tests.lifecycle import error, images, prepared
 
 

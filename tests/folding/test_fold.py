@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import stripefold as sf
-from stripefold.surgery.foldable import Foldable
+from stripefold.modules.foldable import Foldable
 from tests.lifecycle import SITES, assert_folds, attached, error, images, prepared, scatter_, snapshot, step_, tiny
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

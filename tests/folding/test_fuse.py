@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.folding.rule import Along, rule_for_type
+from stripefold.layers.rule import Along, rule_for_type
+from stripefold_lab import create_model
 from tests.lifecycle import error, images, prepared, scatter_, step_, tiny
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -41,14 +42,14 @@ def why(report: sf.FoldReport) -> dict[str, str]:
 def test_resnet20_with_gates() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    backbone = prepared(sf.create_model("resnet20").double(), x)
+    backbone = prepared(create_model("resnet20").double(), x)
     model = step_(scatter_(sf.attach(backbone)), x, lr=0.01)
     plain, report = sf.fold(model, fuse=True, report=True)
     assert norms_in(plain) == []
     assert len(report.folded) == 9 + 21
     assert error(plain.eval()(x), model.eval()(x)) < 1e-10
     assert error(sf.fold(sf.detach(model), fuse=True).eval()(x), model(x)) > 1e-2  # the control
-    again = sf.fold(sf.create_model("resnet20").double(), fuse=True)
+    again = sf.fold(create_model("resnet20").double(), fuse=True)
     again.load_state_dict(plain.state_dict())  # how its file is loaded again
     assert error(again.eval()(x), plain(x)) == 0
 
@@ -215,7 +216,7 @@ def test_half_precision_is_the_float64_merge_rounded_once() -> None:
 def test_a_norm_under_dynamic_attention_stays_and_the_others_merge() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    backbone = prepared(sf.create_model("resnet8").double(), x)
+    backbone = prepared(create_model("resnet8").double(), x)
     model = sf.attach(sf.attach(backbone), "eca", form="dynamic")
     plain, report = sf.fold(model, fuse=True, report=True)
     with torch.no_grad():

@@ -11,9 +11,9 @@ from timm.models.mlp_mixer import Affine
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.folding import rule
-from stripefold.folding.rule import known_rules, type_key
-from stripefold.folding.rules_timm import gain_rule
+from stripefold.layers import rule
+from stripefold.layers.rule import known_rules, type_key
+from stripefold.layers.rules_timm import gain_rule
 from tests.lifecycle import error, prepared
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, Affine)

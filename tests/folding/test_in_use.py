@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import FoldError, VerifyError
-from stripefold.surgery.modes import kept_in_training
+from stripefold.modules.modes import kept_in_training
 from tests.lifecycle import error, snapshot
 
 EXACT = 1e-10

@@ -20,8 +20,8 @@ from timm.models import byobnet, fastvit
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.folding.rule import type_key
 from stripefold.folding.third_party import _BLOCKS, _WALKERS, METHODS, offered, unknown_offer
+from stripefold.layers.rule import type_key
 from tests.lifecycle import assert_refused, error
 from tests.zoo.prepare import Randomness, jitter_, randomise_, statistics_of_the_last_batch
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import relative_error
-from stripefold.surgery.values import tensors_of
+from stripefold.modules.tensors import tensors_of
 from tests.lifecycle import SITES, attached, images, snapshot, tiny
 
 

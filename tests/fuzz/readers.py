@@ -15,29 +15,28 @@ import yaml
 import stripefold as sf
 from stripefold.attention.registry import attention_names, attention_options
 from stripefold.baking.rebuild import structure
-from stripefold.bench.report import Report, Row, Spread
 from stripefold.branches.registry import branch_names, kind_named
-from stripefold.cli.train import parse_changes
 from stripefold.folding.files import file_info, load_model_, save_model
-from stripefold.nets import create_model
-from stripefold.scenes import Shapes
-from stripefold.scenes.ade20k import open_ade20k
-from stripefold.scenes.coco import open_coco
-from stripefold.scenes.voc import open_voc_boxes, open_voc_maps
-from stripefold.scenes.write import write_ade20k, write_coco, write_voc
 from stripefold.stripe.trajectory import Trajectory
-from stripefold.sweep.draw import draw
-from stripefold.sweep.folder import Outcome, open_sweep, read_outcome, write_outcome
-from stripefold.sweep.load import load_sweep
-from stripefold.sweep.trials import list_settings, list_trials
-from stripefold.training.build import build_model
-from stripefold.training.checkpoint import KEY
-from stripefold.training.config import TrainConfig
-from stripefold.training.data import ImageSpec, load_data
-from stripefold.training.loading import load_run
-from stripefold.training.paths import RunPaths, open_run
-from stripefold.training.recipe import load_config
-from tests.figures.reports import make_report, make_trajectory
+from stripefold_lab.bench.report import Report, Row, Spread
+from stripefold_lab.cli.train import parse_changes
+from stripefold_lab.datasets import Shapes
+from stripefold_lab.datasets.ade20k import open_ade20k
+from stripefold_lab.datasets.coco import open_coco
+from stripefold_lab.datasets.voc import open_voc_boxes, open_voc_maps
+from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
+from stripefold_lab.models import create_model
+from stripefold_lab.sweep.draw import draw
+from stripefold_lab.sweep.folder import Outcome, open_sweep, read_outcome, write_outcome
+from stripefold_lab.sweep.load import load_sweep
+from stripefold_lab.sweep.trials import list_settings, list_trials
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.checkpoint import KEY
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.data import ImageSpec, load_data
+from stripefold_lab.training.loading import load_run
+from stripefold_lab.training.paths import RunPaths, open_run
+from stripefold_lab.training.recipe import load_config
 from tests.fuzz.mutations import (
     rewrite_bytes,
     rewrite_checkpoint,
@@ -45,6 +44,7 @@ from tests.fuzz.mutations import (
     rewrite_metadata,
     rewrite_yaml,
 )
+from tests.html_report.reports import make_report, make_trajectory
 
 Rewrite = Callable[[Random, Path], None]
 CONFIG = TrainConfig(

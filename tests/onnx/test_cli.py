@@ -11,10 +11,10 @@ import onnx
 import pytest
 from PIL import Image
 
-from stripefold.cli import main
-from stripefold.cli.onnx_files import data_of, image_options
 from stripefold.errors import ConfigError
 from stripefold.onnx.images import Images
+from stripefold_lab.cli import main
+from stripefold_lab.cli.onnx_files import data_of, image_options
 from tests.onnx.exact import run
 from tests.onnx.nets import classifier, data, kinds, se_net
 

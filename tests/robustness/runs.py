@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 import stripefold as sf
-from stripefold.training.build import build_model
-from stripefold.training.config import TrainConfig
-from stripefold.training.data import load_data
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.data import load_data
 from tests.lifecycle import prepared, scatter_
 
 KIND = {"none": None, "static": "attached", "dynamic": "attached", "both": "attached"}

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from stripefold.errors import ConfigError
-from stripefold.robustness import corrupt
-from stripefold.robustness.corruptions import FIXED, RANDOM, Corruption
-from stripefold.robustness.image_noise import add_gaussian, add_uniform, salt_and_pepper
-from stripefold.robustness.image_quality import blur, brighten, compress, fade, pixelate
-from stripefold.robustness.kinds import KINDS, choose_kinds, choose_severities
-from stripefold.training.config import TrainConfig
-from stripefold.training.data import load_data
+from stripefold_lab.robustness import corrupt
+from stripefold_lab.robustness.corruptions import FIXED, RANDOM, Corruption
+from stripefold_lab.robustness.image_noise import add_gaussian, add_uniform, salt_and_pepper
+from stripefold_lab.robustness.image_quality import blur, brighten, compress, fade, pixelate
+from stripefold_lab.robustness.kinds import KINDS, choose_kinds, choose_severities
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.data import load_data
 
 IMAGE_KINDS = [*RANDOM, *FIXED]
 

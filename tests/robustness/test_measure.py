@@ -12,11 +12,11 @@ import torch
 
 import stripefold as sf
 from stripefold.errors import ConfigError, DataError, VerifyError
-from stripefold.robustness import RobustnessReport, agreement, measure_robustness, networks
-from stripefold.robustness.kinds import KINDS
-from stripefold.robustness.networks import load_networks
-from stripefold.training import evaluate
-from stripefold.training.loading import load_run
+from stripefold_lab.robustness import RobustnessReport, agreement, measure_robustness, networks
+from stripefold_lab.robustness.kinds import KINDS
+from stripefold_lab.robustness.networks import load_networks
+from stripefold_lab.training import evaluate
+from stripefold_lab.training.loading import load_run
 from tests.robustness.runs import write_run
 
 BOTH = ("ASR(SE), attached", "ASR(SE), folded")
@@ -57,7 +57,7 @@ def test_clean_is_what_eval_says(report: RobustnessReport, sources: list[Path]) 
 
 def test_strength_0_of_every_kind_is_clean(sources: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Severity 0 through the same path as the others: the measurement itself changes nothing."""
-    from stripefold.robustness import measure
+    from stripefold_lab.robustness import measure
 
     monkeypatch.setattr(measure, "choose_severities", lambda severities: (0,))
     found = measure_robustness([sources[0], sources[4]])
@@ -212,7 +212,7 @@ def test_the_words_of_the_report(report: RobustnessReport, sources: list[Path]) 
 
 
 def test_what_is_written(report: RobustnessReport, tmp_path: Path) -> None:
-    from stripefold.robustness import write_robustness
+    from stripefold_lab.robustness import write_robustness
 
     place = write_robustness(report, tmp_path / "out")
     written = json.loads((place / "robustness.json").read_text(encoding="utf-8"))
@@ -231,7 +231,7 @@ def test_what_is_written(report: RobustnessReport, tmp_path: Path) -> None:
 def test_what_draws_is_missed_before_anything_is_written(
     report: RobustnessReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stripefold.robustness import write_robustness
+    from stripefold_lab.robustness import write_robustness
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"drawn by matplotlib, which is not installed: pip install 'strip"):
@@ -240,7 +240,7 @@ def test_what_draws_is_missed_before_anything_is_written(
 
 
 def test_the_door() -> None:
-    import stripefold.robustness as room
+    import stripefold_lab.robustness as room
 
     assert all(getattr(room, name) is not None for name in room.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'measure_everything'"):

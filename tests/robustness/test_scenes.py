@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from stripefold.errors import ConfigError
-from stripefold.robustness import measure_robustness
-from stripefold.robustness.corruptions import Corruption
-from stripefold.training import TrainConfig, evaluate
-from stripefold.training.data import load_data
+from stripefold_lab.robustness import measure_robustness
+from stripefold_lab.robustness.corruptions import Corruption
+from stripefold_lab.training import TrainConfig, evaluate
+from stripefold_lab.training.data import load_data
 from tests.robustness.runs import write_run
 
 SCENES = {"data": "shapes", "image_size": 48, "limit_test": 3, "limit_train": 2, "batch_size": 2}
@@ -54,6 +54,6 @@ def test_a_detection_run(tmp_path: Path) -> None:
     assert max(each.error for each in report.equivalences) <= 1e-10
     with pytest.raises(ConfigError, match="'batch-random' needs to know which image .* for detection"):
         measure_robustness([run], kinds=["batch-random"])
-    from stripefold.robustness.measure import _suitable
+    from stripefold_lab.robustness.measure import _suitable
 
     assert "batch-random" not in _suitable(None, TrainConfig(task="detection", **SCENES))

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import stripefold as sf
-from stripefold.processes import joined, leave, torchrun_place
+from stripefold_lab.processes import joined, leave, torchrun_place
 from tests.stripe.gated import Stacked, images, seeded
 
 WORLD = 2

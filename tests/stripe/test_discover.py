@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import TraceError
+from stripefold.modules.example import infer_example
 from stripefold.stripe.discover import Discovery, discover
-from stripefold.surgery.example import infer_example
 from tests.lifecycle import images as tiny_images
 from tests.lifecycle import snapshot, tiny
 from tests.stripe.gated import (

@@ -11,7 +11,7 @@ import torch
 
 from stripefold.errors import ObserveError
 from stripefold.stripe.trajectory import QUANTITIES, Trajectory
-from tests.figures.reports import make_layer, make_report, make_trajectory
+from tests.html_report.reports import make_layer, make_report, make_trajectory
 
 
 def test_differences_computed_by_hand() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from stripefold.sweep import Sweep
-from stripefold.sweep.folder import SweepPaths, open_sweep
-from stripefold.sweep.trial import Job, run_trial, versions
-from stripefold.sweep.trials import Trial, list_settings, list_trials
-from stripefold.training import TrainConfig
+from stripefold_lab.sweep import Sweep
+from stripefold_lab.sweep.folder import SweepPaths, open_sweep
+from stripefold_lab.sweep.trial import Job, run_trial, versions
+from stripefold_lab.sweep.trials import Trial, list_settings, list_trials
+from stripefold_lab.training import TrainConfig
 
 TINY = {
     "model": "resnet8", "epochs": 1, "batch_size": 32, "limit_train": 64, "limit_test": 64, "threads": 1,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stripefold.errors import ConfigError
-from stripefold.sweep.draw import DISTRIBUTIONS, draw
+from stripefold_lab.sweep.draw import DISTRIBUTIONS, draw
 
 RATE = {"learning_rate": {"loguniform": [1e-3, 1.0]}}
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from stripefold.errors import ConfigError, TrainingError
-from stripefold.sweep import Sweep, plan_sweep, run_sweep
-from stripefold.sweep.folder import (
+from stripefold_lab.sweep import Sweep, plan_sweep, run_sweep
+from stripefold_lab.sweep.folder import (
     Outcome,
     SweepPaths,
     grow_sweep,
@@ -22,7 +22,7 @@ from stripefold.sweep.folder import (
     write_error,
     write_outcome,
 )
-from stripefold.training.paths import RunPaths, claimed_run, open_run
+from stripefold_lab.training.paths import RunPaths, claimed_run, open_run
 from tests.sweep.conftest import Room
 
 OUTCOME = Outcome(score=0.5, measure="accuracy", images=64, parameters=10, seconds=1.0)
@@ -82,7 +82,9 @@ def test_seeds_may_be_added_and_finished_runs_stay(room: Room, monkeypatch: pyte
     assert list(plan_sweep(more, room.paths.root).outcomes) == [trial.name for trial in room.trials]
     assert "- 2" not in room.paths.spec.read_text(encoding="utf-8")  # planning writes nothing
     asked: list[str] = []
-    monkeypatch.setattr("stripefold.sweep.launch.launch", lambda trials, *_: asked.extend(each.name for each in trials))
+    monkeypatch.setattr(
+        "stripefold_lab.sweep.launch.launch", lambda trials, *_: asked.extend(each.name for each in trials)
+    )
     run_sweep(more, room.paths.root)
     assert asked == ["backbone-seed2", "attention=se-seed2"]
     with pytest.raises(ConfigError, match=r"seeds was \[0, 1, 2\] and is now \[0, 1\]"):
@@ -93,7 +95,7 @@ def test_added_seeds_that_cannot_be_written(room: Room, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stripefold.sweep.folder.write_text", full)
+    monkeypatch.setattr("stripefold_lab.sweep.folder.write_text", full)
     with pytest.raises(TrainingError, match="cannot write .*sweep.yaml: No space left"):
         grow_sweep(dataclasses.replace(room.sweep, seeds=(0, 1, 2)), room.paths, [])
 
@@ -245,7 +247,7 @@ def test_a_run_that_ends_with_such_a_score_has_failed(
     trial = room.trials[0]
     deployed = SimpleNamespace(score=score, images=4)
     result = SimpleNamespace(deployed=deployed, config=trial.config, folded=torch.nn.Linear(1, 1), seconds=1.0)
-    monkeypatch.setattr("stripefold.training.runner.train", lambda config: result)
+    monkeypatch.setattr("stripefold_lab.training.runner.train", lambda config: result)
     assert re.search("its score is .*, which is no score", room.run(trial)["error"])
     assert not room.paths.outcome(trial.name).exists()
     assert trial.name in plan_sweep(room.sweep, room.paths.root).failed

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from stripefold.sweep import Sweep, plan_sweep
-from stripefold.sweep.picture import draw_result
+from stripefold_lab.sweep import Sweep, plan_sweep
+from stripefold_lab.sweep.picture import draw_result
 from tests.sweep.conftest import Room
 from tests.sweep.test_folder import finish
 

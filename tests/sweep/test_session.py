@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from stripefold.errors import ConfigError, TrainingError
-from stripefold.sweep import Machines, launch, session
-from stripefold.sweep.folder import read_error
-from stripefold.sweep.launch import Listener, _callback, _resources
-from stripefold.sweep.session import Interrupts, import_ray, ray_session
-from stripefold.sweep.trials import Trial
-from stripefold.training import TrainConfig
+from stripefold_lab.sweep import Machines, launch, session
+from stripefold_lab.sweep.folder import read_error
+from stripefold_lab.sweep.launch import Listener, _callback, _resources
+from stripefold_lab.sweep.session import Interrupts, import_ray, ray_session
+from stripefold_lab.sweep.trials import Trial
+from stripefold_lab.training import TrainConfig
 from tests.sweep.conftest import Room
 
 

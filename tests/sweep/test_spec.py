@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from stripefold.errors import ConfigError
-from stripefold.sweep import Sweep, load_sweep, sweep_names
-from stripefold.sweep.trials import list_settings, list_trials
-from stripefold.training import TrainConfig, load_config
-from stripefold.training.build import build_model
-from stripefold.training.data import ImageSpec
+from stripefold_lab.sweep import Sweep, load_sweep, sweep_names
+from stripefold_lab.sweep.trials import list_settings, list_trials
+from stripefold_lab.training import TrainConfig, load_config
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.data import ImageSpec
 
 ABLATIONS = ("attention", "beside", "control", "delta", "digits", "frozen", "place", "psi0")
 
@@ -152,13 +152,16 @@ def test_every_setting_of_the_package_builds(name: str, recwarn: pytest.Warnings
 
 
 def test_importing_the_room_loads_neither_torch_nor_ray() -> None:
-    code = "import sys, stripefold.sweep, stripefold.cli.app; print([m for m in ('torch', 'ray') if m in sys.modules])"
+    code = (
+        "import sys, stripefold_lab.sweep, stripefold_lab.cli.app\n"
+        "print([m for m in ('torch', 'ray') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_unknown_name_of_the_room() -> None:
-    import stripefold.sweep
+    import stripefold_lab.sweep
 
     with pytest.raises(AttributeError, match="no_such_name"):
-        stripefold.sweep.no_such_name  # noqa: B018
+        stripefold_lab.sweep.no_such_name  # noqa: B018

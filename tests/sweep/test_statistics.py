@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stripefold.sweep.result import compare
-from stripefold.sweep.statistics import estimate, joint_level, paired
-from stripefold.sweep.trials import Setting
-from stripefold.training import TrainConfig
+from stripefold_lab.sweep.result import compare
+from stripefold_lab.sweep.statistics import estimate, joint_level, paired
+from stripefold_lab.sweep.trials import Setting
+from stripefold_lab.training import TrainConfig
 
 
 def test_the_paired_interval_is_that_of_the_paired_t_test() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from stripefold.cli import main
 from stripefold.errors import TrainingError
-from stripefold.sweep import Sweep, plan_sweep
-from stripefold.sweep.runner import write_result
-from stripefold.sweep.table import shown_rows
-from stripefold.sweep.text import as_latex, as_markdown, write_texts
+from stripefold_lab.cli import main
+from stripefold_lab.sweep import Sweep, plan_sweep
+from stripefold_lab.sweep.runner import write_result
+from stripefold_lab.sweep.table import shown_rows
+from stripefold_lab.sweep.text import as_latex, as_markdown, write_texts
 from tests.sweep.conftest import Room
 from tests.sweep.test_folder import finish
 
@@ -80,7 +80,7 @@ def test_a_finished_sweep_has_all_files(done: Room) -> None:
 def test_the_command_prints_each_form(
     form: str, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from stripefold.sweep import load_sweep
+    from stripefold_lab.sweep import load_sweep
 
     monkeypatch.chdir(tmp_path)
     room = Room(load_sweep("delta", base="digits", seeds=2), tmp_path / "sweeps" / "delta")

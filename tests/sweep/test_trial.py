@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from stripefold.errors import ConfigError
-from stripefold.sweep import trial as trial_module
-from stripefold.sweep.folder import read_error, read_outcome
-from stripefold.sweep.trial import check_shared, run_trial
-from stripefold.training import evaluate, load_config, train
+from stripefold_lab.sweep import trial as trial_module
+from stripefold_lab.sweep.folder import read_error, read_outcome
+from stripefold_lab.sweep.trial import check_shared, run_trial
+from stripefold_lab.training import evaluate, load_config, train
 from tests.sweep.conftest import Room
 
 
@@ -45,7 +45,7 @@ def test_a_run_goes_on_from_its_own_last_checkpoint(room: Room, monkeypatch: pyt
         raise MemoryError("the process was killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("stripefold.training.runner.finish", die)
+        patch.setattr("stripefold_lab.training.runner.finish", die)
         assert "MemoryError" in room.run(trial)["error"]
     assert read_error(room.paths, trial.name) == "MemoryError: the process was killed"
     assert room.run(trial)["error"] == ""

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from stripefold.errors import ConfigError
-from stripefold.sweep import Sweep
-from stripefold.sweep.trials import list_settings, list_trials, shown
-from stripefold.training import TrainConfig
+from stripefold_lab.sweep import Sweep
+from stripefold_lab.sweep.trials import list_settings, list_trials, shown
+from stripefold_lab.training import TrainConfig
 
 
 def labels(drawn: list[dict[str, Any]] | None = None, **options: Any) -> list[tuple[str, str | None]]:

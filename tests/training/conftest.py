@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from stripefold.training import build
-from stripefold.training.config import TrainConfig
+from stripefold_lab.training import build
+from stripefold_lab.training.config import TrainConfig
 
 
 class TinyNet(nn.Module):

@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import stripefold as sf
 from benchmarks.scale import cost_of
-from stripefold.processes import Place, joined, torchrun_place
-from stripefold.training import build, runner, segmentation, sharding
-from stripefold.training.config import TrainConfig
-from stripefold.training.detection import BoxMeasures
-from stripefold.training.task import Task
+from stripefold_lab.processes import Place, joined, torchrun_place
+from stripefold_lab.training import build, runner, segmentation, sharding
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.detection import BoxMeasures
+from stripefold_lab.training.task import Task
 from tests.crew import crew, slurm
 
 

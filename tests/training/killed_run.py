@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stripefold.training import build, checkpoint, runner
-from stripefold.training.config import TrainConfig
-from stripefold.training.task import Classification
+from stripefold_lab.training import build, checkpoint, runner
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.task import Classification
 
 
 class TinyNet(nn.Module):

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from killed_run import die, digest, in_child
 
-from stripefold.training.config import TrainConfig
-from stripefold.training.task import Task
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.task import Task
 
 COMMON = {
     "data": "shapes", "image_size": 32, "epochs": 2, "batch_size": 4, "limit_train": 12, "limit_test": 4,

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from killed_run import CONFIG, TinyNet, digest
 
-from stripefold.training import build, runner
-from stripefold.training.config import TrainConfig
+from stripefold_lab.training import build, runner
+from stripefold_lab.training.config import TrainConfig
 
 WORKERS = (0, 1, 2, 4)
 MOST_KILLS_OF_A_RUN = 5

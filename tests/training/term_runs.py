@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from stripefold.training import build, sharding
+from stripefold_lab.training import build, sharding
 from tests.crew import _forked, free_port, torchrun
 from tests.training.crew_runs import CONFIG, MODELS, trained
 

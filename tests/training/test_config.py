@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from stripefold.errors import ConfigError
-from stripefold.training import TrainConfig, load_config, recipe_names
-from stripefold.training.recipe import read_yaml
-from stripefold.training.schedule import rate_factor
+from stripefold_lab.training import TrainConfig, load_config, recipe_names
+from stripefold_lab.training.recipe import read_yaml
+from stripefold_lab.training.schedule import rate_factor
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def test_the_rate_follows_from_the_step(options: dict, steps: tuple, expected: t
 
 
 def test_configuring_loads_no_torch() -> None:
-    code = "import sys, stripefold.training as t; t.load_config('digits'); print('torch' in sys.modules)"
+    code = "import sys, stripefold_lab.training as t; t.load_config('digits'); print('torch' in sys.modules)"
     source = Path(__file__).parents[2] / "src"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=source)
     assert done.stdout.strip() == "False"
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        __import__("stripefold.training").training.nothing  # noqa: B018
+        __import__("stripefold_lab.training").training.nothing  # noqa: B018
 
 
 def test_freeze_takes_a_word_or_several() -> None:

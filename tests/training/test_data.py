@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from stripefold.errors import ConfigError, DataError
-from stripefold.training import transforms
-from stripefold.training.config import TrainConfig
-from stripefold.training.data import evaluation_loader, load_data, training_loader
-from stripefold.training.images import ArrayImages, Part, read_image
-from stripefold.training.seeding import EpochSampler, derive_seed
+from stripefold_lab.training import transforms
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
+from stripefold_lab.training.images import ArrayImages, Part, read_image
+from stripefold_lab.training.seeding import EpochSampler, derive_seed
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (12, 12)) -> None:

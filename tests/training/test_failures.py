@@ -12,11 +12,11 @@ import torch
 
 from stripefold.errors import CheckpointError, ConfigError, TrainingError
 from stripefold.folding.files import save_model
-from stripefold.training import TrainConfig, evaluate, train
-from stripefold.training.build import build_model
-from stripefold.training.checkpoint import SafeCheckpointIO, read_checkpoint
-from stripefold.training.data import ImageSpec
-from stripefold.training.task import Classification
+from stripefold_lab.training import TrainConfig, evaluate, train
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.checkpoint import SafeCheckpointIO, read_checkpoint
+from stripefold_lab.training.data import ImageSpec
+from stripefold_lab.training.task import Classification
 from tests.training.conftest import TinyNet
 
 

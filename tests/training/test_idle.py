@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from stripefold.asr.groups import param_groups
-from stripefold.training import TrainConfig
-from stripefold.training.build import build_model
-from stripefold.training.data import ImageSpec
-from stripefold.training.idle import IDLE, canonical, idle_options
-from stripefold.training.schedule import rate_factor
-from stripefold.training.tasks import make_task
+from stripefold_lab.training import TrainConfig
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.data import ImageSpec
+from stripefold_lab.training.idle import IDLE, canonical, idle_options
+from stripefold_lab.training.schedule import rate_factor
+from stripefold_lab.training.tasks import make_task
 
 SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
 

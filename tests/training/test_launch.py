@@ -11,15 +11,15 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.asr.gate import StaticGate
+from stripefold.distributed import gathered, is_lost, summed, together
 from stripefold.errors import ConfigError, ObserveError
-from stripefold.nets import create_model
-from stripefold.processes import ALONE, Place, joined
-from stripefold.together import gathered, is_lost, summed, together
-from stripefold.training import launch
-from stripefold.training.config import TrainConfig
-from stripefold.training.launch import environment_of, place_of, synchronised
-from stripefold.training.sharding import units
-from stripefold.training.shares import ShareBatches, Shares
+from stripefold_lab.models import create_model
+from stripefold_lab.processes import ALONE, Place, joined
+from stripefold_lab.training import launch
+from stripefold_lab.training.config import TrainConfig
+from stripefold_lab.training.launch import environment_of, place_of, synchronised
+from stripefold_lab.training.sharding import units
+from stripefold_lab.training.shares import ShareBatches, Shares
 from tests.crew import slurm, torchrun
 
 TWO = TrainConfig(devices=2, accelerator="cpu")

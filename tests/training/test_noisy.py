@@ -8,10 +8,10 @@ from torch import nn
 
 from stripefold.asr.attach import attach
 from stripefold.errors import ConfigError, TrainingError
-from stripefold.training import TrainConfig, load_config, train
-from stripefold.training import runner as runner_module
-from stripefold.training.batch_noise import BatchNoise
-from stripefold.training.noisy import training_noise
+from stripefold_lab.training import TrainConfig, load_config, train
+from stripefold_lab.training import runner as runner_module
+from stripefold_lab.training.batch_noise import BatchNoise
+from stripefold_lab.training.noisy import training_noise
 from tests.lifecycle import EXACT, SITES, error, images, scatter_, snapshot, tiny
 
 RANDOM = {"kind": "random", "scale": 0.5, "shift": 0.5}
@@ -109,7 +109,7 @@ def test_a_resumed_run_goes_on_with_its_noise(config: TrainConfig, tmp_path, mon
     assert not any(module._forward_hooks for module in built[0].modules())  # taken off behind an exception too
     monkeypatch.undo()
     # The fixtures' own patches went with it: the model is made by name again.
-    from stripefold.training import build
+    from stripefold_lab.training import build
     from tests.training.conftest import TinyNet
 
     monkeypatch.setattr(build, "create_model", lambda name, **o: TinyNet(o["num_classes"], o["in_channels"]))
@@ -120,7 +120,7 @@ def test_a_resumed_run_goes_on_with_its_noise(config: TrainConfig, tmp_path, mon
 
 
 def test_refused_before_anything_is_written(config: TrainConfig, tmp_path) -> None:
-    from stripefold.training import build
+    from stripefold_lab.training import build
 
     class Plain(nn.Sequential):
         def __init__(self) -> None:

@@ -18,12 +18,12 @@ import stripefold as sf
 from stripefold.errors import ConfigError, ObserveError, TrainingError
 from stripefold.stripe.report import StripeReport
 from stripefold.stripe.trajectory import Trajectory
-from stripefold.training import TrainConfig, train
-from stripefold.training.checkpoint import model_state, read_checkpoint
-from stripefold.training.data import load_data
-from stripefold.training.fixed import fixed_images
-from stripefold.training.observing import StripeCallback, look
-from stripefold.training.task import Classification
+from stripefold_lab.training import TrainConfig, train
+from stripefold_lab.training.checkpoint import model_state, read_checkpoint
+from stripefold_lab.training.data import load_data
+from stripefold_lab.training.fixed import fixed_images
+from stripefold_lab.training.observing import StripeCallback, look
+from stripefold_lab.training.task import Classification
 from tests.training.conftest import TinyNet
 
 WATCHED = {"form": "dynamic", "observe_every": 2, "observe_images": 20, "epochs": 3}
@@ -96,7 +96,7 @@ def test_a_run_that_was_stopped_keeps_its_epochs(
         train(config)
     assert recorded(config).epochs == [0, 1, 2]
     monkeypatch.undo()
-    monkeypatch.setattr("stripefold.training.build.create_model", lambda name, **options: TinyNet(10, 1))
+    monkeypatch.setattr("stripefold_lab.training.build.create_model", lambda name, **options: TinyNet(10, 1))
     train(config.with_overrides(resume=True))
     assert (Path(config.run_dir) / "stripes" / "trajectory.json").read_text(encoding="utf-8") == whole
     assert json.loads(whole)["epochs"] == [0, 1, 2, 3, 4]

@@ -13,10 +13,10 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from stripefold.errors import ConfigError
-from stripefold.nets.preprocessing import declared_preprocessing
-from stripefold.training import TrainConfig
-from stripefold.training.data import load_data
-from stripefold.training.preprocessing import Preprocessing
+from stripefold_lab.models.preprocessing import declared_preprocessing
+from stripefold_lab.training import TrainConfig
+from stripefold_lab.training.data import load_data
+from stripefold_lab.training.preprocessing import Preprocessing
 
 RNG = np.random.default_rng(0)
 TIMM = {  # one of each kind that timm declares

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stripefold.stripe.trajectory import Trajectory
-from stripefold.training.checkpoint import read_checkpoint
+from stripefold_lab.training.checkpoint import read_checkpoint
 from tests.crew import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 
 from stripefold.errors import CheckpointError, ConfigError, DataError
-from stripefold.training import TrainConfig, evaluate, train
-from stripefold.training.checkpoint import KEY, SafeCheckpointIO, read_checkpoint
-from stripefold.training.paths import RunPaths, claimed_run
-from stripefold.training.resume import check_resumable, restore_best
-from stripefold.training.task import Classification
+from stripefold_lab.training import TrainConfig, evaluate, train
+from stripefold_lab.training.checkpoint import KEY, SafeCheckpointIO, read_checkpoint
+from stripefold_lab.training.paths import RunPaths, claimed_run
+from stripefold_lab.training.resume import check_resumable, restore_best
+from stripefold_lab.training.task import Classification
 
 OTHERS = {
     "the network": {"model": "resnet8"},

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 import stripefold as sf
 from stripefold.errors import CheckpointError, ConfigError, StripefoldError
 from stripefold.folding.files import file_info
-from stripefold.training import TrainConfig, evaluate, load_config, train
-from stripefold.training.build import build_backbone, build_model
-from stripefold.training.checkpoint import read_checkpoint
-from stripefold.training.data import ImageSpec, load_data
-from stripefold.training.task import Classification
+from stripefold_lab.training import TrainConfig, evaluate, load_config, train
+from stripefold_lab.training.build import build_backbone, build_model
+from stripefold_lab.training.checkpoint import read_checkpoint
+from stripefold_lab.training.data import ImageSpec, load_data
+from stripefold_lab.training.task import Classification
 from tests.training.conftest import TinyNet
 
 SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
@@ -216,7 +216,7 @@ def test_evaluate_refuses_other_classes(config: TrainConfig, monkeypatch: pytest
     result = train(config.with_overrides(epochs=1))
     data = load_data(config)
     other = type(data)(train=data.train, test=data.test, spec=SPEC)
-    monkeypatch.setattr("stripefold.training.loading.load_data", lambda config: other)
+    monkeypatch.setattr("stripefold_lab.training.loading.load_data", lambda config: other)
     with pytest.raises(CheckpointError, match="tells 10 classes apart, digits has 2"):
         evaluate(result.run_dir)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from stripefold.errors import ConfigError, DataError
-from stripefold.scenes import IGNORED, Scene, Shapes
-from stripefold.scenes.write import write_ade20k, write_coco, write_voc
-from stripefold.training import TrainConfig
-from stripefold.training.data import evaluation_loader, load_data, training_loader
-from stripefold.training.scene_data import Fitting
+from stripefold_lab.datasets import IGNORED, Scene, Shapes
+from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
+from stripefold_lab.training import TrainConfig
+from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
+from stripefold_lab.training.scene_data import Fitting
 
 SEGMENT = TrainConfig(task="segmentation", data="shapes", model="fcn_resnet18", image_size=32, batch_size=4)
 DETECT = TrainConfig(task="detection", data="shapes", model="maskrcnn_resnet18_fpn", image_size=32, batch_size=4)

@@ -15,17 +15,17 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.errors import ConfigError, VerifyError
-from stripefold.scenes import Shapes
-from stripefold.training import TrainConfig, evaluate, load_config, recipe_names, train
-from stripefold.training.agreement import DetectorReport, verify_detector, verify_task
-from stripefold.training.build import build_model
-from stripefold.training.data import ImageSpec, load_data
-from stripefold.training.detection import BoxMeasures
-from stripefold.training.loading import load_run
-from stripefold.training.results import EvalResult
-from stripefold.training.segmentation import PixelMeasures, Segmentation, pixel_loss
-from stripefold.training.task import Classification, mix
-from stripefold.training.tasks import TASKS, make_task, shown
+from stripefold_lab.datasets import Shapes
+from stripefold_lab.training import TrainConfig, evaluate, load_config, recipe_names, train
+from stripefold_lab.training.agreement import DetectorReport, verify_detector, verify_task
+from stripefold_lab.training.build import build_model
+from stripefold_lab.training.data import ImageSpec, load_data
+from stripefold_lab.training.detection import BoxMeasures
+from stripefold_lab.training.loading import load_run
+from stripefold_lab.training.results import EvalResult
+from stripefold_lab.training.segmentation import PixelMeasures, Segmentation, pixel_loss
+from stripefold_lab.training.task import Classification, mix
+from stripefold_lab.training.tasks import TASKS, make_task, shown
 
 SOURCE = Path(__file__).parents[2] / "src"
 BOXES = {
@@ -101,7 +101,7 @@ def test_the_other_networks_train_and_fold_too(model: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_evaluate_and_the_commands_agree_with_the_run(finished, tmp_path: Path, capsys) -> None:
-    from stripefold.cli.app import run
+    from stripefold_lab.cli.app import run
 
     for source in (finished.run_dir, finished.folded_file):
         assert evaluate(source).score == pytest.approx(finished.attached.score, abs=1e-3)
@@ -176,7 +176,7 @@ def test_backbones_have_the_sites_their_recipe_says(name: str, ends: tuple[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["small-vit", "small-convnext"])
 def test_transformers_and_convnexts_train_by_command_and_fold_exactly(recipe: str, tmp_path: Path, capsys) -> None:
-    from stripefold.cli.app import run
+    from stripefold_lab.cli.app import run
 
     draw_folder(tmp_path / "data")
     words = ["train", "-c", recipe, "--data", f"folder:{tmp_path / 'data'}", "--epochs", "1", "--batch-size", "8"]
@@ -257,7 +257,7 @@ def test_detections_are_paired_by_class_box_and_score() -> None:
             boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 9.0]]) + self.shift
             return [{"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.8])}]
 
-    from stripefold.training.agreement import _detect, _partners
+    from stripefold_lab.training.agreement import _detect, _partners
 
     def pair(shift: float) -> tuple[int, float, float]:
         ours, theirs = (_detect(Fixed(by), torch.zeros(1))[0] for by in (0.0, shift))

@@ -16,11 +16,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import stripefold as sf
-from stripefold.cli import main
 from stripefold.errors import CheckpointError, ConfigError, DataError
 from stripefold.folding.files import file_info, load_tensors, save_tensors
-from stripefold.training import TrainConfig, evaluate, train
-from stripefold.training.loading import load_run
+from stripefold_lab.cli import main
+from stripefold_lab.training import TrainConfig, evaluate, train
+from stripefold_lab.training.loading import load_run
 
 OPENED: list[str] = []
 
@@ -169,7 +169,7 @@ def test_options_that_load_weights_are_no_options_of_a_network(name: str) -> Non
 
 
 def sf_model(name: str) -> torch.nn.Module:
-    from stripefold.nets import create_model
+    from stripefold_lab.models import create_model
 
     return create_model("timm/resnet10t", options={name: "somewhere"})
 

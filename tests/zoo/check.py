@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
-from stripefold.surgery.example import Example, example_to
-from stripefold.surgery.float64 import KeepFloat64, is_float64
-from stripefold.surgery.values import tensors_of
+from stripefold.modules.example import Example, example_to
+from stripefold.modules.float64 import KeepFloat64, is_float64
+from stripefold.modules.tensors import tensors_of
 from tests.zoo.measure import Unequal, error, float32_tolerance, image_dependence, judge
 from tests.zoo.prepare import (
     Randomness,

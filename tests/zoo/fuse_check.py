@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.surgery.float64 import KeepFloat64, is_float64
+from stripefold.modules.float64 import KeepFloat64, is_float64
 from tests.zoo.fuse_subjects import batchnorms, build, contents, layer_scales
 from tests.zoo.measure import error, image_dependence
 from tests.zoo.models_timm import subjects

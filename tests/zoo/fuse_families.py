@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import stripefold as sf
-from stripefold.surgery.foldable import FoldNote
+from stripefold.modules.foldable import FoldNote
 from tests.zoo.fuse_check import batchnorms, first_prepared, outputs
 from tests.zoo.fuse_summary import general
 from tests.zoo.measure import FLOAT64_TOLERANCE, error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.asr.sites import attached_sites
-from stripefold.surgery.example import Example, run_example
+from stripefold.modules.example import Example, run_example
 
 _POOL_SIZE = 1_000_003  # a prime, so that the rows of a weight are not copies of each other
 _SHIFTS = ("bias", "beta", "shift", "b")

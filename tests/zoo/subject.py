@@ -12,8 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from stripefold.surgery.example import Example, run_example
-from stripefold.surgery.values import tensors_of
+from stripefold.modules.example import Example, run_example
+from stripefold.modules.tensors import tensors_of
 
 BATCH = 2
 

@@ -19,8 +19,8 @@ import timm
 import torch
 from torch import nn
 
-from stripefold.surgery.trace import trace
-from tests.surgery.affine import is_affine
+from stripefold.graph.trace import trace
+from tests.graph.affine import is_affine
 
 
 def architectures(sample: int, seed: int) -> list[str]:

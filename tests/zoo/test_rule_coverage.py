@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from stripefold.folding import rule as rule_module
-from stripefold.folding.probe import probe
-from stripefold.folding.refusal import refusal
-from stripefold.folding.rule import rule_for, type_key
+from stripefold.layers import rule as rule_module
+from stripefold.layers.probe import probe
+from stripefold.layers.refusal import refusal
+from stripefold.layers.rule import rule_for, type_key
 
 pytestmark = pytest.mark.zoo
 # What a layer that scales channels is called; blocks that own such a tensor beside their layers are another matter.

@@ -24,8 +24,8 @@ from stripefold.documents import DocumentError, shown
 from stripefold.errors import AdapterError, AttachError, one_line
 from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
 from stripefold.folding.fitting_values import misfit
+from stripefold.graph.positions import PositionPlace
 from stripefold.records import checked, record
-from stripefold.surgery.positions import PositionPlace
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_names
 from stripefold.errors import AttachError
 from stripefold.folding.same_steps import check_same_steps, steps_of
-from stripefold.surgery.all_or_nothing import AllOrNothing
-from stripefold.surgery.example import Example
-from stripefold.surgery.interruptible import Interruptible
-from stripefold.surgery.modules import first_parameter, forget_compiled, replace_modules
-from stripefold.surgery.positions import PositionPlace
-from stripefold.surgery.root import check_bare, copy_of
+from stripefold.graph.positions import PositionPlace
+from stripefold.modules.all_or_nothing import AllOrNothing
+from stripefold.modules.example import Example
+from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.modules import first_parameter, forget_compiled, replace_modules
+from stripefold.modules.root import check_bare, copy_of
 
 
 def attach(

@@ -11,10 +11,10 @@ from stripefold.asr.gate import DynamicGate
 from stripefold.asr.gated import Gated
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
-from stripefold.surgery.all_or_nothing import AllOrNothing
-from stripefold.surgery.interruptible import Interruptible
-from stripefold.surgery.modules import forget_compiled, replace_modules
-from stripefold.surgery.root import copy_of
+from stripefold.modules.all_or_nothing import AllOrNothing
+from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.modules import forget_compiled, replace_modules
+from stripefold.modules.root import copy_of
 
 
 def detach(model: nn.Module) -> nn.Module:

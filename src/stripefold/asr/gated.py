@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.errors import FoldError
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.modules import move_call_hooks
-from stripefold.surgery.stand_in import StandIn
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.modules import move_call_hooks
+from stripefold.modules.stand_in import StandIn
 
 
 class Gated(StandIn, Foldable):

@@ -17,12 +17,12 @@ from stripefold.asr.select import Candidate
 from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_class
 from stripefold.errors import AttachError, FoldError
-from stripefold.folding.probe import probe
-from stripefold.folding.rule import Rule, rule_for
-from stripefold.folding.shift import shift_refusal
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.positions import PositionPlace
+from stripefold.graph.positions import PositionPlace
+from stripefold.layers.probe import probe
+from stripefold.layers.rule import Rule, rule_for
+from stripefold.layers.shift import shift_refusal
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.modules import first_parameter
 
 Gates = list[StaticGate | DynamicGate]
 _NEVER_CALLED = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"

@@ -16,13 +16,13 @@ from torch import Tensor, fx, nn
 from stripefold.algebra.positions import flattened_scale, map_scale, pooling_kernel
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError, ResolutionError
-from stripefold.folding.refusal import altered, tied_to
-from stripefold.folding.rule import Rule
 from stripefold.folding.sides import unwritable
-from stripefold.surgery.computed import computed
-from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import first_parameter, move_call_hooks
-from stripefold.surgery.positions import PositionPlace
+from stripefold.graph.positions import PositionPlace
+from stripefold.layers.refusal import altered, tied_to
+from stripefold.layers.rule import Rule
+from stripefold.modules.computed import computed
+from stripefold.modules.foldable import Foldable, FoldNote
+from stripefold.modules.modules import first_parameter, move_call_hooks
 
 _AXES = ("depth", "height", "width")
 _WEIGHTS = "weights"

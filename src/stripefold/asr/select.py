@@ -13,14 +13,14 @@ from stripefold.asr.gated import Gated
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, TraceError
 from stripefold.folding.adapters import under_adapters
-from stripefold.folding.refusal import refusal_in
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.example import Example, infer_example
-from stripefold.surgery.globs import close_names, matching, renamed
-from stripefold.surgery.held import held_by_functions, why_held
-from stripefold.surgery.modules import tensor_owners
-from stripefold.surgery.positions import PositionPlace
-from stripefold.surgery.trace import Trace, trace
+from stripefold.graph.positions import PositionPlace
+from stripefold.graph.trace import Trace, trace
+from stripefold.layers.refusal import refusal_in
+from stripefold.layers.rule import rule_for
+from stripefold.modules.example import Example, infer_example
+from stripefold.modules.globs import close_names, matching, renamed
+from stripefold.modules.held import held_by_functions, why_held
+from stripefold.modules.modules import tensor_owners
 
 _KEYWORDS = ("residual", "norm", "affine", "positions")
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | Mapping[str, Mapping[str, Any]]

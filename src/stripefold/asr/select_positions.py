@@ -12,15 +12,15 @@ from stripefold.asr.config import check_entry
 from stripefold.asr.position_site import PositionSite, weighted_pooling
 from stripefold.asr.select import Candidate, Refused, Selection, Where, globs_of, trace_for
 from stripefold.errors import AttachError, FoldError
-from stripefold.folding.probe import probe, twin_of
-from stripefold.folding.refusal import altered, refusal, tied_to
-from stripefold.folding.rule import Side, rule_for
-from stripefold.surgery.example import Example, infer_example
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.globs import close_names, matching
-from stripefold.surgery.held import held_by_functions, why_held
-from stripefold.surgery.modules import tensor_owners
-from stripefold.surgery.positions import PositionPlace, position_places
+from stripefold.graph.positions import PositionPlace, position_places
+from stripefold.layers.probe import probe, twin_of
+from stripefold.layers.refusal import altered, refusal, tied_to
+from stripefold.layers.rule import Side, rule_for
+from stripefold.modules.example import Example, infer_example
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.globs import close_names, matching
+from stripefold.modules.held import held_by_functions, why_held
+from stripefold.modules.modules import tensor_owners
 
 EVERYWHERE = "positions"
 _EXACT = 1e-10

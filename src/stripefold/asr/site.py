@@ -13,13 +13,13 @@ from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError
-from stripefold.folding.refusal import refusal_under, tied_to
-from stripefold.folding.rule import Along, Rule
-from stripefold.folding.shift import overflowing_shift, shift_key, shifted, write_shift_
 from stripefold.folding.sides import unwritable
-from stripefold.folding.substitute import SUBSTITUTION_COMPILES, forward_with, has_call_hooks
-from stripefold.surgery.computed import computed
-from stripefold.surgery.foldable import Foldable, FoldNote
+from stripefold.layers.refusal import refusal_under, tied_to
+from stripefold.layers.rule import Along, Rule
+from stripefold.layers.shift import overflowing_shift, shift_key, shifted, write_shift_
+from stripefold.layers.substitute import SUBSTITUTION_COMPILES, forward_with, has_call_hooks
+from stripefold.modules.computed import computed
+from stripefold.modules.foldable import Foldable, FoldNote
 
 
 class Site(Gated):

@@ -13,9 +13,9 @@ from stripefold.asr.gated import Gated
 from stripefold.asr.select import Candidate, Where, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.errors import AttachError
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.example import Example
-from stripefold.surgery.interruptible import Interruptible
+from stripefold.layers.rule import rule_for
+from stripefold.modules.example import Example
+from stripefold.modules.interruptible import Interruptible
 
 
 @dataclass(frozen=True, kw_only=True)

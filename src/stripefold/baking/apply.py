@@ -20,15 +20,15 @@ from stripefold.baking.spare import Spare
 from stripefold.errors import BakeError, FoldError
 from stripefold.folding.sides import ScaleWriter
 from stripefold.folding.verify import EquivalenceReport, verify
-from stripefold.stripe.discover import ChannelGate
-from stripefold.surgery.example import Example
-from stripefold.surgery.modules import (
+from stripefold.modules.example import Example
+from stripefold.modules.modules import (
     forget_compiled,
     is_sharded,
     move_call_hooks,
     replace_modules,
     unwrap_name,
 )
+from stripefold.stripe.discover import ChannelGate
 
 
 def apply_(

@@ -12,8 +12,8 @@ from stripefold.baking.job import Job
 from stripefold.baking.metric import Metric
 from stripefold.baking.options import Constants, Options, Progress, Recalibrate, To, Where, check_model
 from stripefold.baking.report import BakeReport
-from stripefold.surgery.example import Example
-from stripefold.surgery.interruptible import Interruptible
+from stripefold.modules.example import Example
+from stripefold.modules.interruptible import Interruptible
 
 
 def bake(

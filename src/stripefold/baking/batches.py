@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from stripefold.errors import BakeError, ObserveError
+from stripefold.modules.example import Example, example_to
+from stripefold.modules.modules import first_parameter
 from stripefold.stripe.batches import Batch, batches
-from stripefold.surgery.example import Example, example_to
-from stripefold.surgery.modules import first_parameter
 
 
 class Batches:

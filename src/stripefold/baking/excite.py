@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.attention.base import ChannelAttention
 from stripefold.errors import BakeError
+from stripefold.graph.graph import Graph
+from stripefold.graph.visits import Visit
 from stripefold.stripe.discover import ChannelGate
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.visits import Visit
 
 _VIEWS = frozenset(
     {"view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze", "clone"}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from stripefold.baking.batches import Batches
 from stripefold.baking.metric import logits_of
 from stripefold.errors import BakeError
+from stripefold.modules.example import run_example
+from stripefold.modules.modules import first_parameter
 from stripefold.stripe.batches import Batch
-from stripefold.surgery.example import run_example
-from stripefold.surgery.modules import first_parameter
 
 Loss = Callable[[Any, Tensor], Tensor]
 """(the model's output, labels) -> a scalar."""

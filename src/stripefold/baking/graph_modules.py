@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from stripefold.baking.modules import ConstantGate
+from stripefold.graph.graph import Graph
+from stripefold.modules.example import Example, example_to, examples_of, run_example
+from stripefold.modules.modes_of_torch import ThreadMode
+from stripefold.modules.modules import first_parameter
+from stripefold.modules.tensors import storage_of
+from stripefold.modules.undisturbed import on_copies
 from stripefold.stripe.discover import ChannelGate, Discovery, discover
-from stripefold.surgery.example import Example, example_to, examples_of, run_example
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.modes_of_torch import ThreadMode
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import on_copies
-from stripefold.surgery.values import storage_of
 
 _PRODUCTS: tuple[object, ...] = (
     operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply",

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripefold.errors import BakeError
+from stripefold.modules.tensors import tensors_in
 from stripefold.stripe.discover import ChannelGate
-from stripefold.surgery.values import tensors_in
 
 
 @contextmanager

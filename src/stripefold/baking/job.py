@@ -26,17 +26,17 @@ from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
 from stripefold.baking.weighted import weighted_constants
 from stripefold.baking.working_copy import check_own, working_copy
+from stripefold.distributed import from_first
 from stripefold.errors import BakeError
+from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
+from stripefold.modules.all_or_nothing import AllOrNothing
+from stripefold.modules.example import Example
+from stripefold.modules.modules import first_parameter
+from stripefold.modules.preserve_state import copy_buffers, preserve_state
 from stripefold.stripe.batches import arguments_of
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
-from stripefold.surgery.all_or_nothing import AllOrNothing
-from stripefold.surgery.example import Example
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.preserve_state import copy_buffers, preserve_state
-from stripefold.surgery.unseen import DID_NOT_RUN, unseen_in_words
-from stripefold.together import from_first
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ from stripefold.baking.options import Options
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
 from stripefold.errors import BakeError
+from stripefold.modules.example import run_example
+from stripefold.modules.modules import first_parameter
 from stripefold.stripe.discover import ChannelGate, Discovery
-from stripefold.surgery.example import run_example
-from stripefold.surgery.modules import first_parameter
 
 _RELATIVE = 1e-3
 """What no metric need tell apart: one borderline image of a thousand."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.baking.batches import Batches
+from stripefold.distributed import gathered, summed, together
 from stripefold.errors import BakeError
-from stripefold.surgery.example import run_example
-from stripefold.surgery.preserve_state import preserve_state
-from stripefold.together import gathered, summed, together
+from stripefold.modules.example import run_example
+from stripefold.modules.preserve_state import preserve_state
 
 Metric = Callable[[nn.Module], float]
 """Takes a model in evaluation mode; higher is better."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation
 from stripefold.errors import BakeError
-from stripefold.surgery.values import tensors_in
+from stripefold.modules.tensors import tensors_in
 
 
 class ConstantScale(nn.Module):

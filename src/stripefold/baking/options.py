@@ -15,8 +15,8 @@ from torch import nn
 from stripefold.baking.finetune import FineTune
 from stripefold.baking.metric import Metric
 from stripefold.errors import BakeError
+from stripefold.modules.modules import is_sharded, uninitialized, unwrap_name, wrapped_inside
 from stripefold.stripe.discover import ChannelGate
-from stripefold.surgery.modules import is_sharded, uninitialized, unwrap_name, wrapped_inside
 
 Constants = Literal["mean", "descriptor", "energy", "least-squares"]
 To = Literal["plain", "asr"]

@@ -10,9 +10,9 @@ from torch import nn
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import probe_of
+from stripefold.graph.graph import Graph
+from stripefold.graph.visits import Visit
 from stripefold.stripe.discover import ChannelGate, Discovery
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.visits import Visit
 
 # Views that show all of a value in its own order.
 _VIEWS = frozenset(

@@ -16,8 +16,8 @@ from stripefold.baking.sites import plan
 from stripefold.documents import DocumentError
 from stripefold.errors import BakeError
 from stripefold.folding.files import BAKE, BakedGates
+from stripefold.modules.example import Example
 from stripefold.records import record
-from stripefold.surgery.example import Example
 
 KEY = BAKE
 """under which a file's metadata holds the structure"""

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.baking.batches import Batches
+from stripefold.distributed import gathered, together
 from stripefold.errors import BakeError
+from stripefold.graph.graph import Graph
+from stripefold.modules.example import run_example
+from stripefold.modules.stand_in import is_plain
 from stripefold.stripe.moments import Moments
-from stripefold.surgery.example import run_example
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.stand_in import is_plain
-from stripefold.together import gathered, together
 
 
 @dataclass(frozen=True)

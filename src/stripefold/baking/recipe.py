@@ -16,11 +16,11 @@ from stripefold.baking.options import To
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.warm import warm_
 from stripefold.errors import BakeError
+from stripefold.modules.example import Example, example_to, examples_of, run_example
+from stripefold.modules.modules import first_parameter
+from stripefold.modules.tensors import tensors_in
+from stripefold.modules.undisturbed import undisturbed
 from stripefold.stripe.discover import Discovery
-from stripefold.surgery.example import Example, example_to, examples_of, run_example
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import undisturbed
-from stripefold.surgery.values import tensors_in
 
 
 @dataclass(kw_only=True)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from stripefold.asr.site import Site
 from stripefold.baking.modules import ConstantScale
 from stripefold.errors import FoldError
-from stripefold.folding.rule import rule_for
 from stripefold.folding.sides import ScaleWriter
-from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import move_call_hooks
-from stripefold.surgery.scale_paths import Target
+from stripefold.graph.scale_paths import Target
+from stripefold.layers.rule import rule_for
+from stripefold.modules.foldable import Foldable, FoldNote
+from stripefold.modules.modules import move_call_hooks
 
 
 @dataclass(frozen=True)

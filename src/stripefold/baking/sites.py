@@ -15,10 +15,10 @@ from stripefold.baking.spare import NOTHING, Leaving, Spare, SpareParts
 from stripefold.baking.targets import GateInRun, Way, targets_of
 from stripefold.errors import BakeError
 from stripefold.folding.sides import LayerSides, layers_of
+from stripefold.graph.graph import Graph
+from stripefold.graph.scale_paths import Target, unused
+from stripefold.modules.held import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate, Discovery
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.held import held_by_functions, why_held
-from stripefold.surgery.scale_paths import Target, unused
 
 How = Literal["backward", "forward", "multiply", "keep"]
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from stripefold.baking.places import Place
+from stripefold.graph.graph import Graph, Node
+from stripefold.graph.operations import VIEWS, WEIGHTED
+from stripefold.graph.visits import Visit
+from stripefold.modules.held import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate
-from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.held import held_by_functions, why_held
-from stripefold.surgery.operations import VIEWS, WEIGHTED
-from stripefold.surgery.visits import Visit
 
 
 @dataclass(frozen=True, kw_only=True)

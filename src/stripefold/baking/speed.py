@@ -1,4 +1,4 @@
-"""A forward pass of two models, measured in turns; `stripefold.bench` measures with more care."""
+"""A forward pass of two models, measured in turns; `stripefold_lab.bench` measures with more care."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from stripefold.baking.report import Speed
+from stripefold.modules.example import run_example
+from stripefold.modules.modules import first_parameter
 from stripefold.stripe.batches import Batch
-from stripefold.surgery.example import run_example
-from stripefold.surgery.modules import first_parameter
 
 ROUNDS, WARMUP = 11, 2
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from stripefold.folding.sides import LayerSides, layers_of
+from stripefold.graph.graph import Graph
+from stripefold.graph.scale_paths import Reason, Target, backward, forward
 from stripefold.stripe.discover import ChannelGate
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.scale_paths import Reason, Target, backward, forward
 
 Way = Literal["backward", "forward"]
 Targets = dict[Way, Target | Reason]

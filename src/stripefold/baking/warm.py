@@ -18,9 +18,9 @@ from stripefold.baking.places import dynamic_around
 from stripefold.baking.scale_site import ScaleSite
 from stripefold.baking.sites import BakeSite, decided, plan
 from stripefold.errors import BakeError
-from stripefold.folding.rule import rule_for
+from stripefold.layers.rule import rule_for
+from stripefold.modules.modules import forget_compiled, move_call_hooks, replace_modules
 from stripefold.stripe.discover import Discovery
-from stripefold.surgery.modules import forget_compiled, move_call_hooks, replace_modules
 
 
 def warm_(

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.baking.batches import Batches
+from stripefold.distributed import gathered, together
 from stripefold.errors import BakeError
+from stripefold.graph.graph import Graph
+from stripefold.modules.example import run_example
+from stripefold.modules.tensors import tensors_in
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.product_mode import watching_products
 from stripefold.stripe.values import Expected, compact_shape, signature
-from stripefold.surgery.example import run_example
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.values import tensors_in
-from stripefold.together import gathered, together
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Gate -> sums of x y and of x^2 (C,), float64 on the CPU."""

@@ -7,9 +7,9 @@ import copy
 from torch import Tensor, nn
 
 from stripefold.errors import BakeError
-from stripefold.surgery.borrowed import REMEDY, borrowed_module
-from stripefold.surgery.example import Example
-from stripefold.surgery.modules import NO_COPY
+from stripefold.modules.borrowed import REMEDY, borrowed_module
+from stripefold.modules.example import Example
+from stripefold.modules.modules import NO_COPY
 
 
 def working_copy(model: nn.Module) -> nn.Module:

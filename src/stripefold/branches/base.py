@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stripefold.algebra.kernels import Merged
 from stripefold.algebra.merge import batchnorm_scale_shift
 from stripefold.errors import FoldError
-from stripefold.surgery.foldable import Foldable
+from stripefold.modules.foldable import Foldable
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """The normalisations of branches, by exact type."""

@@ -13,12 +13,12 @@ from stripefold.algebra.kernels import Merged, add_branches
 from stripefold.branches.base import NORMS, Branch, LeadBranch, memory_format
 from stripefold.branches.grid import Grid
 from stripefold.errors import BranchError, FoldError
-from stripefold.folding.refusal import altered
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.computed import computed
-from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import move_call_hooks
-from stripefold.surgery.stand_in import StandIn
+from stripefold.layers.refusal import altered
+from stripefold.layers.rule import rule_for
+from stripefold.modules.computed import computed
+from stripefold.modules.foldable import Foldable, FoldNote
+from stripefold.modules.modules import move_call_hooks
+from stripefold.modules.stand_in import StandIn
 
 _SETTINGS = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",

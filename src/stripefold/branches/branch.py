@@ -14,11 +14,11 @@ from stripefold.branches.registry import build_block, check_options, kind_named
 from stripefold.branches.select import Where, select
 from stripefold.errors import BranchError
 from stripefold.folding.same_steps import check_same_steps, steps_of
-from stripefold.surgery.all_or_nothing import AllOrNothing
-from stripefold.surgery.interruptible import Interruptible
-from stripefold.surgery.modules import forget_compiled, move_call_hooks, replace_modules
-from stripefold.surgery.root import check_bare, copy_of
-from stripefold.surgery.stand_in import is_plain
+from stripefold.modules.all_or_nothing import AllOrNothing
+from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.modules import forget_compiled, move_call_hooks, replace_modules
+from stripefold.modules.root import check_bare, copy_of
+from stripefold.modules.stand_in import is_plain
 
 Init = Literal["paper", "identity"]
 

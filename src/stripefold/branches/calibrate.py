@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from stripefold.algebra.merge import batchnorm_scale_shift
 from stripefold.branches.block import BranchBlock
 from stripefold.errors import BranchError
-from stripefold.surgery.example import example_to, run_example
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.stand_in import is_plain
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.modules.example import example_to, run_example
+from stripefold.modules.modules import first_parameter
+from stripefold.modules.stand_in import is_plain
+from stripefold.modules.undisturbed import undisturbed
 
 
 @dataclass

@@ -15,7 +15,7 @@ from stripefold.branches.base import Branch, memory_format
 from stripefold.branches.block import BranchBlock
 from stripefold.branches.grid import Grid
 from stripefold.errors import BranchError
-from stripefold.surgery.globs import close_names
+from stripefold.modules.globs import close_names
 
 
 @dataclass(frozen=True, kw_only=True)

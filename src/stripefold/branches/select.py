@@ -12,13 +12,13 @@ from stripefold.branches.block import BranchBlock
 from stripefold.branches.grid import Grid
 from stripefold.branches.registry import Kind
 from stripefold.errors import BranchError
-from stripefold.folding.refusal import altered, refusal_in
 from stripefold.folding.same_steps import used_without_call
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.globs import close_names, matching, renamed
-from stripefold.surgery.held import held_by_functions, why_held
-from stripefold.surgery.modules import tensor_owners
-from stripefold.surgery.stand_in import is_plain
+from stripefold.layers.refusal import altered, refusal_in
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.globs import close_names, matching, renamed
+from stripefold.modules.held import held_by_functions, why_held
+from stripefold.modules.modules import tensor_owners
+from stripefold.modules.stand_in import is_plain
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

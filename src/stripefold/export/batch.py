@@ -11,7 +11,7 @@ from torch.export import Dim
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stripefold.errors import ExportError
-from stripefold.surgery.example import Example, examples_of
+from stripefold.modules.example import Example, examples_of
 
 TRACED = 2
 """Batch size of the trace: torch takes a 1 for a constant."""

@@ -18,11 +18,11 @@ from stripefold.errors import ExportError, VerifyError
 from stripefold.export.report import Check
 from stripefold.folding.judge import agreement, judge
 from stripefold.folding.run import call, place
-from stripefold.surgery.example import Example
-from stripefold.surgery.float64 import float64_copy
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import on_copies
-from stripefold.surgery.values import tensors_of
+from stripefold.modules.example import Example
+from stripefold.modules.float64 import float64_copy
+from stripefold.modules.modules import first_parameter
+from stripefold.modules.tensors import tensors_of
+from stripefold.modules.undisturbed import on_copies
 
 
 def check_file(compute: Callable[[Example], Any], model: nn.Module, inputs: Mapping[str, Example]) -> tuple[Check, ...]:

@@ -18,11 +18,11 @@ from stripefold.export.report import ExportReport
 from stripefold.export.write import Form, examples_for, samples_for, write_program, write_weights
 from stripefold.folding.files import Kind
 from stripefold.folding.fold import fold
-from stripefold.surgery.example import Example, example_to, infer_example
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.interruptible import Interruptible
-from stripefold.surgery.modes import kept_in_training
-from stripefold.surgery.modules import unwrapped
+from stripefold.modules.example import Example, example_to, infer_example
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.modes import kept_in_training
+from stripefold.modules.modules import unwrapped
 
 SUFFIXES: dict[str, Form] = {".safetensors": "safetensors", ".pt2": "pt2", ".onnx": "onnx"}
 _WHY_NOT = {

@@ -16,9 +16,9 @@ from torch.export import ExportedProgram
 
 from stripefold.errors import ExportError
 from stripefold.export.batch import TRACED, arguments_of, open_batch, resized
-from stripefold.surgery.example import Example
-from stripefold.surgery.record_run import describe
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.graph.record_run import describe
+from stripefold.modules.example import Example
+from stripefold.modules.undisturbed import undisturbed
 
 KEY = "stripefold"
 ONNX_LIMIT = 2_000_000_000

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import ExportError
-from stripefold.surgery.foldable import Foldable
+from stripefold.modules.foldable import Foldable
 
 LEVELS = 127
 COLUMNS = ("layer", "channels", "spread", "after", "error, one scale", "after", "error, per channel", "after")

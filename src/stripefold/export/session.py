@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stripefold.errors import ExportError
 from stripefold.export.batch import input_leaves
-from stripefold.surgery.example import Example
+from stripefold.modules.example import Example
 
 _ERRORS_ONLY = 3
 

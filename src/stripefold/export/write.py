@@ -19,7 +19,7 @@ from stripefold.export.program import compile_package, load_package, load_pt2, s
 from stripefold.export.report import Outcome
 from stripefold.export.session import OnnxModel
 from stripefold.folding.files import Kind, file_info, load_tensors, save_model
-from stripefold.surgery.example import Example, example_to
+from stripefold.modules.example import Example, example_to
 
 Form = Literal["safetensors", "pt2", "aot", "onnx"]
 BATCHES = (1, 3)

@@ -16,13 +16,13 @@ from torch import nn
 
 from stripefold.errors import TraceError
 from stripefold.folding.fuse_parts import is_batchnorm
-from stripefold.folding.refusal import altered
-from stripefold.folding.rule import rule_for
 from stripefold.folding.writable import why_not_writable
-from stripefold.surgery.example import Example, infer_example
-from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import tensor_owners
-from stripefold.surgery.trace import Trace, trace
+from stripefold.graph.trace import Trace, trace
+from stripefold.layers.refusal import altered
+from stripefold.layers.rule import rule_for
+from stripefold.modules.example import Example, infer_example
+from stripefold.modules.foldable import Foldable, FoldNote
+from stripefold.modules.modules import tensor_owners
 
 
 @dataclass(frozen=True, kw_only=True)

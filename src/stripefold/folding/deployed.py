@@ -13,11 +13,11 @@ from stripefold.errors import VerifyError
 from stripefold.folding.judge import FLOAT64_TOLERANCE
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.outputs import compared, worst_error
-from stripefold.folding.substitute import has_call_hooks
-from stripefold.surgery.float64 import KeepFloat64
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.undisturbed import undisturbed
+from stripefold.layers.substitute import has_call_hooks
+from stripefold.modules.float64 import KeepFloat64
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.modules import first_parameter
+from stripefold.modules.undisturbed import undisturbed
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Dotted path -> shape of the one tensor that a block is given."""

@@ -20,8 +20,8 @@ from stripefold.errors import CheckpointError, one_line
 from stripefold.folding.fitting_values import misfit
 from stripefold.folding.pickled import is_pickled, read_pickled
 from stripefold.inputs import check_regular
+from stripefold.modules.foldable import Foldable
 from stripefold.records import record
-from stripefold.surgery.foldable import Foldable
 
 Kind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
 FORMAT = "stripefold"

@@ -19,13 +19,14 @@ from stripefold.folding.judge import NothingComparedError
 from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldReport
 from stripefold.folding.verify import verify
-from stripefold.surgery.all_or_nothing import AllOrNothing
-from stripefold.surgery.borrowed import REMEDY, borrowed_module
-from stripefold.surgery.example import Example, infer_example
-from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.interruptible import Interruptible
-from stripefold.surgery.modes import kept_in_training
-from stripefold.surgery.modules import (
+from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
+from stripefold.modules.all_or_nothing import AllOrNothing
+from stripefold.modules.borrowed import REMEDY, borrowed_module
+from stripefold.modules.example import Example, infer_example
+from stripefold.modules.foldable import Foldable, FoldNote
+from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.modes import kept_in_training
+from stripefold.modules.modules import (
     NO_COPY,
     forget_compiled,
     is_sharded,
@@ -34,7 +35,6 @@ from stripefold.surgery.modules import (
     unwrap_name,
     unwrapped,
 )
-from stripefold.surgery.unseen import DID_NOT_RUN, unseen_in_words
 
 Check = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"

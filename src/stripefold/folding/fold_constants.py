@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from stripefold.folding.layer_addition import addition_merged
 from stripefold.folding.layer_scale import scale_merged
 from stripefold.folding.ledger import Ledger
-from stripefold.folding.rule import type_key
 from stripefold.folding.static_constants import StaticConstant, is_step, static_constants
 from stripefold.folding.traced import Traced
 from stripefold.folding.writable import why_not_writable
-from stripefold.surgery.example import Example
-from stripefold.surgery.foldable import FoldNote
-from stripefold.surgery.trace import trace
+from stripefold.graph.trace import trace
+from stripefold.layers.rule import type_key
+from stripefold.modules.example import Example
+from stripefold.modules.foldable import FoldNote
 
 # Blocks that test their scales for None: taken away together, because one test may decide about all of them.
 _OPTIONAL: dict[str, tuple[str, ...]] = {

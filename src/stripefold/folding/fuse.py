@@ -21,14 +21,14 @@ from stripefold.folding.fuse_front import merge_in_front_
 from stripefold.folding.fuse_parts import Setting, is_batchnorm, is_constant_affine, outside_sites
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.missed import MISSED, missed_by_the_code
-from stripefold.folding.rule import rule_for
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
-from stripefold.surgery.example import Example
-from stripefold.surgery.foldable import FoldNote
-from stripefold.surgery.held import held_by_functions
-from stripefold.surgery.modes import kept_in_training
-from stripefold.surgery.modules import tensor_owners
-from stripefold.surgery.trace import Trace, trace
+from stripefold.graph.trace import Trace, trace
+from stripefold.layers.rule import rule_for
+from stripefold.modules.example import Example
+from stripefold.modules.foldable import FoldNote
+from stripefold.modules.held import held_by_functions
+from stripefold.modules.modes import kept_in_training
+from stripefold.modules.modules import tensor_owners
 
 __all__ = ["fuse_", "is_batchnorm", "trace_for_fuse"]
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from stripefold.algebra.merge import shift_bias
 from stripefold.folding.fuse_parts import Setting, input_axis, misfit, no_constants, remainder, scale_shift, unfit
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.foldable import FoldNote
+from stripefold.layers.rule import rule_for
+from stripefold.modules.foldable import FoldNote
 
 NOTHING_IN_FRONT = "no convolution or linear layer directly in front"
 

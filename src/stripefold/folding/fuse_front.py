@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from stripefold.folding.fuse_parts import Setting, input_axis, misfit, no_constants, remainder, scale_shift, unfit
 from stripefold.folding.ledger import Ledger
-from stripefold.folding.rule import rule_for
 from stripefold.folding.takers import bias_with_input_shift, no_input_shift, takers
-from stripefold.surgery.foldable import FoldNote
+from stripefold.layers.rule import rule_for
+from stripefold.modules.foldable import FoldNote
 
 
 def merge_in_front_(setting: Setting, names: list[str]) -> tuple[dict[nn.Module, nn.Module], dict[str, FoldNote]]:

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from stripefold.algebra.merge import batchnorm_scale_shift
 from stripefold.errors import FoldError
 from stripefold.folding.ledger import Ledger
-from stripefold.folding.names_transformers import FROZEN
-from stripefold.folding.probe import Side as ProbedSide
-from stripefold.folding.probe import check_affine, disproved
-from stripefold.folding.refusal import altered
-from stripefold.folding.rule import Rule, rule_for, type_key
-from stripefold.folding.rules_transformers import keys
 from stripefold.folding.writable import why_unwritable
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.held import why_held
-from stripefold.surgery.trace import Trace
+from stripefold.graph.trace import Trace
+from stripefold.layers.names_transformers import FROZEN
+from stripefold.layers.probe import Side as ProbedSide
+from stripefold.layers.probe import check_affine, disproved
+from stripefold.layers.refusal import altered
+from stripefold.layers.rule import Rule, rule_for, type_key
+from stripefold.layers.rules_transformers import keys
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.held import why_held
 
 _PLAIN_NORMS = frozenset(
     {
@@ -47,10 +47,10 @@ class Setting:
     Attributes:
         trace: of the model as it is now.
         modules: dotted path -> module, without what is inside sites.
-        owners: ``surgery.modules.tensor_owners`` of the model.
+        owners: ``modules.modules.tensor_owners`` of the model.
         ledger: what earlier steps have merged.
-        held: ``surgery.held.held_by_functions`` of the model.
-        kept: ``surgery.modes.kept_in_training`` of the model.
+        held: ``modules.held.held_by_functions`` of the model.
+        kept: ``modules.modes.kept_in_training`` of the model.
         adapted: ``adapters.under_adapters`` of the model.
     """
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.folding.fuse_parts import misfit
-from stripefold.folding.probe import disproved
-from stripefold.folding.refusal import altered, tied_to
-from stripefold.folding.rule import Rule, rule_for
-from stripefold.folding.shift import shift_key
 from stripefold.folding.sides import unwritable
 from stripefold.folding.static_constants import StaticConstant
 from stripefold.folding.takers import bias_with_input_shift, no_input_shift, takers
 from stripefold.folding.traced import Traced
-from stripefold.surgery.scale_paths import Part, Reason
-from stripefold.surgery.shift_paths import shift_backward
+from stripefold.graph.scale_paths import Part, Reason
+from stripefold.graph.shift_paths import shift_backward
+from stripefold.layers.probe import disproved
+from stripefold.layers.refusal import altered, tied_to
+from stripefold.layers.rule import Rule, rule_for
+from stripefold.layers.shift import shift_key
 
 Merged = dict[str, dict[str, Tensor]]
 

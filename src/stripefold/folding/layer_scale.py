@@ -8,11 +8,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from stripefold.folding.fuse_parts import misfit
-from stripefold.folding.rule import rule_for
 from stripefold.folding.sides import scale_of
 from stripefold.folding.static_constants import StaticConstant
 from stripefold.folding.traced import Traced
-from stripefold.surgery.scale_paths import Target, backward, forward
+from stripefold.graph.scale_paths import Target, backward, forward
+from stripefold.layers.rule import rule_for
 
 
 def scale_merged(traced: Traced, scale: StaticConstant, axis: int, v: Tensor) -> dict[str, dict[str, Tensor]] | str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.folding.writable import check_writable
-from stripefold.surgery.modules import move_call_hooks, replace_modules
+from stripefold.modules.modules import move_call_hooks, replace_modules
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from stripefold.errors import TraceError
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.example import Example
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.trace import Trace, trace
+from stripefold.graph.graph import Graph
+from stripefold.graph.trace import Trace, trace
+from stripefold.layers.rule import rule_for
+from stripefold.modules.example import Example
 
 MISSED = "the model's code asks for its type or its attributes, and takes another path where it is gone"
 

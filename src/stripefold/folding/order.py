@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from stripefold.folding.biases import BiasHome, outermost, place_biases_
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.modules import replace_modules
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.modules import replace_modules
 
 
 def fold_all_(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stripefold.errors import VerifyError
-from stripefold.surgery.values import tensors_of
+from stripefold.modules.tensors import tensors_of
 
 
 def compared(output: Any) -> dict[str, Tensor]:

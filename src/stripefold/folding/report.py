@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stripefold.surgery.foldable import FoldNote
+from stripefold.modules.foldable import FoldNote
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, relative_error
-from stripefold.surgery.example import Example, example_copy, example_to, placements, run_example
-from stripefold.surgery.float64 import KeepFloat64, is_float64
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.modules import first_parameter
-from stripefold.surgery.record_run import describe
-from stripefold.surgery.shared_state import shared_state_kept
-from stripefold.surgery.undisturbed import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
+from stripefold.graph.record_run import describe
+from stripefold.modules.example import Example, example_copy, example_to, placements, run_example
+from stripefold.modules.float64 import KeepFloat64, is_float64
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.modules import first_parameter
+from stripefold.modules.shared_state import shared_state_kept
+from stripefold.modules.undisturbed import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
 
 RECORD_LIMIT = 1 << 31
 """Bytes of layer outputs that are kept for the comparison layer by layer; the model's own output always is."""

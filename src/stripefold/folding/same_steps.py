@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from stripefold.errors import StripefoldError, TraceError
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.example import Example, infer_example
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.operations import names
-from stripefold.surgery.trace import trace
+from stripefold.graph.graph import Graph
+from stripefold.graph.operations import names
+from stripefold.graph.trace import trace
+from stripefold.layers.rule import rule_for
+from stripefold.modules.example import Example, infer_example
+from stripefold.modules.foldable import Foldable
 
 Step = tuple[str, str]
 """What ran, and where."""

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from stripefold.errors import FoldError
 from stripefold.folding.adapters import under_adapters
-from stripefold.folding.probe import probe
-from stripefold.folding.refusal import altered, refusal, tied_to
-from stripefold.folding.rule import Rule, rule_for
 from stripefold.folding.writable import why_not_writable
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.modes import kept_in_training
-from stripefold.surgery.modules import tensor_owners
-from stripefold.surgery.scale_parts import Part, Side, Takes
+from stripefold.graph.scale_parts import Part, Side, Takes
+from stripefold.layers.probe import probe
+from stripefold.layers.refusal import altered, refusal, tied_to
+from stripefold.layers.rule import Rule, rule_for
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.modes import kept_in_training
+from stripefold.modules.modules import tensor_owners
 
 
 class LayerSides:
-    """Answers for one model which layer takes a scale on which side (a ``Sides`` of ``surgery.scale_paths``).
+    """Answers for one model which layer takes a scale on which side (a ``Sides`` of ``graph.scale_paths``).
 
     Args:
         model: only read; ask again with a new object once it has changed.

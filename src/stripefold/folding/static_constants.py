@@ -16,10 +16,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stripefold.folding.fuse_parts import is_constant_affine
-from stripefold.folding.rule import rule_for
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.operations import WHOLE_VIEWS
+from stripefold.graph.graph import Graph, Node
+from stripefold.graph.operations import WHOLE_VIEWS
+from stripefold.layers.rule import rule_for
+from stripefold.modules.foldable import Foldable
 
 _CONSTANT_VIEWS = WHOLE_VIEWS | {"expand_as", "_to_copy", "to"}
 _KINDS: dict[str, Literal["scale", "addition"]] = {"mul": "scale", "add": "addition", "sub": "addition"}

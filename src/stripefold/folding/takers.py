@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from stripefold.folding.ledger import Ledger
-from stripefold.folding.rule import Along, rule_for, type_key
-from stripefold.surgery.channels import axis_after
-from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.operations import RESHAPES
-from stripefold.surgery.scale_paths import NONE
-from stripefold.surgery.shift_paths import averages_what_is_there
+from stripefold.graph.channels import axis_after
+from stripefold.graph.graph import Graph, Node
+from stripefold.graph.operations import RESHAPES
+from stripefold.graph.scale_paths import NONE
+from stripefold.graph.shift_paths import averages_what_is_there
+from stripefold.layers.rule import Along, rule_for, type_key
 
 _LINEAR = frozenset(
     {

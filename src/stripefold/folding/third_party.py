@@ -18,9 +18,9 @@ from stripefold.errors import FoldError
 from stripefold.folding.deployed import Shapes, deployed
 from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
 from stripefold.folding.ledger import Ledger
-from stripefold.folding.rule import type_key
-from stripefold.surgery.foldable import Foldable, FoldNote
-from stripefold.surgery.modules import replace_modules
+from stripefold.layers.rule import type_key
+from stripefold.modules.foldable import Foldable, FoldNote
+from stripefold.modules.modules import replace_modules
 
 METHODS = ("fuse", "reparameterize", "switch_to_deploy")
 
@@ -109,7 +109,7 @@ class BlockFuser:
     Args:
         shapes: what every block is given (``deployed.input_shapes``).
         ledger: learns what was merged.
-        kept: ``surgery.modes.kept_in_training`` of the model.
+        kept: ``modules.modes.kept_in_training`` of the model.
 
     Attributes:
         notes: one row per block: merged, or kept and why.

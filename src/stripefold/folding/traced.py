@@ -9,9 +9,9 @@ from torch import nn
 
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.sides import LayerSides
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.modules import tensor_owners
-from stripefold.surgery.scale_paths import Sides, unused
+from stripefold.graph.graph import Graph
+from stripefold.graph.scale_paths import Sides, unused
+from stripefold.modules.modules import tensor_owners
 
 
 class Known(TypedDict):
@@ -32,9 +32,9 @@ class Traced:
 
     Attributes:
         modules: dotted path -> module.
-        owners: ``surgery.modules.tensor_owners`` of the model.
+        owners: ``modules.modules.tensor_owners`` of the model.
         neutral: node -> the operand that it passes on unchanged: products by ones, additions of zeros.
-        known: what every search of ``surgery.scale_paths`` and ``surgery.shift_paths`` wants to know: which layer takes
+        known: what every search of ``graph.scale_paths`` and ``graph.shift_paths`` wants to know: which layer takes
             what on which side, the nodes that lead to no output, the neutral ones.
     """
 

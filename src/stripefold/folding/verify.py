@@ -13,12 +13,12 @@ from stripefold.folding.as_deployed import fast_path_difference
 from stripefold.folding.judge import NothingComparedError, agreement, judge
 from stripefold.folding.outputs import compared
 from stripefold.folding.run import DoesNotRunError, call, place, run_both
-from stripefold.surgery.borrowed import borrowed_object
-from stripefold.surgery.example import Example, examples_of
-from stripefold.surgery.float64 import float64_copy, is_float64
-from stripefold.surgery.interruptible import Interruptible
-from stripefold.surgery.modules import NO_COPY, first_parameter, uninitialized
-from stripefold.surgery.undisturbed import on_copies
+from stripefold.modules.borrowed import borrowed_object
+from stripefold.modules.example import Example, examples_of
+from stripefold.modules.float64 import float64_copy, is_float64
+from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.modules import NO_COPY, first_parameter, uninitialized
+from stripefold.modules.undisturbed import on_copies
 
 
 @dataclass(frozen=True, kw_only=True)

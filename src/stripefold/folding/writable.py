@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import FoldError
-from stripefold.surgery.modules import SHAPELESS
+from stripefold.modules.modules import SHAPELESS
 
 _MAPS = Path("/proc/self/maps")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stripefold.surgery.channels import axis_after, channel_axis
-from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.operations import is_batch_norm
+from stripefold.graph.channels import axis_after, channel_axis
+from stripefold.graph.graph import Graph, Node
+from stripefold.graph.operations import is_batch_norm
 
 _LAST_AXIS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "native_layer_norm", "_fused_rms_norm"})
 _LOOKAHEAD = 8

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import ObserveError
-from stripefold.surgery.example import Example, examples_of
-from stripefold.surgery.record_run import describe
-from stripefold.surgery.values import tensors_in
+from stripefold.graph.record_run import describe
+from stripefold.modules.example import Example, examples_of
+from stripefold.modules.tensors import tensors_in
 
 _LABEL_KEYS = ("labels", "label", "targets", "target")
 _FORMS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stripefold.graph.graph import Graph
 from stripefold.stripe.products import keeps_order
-from stripefold.surgery.graph import Graph
 
 
 @dataclass(frozen=True)

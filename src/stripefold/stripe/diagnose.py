@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stripefold.surgery.example import Example, run_example
-from stripefold.surgery.values import tensors_in
+from stripefold.modules.example import Example, run_example
+from stripefold.modules.tensors import tensors_in
 
 
 def module_that_failed(model: nn.Module, error: BaseException) -> str:

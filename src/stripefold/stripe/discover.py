@@ -11,18 +11,18 @@ from typing import Any
 from torch import nn
 
 from stripefold.folding.fuse import is_batchnorm
-from stripefold.folding.rule import rule_for
+from stripefold.graph.graph import Graph
+from stripefold.graph.operations import WHOLE_VIEWS
+from stripefold.graph.trace import Trace, trace
+from stripefold.graph.visits import Visit
+from stripefold.layers.rule import rule_for
+from stripefold.modules.foldable import Foldable
 from stripefold.stripe.axes import groups_of_samples
 from stripefold.stripe.descriptor import Descriptor, descriptor_of
 from stripefold.stripe.products import Product, compact, keeps_order, products
 from stripefold.stripe.read_on import read_on
 from stripefold.stripe.tail import Tail, tail_of
 from stripefold.stripe.values import Expected
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.operations import WHOLE_VIEWS
-from stripefold.surgery.trace import Trace, trace
-from stripefold.surgery.visits import Visit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.operations import SQUASHING, VIEWS, WEIGHTED
+from stripefold.graph.graph import Graph, Node
+from stripefold.graph.operations import SQUASHING, VIEWS, WEIGHTED
 
 
 def _names(words: str) -> frozenset[str]:

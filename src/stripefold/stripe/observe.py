@@ -10,6 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.errors import ObserveError, TraceError
+from stripefold.modules.example import Example, example_to, run_example
+from stripefold.modules.foldable import Foldable
+from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
+from stripefold.modules.structural_copy import structural_copy
+from stripefold.modules.undisturbed import random_state_kept, undisturbed
 from stripefold.stripe.accumulate import Accumulator
 from stripefold.stripe.batches import Batch, arguments_of, batches
 from stripefold.stripe.diagnose import first_not_finite, module_that_failed
@@ -17,12 +23,6 @@ from stripefold.stripe.discover import Discovery, discover
 from stripefold.stripe.processes import merged_over_processes
 from stripefold.stripe.recording import Recording
 from stripefold.stripe.report import StripeReport
-from stripefold.surgery.example import Example, example_to, run_example
-from stripefold.surgery.foldable import Foldable
-from stripefold.surgery.interruptible import Interruptible
-from stripefold.surgery.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
-from stripefold.surgery.structural_copy import structural_copy
-from stripefold.surgery.undisturbed import random_state_kept, undisturbed
 
 Progress = Callable[[int], None]
 

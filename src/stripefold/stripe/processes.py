@@ -8,9 +8,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from stripefold.distributed import gathered, together
 from stripefold.errors import ObserveError
 from stripefold.stripe.report import StripeReport
-from stripefold.together import gathered, together
 
 
 def merged_over_processes(run: Callable[[], StripeReport | None], group: Any) -> StripeReport | None:

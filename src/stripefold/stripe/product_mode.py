@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stripefold.surgery.modes_of_torch import ThreadMode
+from stripefold.modules.modes_of_torch import ThreadMode
 
 _PRODUCTS = frozenset({"aten::mul", "aten::mul_", "aten::addcmul", "aten::addcmul_"})
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from stripefold.graph.graph import Graph
+from stripefold.graph.operations import VIEWS, WHOLE_VIEWS
 from stripefold.stripe.axes import LayerAxes, axis_ahead, axis_behind
 from stripefold.stripe.growth import normalises
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.operations import VIEWS, WHOLE_VIEWS
 
 
 def _names(words: str) -> frozenset[str]:

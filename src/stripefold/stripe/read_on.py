@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stripefold.surgery.graph import Graph
-from stripefold.surgery.record_run import IsLayer
-from stripefold.surgery.scale_paths import unused
-from stripefold.surgery.structural_copy import structural_copy
-from stripefold.surgery.trace import trace
-from stripefold.surgery.visits import Visit
+from stripefold.graph.graph import Graph
+from stripefold.graph.record_run import IsLayer
+from stripefold.graph.scale_paths import unused
+from stripefold.graph.trace import trace
+from stripefold.graph.visits import Visit
+from stripefold.modules.structural_copy import structural_copy
 
 
 def read_on(model: nn.Module, example: Any, names: Collection[str], *, is_layer: IsLayer) -> frozenset[str]:

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripefold.attention.base import ChannelAttention
+from stripefold.modules.tensors import tensors_in
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.product_mode import watching_products
 from stripefold.stripe.values import Expected, compact_shape, signature, vectors
-from stripefold.surgery.values import tensors_in
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stripefold.graph.graph import Graph, Node
+from stripefold.graph.operations import VIEWS
+from stripefold.graph.scale_paths import unused
 from stripefold.stripe.products import keeps_order
-from stripefold.surgery.graph import Graph, Node
-from stripefold.surgery.operations import VIEWS
-from stripefold.surgery.scale_paths import unused
 
 
 def _names(words: str) -> frozenset[str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from stripefold.errors import ObserveError
+from stripefold.graph.graph import Graph
 from stripefold.stripe.products import compact, extents
-from stripefold.surgery.graph import Graph
 
 if TYPE_CHECKING:
     from stripefold.stripe.discover import ChannelGate

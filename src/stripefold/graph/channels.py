@@ -1,0 +1,95 @@
+"""Where the channel axis of a layer's output lies, and where operations move it: by what they do, never by sizes."""
+
+from __future__ import annotations
+
+from stripefold.graph.commuting import DoesNotCommuteError, passed
+from stripefold.graph.graph import Graph, Node
+from stripefold.graph.operations import is_batch_norm, names
+from stripefold.graph.patterns import along, index_along
+
+_CHANNELS_SECOND = frozenset({"convolution", "native_group_norm", "group_norm"})
+# One result per position and channel, computed from others: every axis stays where it is.
+_KEEP_AXES = names(
+    "softmax _softmax log_softmax _log_softmax cumsum cumprod sort topk native_dropout constant_pad_nd cat write copy "
+    "hardswish _prelu_kernel rrelu_with_noise log_sigmoid_forward fill native_layer_norm native_group_norm "
+    "_fused_rms_norm index_fill masked_fill where flip roll slice narrow split split_with_sizes chunk unsafe_split "
+    "tril triu slice_scatter slice_backward"
+)
+_PRODUCTS_OF_MATRICES = frozenset({"bmm", "matmul", "mm"})
+_ATTENTION = "scaled_dot_product"
+
+
+def channel_axis(layer: Node) -> int:
+    """The channel axis of what a layer returned, from 0 up.
+
+    It is 1 for everything that convolves or normalises per channel, and where dimensions were permuted on the way in
+    and out (a LayerNorm over channels); otherwise it is the last.
+    """
+    rank = len(layer.shape)
+    second = any(name in _CHANNELS_SECOND or is_batch_norm(name) for name in layer.inner)
+    permuted = "permute" in layer.inner and any("norm" in name for name in layer.inner)
+    return 1 if (second or permuted) and rank > 1 else max(rank - 1, 0)
+
+
+def axis_after(graph: Graph, source: int, user: int, axis: int) -> int | None:
+    """Where an operation puts the channel axis of one of its operands, or None where it mixes or loses it.
+
+    Args:
+        graph: of a trace.
+        source: the operand.
+        user: the operation's result.
+        axis: the channel axis of the operand, from 0.
+    """
+    before, node = graph.nodes[source], graph.nodes[user]
+    rank, after = len(before.shape), len(node.shape)
+    if node.pointwise:
+        return axis + after - rank
+    if node.name in _KEEP_AXES or is_batch_norm(node.name):
+        return axis if rank == after else None
+    if node.name in _PRODUCTS_OF_MATRICES or _ATTENTION in node.name:
+        return _after_matrices(node, source, axis, rank)
+    if node.name in ("stack", "unbind"):
+        return _after_stack(node, axis, after, rank)
+    if "keepdim" in node.arguments:
+        return _after_reduction(node, axis, rank)
+    return _after_moves(before, node, axis)
+
+
+def _after_matrices(node: Node, source: int, axis: int, rank: int) -> int | None:
+    """Rows come from the first operand, columns from the last; what is summed over is gone."""
+    if len(node.shape) != rank or len(set(node.inputs)) != len(node.inputs):
+        return None
+    first, last = axis == rank - 2, axis == rank - 1
+    columns = node.inputs[2] if _ATTENTION in node.name else node.inputs[1]
+    lost = (source == node.inputs[0] and last) or (source == columns and first)
+    return None if lost or source not in (node.inputs[0], columns) else axis
+
+
+def _after_stack(node: Node, axis: int, after: int, rank: int) -> int | None:
+    dim = int(node.arguments["dim"]) % max(after, rank)
+    if node.name == "stack":
+        return axis + (dim <= axis)
+    return None if dim == axis else axis - (dim < axis)
+
+
+def _after_reduction(node: Node, axis: int, rank: int) -> int | None:
+    given = node.arguments.get("dim")
+    dims = {int(dim) % rank for dim in ([given] if isinstance(given, int) else given or range(rank))}
+    if axis in dims:
+        return None
+    return axis if node.arguments["keepdim"] else axis - sum(dim < axis for dim in dims)
+
+
+def _after_moves(before: Node, node: Node, axis: int) -> int | None:
+    """Through operations that move elements: the axis along which the same numbers lie in the same order."""
+    channels = before.shape[axis]
+    try:
+        pattern = passed(node, before.shape, along(before.shape, axis))
+    except DoesNotCommuteError:
+        return None
+    if channels == 1:  # nothing to tell it by, and no difference where it lies
+        return axis if axis < len(node.shape) and node.shape[axis] == 1 else None
+    for candidate, size in enumerate(node.shape):
+        if size == channels and index_along(pattern, node.shape, candidate) == tuple(range(channels)):
+            return candidate
+    return None

@@ -1,0 +1,200 @@
+"""The graph that a trace records: one node per value, in the order of computation.
+
+Ancestry is kept in Python integers used as bit sets, so that "how many layers lie behind this value and not behind
+that one" is one ``and`` and one population count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+from stripefold.graph.visits import Visit
+
+Key = TypeVar("Key", str, int)
+Kind = Literal["input", "constant", "operation", "layer"]
+# How a value depends on the model's input: not at all; only through integers or comparisons (ids, masks);
+# or as a feature map does.
+Role = Literal["constant", "discrete", "activation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One value.
+
+    Attributes:
+        kind: Where the value comes from.
+        name: The layer's dotted path, the operation's name, or "" for inputs and constants.
+        inputs: Indices of the values it was computed from, in the order of the schema's arguments.
+        role: How it depends on the model's input.
+        shape: Its shape.
+        spread: The number of its distinct elements: a dimension made by broadcasting counts once.
+        arguments: The arguments that are no tensors, by the names of the operation's schema, defaults included.
+        position: Which of the operation's results it is.
+        pointwise: Every element is a function of the elements at the same place of the operands, broadcast.
+        where: Dotted path of the innermost module that was running.
+        call: Which call of a layer gave the value, counted over the run; -1 where no layer did.
+        inner: Names of the operations that ran inside the layer.
+        owners: The layers whose parameters a constant was computed from.
+    """
+
+    kind: Kind
+    name: str = ""
+    inputs: tuple[int, ...] = ()
+    role: Role = "activation"
+    shape: tuple[int, ...] = ()
+    spread: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    position: int = 0
+    pointwise: bool = False
+    where: str = ""
+    call: int = -1
+    inner: tuple[str, ...] = ()
+    owners: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        name: Dotted path of the layer.
+        inputs: Shapes of the activations it was given.
+        outputs: Shapes of what it returned.
+        implicit: Its parameters were used by another module, and the layer itself was not called.
+        exchanged: A hook of the layer's own gave it something else than what it was called with.
+    """
+
+    name: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    implicit: bool = False
+    exchanged: bool = False
+
+
+@dataclass
+class Graph:
+    """All values of one run.
+
+    Attributes:
+        nodes: In the order of computation, so that inputs come before what is computed from them.
+        calls: Every call of a layer, in order; ``Node.call`` is an index into it.
+        layers_behind: Per node, the bit set of weighted calls (layers and unowned weighted operations) behind it,
+            its own included.
+        values_behind: Per node, the bit set of nodes behind it, itself included.
+        consumers: Per node, the nodes that use it.
+        outputs: Nodes that something outside the graph sees, and what: "is returned by the model", "is read by Python
+            in 'head'".
+        activations: The bit set of nodes whose role is "activation".
+        visits: Every call of a module, layer or not, in the order in which they returned.
+        tensors: Dotted path of a parameter or buffer -> its node, where the run used it outside layers.
+        exposed: Nodes that a path which the examples did not take may use, or make otherwise, and how.
+        meets_weights: Those of them that a layer with weights may meet.
+        visible: Dotted path of a module -> the nodes that the code of its ``forward`` handles.
+        decisions: Dotted paths of the modules that took a value which depends on the input into Python: to branch on
+            it, perhaps, so that another input may run other layers.
+        read: Layers of which a parameter or buffer was used outside the layer.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    layers_behind: list[int] = field(default_factory=list)
+    values_behind: list[int] = field(default_factory=list)
+    consumers: list[list[int]] = field(default_factory=list)
+    outputs: dict[int, str] = field(default_factory=dict)
+    activations: int = 0
+    visits: list[Visit] = field(default_factory=list)
+    tensors: dict[str, int] = field(default_factory=dict)
+    exposed: dict[int, str] = field(default_factory=dict)
+    meets_weights: set[int] = field(default_factory=set)
+    visible: dict[str, set[int]] = field(default_factory=dict)
+    decisions: list[str] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+    _bits: dict[object, int] = field(default_factory=dict)
+
+    def add(self, node: Node, *, weighted: bool = False) -> int:
+        """Append a node and return its index; ``weighted`` counts an operation as a layer of its own."""
+        index = len(self.nodes)
+        layers, values = 0, 1 << index
+        for source in dict.fromkeys(node.inputs):
+            layers |= self.layers_behind[source]
+            values |= self.values_behind[source]
+            self.consumers[source].append(index)
+        if node.call >= 0 or weighted:
+            # The outputs of one call share a bit.
+            label = ("call", node.call) if node.call >= 0 else ("operation", index)
+            layers |= 1 << self._bits.setdefault(label, len(self._bits))
+        if node.role == "activation":
+            self.activations |= 1 << index
+        self.read |= node.owners
+        self.nodes.append(node)
+        self.layers_behind.append(layers)
+        self.values_behind.append(values)
+        self.consumers.append([])
+        return index
+
+    @cached_property
+    def visits_of(self) -> dict[str, list[Visit]]:
+        """Every call of each module, by its path; looked up once per gate, of which there may be thousands."""
+        return _grouped((visit.name, visit) for visit in self.visits)
+
+    @cached_property
+    def visits_giving(self) -> dict[int, list[Visit]]:
+        """The calls of modules below the model whose one output is a node, by the node."""
+        return _grouped((visit.outputs[0], visit) for visit in self.visits if visit.name and len(visit.outputs) == 1)
+
+    @cached_property
+    def visits_taking(self) -> dict[int, list[Visit]]:
+        """The calls of modules below the model whose one input is a node, by the node."""
+        return _grouped((visit.inputs[0], visit) for visit in self.visits if visit.name and len(visit.inputs) == 1)
+
+    def bit(self, index: int) -> int:
+        """The bit of a layer node in ``layers_behind``."""
+        return 1 << self._bits["call", self.nodes[index].call]
+
+    def results(self, name: str) -> list[int]:
+        """Every value that a layer returned, over all its calls."""
+        return [i for i, node in enumerate(self.nodes) if node.kind == "layer" and node.name == name]
+
+    def unlike_its_type(self, name: str, *, taking: bool) -> str | None:
+        """Why the calls of a layer do not do what its type does with its input, or None.
+
+        Args:
+            name: The layer.
+            taking: Whether it is to take up something from its input, so that hooks before it matter.
+        """
+        if any(_without_batch(self.nodes[i].inner) for i in self.results(name)):
+            return "it is called without a batch axis, so that its channels lie on the first one"
+        if taking and any(call.exchanged for call in self.calls if call.name == name):
+            return "a forward pre-hook changes what it is given"
+        return None
+
+    def seen_outside(self, index: int) -> str | None:
+        """What sees a value outside of what was recorded, in words that follow "what is scaled"; or None."""
+        return self.outputs.get(index) or self.exposed.get(index)
+
+    def operands(self, index: int) -> list[int]:
+        """The inputs of a node that are feature maps: those that depend on the model's input, or passed a layer."""
+        sources = dict.fromkeys(self.nodes[index].inputs)
+        return [i for i in sources if self.nodes[i].role == "activation" or self.layers_behind[i]]
+
+
+def _without_batch(inner: tuple[str, ...]) -> bool:
+    """Whether a layer gave its input a batch axis and took it away again; a pooling over one axis does so anyway."""
+    return {"unsqueeze", "squeeze"} <= set(inner) and not any("pool" in name for name in inner)
+
+
+def _grouped(pairs: Iterable[tuple[Key, Visit]]) -> dict[Key, list[Visit]]:
+    """Calls by key, in the order in which they returned."""
+    found: dict[Key, list[Visit]] = {}
+    for key, visit in pairs:
+        found.setdefault(key, []).append(visit)
+    return found
+
+
+def first_calls(graph: Graph, names: Iterable[str]) -> list[str]:
+    """Layer names, each once, in the order of their first call."""
+    wanted = set(names)
+    return [name for name in dict.fromkeys(call.name for call in graph.calls) if name in wanted]

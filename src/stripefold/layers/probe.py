@@ -1,0 +1,214 @@
+"""Probe a rule on the very layer it is to be used for: scaled against unscaled, on random numbers.
+
+The probe never touches the layer. It builds a twin: the same type and the same attributes, but random float64
+tensors on the CPU in place of every parameter and statistic. So a layer on a GPU, on the meta device or sharded over
+processes is probed alike, a large one through a smaller twin, and like layers once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.algebra.scale import scale_activation, shift_activation
+from stripefold.errors import FoldError
+from stripefold.layers.rule import Rule, rule_for
+from stripefold.layers.shift import shifted
+from stripefold.layers.substitute import forward_with
+
+Side = Literal["output", "input", "shift"]
+_SEED = 20240611
+_LARGE = 1 << 13  # numbers in a tensor above which a smaller twin is probed
+_passed: dict[tuple[object, ...], Rule] = {}
+
+
+def probe(layer: nn.Module, rule: Rule, side: Side = "output") -> None:
+    """Check that ``rule`` scales ``layer`` exactly, in eval mode and float64.
+
+    Args:
+        layer: any device, dtype or mode; it is only read.
+        rule: what is claimed about it.
+        side: the output side, or the input side (see ``Rule``); "shift": what is added to the output, into the bias.
+
+    Raises:
+        FoldError: the layer cannot be run on the rule's example, or scaling its tensors is not scaling its output
+            (input); names the type, the measured error and the remedy.
+    """
+    key = _signature(layer, rule, side)
+    if _passed.get(key) == rule:
+        return
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            error = _measure(layer, rule, side)
+    except Exception as cause:
+        raise FoldError(
+            f"the rule for {rule.key} cannot be probed on {layer}: {type(cause).__name__}: {cause}. {_REMEDY}"
+        ) from cause
+    if not error <= rule.tolerance:  # a NaN fails too
+        raise FoldError(
+            f"the rule for {rule.key} is wrong for {layer}: {_CLAIM[side]} "
+            f"(relative error {error:.1e}, allowed {rule.tolerance:.0e}). {_REMEDY}"
+        )
+    _passed[key] = rule
+
+
+def disproved(layer: nn.Module, rule: Rule, *sides: Side) -> str | None:
+    """Why the rule does not hold on this layer for these sides, or None: ``probe`` in the form of a reason."""
+    for side in sides:
+        try:
+            probe(layer, rule, side)
+        except FoldError as error:
+            return str(error)
+    return None
+
+
+def check_affine(
+    module: nn.Module, numbers: Callable[[nn.Module], tuple[Tensor, Tensor]], axis: Callable[[nn.Module, int], int]
+) -> None:
+    """Check that a module is ``scale x + shift`` of every channel in eval mode, on a twin with random numbers.
+
+    Args:
+        module: any device, dtype or mode; it is only read.
+        numbers: module -> scale and shift, (C,) each, float64.
+        axis: module and rank -> the channel axis of what it takes.
+
+    Raises:
+        FoldError: it is not, or it cannot be run.
+    """
+    rule = rule_for(module)
+    if rule is None or getattr(module, rule.required, None) is None:  # known by its exact type alone
+        return
+    key = ("affine", *_signature(module, rule, "output"))
+    if _passed.get(key) == rule:
+        return
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            generator = torch.Generator("cpu").manual_seed(_SEED)
+            twin = twin_of(module, generator)
+            x = rule.example(twin, generator)[0]
+            run: Callable[..., Tensor] = rule.linear_part or (lambda layer, arguments: layer(*arguments))
+            scale, shift = numbers(twin)
+            expected = shift_activation(scale_activation(x, scale, axis(twin, x.dim())), shift, axis(twin, x.dim()))
+            error = _distance(run(twin, (x.clone(),)), expected)
+    except Exception as cause:
+        raise FoldError(
+            f"the rule for {rule.key} cannot be probed on {module}: {type(cause).__name__}: {cause}. {_REMEDY}"
+        ) from cause
+    if not error <= rule.tolerance:
+        raise FoldError(
+            f"the rule for {rule.key} is wrong for {module}: its output is not a scale and a shift of its input "
+            f"(relative error {error:.1e}, allowed {rule.tolerance:.0e}). {_REMEDY}"
+        )
+    _passed[key] = rule
+
+
+_CLAIM = {
+    "output": "scaling its tensors is not scaling its output",
+    "input": "scaling its tensors is not scaling its input",
+    "shift": "adding to its bias is not adding to its output",
+}
+_REMEDY = "Register a rule that fits with register_rule(Type, rule=Rule(...)), or leave the layer out with where=..."
+
+
+def _measure(layer: nn.Module, rule: Rule, side: Side) -> float:
+    """The probe on a small twin where the layer is large and the small twin runs, else on one of its size."""
+    if rule.shrink is not None and any(p.numel() > _LARGE for p in _tensors(layer).values()):
+        try:
+            return _relative_error(layer, rule, side, rule.shrink(layer))
+        except Exception:  # of any kind: a type of the user's may not be shrinkable, and then the full size decides
+            pass
+    return _relative_error(layer, rule, side, {})
+
+
+def _relative_error(layer: nn.Module, rule: Rule, side: Side, sizes: Any) -> float:
+    generator = torch.Generator("cpu").manual_seed(_SEED)
+    twin = twin_of(layer, generator, sizes)
+    inputs = rule.example(twin, generator)
+    run: Callable[..., Tensor] = rule.linear_part or (lambda module, arguments: module(*arguments))
+    scaled: Mapping[str, Tensor | None]
+    if side == "shift":
+        v = _scale(rule.channels(twin), generator)
+        scaled = shifted(rule, twin, v)
+        expected = shift_activation(run(twin, _copies(inputs)), v, rule.axis)
+    elif side == "output":
+        v = _scale(rule.channels(twin), generator)
+        scaled = rule.scaled(twin, v)
+        expected = scale_activation(run(twin, _copies(inputs)), v, rule.axis)
+    else:
+        v = _scale((rule.input_channels or rule.channels)(twin), generator)
+        scaled = rule.scaled_input(twin, v)
+        expected = run(twin, (scale_activation(inputs[0], v, rule.input_axis or rule.axis), *inputs[1:]))
+    folded = _with_tensors(twin, scaled)
+    error = _distance(run(folded, _copies(inputs)), expected)
+    # The training form must be the folded form, for this layer's own forward with everything in it.
+    return max(error, _distance(forward_with(twin, scaled, _copies(inputs), {}), folded(*_copies(inputs))))
+
+
+def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """In-place activations may write into the input."""
+    return tuple(tensor.clone() for tensor in inputs)
+
+
+def _distance(value: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest expected value; infinite where the shapes differ or all is 0."""
+    if value.shape != expected.shape or not bool(expected.abs().max() > 0):
+        return float("inf")
+    return float((value - expected).abs().max() / expected.abs().max())
+
+
+def _scale(channels: int, generator: torch.Generator) -> Tensor:
+    """Scales of both signs, away from 0 and from 1 in size."""
+    size = 0.25 + torch.rand(channels, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.where(torch.rand(channels, generator=generator, device="cpu") < 0.5, -size, size)
+
+
+def twin_of(module: nn.Module, generator: torch.Generator, sizes: Any = MappingProxyType({})) -> nn.Module:
+    """A copy of a module without its hooks, with random tensors of the same (or the given) shapes, in eval mode."""
+    twin: nn.Module = object.__new__(type(module))
+    nn.Module.__init__(twin)
+    plain = {k: v for k, v in module.__dict__.items() if k not in twin.__dict__ and k != "forward"}
+    twin.__dict__.update(plain)
+    twin.__dict__.update({k: v for k, v in sizes.items() if isinstance(v, int)})
+    for name, parameter in module._parameters.items():
+        random = None if parameter is None else nn.Parameter(_random(name, parameter, generator, sizes), False)
+        twin._parameters[name] = random
+    for name, buffer in module._buffers.items():
+        twin._buffers[name] = None if buffer is None else _random(name, buffer, generator, sizes)
+    for name, child in module._modules.items():
+        twin._modules[name] = None if child is None else twin_of(child, generator, {})
+    twin.__dict__["training"] = False
+    return twin
+
+
+def _random(name: str, tensor: Tensor, generator: torch.Generator, sizes: Any) -> Tensor:
+    shape = sizes.get(name, tuple(tensor.shape))
+    if not tensor.is_floating_point():
+        return torch.zeros(shape, dtype=tensor.dtype, device="cpu")
+    if name.endswith("var"):
+        return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _with_tensors(twin: nn.Module, tensors: Any) -> nn.Module:
+    """The folded twin: its own tensors replaced for good, as ``fold`` does it."""
+    folded: nn.Module = object.__new__(type(twin))
+    folded.__dict__.update(twin.__dict__)
+    for kind in ("_parameters", "_buffers"):
+        folded.__dict__[kind] = {k: tensors.get(k, t) for k, t in twin.__dict__[kind].items()}
+    return folded
+
+
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    return {k: t for k, t in (*layer._parameters.items(), *layer._buffers.items()) if t is not None}
+
+
+def _signature(layer: nn.Module, rule: Rule, side: Side) -> tuple[object, ...]:
+    """What decides how a layer computes: its type and code, its shapes, its plain attributes, its children."""
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in _tensors(layer).items())
+    simple = (bool, int, float, str, tuple, type(None))
+    plain = tuple(sorted((k, repr(v)) for k, v in layer.__dict__.items() if isinstance(v, simple) and k != "training"))
+    return (type(layer), type(layer).forward, rule.key, side, shapes, plain, repr(layer))

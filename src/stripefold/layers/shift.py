@@ -1,0 +1,84 @@
+"""What is added to a layer's output, a vector ``a`` over its channels, goes into the layer's bias.
+
+v (.) B(x) + a is B with (v weight, v bias + a): where a rule scales a bias with the output, that bias takes ``a`` too.
+A layer whose ``forward`` knows a bias and that was built without one gets one (and so a new key, unless a BatchNorm
+right behind takes it, see ``biases``); a layer that knows none is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.layers.rule import Along, Rule, own_tensor
+
+_NAMES = ("bias", "beta")
+
+
+def shift_key(rule: Rule) -> str | None:
+    """The attribute that takes what is added to the output, or None where the rule names none."""
+    return next((name for name in _NAMES if isinstance(rule.output.get(name), Along)), None)
+
+
+def shift_refusal(layer: nn.Module, rule: Rule) -> str | None:
+    """Why this layer cannot take what is added to its output, or None."""
+    key = shift_key(rule)
+    if key is not None and (key in layer._parameters or key in layer._buffers):
+        return None
+    return (
+        f"{type(layer).__name__} has no bias, so that nothing in it takes what is added: use an attention that "
+        "multiplies, or attach to another layer"
+    )
+
+
+def shifted(rule: Rule, layer: nn.Module, a: Tensor, v: Tensor | None = None) -> dict[str, Tensor | None]:
+    """The bias of ``v (.) B(x) + a``, in the layer's dtype, or in float64 where ``a`` is.
+
+    Args:
+        rule: of the layer; it has a ``shift_key``.
+        layer: the layer, with a bias or without.
+        a: what is added, shape (C,).
+        v: the scale of the output, shape (C,), or None.
+
+    Returns:
+        Attribute -> tensor.
+    """
+    key = shift_key(rule)
+    assert key is not None  # shift_refusal has said so
+    bias = own_tensor(layer, key)
+    scaled = bias if bias is None or v is None else rule.output[key](layer, bias, v)
+    total = a if scaled is None else scaled + a
+    like = own_tensor(layer, rule.required) if bias is None else bias
+    return {key: total if like is None or a.dtype == torch.float64 else total.to(like.dtype)}
+
+
+def overflowing_shift(rule: Rule, layer: nn.Module, a: Tensor, v: Tensor | None) -> str | None:
+    """The bias's name where it is finite now and would not be once ``a`` (C,), float64, is in it, or None."""
+    for key, exact in shifted(rule, layer, a, v).items():
+        own = own_tensor(layer, key)
+        like = own_tensor(layer, rule.required) if own is None else own
+        assert exact is not None
+        assert like is not None
+        finite = own is None or bool(own.isfinite().all())
+        if finite and not bool(exact.to(like.dtype).isfinite().all()):
+            return key
+    return None
+
+
+@torch.no_grad()
+def write_shift_(layer: nn.Module, tensors: dict[str, Tensor | None]) -> None:
+    """Round ``shifted`` tensors, float64, into the layer; a bias that is new stays in float64 until it has its place.
+
+    Its place is a BatchNorm behind, or the layer itself (``biases.place_biases_``, which rounds it).
+    """
+    for key, exact in tensors.items():
+        own: Any = getattr(layer, key)
+        if own is not None:
+            own.copy_(exact)
+        else:
+            weight = layer._parameters["weight"]
+            assert weight is not None
+            assert exact is not None
+            layer._parameters[key] = nn.Parameter(exact, requires_grad=weight.requires_grad)

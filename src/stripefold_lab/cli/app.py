@@ -1,0 +1,91 @@
+"""The commands under their names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from stripefold_lab.cli import (
+    attention,
+    bake,
+    bench,
+    branches,
+    demo,
+    evaluate,
+    export,
+    fold,
+    observe,
+    robustness,
+    sites,
+    sweep,
+    train,
+    verify,
+)
+from stripefold_lab.cli.entry import CommandInterruptedError
+
+
+def _telling_interrupts(command: Callable[..., None]) -> Callable[..., None]:
+    """Keep what a command says about an interrupt: the parser would end with the bare status."""
+
+    @functools.wraps(command)
+    def wrapped(*words: Any, **options: Any) -> None:
+        try:
+            command(*words, **options)
+        except KeyboardInterrupt as error:
+            raise CommandInterruptedError(str(error)) from error
+
+    return wrapped
+
+
+app = typer.Typer(
+    name="stripefold",
+    help="Attention while it trains, nothing when it runs: attach, train, fold, verify.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "train": train.train,
+    "sweep": sweep.sweep,
+    "eval": evaluate.evaluate,
+    "sites": sites.sites,
+    "fold": fold.fold,
+    "verify": verify.verify,
+    "observe": observe.observe,
+    "bake": bake.bake,
+    "robustness": robustness.robustness,
+    "export": export.export,
+    "bench": bench.bench,
+    "attention": attention.attention,
+    "branches": branches.branches,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(_telling_interrupts(command))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"stripefold {version('stripefold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Attention while it trains, nothing when it runs: attach, train, fold, verify."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit status; errors are raised, not printed."""
+    result = typer.main.get_command(app).main(args=list(arguments), prog_name="stripefold", standalone_mode=False)
+    return result if isinstance(result, int) else 0

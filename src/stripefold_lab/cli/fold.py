@@ -1,0 +1,68 @@
+"""`stripefold fold`: from a run or a checkpoint to the plain backbone's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stripefold.errors import ConfigError, DataError, FoldError
+from stripefold_lab.cli.output import check_weights_file, make_folder, print_line
+
+if TYPE_CHECKING:
+    from stripefold.folding.files import Kind
+    from stripefold_lab.training.loading import LoadedRun
+
+
+def fold(
+    source: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write.")],
+    fuse: Annotated[bool, typer.Option("--fuse", help="Also merge BatchNorms into the layers before them.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Fold the gates of a trained model into its layers and write the plain backbone."""
+    import stripefold as sf
+    from stripefold_lab.training.agreement import verify_task
+    from stripefold_lab.training.loading import load_run
+
+    check_weights_file(output, overwrite=overwrite)
+    run = load_run(source)
+    if source.is_dir():
+        _check_data(run)
+    if run.kind != "attached":
+        raise FoldError(f"{run.path} is of kind {run.kind!r} and has no gates to fold; give the run or its checkpoint")
+    dynamic = run.config.keeps_attention
+    if dynamic and fuse:
+        raise FoldError(f"{run.path} keeps its dynamic attention, whose file cannot be fused; leave out --fuse")
+    example = run.spec.example()
+    # A detector finds nothing on noise, and two empty lists agree whatever the weights are: its heads are compared.
+    detects = run.config.task == "detection"
+    plain, report = sf.fold(run.model, fuse=fuse, example=example, check=False if detects else "auto", report=True)
+    check = verify_task("detection", run.model, plain, example) if detects else None
+    kind: Kind = "fused" if fuse else "attached" if dynamic else "folded"
+    make_folder(output.parent)
+    sf.save_model(plain, output, kind=kind, extra=run.about)
+    print_line(report)
+    if dynamic:
+        print_line("dynamic attention stays; `stripefold bake` replaces it by constants and says what that costs")
+    if check is not None:
+        print_line(check)
+    print_line(f"written: {output} ({kind})")
+
+
+def _check_data(run: LoadedRun) -> None:
+    """Refuse a run whose data has changed: what is written would name classes that are no more. Missing data is none.
+
+    Raises:
+        DataError: Naming the first difference, with both values.
+    """
+    try:
+        data = run.open_data()
+    except (ConfigError, DataError):
+        return
+    try:
+        run.check_data(data)
+    except DataError as error:
+        raise DataError(f"{error}, or fold without a look at it by naming the file {run.path}") from error

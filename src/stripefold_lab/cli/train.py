@@ -1,0 +1,120 @@
+"""`stripefold train`: a recipe or a file, some options changed, one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stripefold.documents import DocumentError, shown
+from stripefold.errors import ConfigError
+from stripefold_lab.cli.output import print_line
+from stripefold_lab.yaml_documents import parse_yaml
+
+
+def train(
+    *,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--config",
+            help="A recipe (digits, small, cifar, imagenet, shapes-segmentation ...), a YAML file, or a run; digits, "
+            "or the run to resume, if not given.",
+        ),
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any option; may be given again.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, folder:PATH, cifar10 ...; shapes, voc:PATH, ade20k:PATH, coco:PATH.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A model's name.")] = None,
+    attention: Annotated[str | None, typer.Option(help="Which channel attention.")] = None,
+    form: Annotated[str | None, typer.Option(help="static (ASR), dynamic, both or none.")] = None,
+    branch: Annotated[str | None, typer.Option(help="Which branch block; `stripefold branches` lists them.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images; with --resume more, or less, than it had.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="All randomness derives from it.")] = None,
+    observe_every: Annotated[
+        int | None, typer.Option(help="Observe the gates after every so many epochs; the report lies in stripes/.")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes of one machine, as torchrun or srun starts them.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="ddp, ddp-unused or fsdp, with several processes.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run-dir.")] = False,
+) -> None:
+    """Train a model with attention, fold it, and leave one folder with everything."""
+    flags = {
+        "data": data,
+        "model": model,
+        "attention": attention,
+        "form": form,
+        "branch": branch,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "observe_every": observe_every,
+        "devices": devices,
+        "nodes": nodes,
+        "strategy": strategy,
+        "run_dir": None if run_dir is None else str(run_dir),
+        "resume": resume or None,
+    }
+    if resume and run_dir is not None:
+        config = config or _run_to_resume(run_dir)
+    given = {name: value for name, value in flags.items() if value is not None}
+    overrides = {**parse_changes(change or []), **given}
+    if resume and "epochs" in overrides:
+        overrides = {"extend": True, **overrides}
+    from stripefold_lab.training import load_config
+
+    resolved = load_config(
+        config or "digits", **overrides
+    )  # what is wrong here is told before anything heavy is loaded
+    from stripefold_lab.training import train as run_training
+    from stripefold_lab.training.launch import place_of
+
+    result = run_training(resolved)
+    if not place_of(resolved).first:
+        return
+    print_line(result.summary_file.read_text(encoding="utf-8").rstrip())
+    print_line(f"\nrun: {result.run_dir}")
+
+
+def _run_to_resume(run_dir: Path) -> str:
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} holds no run to resume (no config.yaml); leave out --resume to start one there")
+    return str(run_dir)
+
+
+def parse_changes(changes: list[str]) -> dict[str, Any]:
+    """Read `key=value` words; values are YAML, so numbers, lists and mappings come out as such.
+
+    Raises:
+        ConfigError: A word without a key, or of no option, or a value that is no YAML.
+
+    >>> parse_changes(["epochs=3", "milestones=[1, 2]", "model=resnet20"])
+    {'epochs': 3, 'milestones': [1, 2], 'model': 'resnet20'}
+    """
+    from stripefold_lab.training.config import check_known
+
+    values: dict[str, Any] = {}
+    for word in changes:
+        key, equals, text = word.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {word!r}: give KEY=VALUE, such as --set epochs=3")
+        try:
+            values[key.strip().replace("-", "_")] = parse_yaml(text)
+        except DocumentError as error:
+            raise ConfigError(f"--set {shown(word)}: the value is no YAML that can be used ({error})") from error
+    check_known(values, where="--set")
+    return values

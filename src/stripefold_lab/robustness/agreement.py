@@ -1,0 +1,82 @@
+"""Attached against folded while both are disturbed, in float64, with the network without gates as control."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stripefold.asr.detach import detach
+from stripefold.folding.verify import verify
+from stripefold_lab.models.heads import HeadOutputs
+from stripefold_lab.robustness.networks import Network, fold_quietly
+from stripefold_lab.robustness.report import Equivalence
+
+if TYPE_CHECKING:
+    from stripefold_lab.training.data import Data
+
+IMAGES = 16
+
+
+class Inside(Protocol):
+    """A context in which a network's layers are disturbed, for passes over so many images."""
+
+    def __call__(self, model: nn.Module, /, *, images: int) -> AbstractContextManager[None]:
+        """The context."""
+
+
+class Agreement:
+    """Compares every run with gates, kind after kind.
+
+    Args:
+        networks: Those measured.
+        data: The data set.
+        task: A detector is compared by what its heads give before non-maximum suppression.
+    """
+
+    def __init__(self, networks: Sequence[Network], data: Data, task: str) -> None:
+        self.found: list[Equivalence] = []
+        example = data.spec.example().double()
+        self._trios = [_trio(network, example) for network in networks if network.gated is not None]
+        self._heads = task == "detection"
+
+    def check(self, kind: str, data: Data, inside: Inside) -> None:
+        """Compare under one disturbance and keep what was found.
+
+        Args:
+            kind: Its name.
+            data: With the images as it leaves them.
+            inside: A context in which a network's layers are disturbed.
+
+        Raises:
+            VerifyError: If a folded network computes something else.
+        """
+        images = _batch(data)
+        for source, *trio in self._trios:
+            with ExitStack() as stack:
+                for model in trio:
+                    stack.enter_context(inside(model, images=len(images)))
+                attached, folded, bare = trio
+                error = self._error(attached, folded, images, strict=True)
+                control = self._error(attached, bare, images, strict=False)
+            self.found.append(Equivalence(source=source, kind=kind, error=error, control=control))
+
+    def _error(self, model: nn.Module, other: nn.Module, images: Tensor, *, strict: bool) -> float:
+        pair = (HeadOutputs(model), HeadOutputs(other)) if self._heads else (model, other)
+        return verify(*pair, images, raise_on_mismatch=strict).error
+
+
+def _trio(network: Network, example: Tensor) -> tuple[str, nn.Module, nn.Module, nn.Module]:
+    """Attached, folded and without gates, in float64: the fold is rounded to nothing coarser."""
+    attached = copy.deepcopy(network.gated).double()  # type: ignore[union-attr]
+    return network.source, attached, fold_quietly(attached, example), fold_quietly(detach(attached), example)
+
+
+def _batch(data: Data) -> Tensor:
+    """The first test images, (N, C, H, W), in float64."""
+    count = min(IMAGES, len(data.test))
+    return torch.stack([data.test[index][0] for index in range(count)]).double()

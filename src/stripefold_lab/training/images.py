@@ -1,0 +1,122 @@
+"""Indexable images with their classes: held in memory, or read from files when asked for."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stripefold.errors import DataError
+from stripefold_lab.datasets.image_files import read_image
+
+
+class Images(Protocol):
+    """Indexable pairs of an image (C, H, W), bytes or floats in 0..1, and the number of its class."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images held in memory.
+
+    Attributes:
+        images: (N, C, H, W).
+        labels: (N,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images read from their files whenever they are asked for.
+
+    Attributes:
+        samples: Path and class number of each.
+    """
+
+    samples: list[tuple[str, int]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        return read_image(path), label
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the images.
+
+    Attributes:
+        images: All of them.
+        indices: Which ones.
+    """
+
+    images: Images
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[self.indices[index]]
+
+
+def keep(images: Images) -> ArrayImages:
+    """All images decoded, as one tensor of bytes; those that are held in memory stay as they are.
+
+    Args:
+        images: All of one size.
+
+    Raises:
+        DataError: If they are not; names two of them.
+    """
+    if isinstance(images, ArrayImages):
+        return images
+    with ThreadPoolExecutor() as pool:  # reading and decoding let go of Python's lock
+        found = list(pool.map(images.__getitem__, range(len(images))))
+    first = found[0][0].shape
+    odd = next((index for index, (image, _) in enumerate(found) if image.shape != first), None)
+    if odd is not None:
+        raise DataError(
+            f"cache holds images of one size, and image 0 is {tuple(first)} where image {odd} is "
+            f"{tuple(found[odd][0].shape)}: set cache to false"
+        )
+    return ArrayImages(torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found]))
+
+
+def choose(images: Images, limit: int | None) -> Images:
+    """At most ``limit`` of the images: the same random choice in every run, so that runs stay comparable.
+
+    Args:
+        images: All of them.
+        limit: How many; None is all.
+    """
+    chosen = choice(len(images), limit)
+    if chosen is None:
+        return images
+    if isinstance(images, ArrayImages):
+        return ArrayImages(images.images[chosen], images.labels[chosen])
+    return Part(images, chosen.tolist())
+
+
+def choice(count: int, limit: int | None) -> Tensor | None:
+    """Which of ``count`` are used, (limit,) int64, whatever the run's seed; None for all."""
+    if limit is None or limit >= count:
+        return None
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit]

@@ -1,0 +1,199 @@
+"""Where images come from: embedded, a folder, or torchvision's data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stripefold.errors import ConfigError, DataError
+from stripefold_lab.training.images import ArrayImages, FileImages, Images
+
+if TYPE_CHECKING:
+    from stripefold_lab.training.config import TrainConfig
+
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# The reference code's numbers for both CIFARs.
+CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+TORCHVISION = ("cifar10", "cifar100", "stl10", "fashion_mnist", "imagenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set as it lies there.
+
+    Attributes:
+        train: Training images.
+        test: Test images.
+        classes: Names of the classes.
+        channels: Channels of the images.
+        image_size: Their side; None where images differ.
+        mean: Per channel, for normalisation.
+        std: Likewise.
+        middle: Share of the shorter side that testing looks at.
+    """
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    middle: float = 1.0
+
+
+def open_source(config: TrainConfig) -> Source:
+    """The data set that ``config.data`` names.
+
+    Args:
+        config: The run's configuration.
+
+    Raises:
+        ConfigError: If there is no such data set.
+        DataError: If it is not there, empty, or of the wrong form.
+    """
+    name, _, path = config.data.partition(":")
+    if config.data == "digits":
+        return _digits()
+    if name == "folder" and path:
+        return _folder(Path(path).expanduser())
+    if config.data in TORCHVISION:
+        return _torchvision(config)
+    known = ", ".join(["digits", "folder:PATH", *TORCHVISION])
+    raise ConfigError(f"data is {config.data!r}; choose one of {known}")
+
+
+def _digits() -> Source:
+    """Scikit-learn's 1797 handwritten digits, 8x8: 1437 to train and 360 to test, each class in proportion."""
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise DataError('the digits come with scikit-learn; run: pip install "stripefold[train]"') from error
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] / 16
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(range(len(labels)), test_size=360, stratify=digits.target, random_state=0)
+    return Source(
+        train=ArrayImages(images[train], labels[train]),
+        test=ArrayImages(images[test], labels[test]),
+        classes=tuple("0123456789"),
+        channels=1,
+        image_size=8,
+        mean=(0.3053,),
+        std=(0.3761,),
+    )
+
+
+def _folder(root: Path) -> Source:
+    if not root.is_dir():
+        raise DataError(f"no folder {root}; data=folder:PATH needs PATH/train and PATH/test (or PATH/val)")
+    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if not (root / "train").is_dir() or not tests:
+        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
+        raise DataError(f"{root} needs train/ and test/ or val/, each with a folder per class; found: {found}")
+    classes, train = _scan(root / "train")
+    if len(classes) < 2:
+        raise DataError(f"{root / 'train'} has one class, {classes[0]!r}; there must be two to tell apart")
+    test_classes, test = _scan(tests[0])
+    if test_classes != classes:
+        odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
+        raise DataError(f"{root}: train and {tests[0].name} have different classes ({odd}); they must be the same")
+    first = train[0][0].shape[1:]
+    size = (
+        min(first)
+        if all(train[i][0].shape[1:] == first for i in range(0, len(train), max(1, len(train) // 8)))
+        else None
+    )
+    mean, std = IMAGENET_STATISTICS
+    return Source(
+        train=train, test=test, classes=classes, channels=3, image_size=size, mean=mean, std=std,
+        middle=1.0 if size is not None and size < 128 else 0.875,
+    )  # fmt: skip
+
+
+def _scan(folder: Path) -> tuple[tuple[str, ...], FileImages]:
+    from torchvision.datasets import ImageFolder
+
+    class Visible(ImageFolder):
+        """Without the folders that tools hide between the classes, such as ``.ipynb_checkpoints``."""
+
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+            return names, {name: number for number, name in enumerate(names)}
+
+    try:
+        found = Visible(str(folder))
+    except (FileNotFoundError, OSError) as error:
+        raise DataError(f"{folder} is no folder of classes: {error}") from error
+    return tuple(found.classes), FileImages(list(found.samples))
+
+
+def _torchvision(config: TrainConfig) -> Source:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataError(f'{config.data} comes through torchvision; run: pip install "stripefold[vision]"') from error
+    root = Path(config.data_dir or "data").expanduser()
+    options: dict[str, Any] = {} if config.data == "imagenet" else {"download": config.download}
+    try:
+        return OPENERS[config.data](datasets, str(root), options)
+    except (RuntimeError, OSError) as error:
+        cure = (
+            "put its train/ and val/ folders or its archives there, or use data=folder:PATH"
+            if config.data == "imagenet"
+            else "set data_dir to where it is, or download: true"
+        )
+        raise DataError(f"{config.data} was looked for in {root.absolute()}: {error}; {cure}") from error
+
+
+def _cifar(datasets: Any, root: str, options: dict[str, Any], kind: str) -> Source:
+    train, test = (getattr(datasets, kind)(root, train=part, **options) for part in (True, False))
+    arrays = [
+        ArrayImages(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets))
+        for part in (train, test)
+    ]
+    mean, std = CIFAR_STATISTICS
+    return Source(
+        train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=3, image_size=32, mean=mean, std=std
+    )
+
+
+def _stl10(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+    train, test = (datasets.STL10(root, split=part, **options) for part in ("train", "test"))
+    arrays = [ArrayImages(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()) for part in (train, test)]
+    mean, std = IMAGENET_STATISTICS
+    return Source(
+        train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=3, image_size=96, mean=mean, std=std
+    )
+
+
+def _fashion(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+    train, test = (datasets.FashionMNIST(root, train=part, **options) for part in (True, False))
+    arrays = [ArrayImages(part.data[:, None], part.targets) for part in (train, test)]
+    return Source(
+        train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=1, image_size=28,
+        mean=(0.2860,), std=(0.3530,),
+    )  # fmt: skip
+
+
+def _imagenet(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+    train, test = (datasets.ImageNet(root, split=part, **options) for part in ("train", "val"))
+    mean, std = IMAGENET_STATISTICS
+    return Source(
+        train=FileImages(train.samples), test=FileImages(test.samples), channels=3, image_size=None, mean=mean, std=std,
+        classes=tuple(names[0] for names in train.classes), middle=0.875,
+    )  # fmt: skip
+
+
+OPENERS: dict[str, Callable[[Any, str, dict[str, Any]], Source]] = {
+    "cifar10": lambda datasets, root, options: _cifar(datasets, root, options, "CIFAR10"),
+    "cifar100": lambda datasets, root, options: _cifar(datasets, root, options, "CIFAR100"),
+    "stl10": _stl10,
+    "fashion_mnist": _fashion,
+    "imagenet": _imagenet,
+}
