@@ -5,6 +5,6 @@ kernels: RepVGG (Ding et al. 2021), ACNet (Ding et al. 2019), Diverse Branch Blo
 et al. 2023), DO-Conv (Cao et al. 2020), RepLKNet (Ding et al. 2022) and UniRepLKNet (Ding et al. 2024), one file each.
 
 Why here, where those papers have code: as published, each is a layer of one architecture that assumes its own kernel,
-stride or padding. A block of this package takes every option of the convolution it replaces, or refuses it by name, goes
-into any model, carries gates inside and on top, and folds by the same ``fold``.
+stride or padding. A block of this package takes every option of the convolution it replaces, or refuses it by name,
+goes into any model, carries gates inside and on top, and folds by the same ``fold``.
 """

@@ -1,7 +1,7 @@
 """From a trained model to a file that other runtimes run.
 
-Folding leaves a plain network, so every exporter of PyTorch works on it; what this package adds is that the file is right:
-it is written whole or not at all, read back, and run beside the eager model on inputs of two batch sizes, judged
+Folding leaves a plain network, so every exporter of PyTorch works on it; what this package adds is that the file is
+right: it is written whole or not at all, read back, and run beside the eager model on inputs of two batch sizes, judged
 against a float64 copy of that model as everything else here is. No file needs stripefold to be loaded.
 
 - `model`: ``export_model``, from a model to a ``.safetensors``, ``.pt2`` or ``.onnx`` file
