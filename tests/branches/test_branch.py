@@ -347,3 +347,29 @@ def test_files_say_what_they_are(tmp_path: Any) -> None:
     stock = TinyNet().double()
     sf.load_model_(stock, folded)
     assert error(stock.eval()(images()), model.eval()(images())) < EXACT
+
+
+class Walks(nn.Module):
+    """Its forward meets every module by what it has, so also those inside a block."""
+
+    def __init__(self, stacked: bool) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+        self.stacked = stacked
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.part.modules() if self.stacked else [m for _, m in self.part.named_modules()]
+        for layer in found:
+            if hasattr(layer, "stride") or isinstance(layer, nn.BatchNorm2d):
+                x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("example", [torch.ones(2, 3, 6, 6), [(torch.ones(1, 3, 4, 4),), (torch.ones(2, 3, 6, 6),)]])
+def test_a_walk_that_meets_the_branches_is_refused_on_an_example(stacked: bool, example: Any) -> None:
+    model = Walks(stacked)
+    keys = list(model.state_dict())
+    with pytest.raises(BranchError, match="another path once its convolutions are blocks|does not run"):
+        sf.branch_(model, "acnet", example=example)
+    assert list(model.state_dict()) == keys

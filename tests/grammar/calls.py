@@ -102,7 +102,11 @@ def check_branch(subject: Subject) -> None:
     with loaded_from(subject.network) as loaded:
         kind, where = rng.choice(_BLOCKS), rng.choice(["spatial", "*"])
         good, branched = attempt(
-            subject, "branch", loaded, lambda: sf.branch(loaded.net, kind, where=where), draws=True
+            subject,
+            "branch",
+            loaded,
+            lambda: sf.branch(loaded.net, kind, where=where, example=_example(loaded, rng)),
+            draws=True,
         )
         if not good or "lazy" in subject.network.tags:
             return

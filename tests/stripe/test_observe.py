@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import stripefold as sf
+from stripefold.errors import StripefoldError
 from stripefold.stripe.report import StripeReport
 from tests.lifecycle import images as tiny_images
 from tests.lifecycle import scatter_, snapshot, tiny
@@ -524,3 +525,27 @@ def test_a_model_that_writes_into_its_images() -> None:
     for layer, other in zip(report.layers, wanted.layers, strict=True):
         close(layer.mean, other.mean)
         close(layer.m2, other.m2)
+
+
+class ScriptedBeside(nn.Module):
+    """A gate written out in a forward that also calls a scripted part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()))
+        self.squeeze = nn.Conv2d(4, 4, 1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        gate = torch.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))
+        return self.head(y * gate)
+
+
+def test_a_scripted_part_beside_a_gate_takes_no_hook() -> None:
+    model = ScriptedBeside().eval()
+    images = torch.randn(6, 3, 8, 8)
+    report = sf.observe(model, [images])
+    assert [layer.channels for layer in report.layers] == [4]
+    with pytest.raises(StripefoldError, match="not finite|NaN"):
+        sf.observe(model, [images / 0])

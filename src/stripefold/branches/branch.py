@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
@@ -23,6 +23,14 @@ from stripefold.modules.stand_in import is_plain
 Init = Literal["paper", "identity"]
 
 
+class Start(NamedTuple):
+    """How the blocks begin: ``init``, ``data`` and ``example`` of ``branch_``."""
+
+    init: Init
+    data: Any
+    example: Any
+
+
 def branch(
     model: nn.Module,
     kind: str,
@@ -30,6 +38,7 @@ def branch(
     where: Where = "spatial",
     init: Init = "paper",
     data: Any = None,
+    example: Any = None,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Put branch blocks in the place of convolutions, in a copy of the model; the model given stays as it is.
@@ -39,7 +48,7 @@ def branch(
     with Interruptible():
         _check_bare(model)
         copied = copy_of(model, "branch_", BranchError)
-        return _branch(copied, kind, where, (init, data), options or {})
+        return _branch(copied, kind, where, Start(init, data, example), options or {})
 
 
 def branch_(
@@ -49,6 +58,7 @@ def branch_(
     where: Where = "spatial",
     init: Init = "paper",
     data: Any = None,
+    example: Any = None,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Put branch blocks in the place of convolutions, in place: each trains as several branches and folds to one.
@@ -67,6 +77,8 @@ def branch_(
         data: for "identity": batches of the training data (an iterable of tensors, of (images, labels) or of mappings
             of keyword arguments; or one tensor) on which the inner BatchNorms are measured, so that training starts
             from the same function. A few hundred images do.
+        example: an input (tensor, tuple, mapping), or a list of such, one for each way the model is used: with the
+            blocks in place the model must run the same layers on it. Inferred where the model declares its input.
         options: of the kind, such as ``{"copies": 2}``; ``stripefold branches`` lists them.
 
     Returns:
@@ -82,21 +94,19 @@ def branch_(
             raise BranchError(
                 "the model itself is the convolution and cannot be replaced in place: use model = branch(model, ...)"
             )
-        return _branch(model, kind, where, (init, data), options or {})
+        return _branch(model, kind, where, Start(init, data, example), options or {})
 
 
 def _check_bare(model: nn.Module) -> None:
     check_bare(model, "branch", "put the blocks into the bare model", BranchError)
 
 
-def _branch(
-    model: nn.Module, kind: str, where: Where, start: tuple[Init, Any], options: Mapping[str, Any]
-) -> nn.Module:
-    init, data = start
+def _branch(model: nn.Module, kind: str, where: Where, start: Start, options: Mapping[str, Any]) -> nn.Module:
+    init, data = start.init, start.data
     _check_start(init, data)
     found = kind_named(kind)
     check_options(found, options)
-    chosen = select(model, found, where, options)
+    chosen = select(model, found, where, options, start.example)
     blocks = {
         name: build_block(found, convolution, options, identity=init == "identity")
         for name, convolution in chosen.convolutions.items()
@@ -112,7 +122,7 @@ def _branch(
         )
     change = AllOrNothing(model)
     with change, change:
-        return _swap_in(model, chosen.convolutions, blocks)
+        return _swap_in(model, chosen.convolutions, blocks, start.example)
 
 
 def _check_start(init: object, data: Any) -> None:
@@ -122,13 +132,15 @@ def _check_start(init: object, data: Any) -> None:
         raise BranchError("data= measures the BatchNorms of init='identity'; init='paper' takes none")
 
 
-def _swap_in(model: nn.Module, convolutions: Mapping[str, nn.Module], blocks: Mapping[str, BranchBlock]) -> nn.Module:
+def _swap_in(
+    model: nn.Module, convolutions: Mapping[str, nn.Module], blocks: Mapping[str, BranchBlock], example: Any
+) -> nn.Module:
     """Put the blocks into the model; it must do the same steps as before."""
-    before = steps_of(model, None, convolutions.values())
+    before = steps_of(model, example, convolutions.values())
     forget_compiled(model)
     for name, convolution in convolutions.items():
         move_call_hooks(convolution, blocks[name])
     root = replace_modules(model, {convolutions[name]: block for name, block in blocks.items()})
-    after = steps_of(root, None, []) if isinstance(before, list) else None
+    after = steps_of(root, example, []) if isinstance(before, list) else None
     check_same_steps(before, after, "its convolutions are blocks", BranchError)
     return root

@@ -33,7 +33,7 @@ class Chosen:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def select(model: nn.Module, kind: Kind, where: Where, options: Mapping[str, Any]) -> Chosen:
+def select(model: nn.Module, kind: Kind, where: Where, options: Mapping[str, Any], example: Any = None) -> Chosen:
     """Resolve ``where`` on a model without changing it.
 
     Raises:
@@ -43,7 +43,7 @@ def select(model: nn.Module, kind: Kind, where: Where, options: Mapping[str, Any
     modules = _outside_blocks(model)
     names = _names(model, modules, where)
     owners, held = tensor_owners(model), held_by_functions(model)
-    chosen, used = Chosen(), used_without_call(model, [modules[name] for name in names])
+    chosen, used = Chosen(), used_without_call(model, [modules[name] for name in names], example)
     for name in names:
         reason = _refusal(name, modules[name], kind, options, owners) or why_held(modules[name], held)
         if name in used:

@@ -17,7 +17,7 @@ from stripefold.graph.record_run import describe
 from stripefold.modules.example import Example, example_copy, example_to, placements, run_example
 from stripefold.modules.float64 import KeepFloat64, is_float64
 from stripefold.modules.foldable import Foldable
-from stripefold.modules.modules import first_parameter
+from stripefold.modules.modules import first_parameter, takes_hooks
 from stripefold.modules.shared_state import shared_state_kept
 from stripefold.modules.undisturbed import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
 
@@ -121,8 +121,8 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
         inside = None
         if isinstance(module, Foldable):
             found[name], inside = module, f"{name}."
-        elif name and not any(True for _ in module.children()) and not isinstance(module, torch.jit.ScriptModule):
-            found[name] = module  # no hook can be put on what is scripted
+        elif name and takes_hooks(module) and not any(True for _ in module.children()):
+            found[name] = module
     return found
 
 

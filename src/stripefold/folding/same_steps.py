@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -73,9 +74,9 @@ def _run(graph: Graph) -> Run:
     )
 
 
-def used_without_call(model: nn.Module, layers: Collection[nn.Module]) -> frozenset[str]:
+def used_without_call(model: nn.Module, layers: Collection[nn.Module], example: Any = None) -> frozenset[str]:
     """Those of some layers whose weight the model uses on its example without calling them; none without an example."""
-    example = infer_example(model)
+    example = infer_example(model) if example is None else example
     if example is None:
         return frozenset()
     chosen = {id(layer) for layer in layers}

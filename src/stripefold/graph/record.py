@@ -28,6 +28,7 @@ from stripefold.graph.operations import (
 from stripefold.graph.values import Values
 from stripefold.graph.visits import Results, Visits, is_alone
 from stripefold.modules.modes_of_torch import ThreadMode
+from stripefold.modules.modules import takes_hooks
 from stripefold.modules.tensors import Key, exchanged, key_of, spread_of, storage_of, tensors_in, tensors_of
 from stripefold.modules.undisturbed import NoFusedAttention, written
 
@@ -85,7 +86,7 @@ class Recorder(ThreadMode):
         """
         self._thread = threading.get_ident()
         for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks; its operations are seen
+            if takes_hooks(module):  # of what takes none, the operations are seen
                 self._watch(module)
         with _Reads(self), self:
             yield self

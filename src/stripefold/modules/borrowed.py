@@ -17,7 +17,7 @@ from torch import nn
 
 from stripefold.modules.example import Example, example_to, examples_of, run_example
 from stripefold.modules.held import held_by_functions, inside
-from stripefold.modules.modules import first_parameter, is_helper
+from stripefold.modules.modules import first_parameter, is_helper, takes_hooks
 from stripefold.modules.structural_copy import structural_copies
 from stripefold.modules.undisturbed import random_state_kept
 
@@ -40,7 +40,7 @@ def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> st
     run, original = structural_copies(copied, model, own_parameters=True)
     found: list[str] = []
     for name, module in original.named_modules():
-        if not isinstance(module, torch.jit.ScriptModule):
+        if takes_hooks(module):
             module.register_forward_pre_hook(lambda module, args, name=name: found.append(name))
     like = first_parameter(copied)
     device, dtype = (torch.device("cpu"), None) if like is None else (like.device, like.dtype)

@@ -33,6 +33,11 @@ _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, ModuleType)
 _WRAPPERS = ("DistributedDataParallel", "DataParallel", "OptimizedModule", "FullyShardedDataParallel", "ScriptModule")
 
 
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether hooks can be put on a module; what is scripted takes none."""
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """Put new modules where old ones are, at every position: a shared module has several.
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripefold.modules.example import Example, run_example
+from stripefold.modules.modules import takes_hooks
 from stripefold.modules.tensors import tensors_in
 
 
@@ -38,6 +39,8 @@ def first_not_finite(model: nn.Module, inputs: Example, batch: str) -> str:
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
+            if not takes_hooks(module):
+                continue
             handle = module.register_forward_hook(lambda m, args, output, name=name: look(name, m, output))
             stack.callback(handle.remove)
         run_example(model, inputs)

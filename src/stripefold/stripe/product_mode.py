@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripefold.modules.modes_of_torch import ThreadMode
+from stripefold.modules.modules import takes_hooks
 
 _PRODUCTS = frozenset({"aten::mul", "aten::mul_", "aten::addcmul", "aten::addcmul_"})
 
@@ -72,7 +73,8 @@ def watching_products(
 
     with ExitStack() as stack:
         for part in module.modules():
-            if part is not module:
+            # What is scripted takes no hooks: its operations are recorded as the module's own, here as in the trace.
+            if part is not module and takes_hooks(part):
                 stack.callback(part.register_forward_pre_hook(step(1)).remove)
                 stack.callback(part.register_forward_hook(step(-1), always_call=True).remove)
         attributes = vars(module)
