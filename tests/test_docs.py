@@ -26,7 +26,7 @@ def name_of(path: Path) -> str:
 def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Pages write into an empty folder, and what they register ends with them."""
     from stripefold.attention import registry
-    from stripefold.folding import (
+    from stripefold.layers import (
         rule,
         rules,  # noqa: F401 - the rules that are there before a page adds its own
     )

@@ -16,6 +16,7 @@ import stripefold as sf
 from stripefold.asr.site import Site
 from stripefold.branches.block import BranchBlock
 from stripefold.errors import AttachError, FoldError, TraceError
+from stripefold.layers.rule import rule_for
 from tests.branches.blocks import KINDS, SMALL
 from tests.lifecycle import EXACT, TinyNet, assert_refused, error, images, prepared, scatter_, snapshot, step_, tiny
 
@@ -115,16 +116,20 @@ class Following(nn.Module):
             return self.bn(y) + self.other(y)
         if self.behind == "again":
             return self.bn(self.conv(x)) + self.bn(y)
-        if self.behind == "read":
-            return self.bn(y) + self.bn.running_mean.sum()
         if self.behind == "choice":
             return self.bn(y) if x.sum() > 0 else self.other(y)
         return self.bn(y) if self.behind == "norm" else y
 
 
+class Reading(Following):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + self.bn.running_mean.sum()
+
+
 def following(behind: str) -> Any:
     torch.manual_seed(0)
-    return prepared(sf.branch(Following(behind).double(), "repvgg"), images(8))
+    kind = Reading if behind == "read" else Following
+    return prepared(sf.branch(kind(behind).double(), "repvgg"), images(8))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +245,7 @@ def test_dynamic_attention_inside_a_block_is_refused() -> None:
     model = with_blocks("repvgg")
     call = lambda: sf.attach_(model, "se", where="stem.branches.*.bn", form="dynamic")  # noqa: E731
     assert_refused(model, call, AttachError, "dynamic attention inside the branch block 'stem' would keep its branches")
-    site = Site(model.stem.branches["main"].bn, sf.folding.rule.rule_for(model.stem.branches["main"].bn))
+    site = Site(model.stem.branches["main"].bn, rule_for(model.stem.branches["main"].bn))
     inner: Any = sf.attach(nn.Sequential(nn.BatchNorm2d(8)).double(), "se", where="0", form="dynamic")[0]
     assert type(inner) is type(site)
     model.stem.branches["main"].bn = inner

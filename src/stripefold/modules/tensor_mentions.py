@@ -54,7 +54,7 @@ def tensors_named(module: nn.Module, known: dict[type, Named]) -> Iterator[tuple
         known: what the code of a class names; kept by the caller for as long as no class can change.
     """
     kind = type(module)
-    if kind.__module__.startswith("torch.") or not takes_hooks(module) or not module._modules:
+    if kind.__module__.startswith(("torch.", "stripefold.")) or not takes_hooks(module) or not module._modules:
         return
     if any(isinstance(value, types.FunctionType) for value in vars(module).values()):
         named = _names_of(module)
