@@ -40,7 +40,7 @@ zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumabl
 	$(BIN)/python -m tests.zoo.gates_sweep --jobs $(WORKERS)
 	$(BIN)/python -m tests.zoo.bake_sweep --jobs $(WORKERS)
 	$(BIN)/python -m tests.zoo.fuse_sweep --jobs $(WORKERS)
-	$(BIN)/python -m tests.grammar.run --count 2000 --write
+	$(BIN)/python -m tests.grammar.run --count 2000 --jobs $(WORKERS) --write
 
 stress: $(STAMP)  ## a hundred kills, thousands of damaged files (an hour; STRIPEFOLD_FUZZ=files of each kind)
 	$(PYTEST) -q -m stress --ignore=tests/fuzz

@@ -8,6 +8,9 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -43,29 +46,46 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every call on every network")
     parser.add_argument("--pieces", nargs="+", default=[], help="networks of these pieces only")
     parser.add_argument("--show", action="store_true", help="print the source text of every network with a fault")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time, one thread each")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     start = time.perf_counter()
-    for seed in range(options.first, options.first + options.count):
-        try:
-            checks = list(CHECKS) if options.all else options.only or chosen(seed)
-            found = findings_of(seed, checks, options.pieces)
-        except Exception:
-            print(f"seed {seed}: the check itself failed on {network(seed, options.pieces)}\n{traceback.format_exc()}")
-            raise
-        for finding in found:
-            counts[finding.call].update({finding.verdict: 1, "done": finding.done, "left": finding.left})
-        for finding in faults(found):
-            steps = " ".join(network(seed, options.pieces).steps)
-            print(f"{seed} {finding.verdict} {finding.call}: {finding.detail} | {steps}", flush=True)
-        if options.show and faults(found):
-            print(network(seed, options.pieces))
+    seeds = range(options.first, options.first + options.count)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), initializer=_one_thread) as workers:
+        for index, (found, said) in enumerate(workers.map(partial(_one, options=options), seeds), 1):
+            for call, count in found.items():
+                counts[call].update(count)
+            if said:
+                print(said, flush=True)
+            if index % 100 == 0:
+                print(f"{index} of {len(seeds)} networks, {time.perf_counter() - start:.0f} s", flush=True)
     text = table(counts, options.count, time.perf_counter() - start)
     print(text)
     if options.write:
         RESULT.write_text(text + "\n", encoding="utf-8")
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _one(seed: int, options: argparse.Namespace) -> tuple[dict[str, Counter[str]], str]:
+    """Counts by call, and the faults in words, of the network of a seed."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    checks = list(CHECKS) if options.all else options.only or chosen(seed)
+    try:
+        found = findings_of(seed, checks, options.pieces)
+    except Exception:
+        print(f"seed {seed}: the check itself failed on {network(seed, options.pieces)}\n{traceback.format_exc()}")
+        raise
+    for finding in found:
+        counts[finding.call].update({finding.verdict: 1, "done": finding.done, "left": finding.left})
+    steps = " ".join(network(seed, options.pieces).steps)
+    said = [f"{seed} {each.verdict} {each.call}: {each.detail} | {steps}" for each in faults(found)]
+    if options.show and said:
+        said.append(str(network(seed, options.pieces)))
+    return counts, "\n".join(said)
 
 
 def table(counts: dict[str, Counter[str]], networks: int, seconds: float) -> str:
