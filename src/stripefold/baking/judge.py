@@ -21,7 +21,7 @@ from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
 from stripefold.errors import BakeError
 from stripefold.modules.example import run_example
-from stripefold.modules.modules import first_parameter
+from stripefold.modules.modules import first_parameter, takes_hooks
 from stripefold.stripe.discover import ChannelGate, Discovery
 
 _RELATIVE = 1e-3
@@ -237,7 +237,7 @@ def ran(model: nn.Module) -> Iterator[list[int]]:
         if not found:
             found.append(1)
 
-    handles = [module.register_forward_pre_hook(note) for module in model.modules()]
+    handles = [module.register_forward_pre_hook(note) for module in model.modules() if takes_hooks(module)]
     try:
         yield found
     finally:
