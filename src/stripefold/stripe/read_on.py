@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripefold.graph.graph import Graph
+from stripefold.graph.propagate import unused
 from stripefold.graph.record_run import IsLayer
-from stripefold.graph.scale_paths import unused
 from stripefold.graph.trace import trace
 from stripefold.graph.visits import Visit
 from stripefold.modules.structural_copy import structural_copy

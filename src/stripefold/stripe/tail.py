@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operations import VIEWS
-from stripefold.graph.scale_paths import unused
+from stripefold.graph.propagate import unused
 from stripefold.stripe.products import keeps_order
 
 
