@@ -12,7 +12,7 @@ from stripefold.baking.apply import apply_
 from stripefold.baking.constants import constants_of
 from stripefold.baking.hold import constant_gates
 from stripefold.baking.sites import plan
-from stripefold.errors import BakeError, FoldError
+from stripefold.errors import BakeError
 from stripefold.folding.weights import Float64Weights, why_overflowing
 from stripefold.graph.propagate import Absorption
 from stripefold.layers.accepts import Acceptance
@@ -191,6 +191,8 @@ def test_several_scales_of_one_layer_multiply_and_are_rounded_once() -> None:
 
 def test_the_writer_refuses_an_overflow() -> None:
     layer = nn.Linear(C, C).half()
-    writer = ScaleWriter({"layer": layer})
-    writer.add(Part(layer="layer", side="input", index=tuple(range(C))), ONES * 1e9)
-    assert_refused(layer, writer.check, FoldError, "cannot fold into 'layer': its weight overflows torch.float16")
+    merged = Float64Weights()
+    merged.absorb(layer, Absorption(layer="layer", side="input", index=tuple(range(C))), ONES * 1e9)
+    reason = why_overflowing(merged, {layer: "layer"})
+    assert reason is not None
+    assert reason.startswith("cannot fold into 'layer': its weight overflows torch.float16")
