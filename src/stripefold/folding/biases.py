@@ -34,15 +34,17 @@ class BiasTarget:
         layer: path of the folded layer.
         parts: the layers that take it, by their paths in the folded model; none: it stays and is a new key.
         why: why there are none.
+        into: where they take it, in words.
     """
 
     layer: str
     parts: tuple[Absorption, ...] = ()
     why: str = ""
+    into: str = ""
 
     def __str__(self) -> str:
         if self.parts:
-            return f"its bias into the running mean of {', '.join(part.layer for part in self.parts)}"
+            return f"its bias into {self.into}"
         return f"new key {_key(self.layer)!r}: {self.why}"
 
 
@@ -81,12 +83,16 @@ def plan_biases(
             targets[name] = BiasTarget(layer=outer, why="without an example= no trace shows which BatchNorm follows")
         else:
             parts = _parts(recorded, accept, name if name in recorded.called else outer)
-            targets[name] = (
-                BiasTarget(layer=outer, why=f"no BatchNorm alone takes its output ({parts})")
-                if isinstance(parts, str)
-                else BiasTarget(layer=outer, parts=tuple(accept.in_folded(part) for part in parts))
-            )
+            targets[name] = _target(outer, parts, accept)
     return targets, () if recorded is None else recorded.unseen
+
+
+def _target(layer: str, parts: tuple[Absorption, ...] | str, accept: _WithoutNewKey) -> BiasTarget:
+    if isinstance(parts, str):
+        return BiasTarget(layer=layer, why=f"nothing behind it takes it ({parts})")
+    placed = tuple(accept.in_folded(part) for part in parts)
+    into = (f"the {accept.taking(part)} of {place.layer}" for part, place in zip(parts, placed, strict=True))
+    return BiasTarget(layer=layer, parts=placed, into=", ".join(into))
 
 
 def place_biases_(plain: nn.Module, targets: Mapping[str, BiasTarget], weights: Float64Weights) -> tuple[str, ...]:
@@ -121,10 +127,15 @@ class _WithoutNewKey:
     def __call__(self, name: str, side: Side, change: Change) -> Accepts | str:
         layer, path = self._inner(name)
         rule = rule_for(layer)
-        for key in ("bias",) if rule is None or rule.input_shift is None else rule.input_shift:
+        for key in (rule and rule.input_shift) or ():
             if getattr(layer, key, None) is None:
                 return f"{type(layer).__name__} keeps no {key.replace('_', ' ')}"
         return self._acceptance(path, side, change)
+
+    def taking(self, part: Absorption) -> str:
+        """Which tensor of a layer takes its part, in words."""
+        rule = rule_for(self._inner(part.layer)[0])
+        return ", ".join((rule and rule.input_shift) or ()).replace("_", " ")
 
     def in_folded(self, part: Absorption) -> Absorption:
         """The part by its path in the folded model."""
@@ -150,7 +161,7 @@ def _parts(recorded: Trace, accept: _WithoutNewKey, name: str) -> tuple[Absorpti
         if isinstance(here, str):
             return here
         if found is not None and here != found:
-            return "other layers follow on another example"
+            return f"{_listed(found)} takes it on one example and {_listed(here)} on another"
         found = here
     if found is None:
         return "it did not run on the example"
@@ -170,6 +181,10 @@ def _parts_in(graph: Graph, accept: _WithoutNewKey, name: str) -> tuple[Absorpti
     flow = Flow(graph=graph, accept=accept, dead=unused(graph, {}))
     found = flow.forward("shift", results[0], rule.axis)
     return found.why if isinstance(found, Refusal) else found.parts
+
+
+def _listed(parts: Sequence[Absorption]) -> str:
+    return ", ".join(repr(part.layer) for part in parts)
 
 
 def _dtype(layer: nn.Module) -> torch.dtype:

@@ -338,7 +338,7 @@ def _announce(report: FoldReport) -> None:
         listed = ", ".join(report.new_keys[:5]) + (" ..." if len(report.new_keys) > 5 else "")
         warnings.warn(
             f"{len(report.new_keys)} folded layers have a bias that the stock ones do not have, because no "
-            f"BatchNorm behind them could take it: {listed}. Such weights load into a model built with those biases; "
+            f"layer behind them could take it: {listed}. Such weights load into a model built with those biases; "
             "fold(..., report=True) says why for each",
             stacklevel=3,
         )
