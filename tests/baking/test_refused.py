@@ -14,7 +14,7 @@ from stripefold.baking.hold import constant_gates
 from stripefold.baking.sites import plan
 from stripefold.errors import BakeError
 from stripefold.folding.weights import Float64Weights, why_overflowing
-from stripefold.graph.propagate import Absorption
+from stripefold.graph.absorption import Absorption
 from stripefold.layers.accepts import Acceptance
 from stripefold.stripe.discover import discover
 from tests.baking import nets

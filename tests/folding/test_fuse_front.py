@@ -94,7 +94,8 @@ KEPT = {
         "ConvTranspose2d takes no shift of its input",
     ),
     "activation": (
-        lambda: (nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)), (2, 6, 5, 5), "'relu' in '1' does not pass on what is added",
+        lambda: (nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)), (2, 6, 5, 5),
+        "'relu' in '1' does not pass on what is added",
     ),
     "counted padding": (
         lambda: (nn.BatchNorm2d(6), nn.AvgPool2d(3, 2, 1), nn.Conv2d(6, 4, 1)), (2, 6, 6, 6),

@@ -210,7 +210,9 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     ),
     "no bias in front": (Rms, ROWS, "'norm': RMSNorm has no place for a bias"),
     "the input": (lambda: nn.Sequential(Shift(C), nn.Tanh()), ROWS, "no layer's output but the model's input"),
-    "returned": (lambda: nn.Sequential(nn.Tanh(), Shift(C)), ROWS, "behind it: what is shifted is returned by the model"),
+    "returned": (
+        lambda: nn.Sequential(nn.Tanh(), Shift(C)), ROWS, "behind it: what is shifted is returned by the model"
+    ),
     "a norm behind": (
         lambda: nn.Sequential(nn.Tanh(), Shift(C), nn.LayerNorm(C)), ROWS, "LayerNorm takes no shift of its input"
     ),

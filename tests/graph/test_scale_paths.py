@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripefold.folding.weights import Float64Weights
-from stripefold.graph.propagate import Flow, FoldTarget, Refusal, unused
+from stripefold.graph.absorption import FoldTarget, Refusal
+from stripefold.graph.propagate import Flow, unused
 from stripefold.graph.trace import trace
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import register_rule, rule_for

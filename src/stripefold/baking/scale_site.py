@@ -12,7 +12,7 @@ from stripefold.asr.site import Site
 from stripefold.baking.modules import ConstantScale
 from stripefold.errors import FoldError
 from stripefold.folding.weights import Float64Weights, why_overflowing
-from stripefold.graph.propagate import FoldTarget
+from stripefold.graph.absorption import FoldTarget
 from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import move_call_hooks

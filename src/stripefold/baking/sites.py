@@ -14,8 +14,9 @@ from stripefold.baking.places import Place, dynamic_around, find_place
 from stripefold.baking.spare import NOTHING, Leaving, Spare, SpareParts
 from stripefold.baking.targets import GateInRun, Way, targets_of
 from stripefold.errors import BakeError
+from stripefold.graph.absorption import FoldTarget
 from stripefold.graph.graph import Graph
-from stripefold.graph.propagate import FoldTarget, unused
+from stripefold.graph.propagate import unused
 from stripefold.layers.accepts import Acceptance
 from stripefold.modules.held import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate, Discovery

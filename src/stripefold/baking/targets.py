@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
-from stripefold.graph.propagate import Flow, FoldTarget, Refusal
+from stripefold.graph.propagate import Flow
 from stripefold.layers.accepts import Acceptance
 from stripefold.stripe.discover import ChannelGate
 

@@ -16,9 +16,10 @@ from torch import nn
 from stripefold.errors import TraceError
 from stripefold.folding.static_constants import is_step
 from stripefold.folding.weights import Float64Weights
+from stripefold.graph.absorption import Absorption, Accepts, Refusal, Side
 from stripefold.graph.graph import Graph
 from stripefold.graph.ops import Change
-from stripefold.graph.propagate import Absorption, Accepts, Flow, Refusal, Side, unused
+from stripefold.graph.propagate import Flow, unused
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import rule_for

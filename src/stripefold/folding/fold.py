@@ -280,7 +280,8 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     if gates.found:
         forget_compiled(model)
     plain, new_keys = fold_all_(model, gates.found, gates.biases, weights)
-    fuse_notes, unseen = [], gates.unseen
+    fuse_notes: list[FoldNote] = []
+    unseen = gates.unseen
     if fuse:
         plain, fuse_notes, unseen = fuse_(plain, example, weights)
     rows = (*gates.notes, *fuse_notes)

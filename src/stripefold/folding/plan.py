@@ -25,8 +25,9 @@ from stripefold.folding.sources import (
     norm_sources,
 )
 from stripefold.folding.weights import Float64Weights
+from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.ops import Change as ChangeKind
-from stripefold.graph.propagate import Flow, FoldTarget, Refusal, unused
+from stripefold.graph.propagate import Flow, unused
 from stripefold.graph.trace import Trace
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import type_key
@@ -148,13 +149,13 @@ class _Planner:
             return change
         reasons = []
         for axis in range(len(source.occurrences[0].axes)):
-            found = self._targets(source, change, axis, way)
-            if not isinstance(found, str):
-                found = self._merged(source, change, axis, found)
-            if not isinstance(found, str):
-                self._keep(source, found[0], found[1], way)
+            targets = self._targets(source, change, axis, way)
+            weights = targets if isinstance(targets, str) else self._merged(source, change, axis, targets)
+            if not isinstance(weights, str):
+                self._plan.weights = weights
+                self._keep(source, _listed(targets), way)
                 return None
-            reasons.append(found)
+            reasons.append(weights)
         return reasons[0]
 
     def _targets(self, source: Source, change: Change, axis: int, way: str) -> list[FoldTarget] | str:
@@ -191,9 +192,7 @@ class _Planner:
         other = next((name for target in targets for name in target.layers if name in used), None)
         return None if other is None else f"{other} runs without it on another example"
 
-    def _merged(
-        self, source: Source, change: Change, axis: int, targets: Sequence[FoldTarget]
-    ) -> tuple[Float64Weights, Sequence[FoldTarget]] | str:
+    def _merged(self, source: Source, change: Change, axis: int, targets: Sequence[FoldTarget]) -> Float64Weights | str:
         """The numbers with the source in its layers; or why they do not hold it."""
         first = source.occurrences[0]
         channels = self._trace.graphs[first.run].nodes[first.result].shape[first.axes[axis]]
@@ -207,11 +206,9 @@ class _Planner:
                     return "it has negative entries, and a rectifier or a maximum lies between it and the layer"
                 trial.absorb(self._modules[part.layer], part, vector.expand(channels))
         reason = trial.why_not_fitting(self._plan.weights)
-        return reason or (trial, targets)
+        return reason or trial
 
-    def _keep(self, source: Source, weights: Float64Weights, targets: Sequence[FoldTarget], way: str) -> None:
-        self._plan.weights = weights
-        into = ", ".join(dict.fromkeys(name for target in targets for name in target.layers))
+    def _keep(self, source: Source, into: str, way: str) -> None:
         if isinstance(source, ConstantSource):
             self._empty(source)
             self._note(source, f"folded into {into}", folded=True)
@@ -263,5 +260,7 @@ class _Planner:
 _NOT_USABLE = "it did not run on the example"
 
 
-def _listed(targets: Sequence[FoldTarget]) -> str:
+def _listed(targets: Sequence[FoldTarget] | str) -> str:
+    """The layers of some targets, each once."""
+    assert not isinstance(targets, str)
     return ", ".join(dict.fromkeys(name for target in targets for name in target.layers))

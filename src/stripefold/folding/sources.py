@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from stripefold.folding.static_constants import StaticConstant, static_constants
 from stripefold.folding.weights import Float64Weights
+from stripefold.graph.absorption import Accepts
 from stripefold.graph.graph import Graph
-from stripefold.graph.propagate import Accepts
 from stripefold.graph.trace import Trace
 from stripefold.layers.accepts import Acceptance, is_affine_map
 from stripefold.layers.rule import rule_for

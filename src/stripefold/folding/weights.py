@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.rounding import overflows, underflows
-from stripefold.graph.propagate import Absorption
+from stripefold.graph.absorption import Absorption
 from stripefold.layers.rule import rule_for
 from stripefold.layers.shift import shift_key
 from stripefold.layers.substitute import substituted

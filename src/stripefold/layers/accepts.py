@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from stripefold.errors import FoldError
+from stripefold.graph.absorption import Accepts, Side
 from stripefold.graph.ops import Change
-from stripefold.graph.propagate import Accepts, Side
 from stripefold.layers.probe import Side as ProbedSide
 from stripefold.layers.probe import check_affine, probe
 from stripefold.layers.refusal import altered, refusal, tied_to
@@ -61,8 +61,10 @@ class Acceptance:
         layer = self._modules[name]
         rule = rule_for(layer)
         numbers = None if rule is None else rule.affine_map(layer)
-        if rule is None or numbers is None or isinstance(numbers, str):
-            return numbers or "it is no affine map of single channels"
+        if rule is None or numbers is None:
+            return "it is no affine map of single channels"
+        if isinstance(numbers, str):
+            return numbers
         if normalises(layer, self._kept):
             return f"it {STAYS_IN_TRAINING}"
         reason = self._adapted.get(layer) or altered(layer) or why_held(layer, self._held)

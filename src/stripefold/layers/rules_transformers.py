@@ -63,7 +63,7 @@ def conv1d_rule(key: str) -> Rule:
 
 
 def _shifted_conv1d(layer: nn.Module, bias: Tensor | None, t: Tensor) -> Tensor:
-    product = t @ layer.weight.double()  # type: ignore[union-attr, operator]
+    product = t @ layer.weight.double()  # type: ignore[operator]
     return product if bias is None else bias + product
 
 
