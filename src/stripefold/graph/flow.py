@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stripefold.graph.channels import axis_after, channel_axis
-from stripefold.graph.commuting import DoesNotCommuteError, passed
 from stripefold.graph.graph import Graph, Node, first_calls
-from stripefold.graph.operations import PRODUCTS, RESHAPES, is_batch_norm
-from stripefold.graph.patterns import aligned, along, joined, varies
-from stripefold.graph.scale_parts import JOINS, joining_axis
+from stripefold.graph.operations import RESHAPES, is_batch_norm
+from stripefold.graph.ops import StoppedError, check_passes, joining_axis, operation
+from stripefold.graph.patterns import along, joined, varies
 
 
 @dataclass(frozen=True)
@@ -145,16 +144,16 @@ def _scaled_after(graph: Graph, source: int, user: int, pattern: Tensor) -> Tens
     before, node = graph.nodes[source], graph.nodes[user]
     if node.kind == "layer":
         return None
-    if node.name in JOINS:  # beside what others bring, the channels are cancelled all the same
-        shapes = [graph.nodes[i].shape for i in node.inputs]
-        return joined([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
-    if len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
-        return None
-    if node.name in PRODUCTS:
-        return aligned(pattern, len(node.shape))
     try:
-        return passed(node, before.shape, pattern)
-    except DoesNotCommuteError:
+        row = operation(node, "scale")
+        if row.family == "join":  # beside what others bring, the channels are cancelled all the same
+            shapes = [graph.nodes[i].shape for i in node.inputs]
+            return joined([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
+        if row.family == "sum" or len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
+            return None
+        check_passes(node, "scale")
+        return row.layout.ahead(node, before.shape, pattern)
+    except StoppedError:
         return None
 
 

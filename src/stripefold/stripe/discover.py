@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from stripefold.folding.fuse import is_batchnorm
 from stripefold.graph.graph import Graph
 from stripefold.graph.operations import WHOLE_VIEWS
 from stripefold.graph.trace import Trace, trace
@@ -222,7 +221,7 @@ def _unseen(graph: Graph) -> Iterator[tuple[str, str]]:
 
 def _is_layer(module: nn.Module) -> bool:
     # A site is opened up: the dynamic attention on it is what is looked for.
-    return not isinstance(module, Foldable) and (rule_for(module) is not None or is_batchnorm(module))
+    return not isinstance(module, Foldable) and rule_for(module) is not None
 
 
 def _layer_axes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
