@@ -54,7 +54,7 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
         around.setdefault(id(module), set()).add(key)
     for parent in list(model.modules()) if new else ():
         own = around.get(id(parent), ())
-        mine = {key: module for key, module in new.items() if key not in own} if own else new
+        mine = {each: module for each, module in new.items() if each not in own} if own else new
         attributes = vars(parent)
         for key, value in attributes.items():
             attributes[key] = _replaced(value, mine)
