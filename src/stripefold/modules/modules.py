@@ -50,8 +50,8 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
     """
     new = {id(old): module for old, module in replacements.items()}
     around: dict[int, set[int]] = {}  # a site keeps its own layer
-    for key, module in new.items():
-        around.setdefault(id(module), set()).add(key)
+    for old, module in new.items():
+        around.setdefault(id(module), set()).add(old)
     for parent in list(model.modules()) if new else ():
         own = around.get(id(parent), ())
         mine = {each: module for each, module in new.items() if each not in own} if own else new
