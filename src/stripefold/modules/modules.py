@@ -48,8 +48,12 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
         The root: ``model`` itself, or its replacement.
     """
     new = {id(old): module for old, module in replacements.items()}
+    around: dict[int, set[int]] = {}  # a site keeps its own layer
+    for key, module in new.items():
+        around.setdefault(id(module), set()).add(key)
     for parent in list(model.modules()) if new else ():
-        mine = {key: module for key, module in new.items() if module is not parent}  # a site keeps its own layer
+        own = around.get(id(parent), ())
+        mine = {key: module for key, module in new.items() if key not in own} if own else new
         attributes = vars(parent)
         for key, value in attributes.items():
             attributes[key] = _replaced(value, mine)
