@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -165,7 +166,7 @@ def tensor_owners(model: nn.Module) -> dict[int, list[str]]:
 
 def first_parameter(model: nn.Module) -> torch.Tensor | None:
     """Any floating-point parameter or buffer: tells device and dtype."""
-    for tensor in list(model.parameters()) + list(model.buffers()):
+    for tensor in chain(model.parameters(), model.buffers()):
         if tensor.is_floating_point():
             return tensor
     return None
