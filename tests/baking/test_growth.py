@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def calls_in(action: Callable[[], Any]) -> int:
 def growth(action: Callable[[nn.Module], Any], start: int = 20) -> float:
     """How much more the second doubling of the gates adds than the first: 2 where work is in proportion to them."""
     action(chain_of_gates(start))
-    once, twice, again = (calls_in(lambda m=chain_of_gates(start * k): action(m)) for k in (1, 2, 4))
+    once, twice, again = (calls_in(partial(action, chain_of_gates(start * k))) for k in (1, 2, 4))
     return (again - twice) / (twice - once)
 
 

@@ -256,7 +256,6 @@ class Job:
         speed = self._agreed(lambda: self._speed(made)) if self._options.speed else None
         return replace(report, after=after, speed=speed)
 
-
     def _speed(self, made: nn.Module) -> Speed:
         with undisturbed(self._model, own_parameters=True) as before, undisturbed(made, own_parameters=True) as after:
             pass  # the copies are what is wanted: nothing that watches a run may slow it down

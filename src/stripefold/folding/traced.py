@@ -10,7 +10,7 @@ from torch import nn
 from stripefold.folding.ledger import Ledger
 from stripefold.folding.sides import LayerSides
 from stripefold.graph.graph import Graph
-from stripefold.graph.scale_paths import Sides, unused
+from stripefold.graph.scale_paths import Sides
 from stripefold.modules.modules import tensor_owners
 
 
@@ -43,4 +43,4 @@ class Traced:
         self.modules = dict(model.named_modules())
         self.owners = tensor_owners(model)
         self.neutral: dict[int, int] = {}
-        self.known: Known = {"sides": LayerSides(model), "ignoring": unused(graph, {}), "neutral": self.neutral}
+        self.known: Known = {"sides": LayerSides(model), "ignoring": graph.dead, "neutral": self.neutral}

@@ -12,7 +12,6 @@ from stripefold.graph.graph import Graph, Node, first_calls
 from stripefold.graph.operations import PRODUCTS, RESHAPES, is_batch_norm
 from stripefold.graph.patterns import aligned, along, joined, varies
 from stripefold.graph.scale_parts import JOINS, joining_axis
-from stripefold.graph.scale_paths import unused
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,6 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
     """
     todo = [(i, along(graph.nodes[i].shape, channel_axis(graph.nodes[i]))) for i in graph.results(name)]
     seen: set[int] = set()
-    dead: frozenset[int] | None = None
     norms: list[int] = []
     while todo:
         index, pattern = todo.pop()
@@ -122,10 +120,8 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
         for user in set(graph.consumers[index]) - seen:
             seen.add(user)
             node = graph.nodes[user]
-            if node.role == "discrete":  # the places of a maximum, which perhaps nobody asks for
-                dead = unused(graph, {}) if dead is None else dead
-                if user in dead:
-                    continue
+            if node.role == "discrete" and user in graph.dead:  # the places of a maximum that nobody asks for
+                continue
             after = _scaled_after(graph, index, user, pattern)
             if _normalises(node) and pattern.dim() > 1 and not _varies_but(pattern, 1):
                 norms.append(user)

@@ -150,6 +150,20 @@ class Graph:
         """The calls of modules below the model whose one input is a node, by the node."""
         return _grouped((visit.inputs[0], visit) for visit in self.visits if visit.name and len(visit.inputs) == 1)
 
+    @cached_property
+    def fewest_rows(self) -> int:
+        """The least size of the first axis of any feature map."""
+        return min((node.shape[0] for node in self.nodes if node.role == "activation" and node.shape), default=0)
+
+    @cached_property
+    def dead(self) -> frozenset[int]:
+        """The nodes that lead to no output of the model."""
+        living: set[int] = set()
+        for index in reversed(range(len(self.nodes))):
+            if index in self.outputs or not living.isdisjoint(self.consumers[index]):
+                living.add(index)
+        return frozenset(range(len(self.nodes))) - living
+
     def bit(self, index: int) -> int:
         """The bit of a layer node in ``layers_behind``."""
         return 1 << self._bits["call", self.nodes[index].call]
