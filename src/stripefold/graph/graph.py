@@ -113,6 +113,7 @@ class Graph:
     decisions: list[str] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     _bits: dict[object, int] = field(default_factory=dict)
+    _results: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, node: Node, *, weighted: bool = False) -> int:
         """Append a node and return its index; ``weighted`` counts an operation as a layer of its own."""
@@ -130,6 +131,8 @@ class Graph:
             self.activations |= 1 << index
         self.read |= node.owners
         self.nodes.append(node)
+        if node.kind == "layer":
+            self._results.setdefault(node.name, []).append(index)
         self.layers_behind.append(layers)
         self.values_behind.append(values)
         self.consumers.append([])
@@ -170,7 +173,7 @@ class Graph:
 
     def results(self, name: str) -> list[int]:
         """Every value that a layer returned, over all its calls."""
-        return [i for i, node in enumerate(self.nodes) if node.kind == "layer" and node.name == name]
+        return self._results.get(name, [])
 
     def unlike_its_type(self, name: str, *, taking: bool) -> str | None:
         """Why the calls of a layer do not do what its type does with its input, or None.
