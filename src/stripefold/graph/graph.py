@@ -144,6 +144,14 @@ class Graph:
         return _grouped((visit.name, visit) for visit in self.visits)
 
     @cached_property
+    def calls_of(self) -> dict[str, list[Call]]:
+        """Every call of each layer, by its path."""
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.name, []).append(call)
+        return found
+
+    @cached_property
     def visits_giving(self) -> dict[int, list[Visit]]:
         """The calls of modules below the model whose one output is a node, by the node."""
         return _grouped((visit.outputs[0], visit) for visit in self.visits if visit.name and len(visit.outputs) == 1)

@@ -143,7 +143,7 @@ class Search:
         Raises:
             DoesNotCommuteError: it cannot, or it is called more than once.
         """
-        calls = [call for call in self.graph.calls if call.name == node.name]
+        calls = self.graph.calls_of.get(node.name, [])
         if len(calls) != 1:
             raise DoesNotCommuteError(f"{node.name!r} is called {len(calls)} times")
         if calls[0].implicit:
