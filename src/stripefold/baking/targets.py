@@ -102,11 +102,11 @@ def _listed(target: FoldTarget) -> str:
 
 def added_to(graph: Graph, gate: ChannelGate, ignoring: Collection[int]) -> int | None:
     """The sum x + v x of what a gate scales and its product, where nothing else uses either; or None."""
-    users = set(graph.consumers[gate.product]) - set(ignoring)
+    users = {user for user in graph.consumers[gate.product] if user not in ignoring}
     if len(users) != 1 or any(graph.seen_outside(index) for index in (gate.product, gate.scaled)):
         return None
     total = users.pop()
     node = graph.nodes[total]
-    alone = set(graph.consumers[gate.scaled]) - set(ignoring) == {gate.product, total}
+    alone = {user for user in graph.consumers[gate.scaled] if user not in ignoring} == {gate.product, total}
     plain = node.kind == "operation" and node.name == "add" and node.arguments.get("alpha") == 1
     return total if alone and plain and sorted(node.inputs) == sorted((gate.scaled, gate.product)) else None

@@ -220,7 +220,7 @@ def _norm(name: str, module: nn.Module, trace: Trace, accept: Acceptance) -> Nor
 
 def _why_not_one_call(graph: Graph, name: str) -> str | None:
     """Why a layer is not one step with one input and one result, or None."""
-    calls = [call for call in graph.calls if call.name == name]
+    calls = graph.calls_of.get(name, [])
     results = graph.results(name)
     if len(calls) != 1 or len(results) != 1:
         return f"called {len(calls)} times" if len(calls) != 1 else "it returns several values, or its input"

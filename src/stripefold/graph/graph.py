@@ -113,6 +113,7 @@ class Graph:
     decisions: list[str] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     _bits: dict[object, int] = field(default_factory=dict)
+    _results: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, node: Node, *, weighted: bool = False) -> int:
         """Append a node and return its index; ``weighted`` counts an operation as a layer of its own."""
@@ -130,6 +131,8 @@ class Graph:
             self.activations |= 1 << index
         self.read |= node.owners
         self.nodes.append(node)
+        if node.kind == "layer":
+            self._results.setdefault(node.name, []).append(index)
         self.layers_behind.append(layers)
         self.values_behind.append(values)
         self.consumers.append([])
@@ -139,6 +142,14 @@ class Graph:
     def visits_of(self) -> dict[str, list[Visit]]:
         """Every call of each module, by its path; looked up once per gate, of which there may be thousands."""
         return _grouped((visit.name, visit) for visit in self.visits)
+
+    @cached_property
+    def calls_of(self) -> dict[str, list[Call]]:
+        """Every call of each layer, by its path."""
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.name, []).append(call)
+        return found
 
     @cached_property
     def visits_giving(self) -> dict[int, list[Visit]]:
@@ -170,7 +181,7 @@ class Graph:
 
     def results(self, name: str) -> list[int]:
         """Every value that a layer returned, over all its calls."""
-        return [i for i, node in enumerate(self.nodes) if node.kind == "layer" and node.name == name]
+        return self._results.get(name, [])
 
     def unlike_its_type(self, name: str, *, taking: bool) -> str | None:
         """Why the calls of a layer do not do what its type does with its input, or None.
@@ -181,7 +192,7 @@ class Graph:
         """
         if any(_without_batch(self.nodes[i].inner) for i in self.results(name)):
             return "it is called without a batch axis, so that its channels lie on the first one"
-        if taking and any(call.exchanged for call in self.calls if call.name == name):
+        if taking and any(call.exchanged for call in self.calls_of.get(name, [])):
             return "a forward pre-hook changes what it is given"
         return None
 

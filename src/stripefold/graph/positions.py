@@ -89,7 +89,7 @@ def position_places(graph: Graph) -> tuple[list[PositionPlace], list[NoPlace]]:
 
 
 def _called_once(graph: Graph, name: str) -> bool:
-    calls = [call for call in graph.calls if call.name == name]
+    calls = graph.calls_of.get(name, [])
     return len(calls) == 1 and not calls[0].implicit
 
 

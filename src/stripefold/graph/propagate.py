@@ -121,7 +121,7 @@ class _Walk:
     def accepted(self, node: Node, side: Side) -> Accepts:
         """How the layer of a node takes the change, which it must, in its only call."""
         name = node.name
-        calls = [call for call in self.graph.calls if call.name == name]
+        calls = self.graph.calls_of.get(name, [])
         if len(calls) != 1:
             raise StoppedError(f"{name!r} is called {len(calls)} times")
         if calls[0].implicit:

@@ -121,7 +121,7 @@ class Trace:
 
 
 def _calls(graph: Graph, name: str) -> list[Call]:
-    return [call for call in graph.calls if call.name == name]
+    return graph.calls_of.get(name, [])
 
 
 def trace(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Trace:

@@ -50,11 +50,11 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
     """
     new = {id(old): module for old, module in replacements.items()}
     around: dict[int, set[int]] = {}  # a site keeps its own layer
-    for old, module in new.items():
-        around.setdefault(id(module), set()).add(old)
+    for old_id, module in new.items():
+        around.setdefault(id(module), set()).add(old_id)
     for parent in list(model.modules()) if new else ():
-        own = around.get(id(parent), ())
-        mine = {each: module for each, module in new.items() if each not in own} if own else new
+        wrapped = around.get(id(parent), ())
+        mine = {old: module for old, module in new.items() if old not in wrapped} if wrapped else new
         attributes = vars(parent)
         for key, value in attributes.items():
             attributes[key] = _replaced(value, mine)

@@ -126,7 +126,11 @@ class Discovery:
 
     def in_runs(self, name: str) -> list[ChannelGate | None]:
         """A gate as it stands in each run; None where it does not run."""
-        return [next((gate for gate in run if gate.name == name), None) for run in self.runs]
+        return [run.get(name) for run in self._by_name]
+
+    @cached_property
+    def _by_name(self) -> list[dict[str, ChannelGate]]:
+        return [{gate.name: gate for gate in reversed(run)} for run in self.runs]
 
     def changed(self, change: Callable[[ChannelGate], ChannelGate]) -> Discovery:
         """The same with every gate of every run changed."""
