@@ -27,7 +27,7 @@ from stripefold.folding.sources import (
 from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.ops import Change as ChangeKind
-from stripefold.graph.propagate import Flow, unused
+from stripefold.graph.propagate import Flow, unused_places
 from stripefold.graph.trace import Trace
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import type_key
@@ -86,7 +86,7 @@ class _Planner:
         self._acceptance = Acceptance(model)
         self._standing = Standing(self._acceptance)
         self._flows = [
-            Flow(graph=graph, accept=self._standing, dead=unused(graph, {}), neutral={}) for graph in trace.graphs
+            Flow(graph=graph, accept=self._standing, dead=unused_places(graph), neutral={}) for graph in trace.graphs
         ]
         self._plan = MergePlan(weights.fork())
         self._emptied: list[ConstantSource] = []
