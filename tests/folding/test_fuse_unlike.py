@@ -178,3 +178,20 @@ def test_a_bias_does_not_go_into_a_norm_over_another_axis() -> None:
     with pytest.warns(UserWarning, match=r"have a bias .*conv\.bias"):
         plain = sf.fold(branched, example=x, check=False)
     assert error(plain(x), branched(x)) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.RReLU().eval(),  # writes its noise, and gives something new
+        lambda y: F.batch_norm(y, torch.zeros(4).double(), torch.ones(4).double(), training=True),
+        lambda y: F.rrelu(y, training=False),
+    ],
+)
+def test_a_function_that_writes_and_gives_something_new_uses_its_input(other: Any) -> None:
+    def forward(model: Net, x: Tensor) -> Tensor:
+        y = model.conv(x)
+        return model.norm(y) + other(y)
+
+    model = net(forward)
+    assert "what is scaled is used unscaled, too" in fused(model, images())["norm"]

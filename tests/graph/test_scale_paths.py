@@ -108,92 +108,12 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
-def shuffled(x: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-
-
 def last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
 def first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
-
-
-ALWAYS = {
-    "nothing": same,
-    "average pooling": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
-    "adaptive pooling": lambda x: F.adaptive_avg_pool2d(x, (2, 3)),
-    "zero padding": lambda x: F.pad(x, (1, 2, 0, 1)),
-    "reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
-    "replication": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
-    "nearest": lambda x: F.interpolate(x, scale_factor=2),
-    "bilinear": lambda x: F.interpolate(x, size=(5, 5), mode="bilinear"),
-    "shuffle": shuffled,
-    "there and back": lambda x: first(last(x).contiguous()),
-    "flat and back": lambda x: x.flatten(2).unflatten(2, x.shape[2:]),
-    "dropout": nn.Dropout(),
-    "a number": lambda x: x * 3.0 / 2.0,
-    "a number in front": lambda x: torch.mul(3.0, x),
-    "minus": lambda x: -x,
-    "roll": lambda x: torch.roll(x, 1, 2),
-    "clone": lambda x: x.contiguous().clone().detach(),
-}
-RECTIFIED = {
-    "relu": F.relu,
-    "in place": lambda x: F.relu_(x * 1.0),
-    "leaky": lambda x: F.leaky_relu(x, 0.2),
-    "prelu": nn.PReLU(C),
-    "clamp": lambda x: x.clamp(0),
-    "abs": torch.abs,
-    "max pooling": lambda x: F.max_pool2d(x, 2),
-    "adaptive max": lambda x: F.adaptive_max_pool2d(x, 2),
-    "largest": lambda x: x.amax(3, keepdim=True),
-}
-NEVER = {
-    "sigmoid": (torch.sigmoid, "'sigmoid' in '{part}' does not commute"),
-    "gelu": (nn.GELU(), "'gelu' in '{part}' does not commute"),
-    "relu6": (nn.ReLU6(), "'hardtanh' in '{part}' does not commute"),
-    "silu": (F.silu, "'silu' in '{part}' does not commute"),
-    "padding with 1": (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), "'constant_pad_nd' in '{part}' does not commute"),
-    "plus 1": (lambda x: x + 1.0, "'add' in '{part}' does not commute .*: it adds a number"),
-    "1 plus": (lambda x: torch.add(1.0, x), "'add' in '{part}' does not commute .*: it adds a number"),
-    "1 plus twice": (lambda x: torch.add(1.0, x, alpha=2), "'radd' in '{part}' does not commute"),
-    "1 minus": (lambda x: torch.sub(1.0, x), "'rsub' in '{part}' does not commute"),
-    "1 over": (lambda x: torch.div(1.0, x), "'rdiv' in '{part}' does not commute"),
-    "softmax": (lambda x: x.softmax(1), "'_softmax' in '{part}' does not commute"),
-    "mean over channels": (lambda x: x.mean(1, keepdim=True).expand(-1, C, -1, -1), "mixes the channels|expanded over"),
-    "roll of channels": (lambda x: torch.roll(x, 1, 1), "'roll' in '{part}' mixes the channels"),
-    "cumsum": (lambda x: x.cumsum(2), "'cumsum' in '{part}' does not commute"),
-    "square": (lambda x: x * x, "'mul' in '{part}'"),
-    "its own gate": (lambda x: x * x.mean((2, 3), keepdim=True), "used unscaled, too|take the scale twice"),
-}
-
-
-@pytest.mark.parametrize("name", ALWAYS)
-def test_operations_that_any_scale_passes(name: str) -> None:
-    model = scaled(ALWAYS[name], same)
-    assert_exact(model, paths(model)[0])
-    model = scaled(same, ALWAYS[name])
-    assert_exact(model, paths(model)[1])
-
-
-@pytest.mark.parametrize("name", RECTIFIED)
-def test_operations_that_ask_for_a_scale_that_is_not_negative(name: str) -> None:
-    model = scaled(RECTIFIED[name], same)
-    assert_exact(model, paths(model)[0], nonnegative=True)
-    model = scaled(same, RECTIFIED[name])
-    assert_exact(model, paths(model)[1], nonnegative=True)
-
-
-@pytest.mark.parametrize("name", NEVER)
-def test_operations_that_no_scale_passes(name: str) -> None:
-    step, why = NEVER[name]
-    back = paths(scaled(step, same))[0]
-    ahead = paths(scaled(same, step))[1]
-    assert_reason(back, why.format(part="before"))
-    assert_reason(ahead, why.format(part="after"))
 
 
 def assert_reason(found: FoldTarget | Refusal, match: str) -> None:
@@ -249,49 +169,6 @@ def test_another_axis_than_the_layers_own() -> None:
     assert_reason(ahead, "not the channels at the input of 'head'")
 
 
-class Beside(nn.Module):
-    """The scaled value beside one that is not, joined in several ways."""
-
-    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.join = join
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.join(x, torch.ones_like(x).cumsum(2))
-
-
-def test_a_concatenation_scales_a_part_of_the_layer_behind() -> None:
-    model = scaled(same, Beside(lambda x, y: torch.cat([y, x], 1)), nn.Conv2d(2 * C, 3, 1))
-    ahead = paths(model)[1]
-    assert_exact(model, ahead)
-    assert isinstance(ahead, FoldTarget)
-    assert ahead.parts[0].index == (-1,) * C + tuple(range(C))
-
-
-def test_a_slice_of_a_concatenation() -> None:
-    model = scaled(same, Beside(lambda x, y: torch.cat([y, x], 1)[:, 2 : 2 + C]), nn.Conv2d(C, 3, 1))
-    ahead = paths(model)[1]
-    assert_exact(model, ahead)
-    assert isinstance(ahead, FoldTarget)
-    assert ahead.parts[0].index == (-1,) * (C - 2) + (0, 1)
-
-
-@pytest.mark.parametrize("join", [torch.add, torch.sub, torch.maximum], ids=["add", "sub", "maximum"])
-def test_a_sum_with_something_else_is_in_the_way(join: Callable[[Tensor, Tensor], Tensor]) -> None:
-    assert_reason(paths(scaled(same, Beside(join)))[1], "adds what is not scaled|does not commute|joins 2 values")
-
-
-def test_a_product_with_something_else_is_not() -> None:
-    model = scaled(same, Beside(torch.mul))
-    assert_exact(model, paths(model)[1])
-    model = scaled(same, Beside(torch.div))
-    assert_exact(model, paths(model)[1])
-
-
-def test_a_divisor_is() -> None:
-    assert_reason(paths(scaled(same, Beside(lambda x, y: y / x)))[1], "divide by it")
-
-
 class Pieces(nn.Module):
     """The channels in two pieces, a layer for each."""
 
@@ -323,22 +200,6 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.join(self.a(x), self.b(x))
-
-
-def test_backward_through_a_sum_both_summands_carry_the_scale() -> None:
-    model = scaled(Two(torch.add), same)
-    back = paths(model)[0]
-    assert_exact(model, back)
-    assert isinstance(back, FoldTarget)
-    assert [part.layer for part in back.parts] == ["before.a", "before.b"]
-
-
-def test_backward_through_a_concatenation_each_layer_takes_its_piece() -> None:
-    model = scaled(Two(lambda a, b: torch.cat([a, b], 1), 2), same)
-    back = paths(model)[0]
-    assert_exact(model, back)
-    assert isinstance(back, FoldTarget)
-    assert [part.index for part in back.parts] == [(0, 1), (2, 3, 4, 5)]
 
 
 class Parted(nn.Module):
@@ -378,17 +239,6 @@ def test_paths_that_part_carry_the_scale_all_of_them_and_the_same_one() -> None:
     assert_reason(paths(model)[0], "used unscaled, too, by 'mean' in 'before'")
     model = scaled(Parted(lambda x: torch.cat([x, around(x)], 1), C // 2), same)
     assert_reason(paths(model)[0], "one value would have to carry two different scales")
-
-
-def test_backward_through_a_product_one_factor_carries_the_scale() -> None:
-    model = scaled(Two(lambda a, b: torch.sigmoid(a) * b), same)
-    back = paths(model)[0]
-    assert_exact(model, back)
-    assert isinstance(back, FoldTarget)
-    assert [part.layer for part in back.parts] == ["before.b"]
-    model = scaled(Two(lambda a, b: a / (2 + torch.sigmoid(b))), same)
-    assert_exact(model, paths(model)[0])
-    assert_reason(paths(scaled(Two(lambda a, b: torch.sigmoid(a) / b), same))[0], "'sigmoid' in 'before'")
 
 
 def test_every_consumer_takes_the_scale_or_none_does() -> None:

@@ -19,7 +19,7 @@ from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import Absorption, Accepts, Refusal, Side
 from stripefold.graph.graph import Graph
 from stripefold.graph.ops import Change
-from stripefold.graph.propagate import Flow
+from stripefold.graph.propagate import Flow, unused_places
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import rule_for
@@ -179,7 +179,7 @@ def _parts_in(graph: Graph, accept: _WithoutNewKey, name: str) -> tuple[Absorpti
     rule = rule_for(accept._modules[name])
     if unlike is not None or rule is None:
         return unlike or "it is no layer with a rule"
-    flow = Flow(graph=graph, accept=accept, dead=graph.dead)
+    flow = Flow(graph=graph, accept=accept, dead=unused_places(graph))
     found = flow.forward("shift", results[0], rule.axis)
     return found.why if isinstance(found, Refusal) else found.parts
 

@@ -27,7 +27,7 @@ from stripefold.folding.sources import (
 from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.ops import Change as ChangeKind
-from stripefold.graph.propagate import Flow
+from stripefold.graph.propagate import Flow, unused_places
 from stripefold.graph.trace import Trace
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import type_key
@@ -85,7 +85,9 @@ class _Planner:
         self._modules = dict(model.named_modules())
         self._acceptance = Acceptance(model)
         self._standing = Standing(self._acceptance)
-        self._flows = [Flow(graph=graph, accept=self._standing, dead=graph.dead, neutral={}) for graph in trace.graphs]
+        self._flows = [
+            Flow(graph=graph, accept=self._standing, dead=unused_places(graph), neutral={}) for graph in trace.graphs
+        ]
         self._plan = MergePlan(weights.fork())
         self._emptied: list[ConstantSource] = []
 

@@ -356,7 +356,7 @@ OPERATIONS: dict[str, Operation] = {
     **_row("upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa", _last(2)),
     **_row("upsample_trilinear3d", _last(3)),
     **_row("constant_pad_nd", _stays_on(_padded), _zeros, _ZEROS_ADDED),
-    **_row("relu leaky_relu _prelu_kernel prelu abs rrelu", _IN_PLACE, _nonnegative, _RECTIFIED),
+    **_row("relu leaky_relu _prelu_kernel prelu abs rrelu_with_noise", _IN_PLACE, _nonnegative, _RECTIFIED),
     **_row("clamp clamp_min threshold", _IN_PLACE, _rectifies, _RECTIFIED),
     **_row("cat concat concatenate", _BROADCAST, family="join"),
     **_row("add sub", _BROADCAST, _scale_of_sum, family="sum"),

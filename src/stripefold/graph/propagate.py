@@ -369,3 +369,8 @@ def unused(graph: Graph, without: Mapping[int, Collection[int]]) -> frozenset[in
         if index in graph.outputs or any(index not in without.get(user, ()) for user in users):
             living.add(index)
     return frozenset(range(len(graph.nodes))) - living
+
+
+def unused_places(graph: Graph) -> frozenset[int]:
+    """The places of a maximum that nobody asks for; whatever else leads nowhere may be used in a way not recorded."""
+    return frozenset(i for i in unused(graph, {}) if graph.nodes[i].role == "discrete")
