@@ -133,8 +133,9 @@ class _Planner:
 
     def _take_forward(self, source: Source, behind: str) -> None:
         """Try what could not go backward, for the reason given."""
-        if not source.forward or source.hindrance is not None or behind == _NOT_USABLE:
-            self._note(source, behind, folded=False)
+        if source.hindrance is not None or not source.forward:
+            carried = isinstance(source, NormSource) and source.hindrance is None
+            self._note(source, f"{behind}; behind it: {_CARRIED}" if carried else behind, folded=False)
             return
         ahead = self._try(source, "forward")
         if ahead is not None:
@@ -257,7 +258,7 @@ class _Planner:
                     self._plan.dropped.append((holder, key))
 
 
-_NOT_USABLE = "it did not run on the example"
+_CARRIED = "the activation it carries stands in front of what follows"
 
 
 def _listed(targets: Sequence[FoldTarget] | str) -> str:
