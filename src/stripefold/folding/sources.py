@@ -5,6 +5,7 @@ A source is a place in every run where a feature map is scaled and shifted per c
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Occurrence:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(ABC):
     """Something that may be merged away.
 
     Attributes:
@@ -62,13 +63,13 @@ class Source:
     forward: bool
     hindrance: str | None
 
+    @abstractmethod
     def change(self, weights: Float64Weights) -> Change | str:
         """What it does to every channel, as exactly as it is known; or why it cannot be merged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leftover(self) -> nn.Module | None:
         """The module that takes its place, or None where its place is no module."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
