@@ -182,6 +182,8 @@ CASES: dict[str, Case] = {
     "plus 1": Case(lambda x: x + 1.0, "--++", why="adds"),
     "minus 1": Case(lambda x: x - 1.0, "--++", why="adds"),
     "1 minus": Case(lambda x: 1.0 - x, "----", why="'rsub'"),
+    "plus a complex number": Case(lambda x: (x + (1 + 0j)).real, "----"),
+    "times a complex number": Case(lambda x: (x * (2 + 0j)).real, "----"),
     "times nothing": Case(lambda x: x * 0.0 + ones(x), "----"),
     "plus another": Case(lambda x: x + ones(x), "--++", why="adds what"),
     "another minus": Case(lambda x: ones(x) - x, "--++", why="adds what"),

@@ -177,3 +177,45 @@ def test_attach_and_fold_refuse_it_as_well(name: str) -> None:
     sf.register_rule(layer_type, like=nn.Conv2d)
     with pytest.raises(StripefoldError, match="wrong for"):
         sf.attach(nn.Sequential(layer_type(3, 8, 3)), where="0")
+
+
+class NormAct(nn.BatchNorm2d):
+    """A BatchNorm with an activation behind."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(input).relu()
+
+
+def without_activation(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    return nn.BatchNorm2d.forward(layer, *inputs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_batchnorm_of_the_users_merges_and_one_with_an_activation_does_not(affine: bool) -> None:
+    class Own(nn.BatchNorm2d):
+        """Computes what its parent does."""
+
+    sf.register_rule(Own, like=nn.BatchNorm2d)
+    sf.register_rule(NormAct, like=nn.BatchNorm2d)
+    torch.manual_seed(0)
+    for own, names in ((Own, ["1"]), (NormAct, [])):
+        norm = own(6, affine=affine)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        model, x = nn.Sequential(nn.Conv2d(3, 6, 1), norm).double().eval(), noise(2, 3, 4, 4)
+        plain, report = sf.fold(model, fuse=True, example=x, check=False, report=True)
+        assert error(plain(x), model(x)) < EXACT
+        assert [note.name for note in report.folded] == names
+
+
+@pytest.mark.parametrize("leftover", [nn.ReLU(), nn.Identity()])
+def test_what_a_merged_norm_leaves_behind_is_probed(leftover: nn.Module) -> None:
+    norm = rule_for(nn.BatchNorm2d(2))
+    assert norm is not None
+    changes: dict[str, Any] = {"commutes": False, "linear_part": without_activation, "leftover": lambda layer: leftover}
+    sf.register_rule(NormAct, rule=rules.replace(norm, **changes))
+    torch.manual_seed(0)
+    model, x = randomised(nn.Sequential(nn.Conv2d(3, 6, 1), NormAct(6))), noise(2, 3, 4, 4)
+    plain, report = sf.fold(model, fuse=True, example=x, check=False, report=True)
+    assert error(plain(x), model(x)) < EXACT
+    assert bool(report.folded) == isinstance(leftover, nn.ReLU)

@@ -11,14 +11,9 @@ from stripefold.asr.gate import DynamicGate
 from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import probe_of
 from stripefold.graph.graph import Graph
+from stripefold.graph.operations import IN_ORDER
 from stripefold.graph.visits import Visit
 from stripefold.stripe.discover import ChannelGate, Discovery
-
-# Views that show all of a value in its own order.
-_VIEWS = frozenset(
-    {"view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze"}
-    | {"expand", "alias", "detach", "contiguous", "clone"}
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +95,7 @@ def dynamic_around(model: nn.Module, path: str) -> DynamicGate | None:
 def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
     """The outermost module whose one output is the gate."""
     chain = [gate.gate]
-    while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in _VIEWS and len(node.inputs) == 1:
+    while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in IN_ORDER and len(node.inputs) == 1:
         chain.append(node.inputs[0])
     visits = [v for index in chain for v in graph.visits_giving.get(index, ())]
     visits = [v for v in visits if not v.first <= gate.product < v.last]

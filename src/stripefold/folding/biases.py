@@ -128,6 +128,8 @@ class _WithoutNewKey:
     def __call__(self, name: str, side: Side, change: Change) -> Accepts | str:
         layer, path = self._inner(name)
         rule = rule_for(layer)
+        if path != name and (rule is None or not rule.norm):  # gates of positions stand in front of it
+            return "it carries gates of its own"
         for key in (rule and rule.input_shift) or ():
             if getattr(layer, key, None) is None:
                 return f"{type(layer).__name__} keeps no {key.replace('_', ' ')}"

@@ -45,11 +45,9 @@ VIEWS = names(
 )
 # Views under which a layer and its only consumer are still neighbours.
 RESHAPES = names("view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze clone")
-# Views that show every element of their operand and no other, in whatever shape.
-WHOLE_VIEWS = names(
-    "view reshape _unsafe_view _reshape_alias flatten unflatten squeeze unsqueeze permute transpose t movedim expand "
-    "alias detach contiguous clone"
-)
+# Views that show every element of their operand and no other, in its own order, or in whatever order.
+IN_ORDER = RESHAPES | names("expand alias detach contiguous")
+WHOLE_VIEWS = IN_ORDER | names("permute transpose t movedim")
 # Functions of a weight that a caller may run on a layer's parameters without calling the layer.
 WEIGHTED = names(
     "linear matmul mm addmm bmm baddbmm _addmm_activation convolution conv1d conv2d conv3d conv_transpose2d "

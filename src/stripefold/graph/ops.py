@@ -286,10 +286,9 @@ def _rectifies(node: Node) -> Answer:
     return Passes(nonnegative=True) if is_relu else "its limits are no multiples of the scale"
 
 
-def number(node: Node) -> float | None:
-    """The number among the arguments of a sum or product, as ``x * 3`` has one."""
-    other = node.arguments.get("other")
-    return float(other) if isinstance(other, (int, float)) else None
+def has_number(node: Node) -> bool:
+    """Whether a sum or product has a number among its arguments, as ``x * 3`` has one."""
+    return node.arguments.get("other") is not None
 
 
 def _scale_of_product(node: Node) -> Answer:
@@ -297,8 +296,8 @@ def _scale_of_product(node: Node) -> Answer:
 
 
 def _shift_of_product(node: Node) -> Answer:
-    factor = number(node)
-    if factor is None or node.arguments.get("rounding_mode") is not None:
+    factor = node.arguments.get("other")
+    if not isinstance(factor, (int, float)) or node.arguments.get("rounding_mode") is not None:
         return "it multiplies what is added, too"
     if factor == 0:
         return "it multiplies by 0" if node.name == "mul" else "it divides by 0"
@@ -306,7 +305,7 @@ def _shift_of_product(node: Node) -> Answer:
 
 
 def _scale_of_sum(node: Node) -> Answer:
-    return Passes() if number(node) is None else "it adds a number"
+    return "it adds a number" if has_number(node) else Passes()
 
 
 _ZEROS_ADDED = _never("the zeros that are added would have to be shifted, too")
@@ -392,5 +391,7 @@ def joining_axis(node: Node) -> int:
 def summand_factors(node: Node) -> list[float]:
     """What multiplies each operand of a sum: ``alpha`` and the sign of a difference."""
     alpha = node.arguments.get("alpha", 1)
-    second = float(alpha) if isinstance(alpha, (int, float)) else 1.0
+    if not isinstance(alpha, (int, float)):
+        raise StoppedError(f"{node.name!r} in {place(node)} has a factor that is no real number: {alpha}")
+    second = float(alpha)
     return [1.0, -second if node.name == "sub" else second][: len(node.inputs)]

@@ -25,9 +25,9 @@ from stripefold.graph.ops import (
     Operation,
     StoppedError,
     check_passes,
+    has_number,
     hindrance_inside,
     joining_axis,
-    number,
     operation,
     place,
     summand_factors,
@@ -333,7 +333,7 @@ class _Forward(_Walk):
         patterns = [aligned(carried[i].pattern, len(node.shape)) for i in changed]
         alike = all(torch.equal(pattern, patterns[0]) for pattern in patterns)
         if self.change == "scale":
-            if len(set(node.inputs)) != len(changed) or number(node) is not None or not alike:
+            if len(set(node.inputs)) != len(changed) or has_number(node) or not alike:
                 raise StoppedError(f"{node.name!r} in {place(node)} adds what is not scaled")
             return _Carried(patterns[0])
         check_passes(node, "shift")

@@ -81,15 +81,16 @@ def check_affine(module: nn.Module, rule: Rule) -> None:
             x = rule.example(substituted(twin, gain), generator)[0]
             run: Callable[..., Tensor] = rule.linear_part or (lambda layer, arguments: layer(*arguments))
             expected = shift_activation(scale_activation(x, numbers[0], rule.axis), numbers[1], rule.axis)
-            error = _distance(run(twin, (x.clone(),)), expected)
+            found = run(twin, (x.clone(),))
+            error = max(_distance(found, expected), _distance(rule.leftover(twin)(found), twin(x.clone())))
     except Exception as cause:
         raise FoldError(
             f"the rule for {rule.key} cannot be probed on {module}: {type(cause).__name__}: {cause}. {_REMEDY}"
         ) from cause
     if not error <= rule.tolerance:
         raise FoldError(
-            f"the rule for {rule.key} is wrong for {module}: its output is not a scale and a shift of its input "
-            f"(relative error {error:.1e}, allowed {rule.tolerance:.0e}). {_REMEDY}"
+            f"the rule for {rule.key} is wrong for {module}: its output is not a scale and a shift of its input, "
+            f"followed by what it leaves behind (relative error {error:.1e}, allowed {rule.tolerance:.0e}). {_REMEDY}"
         )
     _passed[key] = rule
 
