@@ -143,7 +143,7 @@ def test_an_argument_that_skips_the_attention() -> None:
     model = made(Skipped())
     baked, report = sf.bake(model, data(), example=[X, (X, 1)])
     assert outcomes(report) == ["multiply"]
-    assert "'conv' runs without the gate on another example" in report.sites[0].why
+    assert "'conv' runs without it on another example" in report.sites[0].why
     assert_right(baked, held(model, "se"), *BOTH)
     baked, report = sf.bake(model, data(), example=X)  # the control: nothing shows the other way
     assert outcomes(report) == ["folded"]

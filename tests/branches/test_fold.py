@@ -194,7 +194,7 @@ def test_a_bias_in_the_norm_of_one_of_two_paths_is_announced() -> None:
         assert error(plain.eval()(each), model.eval()(each)) < EXACT
     with pytest.warns(UserWarning, match=r"have a bias .* could take it: conv\.bias"):
         plain, report = sf.fold(model, example=[x, -x], report=True)
-    assert "'bn' takes it on one example and 'other' on another" in report.notes[0].why
+    assert "'bn' would take it on one example and 'other' on another" in report.notes[0].why
 
 
 def test_without_an_example_the_bias_is_announced() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
 from stripefold.graph.propagate import Flow
+from stripefold.graph.runs import in_all_runs
 from stripefold.layers.accepts import Acceptance
 from stripefold.stripe.discover import ChannelGate
 
@@ -46,14 +47,10 @@ def targets_of(
         accept: what the layers can take.
         beside: the sum of the scaled value and the product goes, too (see ``added_to``).
     """
-    joint: Targets = {}
-    for number, run in enumerate(runs):
-        if run.gate is not None:
-            own = _targets_in(run, run.gate, accept, beside=beside)
-            joint = {way: _agreed(joint[way], own[way], number) for way in joint} if joint else own
-    for run in runs:
-        if run.gate is None:
-            joint = {way: _alone(found, run.graph) for way, found in joint.items()}
+    graphs = [run.graph for run in runs]
+    own = [None if run.gate is None else _targets_in(run, run.gate, accept, beside=beside) for run in runs]
+    ways: tuple[Way, ...] = ("backward", "forward")
+    joint = {way: in_all_runs(graphs, [None if each is None else each[way] for each in own]) for way in ways}
     reasons = [f"{way}: {found.why}" for way, found in joint.items() if isinstance(found, Refusal)]
     open_to = [(way, found) for way, found in joint.items() if isinstance(found, FoldTarget)]
     open_to.sort(key=lambda entry: (entry[1].eval_only, entry[1].nonnegative))
@@ -73,31 +70,6 @@ def _targets_in(run: GateInRun, gate: ChannelGate, accept: Acceptance, *, beside
         ),
         "forward": Flow(graph=graph, accept=accept, dead=run.ignoring).forward("scale", end, gate.axis),
     }
-
-
-def _agreed(first: FoldTarget | Refusal, other: FoldTarget | Refusal, number: int) -> FoldTarget | Refusal:
-    """What holds for the runs before and for this one, too."""
-    if isinstance(first, Refusal):
-        return first
-    if isinstance(other, Refusal):
-        return Refusal(f"on example {number + 1}, {other.why}")
-    if set(first.parts) != set(other.parts):
-        return Refusal(f"on example {number + 1}, other layers would have to take it: {_listed(other)}")
-    return replace(
-        first, nonnegative=first.nonnegative or other.nonnegative, eval_only=first.eval_only or other.eval_only
-    )
-
-
-def _alone(found: FoldTarget | Refusal, graph: Graph) -> FoldTarget | Refusal:
-    """What holds for a run in which the gate does not run: none of the layers may."""
-    called = {call.name for call in graph.calls}
-    if isinstance(found, FoldTarget) and any(layer in called for layer in found.layers):
-        return Refusal(f"{_listed(found)} runs without the gate on another example")
-    return found
-
-
-def _listed(target: FoldTarget) -> str:
-    return ", ".join(map(repr, target.layers))
 
 
 def added_to(graph: Graph, gate: ChannelGate, ignoring: Collection[int]) -> int | None:

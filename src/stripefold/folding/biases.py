@@ -16,13 +16,14 @@ from torch import nn
 from stripefold.errors import TraceError
 from stripefold.folding.static_constants import is_step
 from stripefold.folding.weights import Float64Weights
-from stripefold.graph.absorption import Absorption, Accepts, Refusal, Side
+from stripefold.graph.absorption import Absorption, Accepts, FoldTarget, Refusal, Side
 from stripefold.graph.graph import Graph
 from stripefold.graph.ops import Change
 from stripefold.graph.propagate import Flow, unused_places
+from stripefold.graph.runs import in_all_runs
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.accepts import Acceptance
-from stripefold.layers.rule import rule_for
+from stripefold.layers.rule import Rule, rule_for
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.foldable import Foldable, FoldNote
 
@@ -135,6 +136,10 @@ class _WithoutNewKey:
                 return f"{type(layer).__name__} keeps no {key.replace('_', ' ')}"
         return self._acceptance(path, side, change)
 
+    def rule(self, name: str) -> Rule | None:
+        """The rule of what stands at a path."""
+        return rule_for(self._modules[name])
+
     def taking(self, part: Absorption) -> str:
         """Which tensor of a layer takes its part, in words."""
         rule = rule_for(self._inner(part.layer)[0])
@@ -153,41 +158,22 @@ class _WithoutNewKey:
 
 def _parts(recorded: Trace, accept: _WithoutNewKey, name: str) -> tuple[Absorption, ...] | str:
     """What takes a shift of a layer's output, the same in every run; or why nothing does."""
-    found: tuple[Absorption, ...] | None = None
-    used: set[str] = set()
-    for graph in recorded.graphs:
-        results = graph.results(name)
-        if not results:
-            used |= {call.name for call in graph.calls}
-            continue
-        here = _parts_in(graph, accept, name)
-        if isinstance(here, str):
-            return here
-        if found is not None and here != found:
-            return f"{_listed(found)} takes it on one example and {_listed(here)} on another"
-        found = here
-    if found is None:
-        return "it did not run on the example"
-    other = next((part.layer for part in found if part.layer in used), None)
-    return found if other is None else f"{other!r} right behind runs without it on another example"
-
-
-def _parts_in(graph: Graph, accept: _WithoutNewKey, name: str) -> tuple[Absorption, ...] | str:
-    results = graph.results(name)
-    times = sum(call.name == name for call in graph.calls)
-    if times != 1 or len(results) != 1:
-        return f"called {times} times" if times != 1 else "returns several values, or its input"
-    unlike = graph.unlike_its_type(name, taking=False)
-    rule = rule_for(accept._modules[name])
-    if unlike is not None or rule is None:
-        return unlike or "it is no layer with a rule"
-    flow = Flow(graph=graph, accept=accept, dead=unused_places(graph))
-    found = flow.forward("shift", results[0], rule.axis)
+    found = in_all_runs(recorded.graphs, [_target_in(graph, accept, name) for graph in recorded.graphs])
     return found.why if isinstance(found, Refusal) else found.parts
 
 
-def _listed(parts: Sequence[Absorption]) -> str:
-    return ", ".join(repr(part.layer) for part in parts)
+def _target_in(graph: Graph, accept: _WithoutNewKey, name: str) -> FoldTarget | Refusal | None:
+    results = graph.results(name)
+    times = sum(call.name == name for call in graph.calls)
+    if not times:
+        return None
+    if times != 1 or len(results) != 1:
+        return Refusal(f"called {times} times" if times != 1 else "returns several values, or its input")
+    unlike, rule = graph.unlike_its_type(name, taking=False), accept.rule(name)
+    if unlike is not None or rule is None:
+        return Refusal(unlike or "it is no layer with a rule")
+    flow = Flow(graph=graph, accept=accept, dead=unused_places(graph))
+    return flow.forward("shift", results[0], rule.axis)
 
 
 def _dtype(layer: nn.Module) -> torch.dtype:

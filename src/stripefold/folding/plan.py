@@ -17,7 +17,6 @@ from stripefold.folding.sources import (
     Change,
     ConstantSource,
     NormSource,
-    Occurrence,
     Source,
     Standing,
     constant_sources,
@@ -28,6 +27,7 @@ from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.ops import Change as ChangeKind
 from stripefold.graph.propagate import Flow, unused_places
+from stripefold.graph.runs import in_all_runs
 from stripefold.graph.trace import Trace
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import type_key
@@ -160,38 +160,24 @@ class _Planner:
         return reasons[0]
 
     def _targets(self, source: Source, change: Change, axis: int, way: str) -> list[FoldTarget] | str:
-        """Where the parts of a change go, in the order of being written, the same in all runs; or why they do not."""
-        targets: list[FoldTarget] = []
-        for number, each in enumerate(source.occurrences):
-            found = self._targets_in(each, change, each.axes[min(axis, len(each.axes) - 1)], way)
-            if isinstance(found, str):
-                return found
-            if number and [target.parts for target in found] != [target.parts for target in targets]:
-                return f"it would go into {_listed(targets)} on one example and into {_listed(found)} on another"
-            targets = found
-        return self._alone(source, targets) or targets
-
-    def _targets_in(self, each: Occurrence, change: Change, axis: int, way: str) -> list[FoldTarget] | str:
-        flow, targets = self._flows[each.run], []
+        """Where the parts of a change go, in the order of being written; or why they do not."""
         kinds = [kind for kind, vector in zip(_BACKWARD, change, strict=True) if vector is not None]
+        targets: list[FoldTarget] = []
         for kind in kinds if way == "backward" else reversed(kinds):
-            backward = way == "backward"
-            found = (
-                flow.backward(kind, each.moved, axis, user=each.result)
-                if backward
-                else flow.forward(kind, each.result, axis)
-            )
-            if isinstance(found, Refusal):
-                return found.why
-            targets.append(found)
+            found: list[FoldTarget | Refusal | None] = [None] * len(self._flows)
+            for each in source.occurrences:
+                flow, dim = self._flows[each.run], each.axes[min(axis, len(each.axes) - 1)]
+                backward = way == "backward"
+                found[each.run] = (
+                    flow.backward(kind, each.moved, dim, user=each.result)
+                    if backward
+                    else flow.forward(kind, each.result, dim)
+                )
+            joint = in_all_runs(self._trace.graphs, found)
+            if isinstance(joint, Refusal):
+                return joint.why
+            targets.append(joint)
         return targets
-
-    def _alone(self, source: Source, targets: Sequence[FoldTarget]) -> str | None:
-        """Why a layer is in the way that also runs where the source does not, or None."""
-        runs = {each.run for each in source.occurrences}
-        used = {call.name for run, graph in enumerate(self._trace.graphs) if run not in runs for call in graph.calls}
-        other = next((name for target in targets for name in target.layers if name in used), None)
-        return None if other is None else f"{other} runs without it on another example"
 
     def _merged(self, source: Source, change: Change, axis: int, targets: Sequence[FoldTarget]) -> Float64Weights | str:
         """The numbers with the source in its layers; or why they do not hold it."""

@@ -29,7 +29,7 @@ class Float64Weights:
     def fork(self) -> Float64Weights:
         """A record of its own that starts from this one: for what may turn out not to fit."""
         other = Float64Weights()
-        other._exact = {layer: dict(tensors) for layer, tensors in self._exact.items()}
+        other._exact = dict(self._exact)
         other._written = dict(self._written)
         return other
 
@@ -47,7 +47,7 @@ class Float64Weights:
 
     def note(self, layer: nn.Module, key: str, exact: Tensor) -> None:
         """Say what a tensor was before it was rounded."""
-        self._exact.setdefault(layer, {})[key] = exact.detach()
+        self._exact[layer] = {**self._exact.get(layer, {}), key: exact.detach()}  # forks share what is there
 
     def set(self, layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Let a layer's tensors (attribute -> float64) be others; a bias that it has not yet becomes one of it."""

@@ -10,6 +10,7 @@ A scale goes into *every* summand and *one* factor, a shift into *one* summand a
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -286,11 +287,14 @@ class _Forward(_Walk):
 
     def run(self, value: int, pattern: Tensor) -> FoldTarget:
         carried = {value: _Carried(pattern)}
-        for index in range(value, len(self.graph.nodes)):
+        todo, done = [value], set()
+        while todo:  # in the order of computation, so that all operands of a node are known by then
+            index = heapq.heappop(todo)
+            if index in done or index in self.flow.dead:
+                continue
+            done.add(index)
             node = self.graph.nodes[index]
             changed = [i for i in dict.fromkeys(node.inputs) if i in carried]
-            if index in self.flow.dead or not (changed or index == value):
-                continue
             if index != value and node.kind == "layer" and self.flow.neutral.get(index) not in changed:
                 self._end(node, changed[0], carried)
                 continue
@@ -299,6 +303,8 @@ class _Forward(_Walk):
                 raise StoppedError(f"what is {self.moved} {seen.rstrip(',')}")
             if index != value:
                 carried[index] = self._through(index, changed, carried)
+            for user in self.graph.consumers[index]:
+                heapq.heappush(todo, user)
         if not self.parts:
             raise StoppedError(f"what is {self.moved} reaches no layer")
         return self.target()
