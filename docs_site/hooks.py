@@ -10,6 +10,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from docs_site import tables
+from docs_site.navigation import expand, named
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()(\.\./[^)#\s]+)((?:#[^)\s]*)?\))")
@@ -21,29 +22,6 @@ def on_config(config: Any) -> Any:
     """Expand the entries of the navigation that stand for a folder."""
     config.nav = expand(config.nav, Path(config.docs_dir), named(config.nav))
     return config
-
-
-def named(nav: Any) -> set[str]:
-    """Return the pages that a navigation names one by one."""
-    if isinstance(nav, str):
-        return {nav}
-    return {page for entry in (nav.values() if isinstance(nav, dict) else nav) for page in named(entry)}
-
-
-def expand(nav: Any, docs: Path, known: set[str]) -> Any:
-    """Return a navigation with each ``folder/*.md`` replaced by the pages that nothing else names."""
-    if isinstance(nav, str):
-        return nav
-    if isinstance(nav, dict):
-        return {title: expand(entry, docs, known) for title, entry in nav.items()}
-    pages: list[Any] = []
-    for entry in nav:
-        if isinstance(entry, str) and entry.endswith("/*.md"):
-            found = (str(path.relative_to(docs)) for path in sorted(docs.glob(entry)))
-            pages += [page for page in found if page not in known]
-        else:
-            pages.append(expand(entry, docs, known))
-    return pages
 
 
 def on_files(files: Files, config: Any) -> Files:

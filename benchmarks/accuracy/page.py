@@ -68,7 +68,7 @@ def render(folder: Path = RESULTS) -> str:
 
 STRIPES = """
 The gates of every network with dynamic attention are observed after each epoch on the same 512 test images, with the
-measures of [stripes](guides/observe.md). That attention values "quickly approach constant vectors" (the paper) can mean two
+measures of [stripes](explanation/stripes.md). That attention values "quickly approach constant vectors" (the paper) can mean two
 things, and the tables tell them apart: every *image* gets the same vector (an index near 1, a small deviation), or the
 vectors stand still from *epoch to epoch* (a small change; under a learning rate that falls, everything does). Two
 floors: 512 images of 100 classes are five a class, so by chance alone the class explains 0.19 of the variance; and one
