@@ -20,9 +20,11 @@ def options() -> str:
     meaning = attributes(TrainConfig)
     rows = []
     for field in dataclasses.fields(TrainConfig):
-        choices = ", ".join(f"`{choice}`" for choice in CHOICES.get(field.name, ()))
-        rows.append((f"`{field.name}`", f"`{default_of(field)}`", choices, meaning[field.name]))
-    return table(("option", "default", "choices", "meaning"), rows)
+        words, choices = meaning[field.name], CHOICES.get(field.name, ())
+        if not all(f"`{choice}`" in words for choice in choices):
+            words += " Choices: " + ", ".join(f"`{choice}`" for choice in choices) + "."
+        rows.append((f"`{field.name}`", f"`{default_of(field)}`", words))
+    return table(("option", "default", "meaning"), rows)
 
 
 def default_of(field: dataclasses.Field[Any]) -> str:
