@@ -30,7 +30,7 @@ def branch(canvas: Canvas, x: float, top: float, norm: Sequence[str], kind: str)
 
 def overview() -> Canvas:
     """Attach, train, fold; and the observation behind it."""
-    canvas = Canvas(1000, 640, "attach, train, fold: a gate trains on a BatchNorm and is folded into it")
+    canvas = Canvas(1000, 598, "attach, train, fold: a gate trains on a BatchNorm and is folded into it")
     steps = [
         (160, "your model", "a PyTorch model", ["BatchNorm"], "plain"),
         (490, "while it trains", "a gate scales the norm's parameters", ["v · BatchNorm"], "gate"),
@@ -52,11 +52,11 @@ def overview() -> Canvas:
         canvas.arrow((x, 44), (x + 70, 44))
     stripes = json.loads(FILE.read_text(encoding="utf-8"))
     for left, gate in zip((60, 530), stripes["gates"], strict=True):
-        canvas.heat(left, 450, (6.4, 4), gate["rows"])
-        canvas.text(left, 602, f"gate of {gate['name']}: stripe index {gate['index']:.2f}", size=15, kind="soft", at="start")
-    canvas.text(60, 412, "Why a constant can do: the scales of a trained SE network", size=19, bold=True, at="start")
-    canvas.text(60, 436, "one row per image, one column per channel; stripes mean that every image gets the same scales", size=15, kind="soft", at="start")
-    canvas.text(60, 626, "ResNet-20 + SE, trained on handwritten digits, 32 test images", size=13, kind="soft", at="start")
+        canvas.heat(left, 440, (6.4, 3), gate["rows"])
+        canvas.text(left, 557, f"gate of {gate['name']}: stripe index {gate['index']:.2f}", size=15, kind="soft", at="start")
+    canvas.text(60, 402, "Why a constant can do: the scales of a trained SE network", size=19, bold=True, at="start")
+    canvas.text(60, 426, "one row per image, one column per channel; left: every image gets nearly the same scales; right: the last gate answers more", size=15, kind="soft", at="start")
+    canvas.text(60, 581, "ResNet-20 + SE, trained on handwritten digits, 32 test images", size=13, kind="soft", at="start")
     return canvas
 
 
