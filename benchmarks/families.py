@@ -1,4 +1,4 @@
-"""What `where="residual"` picks in twenty families of networks: the table of docs/guides/where.md, made by running it."""
+"""What `where="residual"` picks in twenty families of networks; makes the table of docs/guides/where.md."""
 
 from __future__ import annotations
 

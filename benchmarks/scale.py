@@ -1,4 +1,4 @@
-"""What gates cost as data, sites and processes grow: computed from the networks themselves, into `docs/guides/scale.md`.
+"""What gates cost as data, sites and processes grow: computed from the networks, into `docs/guides/scale.md`.
 
 Nothing here is timed. Counts come from the modules (parameters, weights) and from one call of a site (operators);
 bytes on the wire follow from the algorithm, a ring, which NCCL and gloo use for large tensors.

@@ -15,7 +15,8 @@ STYLE = """
 text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 """
 # From dark to light, even in lightness, so that it reads without colour vision.
-RAMP = "440154 482173 433e85 38598c 2d708e 25858e 1e9b8a 2ab07f 52c569 86d549 c2df23 fde725".split()
+RAMP = ("440154", "482173", "433e85", "38598c", "2d708e", "25858e")
+RAMP += ("1e9b8a", "2ab07f", "52c569", "86d549", "c2df23", "fde725")
 
 
 class Canvas:
@@ -38,8 +39,20 @@ class Canvas:
             f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="{corner}" stroke-width="1.5"/>'
         )
 
+    def note(self, x: float, y: float, words: str, size: int = 15) -> None:
+        """Add a line of softer text that begins at (x, y)."""
+        self.text(x, y, words, size=size, kind="soft", at="start")
+
     def text(
-        self, x: float, y: float, words: str, *, size: int = 17, kind: str = "text", bold: bool = False, at: str = "middle"
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        size: int = 17,
+        kind: str = "text",
+        bold: bool = False,
+        at: str = "middle",
     ) -> None:
         """Add one line of text; ``at`` is its anchor."""
         weight = ' font-weight="600"' if bold else ""
@@ -90,4 +103,5 @@ class Canvas:
     def svg(self) -> str:
         """The drawing as SVG source."""
         head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" role="img">'
-        return "\n".join([head, f"<title>{escape(self.title)}</title>", f"<style>{STYLE}</style>", *self.shapes, "</svg>"]) + "\n"
+        lines = [head, f"<title>{escape(self.title)}</title>", f"<style>{STYLE}</style>", *self.shapes, "</svg>"]
+        return "\n".join(lines) + "\n"

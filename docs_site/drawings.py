@@ -53,10 +53,11 @@ def overview() -> Canvas:
     stripes = json.loads(FILE.read_text(encoding="utf-8"))
     for left, gate in zip((60, 530), stripes["gates"], strict=True):
         canvas.heat(left, 440, (6.4, 3), gate["rows"])
-        canvas.text(left, 557, f"gate of {gate['name']}: stripe index {gate['index']:.2f}", size=15, kind="soft", at="start")
+        canvas.note(left, 557, f"gate of {gate['name']}: stripe index {gate['index']:.2f}")
     canvas.text(60, 402, "Why a constant can do: the scales of a trained SE network", size=19, bold=True, at="start")
-    canvas.text(60, 426, "one row per image, one column per channel; left: every image gets nearly the same scales; right: the last gate answers more", size=15, kind="soft", at="start")
-    canvas.text(60, 581, "ResNet-20 + SE, trained on handwritten digits, 32 test images", size=13, kind="soft", at="start")
+    words = "one row per image, one column per channel; left: every image gets nearly the same scales; "
+    canvas.note(60, 426, words + "right: the last gate answers more")
+    canvas.note(60, 581, "ResNet-20 + SE, trained on handwritten digits, 32 test images", size=13)
     return canvas
 
 
@@ -82,7 +83,8 @@ def site() -> Canvas:
 def gate() -> Canvas:
     """The dynamic and the static form of one attention."""
     canvas = Canvas(820, 380, "dynamic attention computes its input from the image; the static form learns it")
-    for top, title, words, kind in ((30, "dynamic: ordinary SE", "mean over x", "plain"), (210, "static: ASR", "psi (learned)", "gate")):
+    forms = [(30, "dynamic: ordinary SE", "mean over x", "plain"), (210, "static: ASR", "psi (learned)", "gate")]
+    for top, title, words, kind in forms:
         canvas.text(30, top + 8, title, bold=True, at="start")
         canvas.arrow((30, top + 110), (330, top + 110))
         canvas.text(48, top + 98, "x")
@@ -98,7 +100,7 @@ def gate() -> Canvas:
     canvas.text(632, 66, "v(x)")
     canvas.text(632, 246, "v")
     canvas.arrow((120, 140), (120, 76), (225, 76))
-    canvas.text(30, 362, "v(x) changes with the image; v is one vector, so v · B(x) is again a layer like B", size=15, kind="soft", at="start")
+    canvas.note(30, 362, "v(x) changes with the image; v is one vector, so v · B(x) is again a layer like B")
     return canvas
 
 
@@ -118,21 +120,30 @@ def trace() -> Canvas:
             canvas.box(x, y, 110, "· v" if index == 1 else word, kind)
             canvas.arrow((x + 55, y), (x + 90, y))
         canvas.text(520, y + 6, meaning, size=16, at="start")
-    canvas.text(30, 306, "Every user of the value has to agree: one consumer that sees the unscaled value is enough to refuse.", size=15, kind="soft", at="start")
+    words = "Every user of the value has to agree: one consumer that sees the unscaled value is enough to refuse."
+    canvas.note(30, 306, words)
     return canvas
 
 
 def plan() -> Canvas:
     """What fold does, in order."""
     canvas = Canvas(820, 190, "fold: copy, trace, plan, check, write, compare")
-    steps = [("copy", "yours stays"), ("trace", "one run"), ("plan", "who takes what"), ("check", "or refuse"), ("write", "one rounding"), ("compare", "with yours")]
+    steps = [
+        ("copy", "yours stays"),
+        ("trace", "one run"),
+        ("plan", "who takes what"),
+        ("check", "or refuse"),
+        ("write", "one rounding"),
+        ("compare", "with yours"),
+    ]
     for index, (name, words) in enumerate(steps):
         x = 80 + 132 * index
         canvas.box(x, 80, 96, name, "done" if name in ("check", "compare") else "plain")
         canvas.text(x, 126, words, size=14, kind="soft")
         if index < len(steps) - 1:
             canvas.arrow((x + 48, 80), (x + 84, 80))
-    canvas.text(30, 168, "Nothing is written before everything is checked. A call that fails leaves the model as it was.", size=15, kind="soft", at="start")
+    words = "Nothing is written before everything is checked. A call that fails leaves the model as it was."
+    canvas.note(30, 168, words)
     return canvas
 
 
@@ -146,9 +157,7 @@ def icon() -> Canvas:
     return canvas
 
 
-DRAWINGS: dict[str, Callable[[], Canvas]] = {
-    each.__name__: each for each in (overview, site, gate, trace, plan, icon)
-}
+DRAWINGS: dict[str, Callable[[], Canvas]] = {each.__name__: each for each in (overview, site, gate, trace, plan, icon)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

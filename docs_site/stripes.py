@@ -36,7 +36,8 @@ def gate_of(report: sf.StripeReport, name: str) -> dict[str, object]:
     low, high = float(kept.min()), float(kept.max())
     levels = ((kept - low) / (high - low) * LEVELS).long().clamp(max=LEVELS - 1)
     rows = ["".join(f"{level:x}" for level in row) for row in levels.tolist()]
-    return {"name": name.split(".gates")[0], "index": round(layer.stripe_index, 3), "low": low, "high": high, "rows": rows}
+    short, index = name.split(".gates")[0], round(layer.stripe_index, 3)
+    return {"name": short, "index": index, "low": low, "high": high, "rows": rows}
 
 
 if __name__ == "__main__":

@@ -35,16 +35,16 @@ at the end.
 
 How to read it:
 
-- **Accuracy** is in percent, on the 10,000 test images of CIFAR-100 after the *last* epoch: mean ± standard deviation over
-  seeds. No image is held out, and nothing is chosen by the test images. ASR is judged folded, as it is deployed.
+- **Accuracy** is in percent, on the 10,000 test images of CIFAR-100 after the *last* epoch: mean ± standard deviation
+  over seeds. No image is held out, and nothing is chosen by the test images. ASR is judged folded, as it is deployed.
 - **Differences** are in points and paired by seed. The two runs of a pair share the backbone's start, the order of the
   images, their augmentation and the noise.
-- **Bold** comparisons are the primary ones, fixed beforehand. The verdict is `result` if the 95 % interval excludes 0, and
-  `null` otherwise. The other comparisons are described and not tested.
+- **Bold** comparisons are the primary ones, fixed beforehand. The verdict is `result` if the 95 % interval excludes 0,
+  and `null` otherwise. The other comparisons are described and not tested.
 - **A null** says that these runs do not show a difference. Its interval says how large one could still be.
 
-The recipe is that of the reference code, shortened in proportion. Networks trained so briefly stay below published figures,
-and figures of 4 and of 16 epochs are not comparable with each other.
+The recipe is that of the reference code, shortened in proportion. Networks trained so briefly stay below published
+figures, and figures of 4 and of 16 epochs are not comparable with each other.
 """
 
 
@@ -71,11 +71,11 @@ def render(folder: Path = RESULTS) -> str:
 
 STRIPES = """
 The gates of every network with dynamic attention are observed after each epoch on the same 512 test images, with the
-measures of [stripes](explanation/stripes.md). That attention values "quickly approach constant vectors" (the paper) can mean two
-things, and the tables tell them apart: every *image* gets the same vector (an index near 1, a small deviation), or the
-vectors stand still from *epoch to epoch* (a small change; under a learning rate that falls, everything does so). Two
-figures have a floor: with 512 images of 100 classes, the class explains 0.19 of the variance by chance alone; and if all
-channels move alike, one channel in sixteen holds 0.06 of it.
+measures of [stripes](explanation/stripes.md). That attention values "quickly approach constant vectors" (the paper)
+can mean two things, and the tables tell them apart: every *image* gets the same vector (an index near 1, a small
+deviation), or the vectors stand still from *epoch to epoch* (a small change; under a learning rate that falls,
+everything does so). Two figures have a floor: with 512 images of 100 classes, the class explains 0.19 of the variance
+by chance; and if all channels move alike, one channel in sixteen holds 0.06 of it.
 """
 
 
