@@ -117,7 +117,7 @@ def command_section(name: str, each: Any) -> str:
     parts = [f"## {name}", cell_free(each.help), f"```console\n{usage}{' [OPTIONS]' if given else ''}\n```"]
     rows = [(f"`{argument.name}`", getattr(argument, "help", None) or "") for argument in arguments]
     rows += [(option_names(option), getattr(option, "help", None) or "") for option in given]
-    return "\n\n".join(parts + ([table(("", "meaning"), rows)] if rows else [])) + "\n"
+    return "\n\n".join(parts + ([table(("argument or option", "meaning"), rows)] if rows else [])) + "\n"
 
 
 def usage_of(argument: Any) -> str:
