@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from docs_site.canvas import Canvas
+from docs_site.guide_drawings import block, chain, positions
 from docs_site.stripes import FILE
 
 FOLDER = Path(__file__).parents[1] / "docs" / "assets"
@@ -157,7 +158,9 @@ def icon() -> Canvas:
     return canvas
 
 
-DRAWINGS: dict[str, Callable[[], Canvas]] = {each.__name__: each for each in (overview, site, gate, trace, plan, icon)}
+DRAWINGS: dict[str, Callable[[], Canvas]] = {
+    each.__name__: each for each in (overview, site, gate, trace, plan, icon, block, positions, chain)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

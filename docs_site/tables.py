@@ -139,6 +139,13 @@ def changelog() -> str:
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2]
 
 
+def integrations() -> str:
+    """The pages of `docs/integrations`, each with its title."""
+    pages = sorted(path for path in (ROOT / "docs" / "integrations").glob("*.md") if path.stem != "index")
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for page in pages]
+    return "\n".join(f"- [{title}]({page.name})" for title, page in zip(titles, pages, strict=True))
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -163,4 +170,5 @@ PARTS: dict[str, Callable[[], str]] = {
     "branches": branches,
     "command": command,
     "changelog": changelog,
+    "integrations": integrations,
 }
