@@ -38,7 +38,7 @@ check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commi
 docs:  ## build the site into site/, strictly; into a .venv-docs of its own
 	@test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
 	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	$(VENV)-docs/bin/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
 
 zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)
 	$(BIN)/python -m tests.zoo.run
