@@ -200,3 +200,6 @@ def test_the_site_builds(tmp_path: Path) -> None:
 
     build.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
     assert (tmp_path / "site" / "index.html").is_file()
+    reference = [page.read_text(encoding="utf-8") for page in (tmp_path / "site" / "reference").glob("*.html")]
+    assert reference
+    assert not any("<blockquote>" in page or "<!-- generated" in page for page in reference)
