@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | tr ' ' '-')
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check zoo stress bench
+.PHONY: help venv demo test check docs zoo stress bench
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -34,6 +34,11 @@ check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commi
 	$(BIN)/mypy
 	$(PYTEST) -q --doctest-modules src/stripefold src/stripefold_lab
 	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow and not stress"
+
+docs:  ## build the site into site/, strictly; into a .venv-docs of its own
+	@test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
 
 zoo: $(STAMP)  ## sweep over timm, torchvision and transformers (hours; resumable)
 	$(BIN)/python -m tests.zoo.run

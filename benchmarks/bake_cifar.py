@@ -1,4 +1,4 @@
-"""What does it cost to bake the attention of trained SE-ResNets? Every figure that `docs/baking.md` shows.
+"""What does it cost to bake the attention of trained SE-ResNets? Every figure that `docs/guides/baking.md` shows.
 
     python -m benchmarks.bake_cifar --data FOLDER_OR_TAR --runs runs/cifar --out runs/baked --jobs 6
 

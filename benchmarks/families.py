@@ -1,4 +1,4 @@
-"""What `where="residual"` picks in twenty families of networks: the table of docs/where.md, made by running it."""
+"""What `where="residual"` picks in twenty families of networks; makes the table of docs/guides/where.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import stripefold as sf
 from stripefold.asr.sites import SiteTable
 from stripefold_lab.models import create_detector, create_model, create_segmenter
 
-PAGE = Path(__file__).parents[1] / "docs" / "where.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "where.md"
 MARKS = re.compile(r"(<!-- families: [^>]*-->\n).*?(<!-- end of families -->)", re.DOTALL)
 CLASSIFIERS = {
     "ResNet (basic)": "resnet20",

@@ -22,7 +22,7 @@ from stripefold_lab.robustness.report import CLEAN, in_percent
 from stripefold_lab.training import TrainConfig, train
 
 FOLDER = RESULTS / "robustness"
-PAGE = Path(__file__).parents[1] / "docs" / "robustness.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "robustness.md"
 MARKS = re.compile(r"(<!-- results: [^>]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 NOISES: dict[str, dict[str, Any]] = {
     "quiet": {},

@@ -1,4 +1,4 @@
-"""What gates cost as data, sites and processes grow: computed from the networks themselves, into `docs/scale.md`.
+"""What gates cost as data, sites and processes grow: computed from the networks, into `docs/guides/scale.md`.
 
 Nothing here is timed. Counts come from the modules (parameters, weights) and from one call of a site (operators);
 bytes on the wire follow from the algorithm, a ring, which NCCL and gloo use for large tensors.
@@ -21,7 +21,7 @@ from stripefold.asr.sites import attached_sites
 from stripefold.stripe.moments import Moments
 from stripefold_lab.models import create_model
 
-PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "scale.md"
 MARKS = re.compile(r"(<!-- costs: [^>]*-->\n).*?(<!-- end of costs -->)", re.DOTALL)
 PROCESSES = 8
 NETWORKS: dict[str, dict[str, Any]] = {

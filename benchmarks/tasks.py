@@ -31,7 +31,7 @@ from stripefold_lab.training.evaluation import evaluate_model
 
 CLAIMS = {"shapes-segmentation": 0.6, "shapes-lraspp": 0.6, "shapes-detection": 0.5, "shapes-ssdlite": 0.5}
 """Recipe -> least score on held-out images: mIoU or mAP50."""
-PAGE = Path(__file__).parents[1] / "docs" / "tasks.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "tasks.md"
 MARKS = re.compile(r"(<!-- results: [^>]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 SECONDS = 600.0
 FLOAT64 = 1e-10

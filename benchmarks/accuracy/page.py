@@ -1,4 +1,4 @@
-"""The page "Results" of the documentation, and three rows of it in the README, from the raw files.
+"""The page "Results" of the documentation, and what the README says of them, from the raw files.
 
 python -m benchmarks.accuracy.page            # writes docs/results.md and README.md
 python -m benchmarks.accuracy.page --check    # ends with 1 where they are not what the raw files say
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,15 +33,18 @@ for each run. What is trained, what is compared and how it is judged was fixed i
 [plan](../benchmarks/accuracy/plan.yaml) before the first run. Nulls stand beside gains, and what was not run is listed
 at the end.
 
-How to read it: accuracies are on the 10,000 test images of CIFAR-100 after the *last* epoch, in per cent, mean ±
-standard deviation over seeds; no image is held out and nothing is chosen by the test images. ASR is judged folded, as
-the plain backbone that is deployed. Differences are in points, paired by seed: the two runs of a pair share the
-backbone's start, the order of the images, their augmentation and the noise. **Bold** comparisons are the primary ones,
-fixed beforehand: a `result` where the 95 % interval leaves out 0, else a `null`; the others are described and not
-tested. A null says that these runs do not show a difference, and its interval says how large one could still be.
+How to read it:
 
-The recipe is the reference code's, shortened in proportion; networks trained so briefly stay below published figures,
-and figures of 4 and of 16 epochs are not comparable with each other.
+- **Accuracy** is in percent, on the 10,000 test images of CIFAR-100 after the *last* epoch: mean ± standard deviation
+  over seeds. No image is held out, and nothing is chosen by the test images. ASR is judged folded, as it is deployed.
+- **Differences** are in points and paired by seed. The two runs of a pair share the backbone's start, the order of the
+  images, their augmentation and the noise.
+- **Bold** comparisons are the primary ones, fixed beforehand. The verdict is `result` if the 95 % interval excludes 0,
+  and `null` otherwise. The other comparisons are described and not tested.
+- **A null** says that these runs do not show a difference. Its interval says how large one could still be.
+
+The recipe is that of the reference code, shortened in proportion. Networks trained so briefly stay below published
+figures, and figures of 4 and of 16 epochs are not comparable with each other.
 """
 
 
@@ -67,11 +71,11 @@ def render(folder: Path = RESULTS) -> str:
 
 STRIPES = """
 The gates of every network with dynamic attention are observed after each epoch on the same 512 test images, with the
-measures of [stripes](stripes.md). That attention values "quickly approach constant vectors" (the paper) can mean two
-things, and the tables tell them apart: every *image* gets the same vector (an index near 1, a small deviation), or the
-vectors stand still from *epoch to epoch* (a small change; under a learning rate that falls, everything does). Two
-floors: 512 images of 100 classes are five a class, so by chance alone the class explains 0.19 of the variance; and one
-channel in sixteen holds 0.06 of it where all channels move alike.
+measures of [stripes](explanation/stripes.md). That attention values "quickly approach constant vectors" (the paper)
+can mean two things, and the tables tell them apart: every *image* gets the same vector (an index near 1, a small
+deviation), or the vectors stand still from *epoch to epoch* (a small change; under a learning rate that falls,
+everything does so). Two figures have a floor: with 512 images of 100 classes, the class explains 0.19 of the variance
+by chance; and if all channels move alike, one channel in sixteen holds 0.06 of it.
 """
 
 
@@ -116,18 +120,43 @@ def headline_row(study: Study, found: Comparison) -> list[str]:
 
 
 def readme_block(records: Records, studies: Mapping[str, Study]) -> str:
-    """The three primary comparisons of the main table.
+    """What the README says about accuracy: how much is measured, and the primary comparisons that have pairs.
 
     Args:
         records: What is there.
         studies: The plan.
     """
     main = studies["main"]
-    rows = [headline_row(main, found)[0:4] for found in compare(main, records) if found.primary]
-    for row in rows:
-        row[0] = row[0].rpartition(": ")[2]
-    table = markdown(["CIFAR-100, ResNet-20, 16 epochs", "difference in points [95 %]", "pairs", "verdict"], rows)
-    return f"{BEGIN}\n{table}\n{END}"
+    found = [each for each in compare(main, records) if each.primary]
+    text = progress(records, studies, complete=sum(each.pairs == each.planned for each in found), of=len(found))
+    if any(each.pairs for each in found):
+        rows = [headline_row(main, each) for each in found]
+        for row in rows:
+            row[0] = row[0].rpartition(": ")[2]
+        head = ["CIFAR-100, ResNet-20, 16 epochs", "difference in points [95 %]", "pairs", "verdict"]
+        text += "\n\n" + markdown(head, rows)
+    return f"{BEGIN}\n{text}\n{END}"
+
+
+def progress(records: Records, studies: Mapping[str, Study], *, complete: int, of: int) -> str:
+    """How far the measurement of accuracy has got, and what follows from it.
+
+    Args:
+        records: What is there.
+        studies: The plan.
+        complete: Primary comparisons of the main study that have all their pairs.
+        of: Primary comparisons of the main study.
+    """
+    begun = {study.name: study for study in studies.values() if not study.needs_gpu}
+    planned = sum(len(study.configurations) * len(study.seeds) for study in begun.values())
+    there = sum(name in begun for name, _, _ in records)
+    text = (
+        f"Results are being collected: {there} of {planned} planned runs on CIFAR-100 are finished, and {complete} of "
+        f"the {of} main comparisons are complete."
+    )
+    if complete < of:
+        text += " Until they are, **stripefold claims no gain in accuracy**, over the backbone or over SE."
+    return "\n".join(textwrap.wrap(text, 120))
 
 
 def with_block(text: str, block: str) -> str:

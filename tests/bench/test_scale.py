@@ -1,4 +1,4 @@
-"""The costs of docs/scale.md: formulas against networks, and the page against the script."""
+"""The costs of docs/guides/scale.md: formulas against networks, and the page against the script."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ def test_figures_show_losses_beside_wins(tmp_path: Path) -> None:
     report = report.with_limits({"plain": {"seconds": 1.0, "ratio": 0.5}})
     report.save(tmp_path / "nothing.json")
     reports = render.load_reports(tmp_path)
-    readme = render.with_figures("a\n<!-- figures: x -->\nstale text\n<!-- end of figures -->\nb\n", reports)
-    assert "stale text" not in readme
-    assert "| holds |" in readme
-    assert "| **missed** |" in readme
+    page = render.with_figures("a\n<!-- figures: x -->\nstale text\n<!-- end of figures -->\nb\n", reports)
+    assert "stale text" not in page
+    assert "| holds |" in page
+    assert "| **missed** |" in page
     assert "### Nothing" in render.render(reports)
 
 
-def test_without_results_the_readme_says_so() -> None:
+def test_without_results_the_page_says_so() -> None:
     assert "No results are kept" in render.figures([])

@@ -1,4 +1,4 @@
-"""The table of docs/where.md is what the script gives."""
+"""The table of docs/guides/where.md is what the script gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.families import CLASSIFIERS, DENSE, main, pattern, row, sites_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "where.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "where.md"
 
 
 def test_paths_with_stars_match_their_layers() -> None:

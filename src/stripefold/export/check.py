@@ -1,9 +1,9 @@
 """Does a written file compute what the eager model computes?
 
 The eager model is the one that was given, gates and norms and all, in the modes in which it is used. The truth is a
-float64 copy of it, with its own weights; what a runtime may add is 4 times the rounding
-error that the eager model shows itself, with the floor of its dtype: the policy of `verify` (docs/numerics.md). One
-tolerance serves all inputs: the noise of the noisiest.
+float64 copy of it, with its own weights; what a runtime may add is 4 times the rounding error that the eager model
+shows itself, with the floor of its dtype: the policy of `verify` (docs/explanation/numerics.md). One tolerance serves
+all inputs: the noise of the noisiest.
 """
 
 from __future__ import annotations

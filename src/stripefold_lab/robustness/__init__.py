@@ -4,7 +4,7 @@ What: ``measure_robustness(["runs/bare", "runs/asr"])`` measures the clean score
 disturbance at every severity: noise in the image, common corruptions, noise inside the network. Every network meets
 the very same noise; attached and folded are compared on the way.
 Paper: the study of robustness of ASR (Huang et al. 2024) and of its forerunner IEBN (Liang et al. 2020), whose noise
-enters BatchNorm; Hendrycks and Dietterich 2019 for common corruptions. docs/robustness.md says what is theirs.
+enters BatchNorm; Hendrycks and Dietterich 2019 for common corruptions. docs/guides/robustness.md says what is theirs.
 Why here: it compares what training runs left, so it stands beside training and reads its runs, data and measures.
 
 The names are lazy: importing the package does not load torch.

@@ -30,7 +30,7 @@ class BatchNoise:
         ConfigError: If a value is of the wrong type or out of its range.
 
     Source: Liang et al. 2020 (IEBN, arXiv 1908.04008) train under a "noise attack" with constants (N_a, N_b); their
-    (0.8, 0.5) is ``scale=-0.2, shift=0.5`` here. How far this is theirs: docs/robustness.md.
+    (0.8, 0.5) is ``scale=-0.2, shift=0.5`` here. How far this is theirs: docs/guides/robustness.md.
     """
 
     kind: NoiseKind
