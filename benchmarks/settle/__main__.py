@@ -1,0 +1,52 @@
+"""Run the plan, as far as it is not done.
+
+    python -m benchmarks.settle --data FOLDER --work WORK [--setting cifar10-small] [--seeds 0,1,2] [--only-bases]
+
+FOLDER holds `cifar10` and `cifar100`, each with `train/CLASS/*` and `test/CLASS/*`. It may be killed at any moment and
+started again, also several times at once: each process takes the first run that no other one holds, and a run goes on
+from its last checkpoint. One JSON per seed and way is written to `--results`. Start it with `chrt -i 0 nice -n 19` to use
+idle time only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from benchmarks.settle.bases import load_data, trained_base
+from benchmarks.settle.plan import RESULTS, load_plan
+
+
+def main() -> int:
+    """Train the bases, then settle them, seed by seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="holds the folders cifar10 and cifar100")
+    parser.add_argument("--work", type=Path, required=True, help="where bases and checkpoints lie")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--setting", default="cifar10-small")
+    parser.add_argument("--seeds", help="only these, with commas between")
+    parser.add_argument("--only-bases", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    setting = load_plan()[options.setting]
+    data = load_data(options.data, setting)
+    seeds = setting.seeds if options.seeds is None else tuple(map(int, options.seeds.split(",")))
+    for seed in seeds:
+        for kind in ("se", "backbone"):
+            spec = setting.base(kind, seed)
+            lock = FileLock(options.work / f"{spec.name}.lock")
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with lock.acquire(timeout=0):
+                    trained_base(setting, kind, seed, data, options.work)
+            except Timeout:
+                continue
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

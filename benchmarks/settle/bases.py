@@ -1,0 +1,59 @@
+"""The networks that are settled: trained once, kept with their weights; a run goes on from its last epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.accuracy import networks
+from benchmarks.accuracy.run import Pools, Run, epoch_of
+from benchmarks.cifar_data import Cifar, load_cifar
+from benchmarks.settle.plan import Setting
+from stripefold.atomic import atomic_path
+
+
+def load_data(folder: Path, setting: Setting) -> Cifar:
+    """The setting's part of the training images, and all test images.
+
+    Args:
+        folder: Holds the folders of images.
+        setting: Says which.
+    """
+    data = load_cifar(folder / setting.data, validation=0)
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[: setting.images]
+    return replace(data, train=data.train.part(chosen))
+
+
+def trained_base(setting: Setting, kind: str, seed: int, data: Cifar, work: Path) -> nn.Module:
+    """A trained network, from its file if it is there.
+
+    Args:
+        setting: Of the plan.
+        kind: "se" or "backbone".
+        seed: Decides everything that is drawn.
+        data: What it learns from.
+        work: Where weights and states lie.
+
+    Returns:
+        In evaluation mode, channels last.
+    """
+    spec = setting.base(kind, seed)
+    path = work / f"{spec.name}.weights.pt"
+    images = networks.image_spec(data.classes)
+    model = networks.to_device(networks.build(spec.options, seed, images), torch.device("cpu"))
+    if not path.exists():
+        run = Run(spec, data, work / f"{spec.name}.pt", graph=False)
+        pools = Pools(data)
+        run.begin({})
+        while run.epoch < spec.epochs:
+            for _ in epoch_of([run], pools):
+                pass
+            print(f"{spec.name}: epoch {run.epoch}, test {run.history['test_accuracy'][-1]:.2f}", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            torch.save(run.model.state_dict(), temporary)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()
