@@ -33,7 +33,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     setting = load_plan()[options.setting]
-    data = load_data(options.data, setting)
+    data = load_data(options.data, setting, options.work)
     seeds = setting.seeds if options.seeds is None else tuple(map(int, options.seeds.split(",")))
     for seed in seeds:
         for kind in ("se", "backbone"):

@@ -15,16 +15,23 @@ from benchmarks.settle.plan import Setting
 from stripefold.atomic import atomic_path
 
 
-def load_data(folder: Path, setting: Setting) -> Cifar:
-    """The setting's part of the training images, and all test images.
+def load_data(folder: Path, setting: Setting, work: Path) -> Cifar:
+    """The setting's part of the training images, and all test images; decoded once.
 
     Args:
         folder: Holds the folders of images.
         setting: Says which.
+        work: Where the decoded images are kept.
     """
-    data = load_cifar(folder / setting.data, validation=0)
-    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[: setting.images]
-    return replace(data, train=data.train.part(chosen))
+    path = work / f"{setting.data}-{setting.images}.pt"
+    if not path.exists():
+        data = load_cifar(folder / setting.data, validation=0)
+        chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[: setting.images]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            torch.save(replace(data, train=data.train.part(chosen)), temporary)
+    data = torch.load(path, weights_only=False)  # our own file
+    return data
 
 
 def trained_base(setting: Setting, kind: str, seed: int, data: Cifar, work: Path) -> nn.Module:
