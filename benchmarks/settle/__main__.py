@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
+from benchmarks.accuracy.train import describe_session
 from benchmarks.settle.bases import load_data, trained_base
 from benchmarks.settle.plan import RESULTS, load_plan
+from benchmarks.settle.ways import Trial, run_way
 
 
 def main() -> int:
@@ -35,17 +39,35 @@ def main() -> int:
     setting = load_plan()[options.setting]
     data = load_data(options.data, setting, options.work)
     seeds = setting.seeds if options.seeds is None else tuple(map(int, options.seeds.split(",")))
+    session = describe_session(torch.device("cpu"))
     for seed in seeds:
         for kind in ("se", "backbone"):
-            spec = setting.base(kind, seed)
-            lock = FileLock(options.work / f"{spec.name}.lock")
-            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with lock.acquire(timeout=0):
+            with _held(options.work / f"{setting.base(kind, seed).name}.lock") as mine:
+                if mine:
                     trained_base(setting, kind, seed, data, options.work)
-            except Timeout:
-                continue
+    for way in setting.ways if not options.only_bases else ():
+        for seed in seeds:
+            path = options.results / setting.name / f"{way}-seed{seed}.json"
+            with _held(options.work / setting.name / f"{way}-seed{seed}.lock") as mine:
+                if mine and not path.exists():
+                    run_way(Trial(setting, seed, data, options.work), way, path, session)
     return 0
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Whether this process may do it: no other one does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 if __name__ == "__main__":

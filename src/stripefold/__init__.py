@@ -40,6 +40,7 @@ _NAMES = {
     "bake_": "baking.bake",
     "BakeReport": "baking.report",
     "FineTune": "baking.finetune",
+    "Settle": "baking.settle_options",
     "observe": "stripe.observe",
     "StripeReport": "stripe.report",
     "write_report": "html_report.write",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from stripefold.baking.bake import bake, bake_
     from stripefold.baking.finetune import FineTune
     from stripefold.baking.report import BakeReport
+    from stripefold.baking.settle_options import Settle
     from stripefold.branches.branch import branch, branch_
     from stripefold.branches.registry import branch_names
     from stripefold.folding.files import load_model_, save_model
@@ -73,6 +75,7 @@ __all__ = [
     "EquivalenceReport",
     "FineTune",
     "FoldReport",
+    "Settle",
     "StripeReport",
     "attach",
     "attach_",

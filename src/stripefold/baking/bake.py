@@ -12,6 +12,7 @@ from stripefold.baking.job import Job
 from stripefold.baking.metric import Metric
 from stripefold.baking.options import Constants, Options, Progress, Recalibrate, To, Where, check_model
 from stripefold.baking.report import BakeReport
+from stripefold.baking.settle_options import Settle
 from stripefold.modules.example import Example
 from stripefold.modules.interruptible import Interruptible
 
@@ -29,6 +30,7 @@ def bake(
     validation: Any = None,
     recalibrate: Recalibrate = "auto",
     finetune: FineTune | None = None,
+    settle: Settle | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     speed: bool = False,
@@ -63,6 +65,8 @@ def bake(
         recalibrate: re-estimate the statistics of the BatchNorms behind the gates over ``data``: True, False, or
             "auto": keep them only where the metric improves.
         finetune: how the constants are trained, or None.
+        settle: how all weights are trained while the gates move to constants, or None. All gates that can be are then
+            baked; ``max_drop`` is what the result may have lost.
         device: where to work; None is where the model is, which stays there.
         progress: called with (what is going on, steps done, of how many).
         speed: also measure a forward pass before and after.
@@ -88,7 +92,7 @@ def bake(
         options = Options(
             constants=constants, to=to, where=where, metric=metric, max_drop=max_drop, validation=validation,
             recalibrate=recalibrate, finetune=finetune, device=device, progress=progress, speed=speed,
-            process_group=process_group,
+            process_group=process_group, settle=settle,
         )  # fmt: skip
         check_model(model)
         job = Job(model, data, example, options)
@@ -109,6 +113,7 @@ def bake_(
     validation: Any = None,
     recalibrate: Recalibrate = "auto",
     finetune: FineTune | None = None,
+    settle: Settle | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     speed: bool = False,
@@ -126,7 +131,7 @@ def bake_(
         options = Options(
             constants=constants, to=to, where=where, metric=metric, max_drop=max_drop, validation=validation,
             recalibrate=recalibrate, finetune=finetune, device=device, progress=progress, speed=speed,
-            process_group=process_group,
+            process_group=process_group, settle=settle,
         )  # fmt: skip
         check_model(model)
         job = Job(model, data, example, options, in_place=True)

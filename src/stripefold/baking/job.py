@@ -22,6 +22,7 @@ from stripefold.baking.recipe import Recipe
 from stripefold.baking.report import BakeReport
 from stripefold.baking.results import site_results
 from stripefold.baking.sensitivity import priors_of
+from stripefold.baking.settle_state import tensors_of_model
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
 from stripefold.baking.weighted import weighted_constants
@@ -87,13 +88,16 @@ class Job:
         if options.validation is not None:
             self._validation = Batches(options.validation, "validation", model, arguments=arguments)
         self._training = self._data
-        if options.finetune is not None and options.finetune.data is not None:
-            self._training = Batches(options.finetune.data, "the data of finetune", model, arguments=arguments)
+        asked = options.finetune or options.settle
+        if asked is not None and asked.data is not None:
+            name = "the data of finetune" if options.settle is None else "the data of settle"
+            self._training = Batches(asked.data, name, model, arguments=arguments)
         self._given, self._group = example, options.process_group
         like = first_parameter(model)
         self._home = None if like is None or options.device is None else like.device
         self._recipe: Recipe | None = None
         self._norms: tuple[str, ...] = ()
+        self._trained = False
         self._probes: tuple[Probe, ...] = ()
 
     def at_home(self, model: nn.Module) -> nn.Module:
@@ -112,13 +116,13 @@ class Job:
         with preserve_state(self._model):
             look = self._look(discovery, example)
             judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
-            verdict = judge.decide(look.priors, self._data, self._training)
+            descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
+            verdict = judge.decide(look.priors, self._data, self._training, descriptors)
         # A forward may write into buffers, a counter say; new statistics are wanted, that is not.
         for name, statistics in buffers.items():
-            if name not in verdict.norms:
+            if name not in verdict.norms and not verdict.trained:
                 statistics.restore_()
-        self._norms = verdict.norms
-        descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
+        self._norms, self._trained = verdict.norms, verdict.trained
         self._recipe = Recipe(
             discovery=look.discovery, to=self._options.to, constants=verdict.constants, descriptors=descriptors
         )
@@ -136,6 +140,10 @@ class Job:
             self._apply_(self._recipe)
 
     def _apply_(self, recipe: Recipe) -> None:
+        if self._trained:
+            own = tensors_of_model(self._users)
+            for name, tensor in tensors_of_model(self._model).items():
+                own[name].copy_(tensor)
         for name in self._norms:
             norm, own = self._model.get_submodule(name), self._users.get_submodule(name)
             for found, buffer in zip(norm.buffers(recurse=False), own.buffers(recurse=False), strict=True):
@@ -229,6 +237,8 @@ class Job:
             constant=verdict.constant,
             recalibrated=verdict.recalibrated,
             finetuned=verdict.finetuned,
+            settled=verdict.settled,
+            settle=None if options.settle is None else f"{options.settle.way}, {options.settle.steps} steps",
             max_drop=options.max_drop,
             norms=verdict.norms,
             notes=(*look.notes, *verdict.notes),

@@ -14,6 +14,7 @@ from torch import nn
 
 from stripefold.baking.finetune import FineTune
 from stripefold.baking.metric import Metric
+from stripefold.baking.settle_options import Settle
 from stripefold.errors import BakeError
 from stripefold.modules.modules import is_sharded, uninitialized, unwrap_name, wrapped_inside
 from stripefold.stripe.discover import ChannelGate
@@ -42,6 +43,7 @@ class Options:
     progress: Progress | None
     speed: bool
     process_group: Any = None
+    settle: Settle | None = None
 
     def __post_init__(self) -> None:
         _one_of("constants", self.constants, ("mean", "descriptor", "energy", "least-squares"))
@@ -63,11 +65,25 @@ class Options:
             raise BakeError("process_group is given, but torch.distributed is not initialised: leave it out")
         if self.finetune is not None and self.to == "asr":
             raise BakeError("finetune trains constants, and to='asr' leaves none: train the gates yourself, then fold")
+        self._check_settle()
+
+    def _check_settle(self) -> None:
+        if self.settle is None:
+            return
+        if not isinstance(self.settle, Settle):
+            raise BakeError(f"settle is {type(self.settle).__name__}: give Settle(steps=..., way=...)")
+        if self.finetune is not None:
+            raise BakeError("finetune trains the constants alone, settle all weights with them: give one of the two")
+        if self.process_group is not None:
+            raise BakeError("settle trains in one process: leave out process_group, or settle")
+        if self.to == "asr":
+            raise BakeError("settle ends in constants, and to='asr' leaves none: give Settle(way='asr') for gates of ASR")
 
     @property
     def kind(self) -> Constants:
         """Which constants are taken: a gate of ASR starts at what the attention says to its mean descriptor."""
-        return "descriptor" if self.to == "asr" else self.constants
+        asr = self.to == "asr" or (self.settle is not None and self.settle.way == "asr")
+        return "descriptor" if asr else self.constants
 
     def tell(self, what: str, done: int = 0, total: int = 0) -> None:
         """Report progress."""

@@ -61,6 +61,7 @@ def _figures(report: BakeReport) -> list[str]:
     steps = {
         "as given": report.before,
         "with constants": report.constant,
+        "settled": report.settled,
         "BatchNorm re-estimated": report.recalibrated,
         "constants trained": report.finetuned,
         "returned": report.after,
@@ -68,6 +69,8 @@ def _figures(report: BakeReport) -> list[str]:
     shown = [f"{name} {value:.2f}" for name, value in steps.items() if value is not None]
     if shown:
         lines += _wrapped(f"{report.metric}: {', '.join(shown)}")
+    if report.settle is not None:
+        lines.append(f"settled: all weights were trained with the constants ({report.settle})")
     if any(site.alone is not None for site in report.sites):
         lines.append("alone: change of the metric when this gate alone is constant")
     lines += _moving(report)
