@@ -4,7 +4,7 @@
 
 FOLDER holds `cifar10` and `cifar100`, each with `train/CLASS/*` and `test/CLASS/*`. It may be killed at any moment and
 started again, also several times at once: each process takes the first run that no other one holds, and a run goes on
-from its last checkpoint. One JSON per seed and way is written to `--results`. Start it with `chrt -i 0 nice -n 19` to use
+from its last checkpoint. One JSON per seed and way is written to `--results`. `chrt -i 0 nice -n 19 python ...` uses
 idle time only.
 """
 

@@ -92,7 +92,9 @@ def finetune(
             targets = targets_for(batch, options.loss, device, f"finetune: {batches.name}")
             loss = check_loss(loss_of(run_example(model, batch.inputs), targets), "finetune", "the gates")
             if not bool(loss.isfinite()):
-                raise BakeError(f"finetune: the loss is {loss.item()} at step {step}: give a lower lr, or look at the data")
+                raise BakeError(
+                    f"finetune: the loss is {loss.item()} at step {step}: give a lower lr, or look at the data"
+                )
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             for v, gradient in zip(trained.values(), gradients, strict=True):
                 v.grad = gradient

@@ -86,7 +86,9 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str], 
     if gate.tail is not None and not gate.whole:
         tail = gate.tail
         which = tail.call, tail.calls
-        hook = _counted(calls, f"tail {gate.name}", which, lambda args, output: _replaced(gate, output, tail.before(v), blend))
+        hook = _counted(
+            calls, f"tail {gate.name}", which, lambda args, output: _replaced(gate, output, tail.before(v), blend)
+        )
         return [model.get_submodule(tail.module).register_forward_hook(hook)]
     module = model.get_submodule(gate.where)
     kept: list[Tensor] = []

@@ -141,9 +141,9 @@ class Job:
 
     def _apply_(self, recipe: Recipe) -> None:
         if self._trained:
-            own = tensors_of_model(self._users)
+            theirs = tensors_of_model(self._users)
             for name, tensor in tensors_of_model(self._model).items():
-                own[name].copy_(tensor)
+                theirs[name].copy_(tensor)
         for name in self._norms:
             norm, own = self._model.get_submodule(name), self._users.get_submodule(name)
             for found, buffer in zip(norm.buffers(recurse=False), own.buffers(recurse=False), strict=True):

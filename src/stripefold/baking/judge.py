@@ -20,9 +20,9 @@ from stripefold.baking.hold import constant_gates
 from stripefold.baking.metric import Accuracy, Metric, measured
 from stripefold.baking.options import Options
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
+from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
 from stripefold.baking.settle import Settling, own_weights_
 from stripefold.baking.settle_options import Settle
-from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
 from stripefold.baking.warm import asr_gates
 from stripefold.errors import BakeError
 from stripefold.modules.example import run_example

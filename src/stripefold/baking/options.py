@@ -77,7 +77,9 @@ class Options:
         if self.process_group is not None:
             raise BakeError("settle trains in one process: leave out process_group, or settle")
         if self.to == "asr":
-            raise BakeError("settle ends in constants, and to='asr' leaves none: give Settle(way='asr') for gates of ASR")
+            raise BakeError(
+                "settle ends in constants, and to='asr' leaves none: give Settle(way='asr') for gates of ASR"
+            )
 
     @property
     def kind(self) -> Constants:

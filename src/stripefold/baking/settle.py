@@ -1,4 +1,4 @@
-"""Settle, then bake: a short training in which each gate moves from v(x) to a constant that is trained with all weights.
+"""Settle, then bake: a short training in which each gate moves from v(x) to a constant that trains with all weights.
 
 At its end the network computes with its constants and nothing else, so that baking them loses nothing.
 """
@@ -145,10 +145,12 @@ class Settling:
             position.epoch, position.epoch_start = position.epoch + 1, position.step
 
     def _begin_epoch(self, position: Position) -> None:
-        data = self._batches.data
-        for each in (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)):
-            if callable(getattr(each, "set_epoch", None)):
-                each.set_epoch(position.epoch)
+        data: Any = self._batches.data
+        batches: Any = getattr(data, "batch_sampler", None)
+        for each in (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)):
+            tell = getattr(each, "set_epoch", None)
+            if callable(tell):
+                tell(position.epoch)
         own = getattr(data, "generator", None)
         if isinstance(own, torch.Generator):
             own.manual_seed(_derived(self._options.seed, position.epoch_start))

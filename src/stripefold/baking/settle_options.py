@@ -82,7 +82,9 @@ class Settle:
         if not _is_number(self.distill) or not 0 <= self.distill <= 1:
             raise BakeError(f"Settle: distill must be a share of the loss from 0 to 1, got {self.distill!r}")
         if self.autocast not in (None, torch.bfloat16):
-            raise BakeError(f"Settle: autocast={self.autocast!r}: torch.bfloat16, or None (float16 needs scaled losses)")
+            raise BakeError(
+                f"Settle: autocast={self.autocast!r}: torch.bfloat16, or None (float16 needs scaled losses)"
+            )
         self._check_functions()
 
     def _check_functions(self) -> None:
@@ -91,7 +93,9 @@ class Settle:
             if value is not None and not callable(value):
                 raise BakeError(f"Settle: {name} is {type(value).__name__}: give a function")
         if self.divergence is not None and not self.distill:
-            raise BakeError("Settle: divergence= is given, but distill=0 uses none: give distill=, its share of the loss")
+            raise BakeError(
+                "Settle: divergence= is given, but distill=0 uses none: give distill=, its share of the loss"
+            )
         if self.loss is not None and self.distill == 1:
             raise BakeError("Settle: loss= is given, but distill=1 uses none: give a smaller share, or leave out loss")
 

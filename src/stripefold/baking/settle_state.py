@@ -100,9 +100,7 @@ class Checkpoint:
 def tensors_of_model(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name."""
     return {
-        name: tensor.detach()
-        for named in (model.named_parameters(), model.named_buffers())
-        for name, tensor in named
+        name: tensor.detach() for named in (model.named_parameters(), model.named_buffers()) for name, tensor in named
     }
 
 
