@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.accuracy import networks
 from benchmarks.accuracy.run import Pools, Run, epoch_of
-from benchmarks.cifar_data import Cifar, load_cifar
+from benchmarks.cifar_data import Cifar, Labelled, load_cifar
 from benchmarks.settle.plan import Setting
 from stripefold.atomic import atomic_path
 
@@ -23,14 +24,22 @@ def load_data(folder: Path, setting: Setting, work: Path) -> Cifar:
         setting: Says which.
         work: Where the decoded images are kept.
     """
-    path = work / f"{setting.data}-{setting.images}.pt"
+    path = work / f"{setting.data}-{setting.images}-{setting.size}.pt"
     if not path.exists():
         data = load_cifar(folder / setting.data, validation=0)
         chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[: setting.images]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            torch.save(replace(data, train=data.train.part(chosen)), temporary)
+            train, test = (_small(part, setting.size) for part in (data.train.part(chosen), data.test))
+            torch.save(replace(data, train=train, validation=train.part(chosen[:0]), test=test), temporary)
     return torch.load(path, weights_only=False)  # type: ignore[no-any-return]  # our own file
+
+
+def _small(part: Labelled, size: int) -> Labelled:
+    """Images averaged down to a size."""
+    factor = part.images.shape[-1] // size
+    pieces = [F.avg_pool2d(images.float(), factor).round().byte() for images in part.images.split(5000)]
+    return Labelled(torch.cat(pieces), part.labels)
 
 
 def trained_base(setting: Setting, kind: str, seed: int, data: Cifar, work: Path) -> nn.Module:
@@ -48,7 +57,7 @@ def trained_base(setting: Setting, kind: str, seed: int, data: Cifar, work: Path
     """
     spec = setting.base(kind, seed)
     path = work / f"{spec.name}.weights.pt"
-    images = networks.image_spec(data.classes)
+    images = networks.image_spec(data.classes, setting.size)
     model = networks.to_device(networks.build(spec.options, seed, images), torch.device("cpu"))
     if not path.exists():
         run = Run(spec, data, work / f"{spec.name}.pt", graph=False)

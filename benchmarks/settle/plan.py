@@ -23,6 +23,7 @@ class Setting:
         name: Of its folder.
         data: Name of the folder of images.
         images: How many training images are used.
+        size: Of an image, 32 or 16.
         recipe: Options of the bases' training.
         steps: Of settling.
         rate: Of settling.
@@ -33,6 +34,7 @@ class Setting:
     name: str
     data: str
     images: int
+    size: int
     recipe: Mapping[str, Any]
     steps: int
     rate: float
@@ -57,6 +59,7 @@ def load_plan(path: Path = PLAN) -> dict[str, Setting]:
             name=name,
             data=entry["data"],
             images=entry["images"],
+            size=entry.get("size", 32),
             recipe={**plan["recipe"], **entry["base"]},
             steps=entry["settle"]["steps"],
             rate=entry["settle"]["rate"],
