@@ -62,6 +62,16 @@ def can_hold(gate: ChannelGate) -> bool:
     return gate.source is not None or gate.tail is not None or (gate.whole and bool(gate.where))
 
 
+def summand_of(gate: ChannelGate, like: Tensor) -> Tensor:
+    """b (C,) of an affine gate; zeros where nothing is known of it.
+
+    Args:
+        gate: affine.
+        like: tells device and dtype.
+    """
+    return like.new_tensor(gate.summand) if gate.summand else like.new_zeros(gate.channels)
+
+
 def _check(gate: ChannelGate, v: Tensor) -> None:
     if tuple(v.shape) != (gate.channels,):
         raise BakeError(f"the constant for {gate.name!r} has shape {tuple(v.shape)}, expected ({gate.channels},)")
@@ -78,12 +88,12 @@ def _constant(name: str, dynamic: Tensor, constant: Tensor) -> Tensor:
 
 def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str], blend: Blend) -> list[Any]:
     """A hook on the module that returns the gate; without one, the whole attention's output is computed anew."""
-    if gate.source is not None:
+    if gate.source is not None and not gate.affine:
         key = f"source {gate.name}"
         which = gate.source_call, gate.source_calls
         hook = _counted(calls, key, which, lambda args, output: _replaced(gate, output, v, blend))
         return [model.get_submodule(gate.source).register_forward_hook(hook)]
-    if gate.tail is not None and not gate.whole:
+    if gate.tail is not None and not gate.whole:  # an affine gate is one
         tail = gate.tail
         which = tail.call, tail.calls
         hook = _counted(
@@ -96,7 +106,8 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str], 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         # Before the call, and of a copy that autograd may keep: an attention may write into its input.
         x = next(tensors_in((args, kwargs))).clone()
-        kept[:] = [x * _along(v, x, gate.axis)]
+        scaled = x * _along(v, x, gate.axis)
+        kept[:] = [scaled + _along(summand_of(gate, v), x, gate.axis) if gate.affine else scaled]
 
     def held(args: Any, output: Tensor) -> Tensor:
         value = blend(gate.name, output, kept[0].to(output.dtype))

@@ -25,7 +25,7 @@ from stripefold.baking.sensitivity import priors_of
 from stripefold.baking.settle_state import tensors_of_model
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
-from stripefold.baking.weighted import weighted_constants
+from stripefold.baking.weighted import weighted_constants, with_summands
 from stripefold.baking.working_copy import check_own, working_copy
 from stripefold.distributed import from_first
 from stripefold.errors import BakeError
@@ -180,6 +180,8 @@ class Job:
         if kind in ("energy", "least-squares"):
             weighted = weighted_constants(model, discovery, self._data, self._group)
         constants, reasons = constants_of(model, discovery, stripes.layers, kind, weighted)
+        discovery = with_summands(model, discovery, self._data, constants, self._group)
+        chosen = [gate for gate in discovery.gates if gate.name in {one.name for one in chosen}]
         left = self._left(discovery, chosen, stripes, reasons)
         names = [gate.name for gate in discovery.gates if gate.name not in left]
         if not names:

@@ -65,7 +65,7 @@ def _targets_in(run: GateInRun, gate: ChannelGate, sides: LayerSides, *, beside:
         unknown = Reason("what the model returns holds no tensor that the trace knows")
         return {"backward": unknown, "forward": unknown}
     ignoring = run.ignoring if total is None else run.ignoring | {total}  # the sum goes with the product
-    end = gate.product if total is None else total
+    end = gate.end if total is None else total
     return {
         "backward": backward(graph, gate.scaled, gate.axis, product=gate.product, sides=sides, ignoring=ignoring),
         "forward": forward(graph, end, gate.axis, sides=sides, ignoring=run.ignoring),
