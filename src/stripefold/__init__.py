@@ -38,6 +38,7 @@ _NAMES = {
     "attention_names": "attention.registry",
     "bake": "baking.bake",
     "bake_": "baking.bake",
+    "BakeConfig": "baking.options",
     "BakeReport": "baking.report",
     "FineTune": "baking.finetune",
     "Settle": "baking.settle_options",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from stripefold.attention.registry import attention_names, register_attention
     from stripefold.baking.bake import bake, bake_
     from stripefold.baking.finetune import FineTune
+    from stripefold.baking.options import BakeConfig
     from stripefold.baking.report import BakeReport
     from stripefold.baking.settle_options import Settle
     from stripefold.branches.branch import branch, branch_
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
 
 __all__ = [
+    "BakeConfig",
     "BakeReport",
     "EquivalenceReport",
     "FineTune",

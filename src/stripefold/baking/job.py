@@ -16,7 +16,7 @@ from stripefold.baking.graph_modules import Probe, discover_probed_, insert_prob
 from stripefold.baking.hold import can_hold
 from stripefold.baking.judge import Judge, Verdict, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst
-from stripefold.baking.options import Options, choose
+from stripefold.baking.options import BakeConfig
 from stripefold.baking.recalibrate import Statistics
 from stripefold.baking.recipe import Recipe
 from stripefold.baking.report import BakeReport
@@ -78,7 +78,7 @@ class Job:
     """
 
     def __init__(
-        self, model: nn.Module, data: Any, example: Example | None, options: Options, *, in_place: bool = False
+        self, model: nn.Module, data: Any, example: Example | None, options: BakeConfig, *, in_place: bool = False
     ) -> None:
         self._users, self._options, self._in_place = model, options, in_place
         self._model = model = working_copy(model)
@@ -170,7 +170,9 @@ class Job:
                 f"{type(model).__name__} has no channel attention that depends on the image{others}: there is nothing "
                 "to bake"
             )
-        chosen = choose(model, discovery.gates, self._options.where)
+        chosen = self._options.chosen(
+            discovery.gates, lambda gate: self._options.where(gate.name, model.get_submodule(gate.where))
+        )
         self._options.tell("observing the gates")
         stripes = observe(
             model, self._data.data, example=example, process_group=self._group,

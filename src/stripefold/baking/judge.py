@@ -18,7 +18,7 @@ from stripefold.baking.batches import Batches
 from stripefold.baking.finetune import FineTune, finetune
 from stripefold.baking.hold import constant_gates
 from stripefold.baking.metric import Accuracy, Metric, measured
-from stripefold.baking.options import Options
+from stripefold.baking.options import BakeConfig
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
 from stripefold.baking.settle import Settling, own_weights_
@@ -84,7 +84,7 @@ class Judge:
         discovery: Discovery,
         constants: Mapping[str, Tensor],
         metric: Metric | None,
-        options: Options,
+        options: BakeConfig,
     ) -> None:
         self._model, self._discovery = model, discovery
         self._constants, self._metric, self._options = constants, metric, options
@@ -245,7 +245,7 @@ class Judge:
         order = sorted(verdict.constants, key=lambda name: priors.get(name, math.inf))
         start = {name: verdict.constants[name] for name in order}
         own_weights_(self._model)
-        settling = Settling(self._model, self._discovery.gates, start, options, training, asr)
+        settling = Settling(self._model, self._discovery.gates, start, options, training, asr=asr)
         constants = settling.run(lambda step: self._options.tell("settling", step, options.steps))
         verdict.constants, verdict.trained = {name: constants[name] for name in verdict.constants}, True
         verdict.settled = self._measure(verdict.constants, "after the gates have settled")

@@ -58,6 +58,7 @@ class Settling:
         start: Mapping[str, Tensor],
         options: Settle,
         batches: Batches,
+        *,
         asr: Mapping[str, StaticGate] | None = None,
     ) -> None:
         like = first_parameter(model)

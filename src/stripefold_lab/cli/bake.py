@@ -126,8 +126,8 @@ def bake(
     calibration, test = _images(given, images, test_images, place)
     options |= {"to": to, "validation": test, "recalibrate": _RECALIBRATE[recalibrate]}
     options["finetune"] = _finetune(given, finetune_epochs, finetune_rate)
-    named = {"way": settle_way, "lr": settle_rate, "distill": distill, "checkpoint": checkpoint}
-    options["settle"] = _settle(given, settle, named)
+    moved: dict[str, Any] = {"way": settle_way, "lr": settle_rate, "distill": distill, "checkpoint": checkpoint}
+    options["settle"] = _settle(given, settle, moved)
     with joined(place) as group:
         tell = _tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)
