@@ -40,8 +40,8 @@ def main() -> int:
     data = load_data(options.data, setting, options.work)
     seeds = setting.seeds if options.seeds is None else tuple(map(int, options.seeds.split(",")))
     session = describe_session(torch.device("cpu"))
-    for seed in seeds:
-        for kind in ("se", "backbone"):
+    for kind in ("se", "backbone"):
+        for seed in seeds:
             with _held(options.work / f"{setting.base(kind, seed).name}.lock") as mine:
                 if mine:
                     trained_base(setting, kind, seed, data, options.work)

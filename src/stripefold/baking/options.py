@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from stripefold.bake_options import BakeOptions, Progress
+from stripefold.baking.common_options import BakeOptions, Progress
 from stripefold.baking.finetune import FineTune
 from stripefold.baking.settle_options import Settle
 from stripefold.errors import BakeError

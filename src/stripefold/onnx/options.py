@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from stripefold.bake_options import BakeOptions, Progress
+from stripefold.baking.common_options import BakeOptions, Progress
 from stripefold.errors import BakeError
 from stripefold.onnx.statistics import KINDS, Kind
 
