@@ -93,7 +93,12 @@ def _moving(report: BakeReport) -> list[str]:
         for site in report.sites
         if site.moving_channels and site.largest_share and site.moving_channels < site.channels / _FEW
     ]
-    return _wrapped(f"few channels move (effective number, share of the largest): {_some(few)}") if few else []
+    if not few:
+        return []
+    told = (
+        f"few channels move (effective number, share of the largest): {_some(few)}; a gate that is kept for those alone"
+    )
+    return _wrapped(f"{told} saves nothing: pooling and first layer stay")
 
 
 def _cut(text: str, width: int) -> str:
