@@ -177,7 +177,7 @@ def write_table() -> None:
         f"{sum('failure' in line for line in lines)} failures.",
         f"What computed {sum(totals.values()) - totals['keep'] - still} of them is gone; {still} are constant, still",
         "computed (some operation reads a map for a gate that nothing needs).",
-        f"Of the architectures, {free} are free of dynamic gates and of what computed them; {wasted} still compute some",
+        f"Of the architectures, {free} are free of dynamic gates and what computed them; {wasted} still compute some",
         f"of it for nothing; the other {len(baked) - free - wasted} keep gates that cannot be constants.", "",
         "| reason why a gate is not folded | gates |", "|---|---|",
         *(f"| {reason} | {count} |" for reason, count in reasons.most_common()), "",
