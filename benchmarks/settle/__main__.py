@@ -1,6 +1,6 @@
 """Run the plan, as far as it is not done.
 
-    python -m benchmarks.settle --data FOLDER --work WORK [--setting cifar10-tiny] [--seeds 0,1,2] [--only-bases]
+    python -m benchmarks.settle --data FOLDER --work WORK [--setting cifar10-tiny] [--seeds 0,1,2]
 
 FOLDER holds `cifar10` and `cifar100`, each with `train/CLASS/*` and `test/CLASS/*`. It may be killed at any moment and
 started again, also several times at once: each process takes the first run that no other one holds, and a run goes on
@@ -20,32 +20,26 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.accuracy.train import describe_session
-from benchmarks.settle.bases import load_data, trained_base
+from benchmarks.settle.bases import load_data
 from benchmarks.settle.plan import RESULTS, load_plan
 from benchmarks.settle.ways import Trial, run_way
 
 
 def main() -> int:
-    """Train the bases, then settle them, seed by seed."""
+    """Way by way, each on all seeds: the more telling ways come first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="holds the folders cifar10 and cifar100")
     parser.add_argument("--work", type=Path, required=True, help="where bases and checkpoints lie")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--setting", default="cifar10-tiny")
     parser.add_argument("--seeds", help="only these, with commas between")
-    parser.add_argument("--only-bases", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     setting = load_plan()[options.setting]
     data = load_data(options.data, setting, options.work)
     seeds = setting.seeds if options.seeds is None else tuple(map(int, options.seeds.split(",")))
     session = describe_session(torch.device("cpu"))
-    for kind in ("se", "backbone"):
-        for seed in seeds:
-            with _held(options.work / f"{setting.base(kind, seed).name}.lock") as mine:
-                if mine:
-                    trained_base(setting, kind, seed, data, options.work)
-    for way in setting.ways if not options.only_bases else ():
+    for way in setting.ways:
         for seed in seeds:
             path = options.results / setting.name / f"{way}-seed{seed}.json"
             with _held(options.work / setting.name / f"{way}-seed{seed}.lock") as mine:

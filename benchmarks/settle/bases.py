@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import nn
 
 from benchmarks.accuracy import networks
+from benchmarks.accuracy.plan import RunSpec
 from benchmarks.accuracy.run import Pools, Run, epoch_of
 from benchmarks.cifar_data import Cifar, Labelled, load_cifar
 from benchmarks.settle.plan import Setting
@@ -59,16 +61,22 @@ def trained_base(setting: Setting, kind: str, seed: int, data: Cifar, work: Path
     path = work / f"{spec.name}.weights.pt"
     images = networks.image_spec(data.classes, setting.size)
     model = networks.to_device(networks.build(spec.options, seed, images), torch.device("cpu"))
-    if not path.exists():
-        run = Run(spec, data, work / f"{spec.name}.pt", graph=False)
-        pools = Pools(data)
-        run.begin({})
-        while run.epoch < spec.epochs:
-            for _ in epoch_of([run], pools):
-                pass
-            print(f"{spec.name}: epoch {run.epoch}, test {run.history['test_accuracy'][-1]:.2f}", flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            torch.save(run.model.state_dict(), temporary)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # another process may be training it: wait for that
+        if not path.exists():
+            _train(spec, data, work / f"{spec.name}.pt", path)
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
+
+
+def _train(spec: RunSpec, data: Cifar, state: Path, path: Path) -> None:
+    """Train a base to its end, and write its weights."""
+    run = Run(spec, data, state, graph=False)
+    pools = Pools(data)
+    run.begin({})
+    while run.epoch < spec.epochs:
+        for _ in epoch_of([run], pools):
+            pass
+        print(f"{spec.name}: epoch {run.epoch}, test {run.history['test_accuracy'][-1]:.2f}", flush=True)
+    with atomic_path(path) as temporary:
+        torch.save(run.model.state_dict(), temporary)

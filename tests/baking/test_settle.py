@@ -225,6 +225,40 @@ def test_an_optimizer_and_a_schedule_of_the_users() -> None:
     assert max(rates) == 3
 
 
+class TakesTargets(nn.Module):
+    """Gives its own losses while it trains, as torchvision's detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net(before_conv, se=SE())
+
+    def forward(self, x: Tensor, targets: Tensor) -> Any:
+        y = self.net(x)
+        return {"loss": F.cross_entropy(y, targets)} if self.training else y
+
+
+def test_a_model_that_takes_its_targets_among_its_inputs() -> None:
+    torch.manual_seed(0)
+    options = sf.Settle(steps=3, loss=lambda output, targets: output["loss"])
+    _, report = sf.bake(TakesTargets().eval(), data(), example=data()[0], settle=options)
+    assert len(report.baked) == 1
+
+
+def test_graphs_settle_and_exported_programs_say_why_not() -> None:
+    torch.manual_seed(0)
+    eager, x = Net(before_conv, se=SE()).eval(), data()[0][0]
+    graph = torch.fx.symbolic_trace(eager)
+    baked, report = sf.bake(graph, data(), settle=sf.Settle(steps=3))
+    assert len(report.baked) == 1
+    assert report.after == pytest.approx(report.settled)
+    assert not discover(baked, x).gates
+    exported = torch.export.export(eager, (x,)).module()
+    with pytest.raises(
+        BakeError, match="cannot be put into training mode .*settle the model that it was exported from"
+    ):
+        sf.bake(exported, data(), settle=sf.Settle(steps=3))
+
+
 # Interrupted and gone on with.
 
 
@@ -248,7 +282,7 @@ class WithDropout(Twice):
         return F.dropout(super().forward(x), 0.3, self.training)
 
 
-def settled(loader: Any, checkpoint: Path | None, kill_at: int | None = None, **options: Any) -> dict[str, Tensor]:
+def settled(checkpoint: Path | None, kill_at: int | None = None, **options: Any) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = WithDropout().eval()
     torch.manual_seed(99 if kill_at is None else 5)  # what was drawn before does not matter
@@ -262,10 +296,6 @@ def settled(loader: Any, checkpoint: Path | None, kill_at: int | None = None, **
     return weights(baked)
 
 
-def with_settle_data(loader: Any) -> dict[str, Any]:
-    return {"data": loader}
-
-
 def shuffled(**options: Any) -> Any:
     return torch.utils.data.DataLoader(Shuffled(), batch_size=8, shuffle=True, **options)
 
@@ -274,11 +304,11 @@ def shuffled(**options: Any) -> Any:
 @pytest.mark.parametrize("kill_at", [3, 5, 11])
 def test_killed_and_gone_on_with_bit_by_bit(tmp_path: Path, way: Any, kill_at: int) -> None:
     path = tmp_path / "settle.pt"
-    whole = settled(None, None, data=shuffled(), way=way)
+    whole = settled(None, data=shuffled(), way=way)
     with pytest.raises(Killed):
-        settled(None, path, kill_at, data=shuffled(), way=way)
+        settled(path, kill_at, data=shuffled(), way=way)
     assert path.exists()
-    assert same(settled(None, path, data=shuffled(), way=way), whole)
+    assert same(settled(path, data=shuffled(), way=way), whole)
 
 
 def test_a_loader_with_a_generator_of_its_own_goes_on_too(tmp_path: Path) -> None:
@@ -286,10 +316,10 @@ def test_a_loader_with_a_generator_of_its_own_goes_on_too(tmp_path: Path) -> Non
         return shuffled(generator=torch.Generator().manual_seed(3))
 
     path = tmp_path / "settle.pt"
-    whole = settled(None, None, data=loader())
+    whole = settled(None, data=loader())
     with pytest.raises(Killed):
-        settled(None, path, 7, data=loader())
-    assert same(settled(None, path, data=loader()), whole)
+        settled(path, 7, data=loader())
+    assert same(settled(path, data=loader()), whole)
 
 
 class Counting:
@@ -310,24 +340,24 @@ class Counting:
 
 def test_a_loader_that_is_told_its_epoch(tmp_path: Path) -> None:
     path = tmp_path / "settle.pt"
-    whole = settled(None, None, data=Counting(told=True))
+    whole = settled(None, data=Counting(told=True))
     with pytest.raises(Killed):
-        settled(None, path, 9, data=Counting(told=True))
-    assert same(settled(None, path, data=Counting(told=True)), whole)
+        settled(path, 9, data=Counting(told=True))
+    assert same(settled(path, data=Counting(told=True)), whole)
 
 
 def test_a_loader_that_counts_for_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "settle.pt"
     with pytest.raises(Killed):
-        settled(None, path, 9, data=Counting(told=False))
+        settled(path, 9, data=Counting(told=False))
     with pytest.raises(BakeError, match="come in another order than when"):
-        settled(None, path, data=Counting(told=False))
+        settled(path, data=Counting(told=False))
 
 
 def test_a_finished_checkpoint_is_not_trained_again(tmp_path: Path) -> None:
     path = tmp_path / "settle.pt"
-    first = settled(None, path, data=shuffled())
-    assert same(settled(None, path, 1, data=shuffled()), first)  # no step is made, so that nothing kills it
+    first = settled(path, data=shuffled())
+    assert same(settled(path, 1, data=shuffled()), first)  # no step is made, so that nothing kills it
 
 
 @pytest.mark.parametrize(

@@ -144,13 +144,12 @@ def targets_for(batch: Batch, loss: Loss | None, device: torch.device, name: str
         name: what to call the data.
 
     Raises:
-        BakeError: there is none.
+        BakeError: there are no class numbers, and the loss is the cross-entropy.
     """
     found = batch.labels if loss is None or batch.labels is not None else batch.targets
-    if found is None:
-        kind = "class numbers" if loss is None else "targets"
-        raise BakeError(f"{name} has no {kind} to train on: give (images, labels) batches")
-    return _moved(found, device)
+    if found is None and loss is None:
+        raise BakeError(f"{name} has no class numbers to train on: give (images, labels) batches, or loss=")
+    return _moved(found, device)  # a model may have taken its targets among its inputs
 
 
 def _moved(value: Any, device: torch.device) -> Any:

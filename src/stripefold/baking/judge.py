@@ -139,10 +139,11 @@ class Judge:
             return None
         after, drop = measured(self._metric, made, "of the baked model"), self._options.max_drop
         if drop is not None and after < verdict.before - drop:
+            more = "settle for more steps" if verdict.trained else "leave out repairs (recalibrate=False)"
             raise BakeError(
                 f"the baked model breaks the budget: the metric falls from {verdict.before:g} to {after:g}, allowed "
-                f"are {drop:g}; with constant gates it was {verdict.constant}. Leave out gates (where=) or repairs "
-                "(recalibrate=False), or allow more (max_drop=)"
+                f"are {drop:g}; with constant gates it was {verdict.constant}. Leave out gates (where=), {more}, or "
+                "allow more (max_drop=)"
             )
         if abs(after - verdict.judged) > _RELATIVE * abs(verdict.judged):
             noise = self._noise(verdict.constants, verdict.judged)

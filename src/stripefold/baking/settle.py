@@ -87,7 +87,13 @@ class Settling:
             BakeError: no targets, a loss that is not finite, data in another order than before the interruption.
         """
         position = Position() if self._checkpoint is None else self._checkpoint.load()
-        self._model.train()
+        try:
+            self._model.train()
+        except NotImplementedError as error:
+            raise BakeError(
+                f"settle: {type(self._model).__name__} cannot be put into training mode ({error}): settle the model "
+                "that it was exported from"
+            ) from error
         with torch.enable_grad():
             for batch in self._batches_from(position):
                 self._step(batch, position)
@@ -132,7 +138,7 @@ class Settling:
                     break
                 if index >= behind:
                     yield batch
-                elif index == behind - 1 and _mark(batch) != position.mark:
+                elif index == behind - 1 and not math.isclose(_mark(batch), position.mark, rel_tol=1e-9):
                     raise BakeError(
                         f"settle: {self._batches.name} come in another order than when {self._options.checkpoint} was "
                         "written: give a loader whose order hangs on torch's, numpy's or Python's random numbers, or "
