@@ -244,19 +244,33 @@ def test_a_model_that_takes_its_targets_among_its_inputs() -> None:
     assert len(report.baked) == 1
 
 
-def test_graphs_settle_and_exported_programs_say_why_not() -> None:
+@pytest.mark.parametrize("form", ["fx", "exported"])
+def test_graphs_settle_too(form: str) -> None:
     torch.manual_seed(0)
     eager, x = Net(before_conv, se=SE()).eval(), data()[0][0]
-    graph = torch.fx.symbolic_trace(eager)
+    batch = ({0: torch.export.Dim("batch", min=2)},)
+    graph: nn.Module = torch.fx.symbolic_trace(eager)
+    if form == "exported":  # its norms stay as they were exported
+        graph = torch.export.export(eager, (x,), dynamic_shapes=batch).module()
+    before = weights(graph)
     baked, report = sf.bake(graph, data(), settle=sf.Settle(steps=3))
+    assert same(weights(graph), before)
     assert len(report.baked) == 1
     assert report.after == pytest.approx(report.settled)
     assert not discover(baked, x).gates
-    exported = torch.export.export(eager, (x,)).module()
-    with pytest.raises(
-        BakeError, match="cannot be put into training mode .*settle the model that it was exported from"
-    ):
-        sf.bake(exported, data(), settle=sf.Settle(steps=3))
+
+
+class NoTraining(Net):
+    def train(self, mode: bool = True) -> NoTraining:
+        if mode:
+            raise NotImplementedError("calling train() is not supported")
+        super().train(mode)
+        return self
+
+
+def test_a_model_that_cannot_train() -> None:
+    with pytest.raises(BakeError, match=r"training mode \(calling train\(\) is not supported\): settle the model"):
+        sf.bake(NoTraining(before_conv, se=SE()).eval(), data(), settle=sf.Settle(steps=3))
 
 
 # Interrupted and gone on with.
