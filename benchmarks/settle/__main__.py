@@ -1,6 +1,6 @@
 """Run the plan, as far as it is not done.
 
-    python -m benchmarks.settle --data FOLDER --work WORK [--setting cifar10-tiny] [--seeds 0,1,2]
+    python -m benchmarks.settle --data FOLDER --work WORK [--setting cifar100-half] [--seeds 0,1,2]
 
 FOLDER holds `cifar10` and `cifar100`, each with `train/CLASS/*` and `test/CLASS/*`. It may be killed at any moment and
 started again, also several times at once: each process takes the first run that no other one holds, and a run goes on
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="holds the folders cifar10 and cifar100")
     parser.add_argument("--work", type=Path, required=True, help="where bases and checkpoints lie")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--setting", default="cifar10-tiny")
+    parser.add_argument("--setting", default="cifar100-half")
     parser.add_argument("--seeds", help="only these, with commas between")
     options = parser.parse_args()
     torch.set_num_threads(1)
