@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
 import yaml
@@ -47,6 +48,22 @@ class Lines:
         generator = torch.Generator().manual_seed(1000 * self._seed + self._epoch)
         for chosen in torch.randperm(len(self._truth), generator=generator).split(BATCH):
             yield self._pictures[chosen], self._truth[chosen]
+
+
+def as_torch(file: Path) -> nn.Module:
+    """The network as a graph of torch; its weights, which are constants of the graph, become parameters."""
+    from onnx2torch import convert
+
+    proto = onnx.load(file)
+    constants = [node for node in proto.graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
+    for node in constants:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        proto.graph.initializer.append(tensor)
+        proto.graph.node.remove(node)
+    model: nn.Module = convert(proto)
+    return model.eval()
 
 
 def likelihood(output: Tensor, truth: Tensor) -> Tensor:
@@ -114,9 +131,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    from onnx2torch import convert
-
-    network = convert(str(options.file)).eval()
+    network = as_torch(options.file)
     plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))["direction"]
     session = describe_session(torch.device("cpu"))
     for way in plan["ways"]:
