@@ -27,9 +27,13 @@ _NAMES = {
     "branch_names": "branches.registry",
     "fold": "folding.fold",
     "fold_": "folding.fold",
+    "plan": "folding.fold",
     "verify": "folding.verify",
     "EquivalenceReport": "folding.verify",
+    "FoldPlan": "folding.report",
     "FoldReport": "folding.report",
+    "Along": "layers.rule",
+    "Rule": "layers.rule",
     "register_rule": "layers.rule",
     "register_block": "folding.third_party",
     "save_model": "folding.files",
@@ -63,22 +67,25 @@ if TYPE_CHECKING:
     from stripefold.branches.branch import branch, branch_
     from stripefold.branches.registry import branch_names
     from stripefold.folding.files import load_model_, save_model
-    from stripefold.folding.fold import fold, fold_
-    from stripefold.folding.report import FoldReport
+    from stripefold.folding.fold import fold, fold_, plan
+    from stripefold.folding.report import FoldPlan, FoldReport
     from stripefold.folding.third_party import register_block
     from stripefold.folding.verify import EquivalenceReport, verify
     from stripefold.html_report.write import write_report
-    from stripefold.layers.rule import register_rule
+    from stripefold.layers.rule import Along, Rule, register_rule
     from stripefold.stripe.observe import observe
     from stripefold.stripe.report import StripeReport
 
 __all__ = [
     "BakeConfig",
+    "Along",
     "BakeReport",
     "EquivalenceReport",
     "FineTune",
+    "FoldPlan",
     "FoldReport",
     "Settle",
+    "Rule",
     "StripeReport",
     "attach",
     "attach_",
@@ -97,6 +104,7 @@ __all__ = [
     "load_model_",
     "observe",
     "param_groups",
+    "plan",
     "register_attention",
     "register_block",
     "register_rule",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
 import stripefold as sf
@@ -442,3 +443,24 @@ def test_images_that_the_model_writes_into_are_the_same_in_every_pass() -> None:
     wanted, other = sf.bake(gated(), outside, max_drop=100.0)
     assert (report.before, report.constant) == (other.before, other.constant)
     assert error(plain(images()), wanted((images() - 0.5) / 0.5)) <= EXACT
+
+
+class ScriptedStem(nn.Module):
+    """A scripted part, which takes no hooks, in front of a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()))
+        self.conv, self.norm, self.gate = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), SqueezeExcite(8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gate(self.norm(self.conv(self.stem(x)))).mean((2, 3)))
+
+
+def test_a_scripted_part_takes_no_hook() -> None:
+    torch.manual_seed(0)
+    model = ScriptedStem().eval()
+    inputs = torch.randn(8, 3, 6, 6)
+    _, report = sf.bake(model, [inputs], metric=lambda other: float(other(inputs).mean()))
+    assert len(report.baked) == 1

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from stripefold.baking.batches import Batches
 from stripefold.baking.recalibrate import norms_behind, recalibrate_
 from stripefold.errors import BakeError
-from stripefold.folding.fuse import is_batchnorm
 from stripefold.graph.trace import trace
 from stripefold.layers.rule import rule_for
 from tests.lifecycle import images, snapshot, tiny
@@ -81,7 +80,7 @@ def test_nothing_but_the_named_statistics_changes() -> None:
 
 def test_norms_behind_a_value() -> None:
     model = tiny()
-    graph = trace(model, images(), is_layer=lambda m: rule_for(m) is not None or is_batchnorm(m)).graph
+    graph = trace(model, images(), is_layer=lambda m: rule_for(m) is not None).graph
     (value,) = graph.results("blocks.0.bn2")
     assert list(norms_behind(model, graph, [value])) == ["blocks.0.bn2", "blocks.1.bn1", "blocks.1.bn2"]
     assert list(norms_behind(model, graph, graph.results("head"))) == []
@@ -89,7 +88,7 @@ def test_norms_behind_a_value() -> None:
 
 def test_norms_without_statistics_are_left_out() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4)).double()
-    graph = trace(model, images(), is_layer=lambda m: rule_for(m) is not None or is_batchnorm(m)).graph
+    graph = trace(model, images(), is_layer=lambda m: rule_for(m) is not None).graph
     assert list(norms_behind(model, graph, graph.results("0"))) == ["2"]
 
 

@@ -12,9 +12,10 @@ from stripefold.baking.apply import apply_
 from stripefold.baking.constants import constants_of
 from stripefold.baking.hold import constant_gates
 from stripefold.baking.sites import plan
-from stripefold.errors import BakeError, FoldError
-from stripefold.folding.sides import LayerSides, ScaleWriter
-from stripefold.graph.scale_paths import Part
+from stripefold.errors import BakeError
+from stripefold.folding.weights import Float64Weights, why_overflowing
+from stripefold.graph.absorption import Absorption
+from stripefold.layers.accepts import Acceptance
 from stripefold.stripe.discover import discover
 from tests.baking import nets
 from tests.baking.nets import SE, C, GateOnly
@@ -110,7 +111,7 @@ def test_an_unknown_kind_of_constants() -> None:
 
 def reason(layer: nn.Module, side: str) -> str:
     model = nn.Sequential(nn.Conv2d(3, C, 1), layer)
-    found = LayerSides(model)("1", side)  # type: ignore[arg-type]
+    found = Acceptance(model)("1", side)  # type: ignore[arg-type]
     assert isinstance(found, str), found
     return found
 
@@ -155,18 +156,18 @@ def test_layers_that_take_no_scale(case: str) -> None:
 
 def test_a_batch_norm_takes_a_scale_of_its_input_in_evaluation_only() -> None:
     model = nn.Sequential(nn.Conv2d(3, C, 1), nn.BatchNorm2d(C))
-    assert not isinstance(LayerSides(model)("1", "input"), str)
+    assert not isinstance(Acceptance(model)("1", "input"), str)
     assert (
-        LayerSides(model, training=True)("1", "input") == "in training its batch statistics undo a scale of its input"
+        Acceptance(model, training=True)("1", "input") == "in training its batch statistics undo a scale of its input"
     )
-    assert not isinstance(LayerSides(model, training=True)("1", "output"), str)
+    assert not isinstance(Acceptance(model, training=True)("1", "output"), str)
 
 
 def test_a_site_takes_none() -> None:
     import stripefold as sf
 
     model = sf.attach(nn.Sequential(nn.Conv2d(3, C, 1), nn.BatchNorm2d(C)), "se", where=["1"])
-    assert LayerSides(model)("1", "output") == "it carries gates of its own"
+    assert Acceptance(model)("1", "output") == "it carries gates of its own"
 
 
 def test_several_scales_of_one_layer_multiply_and_are_rounded_once() -> None:
@@ -174,13 +175,12 @@ def test_several_scales_of_one_layer_multiply_and_are_rounded_once() -> None:
     layer = nn.Conv2d(C, C, 3, groups=2).half()
     before = layer.weight.detach().double(), layer.bias.detach().double()
     a, b, c = (0.5 + torch.rand(C, dtype=torch.float64) for _ in range(3))
-    writer = ScaleWriter({"layer": layer})
-    every = tuple(range(C))
-    writer.add(Part(layer="layer", side="output", index=every), a)
-    writer.add(Part(layer="layer", side="output", index=every), b)
-    writer.add(Part(layer="layer", side="input", index=(1, -1, 0, -1, -1, 5)), c)
-    writer.check()
-    writer.write_()
+    merged, every = Float64Weights(), tuple(range(C))
+    merged.absorb(layer, Absorption(layer="layer", side="output", index=every), a)
+    merged.absorb(layer, Absorption(layer="layer", side="output", index=every), b)
+    merged.absorb(layer, Absorption(layer="layer", side="input", index=(1, -1, 0, -1, -1, 5)), c)
+    assert why_overflowing(merged, {layer: "layer"}) is None
+    merged.write_()
     v = torch.ones(C, dtype=torch.float64)
     v[0], v[2], v[5] = c[1], c[0], c[5]
     inputs = torch.cat([v[:3].expand(3, 3), v[3:].expand(3, 3)])
@@ -191,6 +191,8 @@ def test_several_scales_of_one_layer_multiply_and_are_rounded_once() -> None:
 
 def test_the_writer_refuses_an_overflow() -> None:
     layer = nn.Linear(C, C).half()
-    writer = ScaleWriter({"layer": layer})
-    writer.add(Part(layer="layer", side="input", index=tuple(range(C))), ONES * 1e9)
-    assert_refused(layer, writer.check, FoldError, "cannot fold into 'layer': its weight overflows torch.float16")
+    merged = Float64Weights()
+    merged.absorb(layer, Absorption(layer="layer", side="input", index=tuple(range(C))), ONES * 1e9)
+    reason = why_overflowing(merged, {layer: "layer"})
+    assert reason is not None
+    assert reason.startswith("cannot fold into 'layer': its weight overflows torch.float16")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import BakeError
-from stripefold.folding.fuse import is_batchnorm
+from stripefold.layers.accepts import is_affine_map
 from tests.baking.nets import SE, C, Net, before_conv, before_norm, in_a_row
 from tests.lifecycle import assert_refused, images, prepared, snapshot
 
@@ -132,7 +132,7 @@ def test_all_arguments_of_the_example_are_given_in_every_pass() -> None:
     with torch.no_grad():
         outputs = torch.cat([copy.deepcopy(model).eval()(x, mask) for x, mask, _ in data])
         seen: list[Tensor] = []
-        norm = next(m for n, m in baked.named_modules() if is_batchnorm(m) and n == "norm")
+        norm = next(m for n, m in baked.named_modules() if is_affine_map(m) and n == "norm")
         norm.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
         for x, mask, _ in data:
             baked.eval()(x, mask)

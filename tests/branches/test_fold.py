@@ -135,12 +135,11 @@ def following(behind: str) -> Any:
 @pytest.mark.parametrize(
     ("behind", "why"),
     [
-        ("relu", r"\('relu' in the model itself stands between\)"),
-        ("group", r"gn \(GroupNorm\) behind it keeps no running mean"),
-        ("twice", r"\(its output is used 2 times\)"),
+        ("relu", r"\('relu' in the model itself does not pass on what is added to its operand\)"),
+        ("group", r"\('gn': GroupNorm takes no shift of its input\)"),
         ("again", r"\(called 2 times\)"),
-        ("nothing", r"\(its output is returned by the model\)"),
-        ("read", r"a tensor of bn \(BatchNorm2d\) behind it is read outside its call"),
+        ("nothing", r"\(what is shifted is returned by the model\)"),
+        ("read", r"\(a tensor of 'bn' is read outside its call\)"),
     ],
 )
 def test_a_bias_without_a_batchnorm_is_announced(behind: str, why: str) -> None:
@@ -166,6 +165,24 @@ def test_a_bias_goes_into_the_running_mean() -> None:
     assert error(plain.train()(x), sf.fold(model, example=x).train()(x)) < EXACT
 
 
+def test_a_bias_goes_into_every_norm_behind() -> None:
+    model, x = following("twice"), images()
+    plain, report = sf.fold(model, example=x, report=True)
+    assert report.notes[0].why.endswith("its bias into the running mean of bn, the running mean of other")
+    assert plain.conv.bias is None
+    assert error(plain.eval()(x), model.eval()(x)) < EXACT
+
+
+def test_a_bias_goes_into_the_bias_of_a_layer_behind() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.AvgPool2d(2), nn.Conv2d(4, 2, 1)).double()
+    branched, x = prepared(sf.branch(model, "repvgg", where=["0"]), images(8)), images()
+    plain, report = sf.fold(branched, example=x, report=True)
+    assert report.notes[0].why.endswith("its bias into the bias of 2")
+    assert sorted(plain.state_dict()) == sorted(model.state_dict())
+    assert error(plain.train()(x), branched.eval()(x)) < EXACT
+
+
 def test_a_bias_in_the_norm_of_one_of_two_paths_is_announced() -> None:
     model, x = following("choice"), images().abs()
     with (
@@ -177,7 +194,7 @@ def test_a_bias_in_the_norm_of_one_of_two_paths_is_announced() -> None:
         assert error(plain.eval()(each), model.eval()(each)) < EXACT
     with pytest.warns(UserWarning, match=r"have a bias .* could take it: conv\.bias"):
         plain, report = sf.fold(model, example=[x, -x], report=True)
-    assert "'bn' follows on one example and 'other' on another" in report.notes[0].why
+    assert "'bn' takes it on one example and 'other' on another" in report.notes[0].why
 
 
 def test_without_an_example_the_bias_is_announced() -> None:

@@ -53,3 +53,18 @@ def test_bench(mode: str, names: list[str], tmp_path: Path, capsys: pytest.Captu
     assert [row["name"] for row in written["rows"]] == names
     assert all(name in printed for name in names)
     assert written["environment"]["threads"] >= 1
+    assert main([*words, "-o", str(tmp_path / "bench.json")]) == 0  # its own file is replaced
+
+
+@pytest.mark.parametrize(
+    ("words", "foreign"),
+    [([], "b.json"), (["--mode", "training"], "b.json"), (["--deploy"], "b.png"), (["--table1"], "b.json")],
+    ids=["inference", "training", "picture", "table1"],
+)
+def test_bench_leaves_a_foreign_file(
+    words: list[str], foreign: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / foreign).write_text("theirs")
+    assert main(["bench", "resnet8", *words, "--rounds", "1", "-o", str(tmp_path / "b.json")]) == 2
+    assert f"{foreign} was not written by stripefold and would be overwritten" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(foreign, "theirs")]

@@ -66,6 +66,19 @@ def test_fuse(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "(fused)" in capsys.readouterr().out
 
 
+def test_a_dry_run_writes_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "fused.safetensors"
+    assert main(["fold", str(run), "--fuse", "--dry-run", "-o", str(output)]) == 0
+    assert main(["fold", str(run), "--fuse", "--dry-run"]) == 0
+    assert main(["fold", str(run), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("would fold 12, would leave 0") == 2  # three gates and nine norms
+    assert "would fold 3, would leave 0" in printed
+    assert not output.exists()
+    assert main(["fold", str(run)]) == 2
+    assert "name it with -o, or look first with --dry-run" in capsys.readouterr().err
+
+
 def test_a_folded_file_is_not_folded_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fold", str(run / "folded.safetensors"), "-o", str(tmp_path / "x.safetensors")]) == 2
     assert "has no gates to fold" in capsys.readouterr().err

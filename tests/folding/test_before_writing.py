@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.errors import FoldError, StripefoldError
 from stripefold.folding import fuse as fusing
-from stripefold.folding.ledger import Ledger
-from stripefold.folding.writable import why_not_writable
+from stripefold.folding.changes import Changes
+from stripefold.folding.weights import Float64Weights
+from stripefold.modules.writable import why_not_writable
 from tests.lifecycle import error, snapshot
 
 EXACT = 1e-10
@@ -124,7 +125,7 @@ def test_what_can_be_written() -> None:
     assert "no shape yet" in str(why_not_writable(nn.LazyLinear(3).weight))
 
 
-@pytest.mark.parametrize("moment", ["behind", "in front", "constants", "commit"])
+@pytest.mark.parametrize("moment", ["plan", "stand-ins", "commit"])
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_a_fuse_that_fails_on_the_way_leaves_the_model_as_it_was(
     moment: str, failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
@@ -139,10 +140,9 @@ def test_a_fuse_that_fails_on_the_way_leaves_the_model_as_it_was(
         raise failure("in the middle")
 
     if moment == "commit":
-        monkeypatch.setattr(Ledger, "commit_", fail)
+        monkeypatch.setattr(Changes, "commit_", fail)
     else:
-        name = {"behind": "merge_behind_", "in front": "merge_in_front_", "constants": "fold_constants_"}[moment]
-        monkeypatch.setattr(fusing, name, fail)
+        monkeypatch.setattr(fusing, {"plan": "plan_merges", "stand-ins": "missed_by_the_code"}[moment], fail)
     with pytest.raises(failure, match="in the middle"):
         sf.fold_(model, fuse=True, example=x, check=False)
     assert snapshot(model) == before
@@ -186,13 +186,14 @@ def test_an_overflow_is_found_before_anything_is_written() -> None:
 def test_a_commit_looks_at_everything_first() -> None:
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = nn.Parameter(torch.ones(1, 3).expand(3, 3))
-    model, ledger = nn.Sequential(first, second), Ledger()
+    model, weights, changes = nn.Sequential(first, second), Float64Weights(), Changes()
     before = snapshot(model)
     for layer in (first, second):
-        ledger.write_(layer, {"weight": torch.full((3, 3), 2.0, dtype=torch.float64)})
+        weights.set(layer, {"weight": torch.full((3, 3), 2.0, dtype=torch.float64)})
+    changes.install_(weights)
     assert bool((first.weight == 2).all())  # the model runs with the merged numbers
     with pytest.raises(FoldError, match="cannot write the folded numbers: Linear.weight is an expanded tensor"):
-        ledger.commit_()
-    ledger.undo_(model)
+        changes.commit_(weights)
+    changes.undo_(model)
     assert snapshot(model) == before
     assert issubclass(FoldError, StripefoldError)

@@ -66,6 +66,8 @@ MERGED = {
         lambda: (nn.BatchNorm2d(6), nn.AvgPool2d(2), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)),
         (2, 6, 6, 6),
     ),
+    "maximum between": (lambda: (nn.BatchNorm2d(6), nn.MaxPool2d(2), nn.Conv2d(6, 4, 1)), (2, 6, 6, 6)),
+    "flattened map": (lambda: (nn.BatchNorm2d(6), nn.Flatten(1), nn.Linear(54, 3)), (4, 6, 3, 3)),
     "affine": (lambda: (Affine(6), nn.Linear(6, 5)), (2, 3, 6)),
     "affine behind": (lambda: (nn.Linear(6, 5, bias=False), Affine(5)), (2, 3, 6)),
 }  # fmt: skip
@@ -82,30 +84,25 @@ def test_merged(case: str) -> None:
 KEPT = {
     "zero padding": (
         lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding=1)), (2, 6, 5, 5),
-        "1: its zero padding would have to become the shift",
+        "'1': its zero padding would have to become the shift",
     ),
     "same": (
         lambda: (nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding="same")), (2, 6, 5, 5), "its zero padding",
     ),
     "transposed": (
         lambda: (nn.BatchNorm2d(6), nn.ConvTranspose2d(6, 4, 3, groups=2)), (2, 6, 5, 5),
-        "ConvTranspose2d takes no scale and shift of its input",
+        "ConvTranspose2d takes no shift of its input",
     ),
     "activation": (
-        lambda: (nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)), (2, 6, 5, 5), "'relu' in '1' stands there",
+        lambda: (nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)), (2, 6, 5, 5),
+        "'relu' in '1' does not pass on what is added",
     ),
     "counted padding": (
         lambda: (nn.BatchNorm2d(6), nn.AvgPool2d(3, 2, 1), nn.Conv2d(6, 4, 1)), (2, 6, 6, 6),
-        "'avg_pool2d' in '1' stands there",
+        "'avg_pool2d' in '1' does not pass on what is added to its operand: padded zeros",
     ),
-    "maximum": (
-        lambda: (nn.BatchNorm2d(6), nn.MaxPool2d(2), nn.Conv2d(6, 4, 1)), (2, 6, 6, 6), "stands there",
-    ),
-    "flattened map": (
-        lambda: (nn.BatchNorm2d(6), nn.Flatten(1), nn.Linear(54, 3)), (4, 6, 3, 3), "stands there",
-    ),
-    "another axis": (lambda: (nn.BatchNorm1d(6), nn.Linear(6, 3)), (4, 6, 6), "on another axis than that of its input"),
-    "returned": (lambda: (nn.Sigmoid(), nn.BatchNorm2d(6)), (4, 6, 3, 3), "its output is returned by the model"),
+    "another axis": (lambda: (nn.BatchNorm1d(6), nn.Linear(6, 3)), (4, 6, 6), "not the channels at the input of '1'"),
+    "returned": (lambda: (nn.Sigmoid(), nn.BatchNorm2d(6)), (4, 6, 3, 3), "is shifted is returned by the model"),
 }  # fmt: skip
 
 
@@ -132,9 +129,13 @@ class Several(nn.Module):
             return first + self.k(y) + y[:, :4]
         if self.other == "twice":
             return first + self.k(y) + self.k(y * 1.0)
-        if self.other == "weight":
-            return first + F.conv2d(y, self.k.weight)
         return first * self.k(y)
+
+
+class ReadsWeight(Several):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return self.q(y) + F.conv2d(y, self.k.weight)
 
 
 def test_several_layers_behind_one_norm() -> None:
@@ -147,13 +148,13 @@ def test_several_layers_behind_one_norm() -> None:
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        ("added", "'slice' in the model itself stands there"),
-        ("twice", "k is called several times"),
-        ("weight", "the weights of k are used without calling it"),
+        ("added", "what is shifted is returned by the model"),
+        ("twice", "'k' is called 2 times"),
+        ("weight", "the weight of 'k' is used without calling the layer"),
     ],
 )
 def test_every_layer_behind_must_take_it(other: str, reason: str) -> None:
-    plain, why = fused(Several(other), numbers(2, 6, 5, 5))
+    plain, why = fused((ReadsWeight if other == "weight" else Several)(other), numbers(2, 6, 5, 5))
     assert norms_in(plain) == ["norm"]
     assert reason in why["norm"]
 
@@ -222,7 +223,7 @@ class ByWeight(nn.Module):
 def test_a_weight_used_without_its_layer_takes_no_norm() -> None:
     plain, why = fused(ByWeight(), numbers(4, 6))
     assert norms_in(plain) == ["norm"]
-    assert "the weights of linear are used without calling it" in why["norm"]
+    assert "the weight of 'linear' is used without calling the layer" in why["norm"]
 
 
 class ResMLP(nn.Module):
@@ -239,7 +240,7 @@ class ResMLP(nn.Module):
 def test_an_affine_map_over_the_other_axis_is_left_and_says_so() -> None:
     plain, why = fused(ResMLP(), numbers(2, 5, 6))
     assert norms_in(plain) == ["norm"]
-    assert "the channels reach tokens on another axis than that of its input" in why["norm"]
+    assert "what is shifted are not the channels at the input of 'tokens'" in why["norm"]
 
 
 def test_tied_layers_and_sites_behind_a_norm_stay() -> None:
@@ -248,12 +249,12 @@ def test_tied_layers_and_sites_behind_a_norm_stay() -> None:
     second.weight = first.weight
     plain, why = fused(nn.Sequential(nn.BatchNorm1d(6), first, nn.Tanh(), second), x)
     assert norms_in(plain) == ["0"]
-    assert "1.weight is tied to another module" in why["0"]
+    assert "'1': its 'weight' is tied to '3.weight'" in why["0"]
     x = numbers(2, 6, 5, 5)
     model = prepared(nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)).double(), x)
     model = sf.attach(model, "eca", where="1", form="dynamic")
     _, report = sf.fold(model, fuse=True, example=x, report=True)
-    assert "Site takes no scale and shift of its input" in {note.name: note.why for note in report.notes}["0"]
+    assert "'1': it carries gates of its own" in {note.name: note.why for note in report.notes}["0"]
 
 
 def test_bfloat16_on_both_sides_is_rounded_once() -> None:

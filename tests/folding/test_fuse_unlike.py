@@ -99,7 +99,7 @@ def test_a_hook_before_the_layer_that_makes_the_output_is_not_in_the_way() -> No
     ],
 )
 def test_numbers_that_the_model_reads_elsewhere_stay(forward: Forward, norm: str, layer: str) -> None:
-    assert f"a tensor of {layer} is read outside its call" in fused(net(forward), images())[norm]
+    assert f"a tensor of {layer!r} is read outside its call" in fused(net(forward), images())[norm]
 
 
 def test_no_batch_axis() -> None:
@@ -121,7 +121,7 @@ def test_an_output_inside_an_object_of_the_users_own() -> None:
     expected = model(images()).features
     plain, report = sf.fold(model, fuse=True, example=images(), report=True)
     why = {note.name: note.why for note in report.notes}
-    assert why["norm"].startswith("conv: its output is returned by the model")
+    assert "what is scaled is returned by the model unscaled, too" in why["norm"]
     assert error(plain(images()).features, expected) <= 1e-10
 
 
@@ -135,7 +135,7 @@ def test_other_paths_are_announced() -> None:
     with pytest.warns(UserWarning, match="'other' did not run on the example: what such a layer may meet was left"):
         plain, report = sf.fold(model, fuse=True, example=x, report=True)
     assert report.unseen == ("other",)
-    assert "conv: its output may meet 'other', which did not run" in str(report)
+    assert "what is scaled may meet 'other', which did not run" in str(report)
     assert error(plain(x), model(x)) <= 1e-10
     assert error(plain(-x), model(-x)) <= 1e-10
     assert error(model(-x), model(x)) > 1e-2  # the control
@@ -166,7 +166,7 @@ def test_a_norm_over_another_axis_of_equal_size(samples: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(samples, 4, 3, 2, 2, dtype=torch.float64)
     model = prepared(Frames().double(), x).eval()
-    assert "lie on another axis" in fused(model, x)["norm"]
+    assert "are not the channels at the output of 'conv'" in fused(model, x)["norm"]
 
 
 def test_a_bias_does_not_go_into_a_norm_over_another_axis() -> None:
@@ -178,3 +178,20 @@ def test_a_bias_does_not_go_into_a_norm_over_another_axis() -> None:
     with pytest.warns(UserWarning, match=r"have a bias .*conv\.bias"):
         plain = sf.fold(branched, example=x, check=False)
     assert error(plain(x), branched(x)) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.RReLU().eval(),  # writes its noise, and gives something new
+        lambda y: F.batch_norm(y, torch.zeros(4).double(), torch.ones(4).double(), training=True),
+        lambda y: F.rrelu(y, training=False),
+    ],
+)
+def test_a_function_that_writes_and_gives_something_new_uses_its_input(other: Any) -> None:
+    def forward(model: Net, x: Tensor) -> Tensor:
+        y = model.conv(x)
+        return model.norm(y) + other(y)
+
+    model = net(forward)
+    assert "what is scaled is used unscaled, too" in fused(model, images())["norm"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stripefold.graph.channel_axes import channel_axes
+from stripefold.graph.channels import channel_axes
 from stripefold.graph.positions import NoPlace, PositionPlace, position_places
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.rule import rule_for

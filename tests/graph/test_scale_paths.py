@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripefold.folding.sides import LayerSides, ScaleWriter
-from stripefold.graph.scale_paths import Reason, Target, backward, forward, unused
+from stripefold.folding.weights import Float64Weights
+from stripefold.graph.absorption import FoldTarget, Refusal
+from stripefold.graph.propagate import Flow, unused
 from stripefold.graph.trace import trace
+from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import register_rule, rule_for
 from tests.lifecycle import EXACT, error
 
@@ -61,21 +63,21 @@ def image() -> Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def paths(model: Scaled, x: Tensor | None = None) -> tuple[Target | Reason, Target | Reason]:
+def paths(model: Scaled, x: Tensor | None = None) -> tuple[FoldTarget | Refusal, FoldTarget | Refusal]:
     """Backward and forward from the product."""
     graph = trace(model, image() if x is None else x, is_layer=lambda m: rule_for(m) is not None).graph
     product = next(i for i, n in enumerate(graph.nodes) if n.name == "mul" and n.where == "")
     source = next(i for i in graph.nodes[product].inputs if graph.nodes[i].role == "activation")
-    ignoring, sides = unused(graph, {}), LayerSides(model)
+    flow = Flow(graph=graph, accept=Acceptance(model), dead=unused(graph, {}))
     return (
-        backward(graph, source, model.axis, product=product, sides=sides, ignoring=ignoring),
-        forward(graph, product, model.axis, sides=sides, ignoring=ignoring),
+        flow.backward("scale", source, model.axis, user=product),
+        flow.forward("scale", product, model.axis),
     )
 
 
-def assert_exact(model: Scaled, target: Target | Reason, *, nonnegative: bool = False) -> None:
+def assert_exact(model: Scaled, target: FoldTarget | Refusal, *, nonnegative: bool = False) -> None:
     """Carrying it out is multiplying; not carrying it out is not; and the sign condition is a real one."""
-    assert isinstance(target, Target), target
+    assert isinstance(target, FoldTarget), target
     assert target.nonnegative == nonnegative
     v = 0.5 + torch.rand(C, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     if not nonnegative:
@@ -93,23 +95,17 @@ def multiplied(model: Scaled, v: Tensor) -> Tensor:
     return held(image())
 
 
-def carried_out(model: Scaled, target: Target, v: Tensor) -> float:
+def carried_out(model: Scaled, target: FoldTarget, v: Tensor) -> float:
     folded = copy.deepcopy(model)
-    writer = ScaleWriter(dict(folded.named_modules()))
+    merged = Float64Weights()
     for part in target.parts:
-        writer.add(part, v)
-    writer.check()
-    writer.write_()
+        merged.absorb(folded.get_submodule(part.layer), part, v)
+    merged.write_()
     return error(folded(image()), multiplied(model, v))
 
 
 def same(x: Tensor) -> Tensor:
     return x
-
-
-def shuffled(x: Tensor) -> Tensor:
-    n, c, h, w = x.shape
-    return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 def last(x: Tensor) -> Tensor:
@@ -120,83 +116,8 @@ def first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-ALWAYS = {
-    "nothing": same,
-    "average pooling": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
-    "adaptive pooling": lambda x: F.adaptive_avg_pool2d(x, (2, 3)),
-    "zero padding": lambda x: F.pad(x, (1, 2, 0, 1)),
-    "reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
-    "replication": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
-    "nearest": lambda x: F.interpolate(x, scale_factor=2),
-    "bilinear": lambda x: F.interpolate(x, size=(5, 5), mode="bilinear"),
-    "shuffle": shuffled,
-    "there and back": lambda x: first(last(x).contiguous()),
-    "flat and back": lambda x: x.flatten(2).unflatten(2, x.shape[2:]),
-    "dropout": nn.Dropout(),
-    "a number": lambda x: x * 3.0 / 2.0,
-    "a number in front": lambda x: torch.mul(3.0, x),
-    "minus": lambda x: -x,
-    "roll": lambda x: torch.roll(x, 1, 2),
-    "clone": lambda x: x.contiguous().clone().detach(),
-}
-RECTIFIED = {
-    "relu": F.relu,
-    "in place": lambda x: F.relu_(x * 1.0),
-    "leaky": lambda x: F.leaky_relu(x, 0.2),
-    "prelu": nn.PReLU(C),
-    "clamp": lambda x: x.clamp(0),
-    "abs": torch.abs,
-    "max pooling": lambda x: F.max_pool2d(x, 2),
-    "adaptive max": lambda x: F.adaptive_max_pool2d(x, 2),
-    "largest": lambda x: x.amax(3, keepdim=True),
-}
-NEVER = {
-    "sigmoid": (torch.sigmoid, "'sigmoid' in '{part}' does not commute"),
-    "gelu": (nn.GELU(), "'gelu' in '{part}' does not commute"),
-    "relu6": (nn.ReLU6(), "'hardtanh' in '{part}' does not commute"),
-    "silu": (F.silu, "'silu' in '{part}' does not commute"),
-    "padding with 1": (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), "'constant_pad_nd' in '{part}' does not commute"),
-    "plus 1": (lambda x: x + 1.0, "'add' in '{part}' adds"),
-    "1 plus": (lambda x: torch.add(1.0, x), "'add' in '{part}' adds"),
-    "1 plus twice": (lambda x: torch.add(1.0, x, alpha=2), "'radd' in '{part}' does not commute"),
-    "1 minus": (lambda x: torch.sub(1.0, x), "'rsub' in '{part}' does not commute"),
-    "1 over": (lambda x: torch.div(1.0, x), "'rdiv' in '{part}' does not commute"),
-    "softmax": (lambda x: x.softmax(1), "'_softmax' in '{part}' does not commute"),
-    "mean over channels": (lambda x: x.mean(1, keepdim=True).expand(-1, C, -1, -1), "mixes the channels|expanded over"),
-    "roll of channels": (lambda x: torch.roll(x, 1, 1), "'roll' in '{part}' mixes the channels"),
-    "cumsum": (lambda x: x.cumsum(2), "'cumsum' in '{part}' does not commute"),
-    "square": (lambda x: x * x, "'mul' in '{part}'"),
-    "its own gate": (lambda x: x * x.mean((2, 3), keepdim=True), "used unscaled, too|take the scale twice"),
-}
-
-
-@pytest.mark.parametrize("name", ALWAYS)
-def test_operations_that_any_scale_passes(name: str) -> None:
-    model = scaled(ALWAYS[name], same)
-    assert_exact(model, paths(model)[0])
-    model = scaled(same, ALWAYS[name])
-    assert_exact(model, paths(model)[1])
-
-
-@pytest.mark.parametrize("name", RECTIFIED)
-def test_operations_that_ask_for_a_scale_that_is_not_negative(name: str) -> None:
-    model = scaled(RECTIFIED[name], same)
-    assert_exact(model, paths(model)[0], nonnegative=True)
-    model = scaled(same, RECTIFIED[name])
-    assert_exact(model, paths(model)[1], nonnegative=True)
-
-
-@pytest.mark.parametrize("name", NEVER)
-def test_operations_that_no_scale_passes(name: str) -> None:
-    step, why = NEVER[name]
-    back = paths(scaled(step, same))[0]
-    ahead = paths(scaled(same, step))[1]
-    assert_reason(back, why.format(part="before"))
-    assert_reason(ahead, why.format(part="after"))
-
-
-def assert_reason(found: Target | Reason, match: str) -> None:
-    assert isinstance(found, Reason), found
+def assert_reason(found: FoldTarget | Refusal, match: str) -> None:
+    assert isinstance(found, Refusal), found
     with pytest.raises(ValueError, match=match):
         raise ValueError(found.why)
 
@@ -225,7 +146,7 @@ def test_flattened_maps_before_a_linear_layer() -> None:
     model = scaled(same, nn.Flatten(), nn.Linear(C * 64, 3))
     ahead = paths(model)[1]
     assert_exact(model, ahead)
-    assert isinstance(ahead, Target)
+    assert isinstance(ahead, FoldTarget)
     assert ahead.parts[0].index == tuple(c for c in range(C) for _ in range(64))
 
 
@@ -248,49 +169,6 @@ def test_another_axis_than_the_layers_own() -> None:
     assert_reason(ahead, "not the channels at the input of 'head'")
 
 
-class Beside(nn.Module):
-    """The scaled value beside one that is not, joined in several ways."""
-
-    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.join = join
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.join(x, torch.ones_like(x).cumsum(2))
-
-
-def test_a_concatenation_scales_a_part_of_the_layer_behind() -> None:
-    model = scaled(same, Beside(lambda x, y: torch.cat([y, x], 1)), nn.Conv2d(2 * C, 3, 1))
-    ahead = paths(model)[1]
-    assert_exact(model, ahead)
-    assert isinstance(ahead, Target)
-    assert ahead.parts[0].index == (-1,) * C + tuple(range(C))
-
-
-def test_a_slice_of_a_concatenation() -> None:
-    model = scaled(same, Beside(lambda x, y: torch.cat([y, x], 1)[:, 2 : 2 + C]), nn.Conv2d(C, 3, 1))
-    ahead = paths(model)[1]
-    assert_exact(model, ahead)
-    assert isinstance(ahead, Target)
-    assert ahead.parts[0].index == (-1,) * (C - 2) + (0, 1)
-
-
-@pytest.mark.parametrize("join", [torch.add, torch.sub, torch.maximum], ids=["add", "sub", "maximum"])
-def test_a_sum_with_something_else_is_in_the_way(join: Callable[[Tensor, Tensor], Tensor]) -> None:
-    assert_reason(paths(scaled(same, Beside(join)))[1], "adds what is not scaled|does not commute|joins 2 values")
-
-
-def test_a_product_with_something_else_is_not() -> None:
-    model = scaled(same, Beside(torch.mul))
-    assert_exact(model, paths(model)[1])
-    model = scaled(same, Beside(torch.div))
-    assert_exact(model, paths(model)[1])
-
-
-def test_a_divisor_is() -> None:
-    assert_reason(paths(scaled(same, Beside(lambda x, y: y / x)))[1], "divide by it")
-
-
 class Pieces(nn.Module):
     """The channels in two pieces, a layer for each."""
 
@@ -309,7 +187,7 @@ def test_a_split_scales_each_layer_by_its_piece(sizes: tuple[int, ...]) -> None:
     model = scaled(same, Pieces(*sizes), nn.Conv2d(2 * len(sizes), 3, 1))
     ahead = paths(model)[1]
     assert_exact(model, ahead)
-    assert isinstance(ahead, Target)
+    assert isinstance(ahead, FoldTarget)
     assert [len(part.index) for part in ahead.parts] == list(sizes)
 
 
@@ -322,22 +200,6 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.join(self.a(x), self.b(x))
-
-
-def test_backward_through_a_sum_both_summands_carry_the_scale() -> None:
-    model = scaled(Two(torch.add), same)
-    back = paths(model)[0]
-    assert_exact(model, back)
-    assert isinstance(back, Target)
-    assert [part.layer for part in back.parts] == ["before.a", "before.b"]
-
-
-def test_backward_through_a_concatenation_each_layer_takes_its_piece() -> None:
-    model = scaled(Two(lambda a, b: torch.cat([a, b], 1), 2), same)
-    back = paths(model)[0]
-    assert_exact(model, back)
-    assert isinstance(back, Target)
-    assert [part.index for part in back.parts] == [(0, 1), (2, 3, 4, 5)]
 
 
 class Parted(nn.Module):
@@ -367,7 +229,7 @@ def test_backward_through_paths_that_part_and_meet_again(meet: Step) -> None:
     model = scaled(Parted(meet), same)
     back = paths(model)[0]
     assert_exact(model, back)
-    assert isinstance(back, Target)
+    assert isinstance(back, FoldTarget)
     assert [part.layer for part in back.parts] == ["before.layer"]
 
 
@@ -379,22 +241,11 @@ def test_paths_that_part_carry_the_scale_all_of_them_and_the_same_one() -> None:
     assert_reason(paths(model)[0], "one value would have to carry two different scales")
 
 
-def test_backward_through_a_product_one_factor_carries_the_scale() -> None:
-    model = scaled(Two(lambda a, b: torch.sigmoid(a) * b), same)
-    back = paths(model)[0]
-    assert_exact(model, back)
-    assert isinstance(back, Target)
-    assert [part.layer for part in back.parts] == ["before.b"]
-    model = scaled(Two(lambda a, b: a / (2 + torch.sigmoid(b))), same)
-    assert_exact(model, paths(model)[0])
-    assert_reason(paths(scaled(Two(lambda a, b: torch.sigmoid(a) / b), same))[0], "'sigmoid' in 'before'")
-
-
 def test_every_consumer_takes_the_scale_or_none_does() -> None:
     model = scaled(same, Two(torch.add))
     ahead = paths(model)[1]
     assert_exact(model, ahead)
-    assert isinstance(ahead, Target)
+    assert isinstance(ahead, FoldTarget)
     assert [part.layer for part in ahead.parts] == ["after.a", "after.b"]
     model = scaled(same, Two(torch.add))
     model.after.b = nn.GroupNorm(2, C).double()
@@ -503,8 +354,8 @@ def test_a_weight_that_is_read_elsewhere_takes_nothing() -> None:
 
 def test_a_batch_norm_behind_takes_it_in_evaluation_mode_only() -> None:
     back, ahead = paths(scaled(same, same, nn.BatchNorm2d(C)))
-    assert isinstance(back, Target)
-    assert isinstance(ahead, Target)
+    assert isinstance(back, FoldTarget)
+    assert isinstance(ahead, FoldTarget)
     assert (back.eval_only, ahead.eval_only) == (False, True)
 
 
@@ -549,7 +400,7 @@ def test_the_input_of_the_model_is_no_layer() -> None:
 
     model = scaled(same, same)
     model.__class__ = Direct
-    assert isinstance(paths(model)[0], Reason)
+    assert isinstance(paths(model)[0], Refusal)
     model.forward = lambda x: model.head(x * model.v.reshape(1, C, 1, 1))  # type: ignore[method-assign]
     wide = torch.randn(2, C, 4, 4, dtype=torch.float64)
     assert_reason(paths(model, wide)[0], "no layer's output but the model's input")

@@ -41,19 +41,10 @@ def _verified(model: nn.Module) -> None:
     sf.verify(model, model, images())
 
 
-def _without_hooks() -> nn.Module:
-    """Baking runs deep copies, whose hooks write where those of the model do."""
-    model = made(Busy)
-    model.blocks[0]._forward_hooks.clear()
-    return model
-
-
-def _both(
-    name: str, call: Callable[[nn.Module], Any], ready: Callable[[], nn.Module] = lambda: made(Busy), **options: Any
-) -> dict[str, Case]:
+def _both(name: str, call: Callable[[nn.Module], Any], **options: Any) -> dict[str, Case]:
     """The call on a busy model in evaluation mode, and on another one in training mode."""
     return {
-        f"{name} busy": Case(ready, call, **options),
+        f"{name} busy": Case(lambda: made(Busy), call, **options),
         f"{name} training": Case(lambda: made(Plain, training=True), call, **options),
     }
 
@@ -77,8 +68,8 @@ CASES: dict[str, Case] = {
     **_both("attach", lambda m: sf.attach(m, "se", where="norm", example=images())),
     **_both("attach_", lambda m: sf.attach_(m, "se", where="norm", example=images()), in_place=True),
     **_both("branch_", lambda m: sf.branch_(m, "repvgg"), in_place=True),
-    **_both("bake", lambda m: sf.bake(m, [images(seed=s) for s in range(2)]), ready=_without_hooks),
-    **_both("bake_", lambda m: sf.bake_(m, [images(seed=s) for s in range(2)]), ready=_without_hooks, in_place=True),
+    **_both("bake", lambda m: sf.bake(m, [images(seed=s) for s in range(2)])),
+    **_both("bake_", lambda m: sf.bake_(m, [images(seed=s) for s in range(2)]), in_place=True),
     **_gated("fold", lambda m: sf.fold(m, example=images())),
     **_gated("fold fuse", lambda m: sf.fold(m, fuse=True, example=images())),
     **_gated("fold_", _fold_(False, False), in_place=True),

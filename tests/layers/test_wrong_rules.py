@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import StripefoldError
-from stripefold.folding.fuse_parts import is_constant_affine
 from stripefold.layers import rule as rules
+from stripefold.layers.accepts import is_affine_map
 from stripefold.layers.rule import Along, Rule, rule_for, type_key
 from tests.lifecycle import error
 
@@ -154,8 +154,8 @@ def test_rules_that_do_the_same_are_the_same(case: str) -> None:
     sf.register_rule(Affine, rule=affine_rule(Affine, **ALIKE[case]))
     torch.manual_seed(0)
     model, x = nn.Sequential(Affine(6), nn.Linear(6, 4)).double().eval(), noise(2, 3, 6)
-    assert is_constant_affine(model[0])
-    assert not is_constant_affine(model[1])
+    assert is_affine_map(model[0])
+    assert not is_affine_map(model[1])
     plain, report = sf.fold(model, fuse=True, example=x, report=True)
     assert error(plain(x), model(x)) < EXACT
     assert [note.name for note in report.folded] == ["0"]
@@ -168,7 +168,7 @@ def test_a_square_layer_is_no_affine_map_of_single_channels() -> None:
         nn.Conv2d(6, 6, 3, groups=6),
         nn.ConvTranspose2d(6, 6, 1),
     ):
-        assert not is_constant_affine(layer)
+        assert not is_affine_map(layer)
 
 
 @pytest.mark.parametrize("name", ["Squashed", "Standardised"])

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from stripefold.algebra.positions import flattened_scale, map_scale, pooling_kernel
+from stripefold.algebra.rounding import overflows
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError, ResolutionError
-from stripefold.folding.sides import unwritable
 from stripefold.graph.positions import PositionPlace
+from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import altered, tied_to
 from stripefold.layers.rule import Rule
 from stripefold.modules.computed import computed
@@ -123,8 +124,8 @@ class InputSite(PositionSite):
         base, rule = self.base, self.input_rule
         reason = altered(base) or rule.input_refuse(base)
         if not isinstance(base, Foldable):  # a site judges its own layer
-            reason = reason or unwritable(base, rule, "input")
-            reason = reason or tied_to(base, rule, f"{name}.base" if name else "base", owners, "input")
+            reason = reason or unwritable(base, rule.input or ())
+            reason = reason or tied_to(base, rule.input or (), f"{name}.base" if name else "base", owners)
         if reason is not None:
             raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
         s = flattened_scale(self.checked_scale(name), self.place.channels, self.place.axis)
@@ -148,8 +149,7 @@ class InputSite(PositionSite):
             tensor, outer = getattr(site.base, key, None), self.input_rule.output.get(key)
             if tensor is None or outer is None or v is None:
                 continue
-            scaled = function(site.base, outer(site.base, tensor.double(), v), s).to(tensor.dtype)
-            if bool(tensor.isfinite().all()) and not bool(scaled.isfinite().all()):
+            if overflows(function(site.base, outer(site.base, tensor.double(), v), s), tensor.dtype, tensor):
                 return key
         return None
 

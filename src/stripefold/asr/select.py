@@ -12,11 +12,11 @@ from stripefold.asr.config import check_entry
 from stripefold.asr.gated import Gated
 from stripefold.asr.site import Site
 from stripefold.errors import AttachError, TraceError
-from stripefold.folding.adapters import under_adapters
 from stripefold.graph.positions import PositionPlace
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.refusal import refusal_in
 from stripefold.layers.rule import rule_for
+from stripefold.modules.adapters import under_adapters
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.globs import close_names, matching, renamed
 from stripefold.modules.held import held_by_functions, why_held

@@ -131,7 +131,7 @@ def _refusal(place: PositionPlace, module: nn.Module, owners: Mapping[int, list[
             return f"{type(module).__name__} has no input side: a scale of its input does not fold into it"
         if isinstance(module, Foldable):
             return None  # a site, judged when it was made, or a block that will be the layer that the rule is for
-        reason = refusal(module) or tied_to(module, rule, place.name, owners, side)
+        reason = refusal(module) or tied_to(module, rule.side(side), place.name, owners)
         if reason is None:
             probe(module, rule, side)
     except FoldError as error:

@@ -13,7 +13,7 @@ from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError
-from stripefold.folding.sides import unwritable
+from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import refusal_under, tied_to
 from stripefold.layers.rule import Along, Rule
 from stripefold.layers.shift import overflowing_shift, shift_key, shifted, write_shift_
@@ -144,8 +144,8 @@ class Site(Gated):
             for gate in self.dynamic_gates
         ]
         if self.static_gates:
-            reason = refusal_under(base, self.rule) or unwritable(base, self.rule, "output")
-            reason = reason or tied_to(base, self.rule, f"{name}.base" if name else "base", owners)
+            reason = refusal_under(base, self.rule) or unwritable(base, self.rule.output)
+            reason = reason or tied_to(base, self.rule.output, f"{name}.base" if name else "base", owners)
             if reason is not None:
                 raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
             with torch.no_grad():

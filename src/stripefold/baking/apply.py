@@ -17,9 +17,9 @@ from stripefold.baking.modules import ConstantGate, ConstantScale, ConstantShift
 from stripefold.baking.places import Place
 from stripefold.baking.sites import BakeSite, check_constants, decided
 from stripefold.baking.spare import Spare
-from stripefold.errors import BakeError, FoldError
-from stripefold.folding.sides import ScaleWriter
+from stripefold.errors import BakeError
 from stripefold.folding.verify import EquivalenceReport, verify
+from stripefold.folding.weights import Float64Weights, why_overflowing
 from stripefold.modules.example import Example
 from stripefold.modules.modules import (
     forget_compiled,
@@ -58,17 +58,16 @@ def apply_(
     check_constants([site.gate for site in sites if site.how != "keep"], constants)
     final = [decided(site, constants.get(site.name)) for site in sites]
     modules = dict(model.named_modules())
-    writer = ScaleWriter(modules)
+    merged = Float64Weights()
     for site in final:
         for part in site.target.parts if site.target is not None else ():
-            writer.add(part, site.factor(constants[site.name]))
-    try:
-        writer.check()
-    except FoldError as error:
-        raise BakeError(f"cannot bake: {error}") from error
+            merged.absorb(modules[part.layer], part, site.factor(constants[site.name]))
+    reason = why_overflowing(merged, {module: name for name, module in modules.items()})
+    if reason is not None:
+        raise BakeError(f"cannot bake: {reason}")
     replacements = _replacements(model, modules, final, constants, once=once)
     forget_compiled(model)
-    writer.write_()
+    merged.write_()
     for old, new in replacements.items():
         move_call_hooks(old, new)
         new.train(old.training)

@@ -17,23 +17,22 @@ from stripefold.baking.hold import can_hold
 from stripefold.baking.judge import Judge, Verdict, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst
 from stripefold.baking.options import BakeConfig
-from stripefold.baking.recalibrate import Statistics
 from stripefold.baking.recipe import Recipe
-from stripefold.baking.report import BakeReport
+from stripefold.baking.report import BakeReport, Speed
 from stripefold.baking.results import site_results
 from stripefold.baking.sensitivity import priors_of
 from stripefold.baking.settle_state import tensors_of_model
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
 from stripefold.baking.weighted import weighted_constants, with_summands
-from stripefold.baking.working_copy import check_own, working_copy
+from stripefold.baking.working_copy import check_copies, deep_copy, working_copy
 from stripefold.distributed import from_first
 from stripefold.errors import BakeError
 from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example
 from stripefold.modules.modules import first_parameter
-from stripefold.modules.preserve_state import copy_buffers, preserve_state
+from stripefold.modules.undisturbed import on_copies, undisturbed
 from stripefold.stripe.batches import arguments_of
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
@@ -64,7 +63,10 @@ class Look:
 
 
 class Job:
-    """Everything one call needs. All of it happens on a copy; the user's model is changed by ``apply_`` alone.
+    """Everything one call needs. The user's model is changed by ``apply_`` alone.
+
+    Everything is looked for in a copy that reads the model's own parameters, and that is only run on copies of itself:
+    a metric may look at the model, so that no hook may stand on that.
 
     Args:
         model: bare.
@@ -82,6 +84,8 @@ class Job:
     ) -> None:
         self._users, self._options, self._in_place = model, options, in_place
         self._model = model = working_copy(model)
+        if options.settle is not None:  # it gets weights of its own
+            self._model = model = deep_copy(model)
         arguments = arguments_of(example)
         self._data = Batches(data, "data", model, arguments=arguments)
         self._validation = self._data
@@ -96,8 +100,8 @@ class Job:
         like = first_parameter(model)
         self._home = None if like is None or options.device is None else like.device
         self._recipe: Recipe | None = None
-        self._norms: tuple[str, ...] = ()
-        self._trained = False
+        self._norms: dict[str, list[Tensor]] = {}
+        self._weights: dict[str, Tensor] = {}
         self._probes: tuple[Probe, ...] = ()
 
     def at_home(self, model: nn.Module) -> nn.Module:
@@ -106,31 +110,57 @@ class Job:
 
     def baked(self) -> tuple[nn.Module, BakeReport]:
         """A copy that is baked and compared with the model, and the report."""
-        metric = self._metric()
         example = self._agreed(self._data.example) if self._given is None else self._given
-        check_own(self._users, self._model, example)
+        check_copies(self._users, example)
         if self._home is not None:
             self._model.to(self._options.device)
         discovery, self._probes = discover_probed_(self._model, example)
-        buffers = {name: Statistics.of([module]) for name, module in self._model.named_modules()}
-        with preserve_state(self._model):
-            look = self._look(discovery, example)
-            judge = Judge(self._model, look.discovery, look.constants, metric, self._options)
-            descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
-            verdict = judge.decide(look.priors, self._data, self._training, descriptors)
-        # A forward may write into buffers, a counter say; new statistics are wanted, that is not.
-        for name, statistics in buffers.items():
-            if name not in verdict.norms and not verdict.trained:
-                statistics.restore_()
-        self._norms, self._trained = verdict.norms, verdict.trained
+        if self._options.settle is None:
+            look, judge, verdict = on_copies(lambda copied: self._decided(copied, discovery, example), self._model)
+        else:
+            with undisturbed(self._model, own_parameters=True) as trained:
+                look, judge, verdict = self._decided(trained, discovery, example)
+        self._write_numbers_(self._model)
+        descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
         self._recipe = Recipe(
             discovery=look.discovery, to=self._options.to, constants=verdict.constants, descriptors=descriptors
         )
-        made, final = self._recipe.tried(self._model, example, in_place=self._in_place)
+        made, final = self._recipe.tried(self._model, self._probed_copy, example, in_place=self._in_place)
         report = self._report(look, verdict, final)
         made_report = self._measured(made, report, (judge, verdict))
         _announce(made_report, look.discovery.trace.unseen)
         return made, made_report
+
+    def _decided(self, model: nn.Module, discovery: Discovery, example: Example) -> tuple[Look, Judge, Verdict]:
+        """What is known and decided, from runs of a copy; the new statistics of its norms are kept."""
+        look = self._look(model, discovery, example)
+        judge = Judge(model, look.discovery, look.constants, self._metric(), self._options)
+        descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
+        verdict = judge.decide(look.priors, self._data, self._training, descriptors)
+        norms = {name: model.get_submodule(name) for name in verdict.norms}
+        self._norms = {name: [b.clone() for b in norm.buffers(recurse=False)] for name, norm in norms.items()}
+        if verdict.trained:
+            self._weights = {name: tensor.clone() for name, tensor in tensors_of_model(model).items()}
+        return look, judge, verdict
+
+    def _probed_copy(self) -> nn.Module:
+        """A copy of the user's model, ready to be baked."""
+        copied = deep_copy(self._users)
+        if self._home is not None:
+            copied.to(self._options.device)
+        self._write_numbers_(copied)
+        insert_probes_(copied, self._probes)
+        return copied
+
+    @torch.no_grad()
+    def _write_numbers_(self, model: nn.Module) -> None:
+        """Give norms the statistics that were estimated anew, and a model that has settled its weights."""
+        theirs = tensors_of_model(model)
+        for name, weight in self._weights.items():
+            theirs[name].copy_(weight)
+        for name, numbers in self._norms.items():
+            for own, found in zip(model.get_submodule(name).buffers(recurse=False), numbers, strict=True):
+                own.copy_(found)
 
     def apply_(self) -> None:
         """Bake the model itself, as its copy was; nothing that could fail is left."""
@@ -140,14 +170,7 @@ class Job:
             self._apply_(self._recipe)
 
     def _apply_(self, recipe: Recipe) -> None:
-        if self._trained:
-            theirs = tensors_of_model(self._users)
-            for name, tensor in tensors_of_model(self._model).items():
-                theirs[name].copy_(tensor)
-        for name in self._norms:
-            norm, own = self._model.get_submodule(name), self._users.get_submodule(name)
-            for found, buffer in zip(norm.buffers(recurse=False), own.buffers(recurse=False), strict=True):
-                buffer.copy_(found)
+        self._write_numbers_(self._users)
         insert_probes_(self._users, self._probes)
         recipe.apply_(self._users)
 
@@ -162,17 +185,15 @@ class Job:
         """What the first process finds, on all of them: what may hang on a share must not decide differently."""
         return from_first(run, self._group, BakeError)
 
-    def _look(self, discovery: Discovery, example: Example) -> Look:
-        model = self._model
+    def _look(self, model: nn.Module, discovery: Discovery, example: Example) -> Look:
         if not discovery.gates:
             others = f" ({len(discovery.others)} other products depend on the image)" if discovery.others else ""
             raise BakeError(
                 f"{type(model).__name__} has no channel attention that depends on the image{others}: there is nothing "
                 "to bake"
             )
-        chosen = self._options.chosen(
-            discovery.gates, lambda gate: self._options.where(gate.name, model.get_submodule(gate.where))
-        )
+        where = self._options.where
+        chosen = self._options.chosen(discovery.gates, lambda gate: where(gate.name, model.get_submodule(gate.where)))
         self._options.tell("observing the gates")
         stripes = observe(
             model, self._data.data, example=example, process_group=self._group,
@@ -252,16 +273,14 @@ class Job:
     def _measured(self, made: nn.Module, report: BakeReport, judged: tuple[Judge, Verdict]) -> BakeReport:
         """The report with what only the baked model can tell."""
         judge, verdict = judged
-        with preserve_state(made), preserve_state(self._model):
-            copy_buffers(made)
-            after = judge.check_returned(made, verdict)
-            copy_buffers(self._model)
-            speed = (
-                self._agreed(lambda: side_by_side(self._model, made, self._data.first()))
-                if self._options.speed
-                else None
-            )
+        after = on_copies(lambda own, model: judge.on(model).check_returned(own, verdict), made, self._model)
+        speed = self._agreed(lambda: self._speed(made)) if self._options.speed else None
         return replace(report, after=after, speed=speed)
+
+    def _speed(self, made: nn.Module) -> Speed:
+        with undisturbed(self._model, own_parameters=True) as before, undisturbed(made, own_parameters=True) as after:
+            pass  # the copies are what is wanted: nothing that watches a run may slow it down
+        return side_by_side(before, after, self._data.first())
 
 
 def _unseen(layers: Mapping[str, object]) -> list[str]:

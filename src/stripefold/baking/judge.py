@@ -21,12 +21,13 @@ from stripefold.baking.metric import Accuracy, Metric, measured
 from stripefold.baking.options import BakeConfig
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
-from stripefold.baking.settle import Settling, own_weights_
+from stripefold.baking.settle import Settling
 from stripefold.baking.settle_options import Settle
 from stripefold.baking.warm import asr_gates
 from stripefold.errors import BakeError
+from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import run_example
-from stripefold.modules.modules import first_parameter
+from stripefold.modules.modules import first_parameter, takes_hooks
 from stripefold.stripe.discover import ChannelGate, Discovery
 
 _RELATIVE = 1e-3
@@ -88,6 +89,11 @@ class Judge:
     ) -> None:
         self._model, self._discovery = model, discovery
         self._constants, self._metric, self._options = constants, metric, options
+        self._unchanged = AllOrNothing(model, commit=False)
+
+    def on(self, model: nn.Module) -> Judge:
+        """The same judge with another copy to work on."""
+        return Judge(model, self._discovery, self._constants, self._metric, self._options)
 
     def decide(
         self,
@@ -122,14 +128,15 @@ class Judge:
     def _measure(self, constants: Mapping[str, Tensor], when: str) -> float | None:
         if self._metric is None:
             return None
-        with self._holding(constants):
+        # A metric that ends with ``model.train()``, as validation in a training loop does, leaves no trace.
+        with self._holding(constants), self._unchanged:
             return measured(self._metric, self._model, when)
 
     def check_returned(self, made: nn.Module, verdict: Verdict) -> float | None:
         """The metric of the model that is returned, which must be what was judged.
 
         Args:
-            made: undisturbed, in evaluation mode.
+            made: a copy of it to run, in evaluation mode.
             verdict: of ``decide``.
 
         Raises:
@@ -222,9 +229,11 @@ class Judge:
                 raise
             verdict.notes.append(f"BatchNorm statistics were not re-estimated: {error}")
             return
+        self._unchanged = AllOrNothing(self._model, commit=False)
         value = self._measure(verdict.constants, "after BatchNorm was re-estimated")
         if wanted == "auto" and value is not None and verdict.constant is not None and value <= verdict.constant:
             before.restore_()
+            self._unchanged = AllOrNothing(self._model, commit=False)
             verdict.notes.append(
                 f"BatchNorm re-estimated gives {value:.2f}, no better: the statistics stay as they were"
             )
@@ -245,7 +254,6 @@ class Judge:
         # Those in which a constant errs least move first.
         order = sorted(verdict.constants, key=lambda name: priors.get(name, math.inf))
         start = {name: verdict.constants[name] for name in order}
-        own_weights_(self._model)
         settling = Settling(self._model, self._discovery.gates, start, options, training, asr=asr)
         constants = settling.run(lambda step: self._options.tell("settling", step, options.steps))
         verdict.constants, verdict.trained = {name: constants[name] for name in verdict.constants}, True
@@ -281,7 +289,7 @@ def ran(model: nn.Module) -> Iterator[list[int]]:
         if not found:
             found.append(1)
 
-    handles = [module.register_forward_pre_hook(note) for module in model.modules()]
+    handles = [module.register_forward_pre_hook(note) for module in model.modules() if takes_hooks(module)]
     try:
         yield found
     finally:

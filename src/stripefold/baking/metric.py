@@ -13,7 +13,7 @@ from stripefold.baking.batches import Batches
 from stripefold.distributed import gathered, summed, together
 from stripefold.errors import BakeError
 from stripefold.modules.example import run_example
-from stripefold.modules.preserve_state import preserve_state
+from stripefold.modules.undisturbed import random_state_kept
 
 Metric = Callable[[nn.Module], float]
 """Takes a model in evaluation mode; higher is better."""
@@ -118,18 +118,17 @@ def class_numbers(labels: Tensor | None, logits: Tensor, where: str) -> Tensor:
 def measured(metric: Metric, model: nn.Module, when: str) -> float:
     """What the metric says, as a number.
 
-    A metric that ends with ``model.train()``, as validation in a training loop does, leaves no trace on what follows;
-    nor do the random numbers that a shuffling loader draws, so that each gate is measured on the same draws.
+    The random numbers that a shuffling loader draws are put back, so that each gate is measured on the same draws.
 
     Args:
         metric: the user's, or ``Accuracy``.
-        model: in evaluation mode.
+        model: in evaluation mode; a metric may change it.
         when: of what state of the model, for the message.
 
     Raises:
         BakeError: no finite number.
     """
-    with preserve_state(model):
+    with random_state_kept(model):
         value = metric(model)
     try:
         number = float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def _samples(arguments: Any) -> int:
 
 def like_parameter(v: Tensor, module: nn.Module, model: nn.Module) -> Tensor:
     """v on the device and in the dtype of a module's parameters, or of its model's where it has none."""
-    for tensor in (*module.parameters(), *model.parameters(), *model.buffers()):
+    for tensor in chain(module.parameters(), model.parameters(), model.buffers()):
         if tensor.is_floating_point():
             return v.to(tensor.device, tensor.dtype)
     return v.to(torch.get_default_dtype())

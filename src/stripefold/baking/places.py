@@ -80,7 +80,7 @@ def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
             return f"static gates stand on {site!r}, too: fold them first, which leaves the dynamic attention in place"
         if times > 1:
             return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
-        if not all(visit.alone for visit in graph.visits if visit.name == gate.where):
+        if not all(visit.alone for visit in graph.visits_of.get(gate.where, ())):
             return (
                 f"{gate.where!r} is called with more than the feature map, or by keyword, and what would stand in its "
                 "place takes the feature map alone: call it as attention(x)"
@@ -104,10 +104,10 @@ def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
     chain = [gate.gate]
     while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in _VIEWS and len(node.inputs) == 1:
         chain.append(node.inputs[0])
-    visits = [v for v in graph.visits if v.name and len(v.outputs) == 1 and v.outputs[0] in chain]
+    visits = [v for index in chain for v in graph.visits_giving.get(index, ())]
     visits = [v for v in visits if not v.first <= gate.product < v.last]
     if not visits and gate.tail is not None:
-        visits = [v for v in graph.visits if (v.name, v.call) == (gate.tail.module, gate.tail.call)]
+        visits = [v for v in graph.visits_of.get(gate.tail.module, ()) if v.call == gate.tail.call]
     if not visits:
         return (
             f"no module returns the gate: {gate.where or 'the model'!r} computes it in its own forward; move that "
@@ -132,7 +132,7 @@ def _has_batch(graph: Graph, visit: Visit) -> bool:
 
 
 def _calls(graph: Graph, name: str) -> int:
-    return sum(visit.name == name for visit in graph.visits)
+    return len(graph.visits_of.get(name, ()))
 
 
 def _has_static_gates(model: nn.Module, path: str | None) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -63,11 +62,14 @@ class Recipe:
         drop_probes_(made)
         return made, final
 
-    def tried(self, model: nn.Module, example: Example, *, in_place: bool) -> tuple[nn.Module, list[BakeSite]]:
+    def tried(
+        self, model: nn.Module, copied: Callable[[], nn.Module], example: Example, *, in_place: bool
+    ) -> tuple[nn.Module, list[BakeSite]]:
         """Do it to a copy and compare that with the model, its gates held constant by hooks.
 
         Args:
-            model: a copy of the user's model to work on (see ``working_copy``); hooks stand on it meanwhile.
+            model: that was discovered, not the user's own: hooks stand on it meanwhile.
+            copied: makes another copy, which is the one that is baked.
             example: an input.
             in_place: refuse what cannot be done to the model itself.
 
@@ -81,9 +83,9 @@ class Recipe:
         ways = [(True, True), (True, False), (False, False)][one:] if free else [(True, False)]
         for self.idle, self.once in ways[:-1]:
             with suppress(Exception):
-                return self._compared(model, example, in_place=in_place)
+                return self._compared(model, copied(), example, in_place=in_place)
         self.idle, self.once = ways[-1]
-        return self._compared(model, example, in_place=in_place)
+        return self._compared(model, copied(), example, in_place=in_place)
 
     def _stands_in_code(self, model: nn.Module) -> bool:
         """Whether any gate is called for by the code of a block, which goes on with what it is given instead."""
@@ -92,8 +94,9 @@ class Recipe:
         sites = plan(model, self.discovery, list(self.constants), constants=self.constants)
         return any(site.spare.modules or (site.place is not None and not site.place.whole) for site in sites)
 
-    def _compared(self, model: nn.Module, example: Example, *, in_place: bool) -> tuple[nn.Module, list[BakeSite]]:
-        copied = copy.deepcopy(model)
+    def _compared(
+        self, model: nn.Module, copied: nn.Module, example: Example, *, in_place: bool
+    ) -> tuple[nn.Module, list[BakeSite]]:
         made, final = self.apply_(copied)
         if in_place and made is not copied:
             raise BakeError("the model itself is what is baked and cannot be replaced in place: use bake, which copies")

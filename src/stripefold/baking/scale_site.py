@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stripefold.asr.site import Site
 from stripefold.baking.modules import ConstantScale
 from stripefold.errors import FoldError
-from stripefold.folding.sides import ScaleWriter
-from stripefold.graph.scale_paths import Target
+from stripefold.folding.weights import Float64Weights, why_overflowing
+from stripefold.graph.absorption import FoldTarget
 from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import move_call_hooks
@@ -50,7 +50,7 @@ class ScaleSite(Site):
         layers: dotted path -> layer, for the target's parts. Kept as references, not as children: the model has them.
     """
 
-    def __init__(self, scale: ConstantScale, target: Target, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, scale: ConstantScale, target: FoldTarget, layers: Mapping[str, nn.Module]) -> None:
         rule = rule_for(scale)
         assert rule is not None  # folding.rules_own has one
         super().__init__(scale, rule)
@@ -70,10 +70,9 @@ class ScaleSite(Site):
                 f"cannot fold the gate on {name!r}: a ReLU or a max pooling lies before {self._layers[0].path!r}, and "
                 f"{int((v < 0).sum())} of its scales are negative"
             )
-        try:
-            self._writer(v).check()
-        except FoldError as error:
-            raise FoldError(f"cannot fold the gate on {name!r}: {error}") from error
+        reason = why_overflowing(self._merged(v), {taker.bare: taker.path for taker in self._layers})
+        if reason is not None:
+            raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
         kinds = " x ".join(gate.attention.name for gate in self.static_gates)
         into = ", ".join(taker.path for taker in self._layers)
         return [FoldNote(name=name, kind=kinds, folded=True, why=f"into {into}")]
@@ -82,7 +81,7 @@ class ScaleSite(Site):
         """Write the scale into the layers; nothing is left in this place."""
         v = self._factor()
         if v is not None:
-            self._writer(v).write_()
+            self._merged(v).write_()
         return self.without_static_gates_()
 
     def without_static_gates_(self) -> nn.Module:
@@ -97,11 +96,11 @@ class ScaleSite(Site):
         v = self.scale(torch.float64)
         return None if v is None else v * self.base.get_parameter("weight").double()
 
-    def _writer(self, v: Tensor) -> ScaleWriter:
-        writer = ScaleWriter({taker.path: taker.bare for taker in self._layers})
+    def _merged(self, v: Tensor) -> Float64Weights:
+        layers, merged = {taker.path: taker.bare for taker in self._layers}, Float64Weights()
         for part in self._target.parts:
-            writer.add(part, v)
-        return writer
+            merged.absorb(layers[part.layer], part, v)
+        return merged
 
     def _check_layer(self, name: str, taker: _Taker, owners: Mapping[int, list[str]]) -> None:
         if isinstance(taker.bare, Foldable):

@@ -30,12 +30,6 @@ from stripefold.stripe.batches import Batch
 from stripefold.stripe.discover import ChannelGate
 
 
-def own_weights_(model: nn.Module) -> None:
-    """Give a model memory of its own: a working copy shares that of the user's parameters until it is trained."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-
-
 class Settling:
     """A training of all weights of a model, in place; without gates it is any training, the control of the others.
 

@@ -14,9 +14,10 @@ from stripefold.baking.places import Place, dynamic_around, find_place
 from stripefold.baking.spare import NOTHING, Leaving, Spare, SpareParts
 from stripefold.baking.targets import GateInRun, Way, targets_of
 from stripefold.errors import BakeError
-from stripefold.folding.sides import LayerSides, layers_of
+from stripefold.graph.absorption import FoldTarget
 from stripefold.graph.graph import Graph
-from stripefold.graph.scale_paths import Target, unused
+from stripefold.graph.propagate import unused
+from stripefold.layers.accepts import Acceptance
 from stripefold.modules.held import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate, Discovery
 
@@ -43,7 +44,7 @@ class BakeSite:
     how: How
     why: str
     place: Place | None = None
-    targets: tuple[tuple[Way, Target], ...] = ()
+    targets: tuple[tuple[Way, FoldTarget], ...] = ()
     spare: Spare = NOTHING
     beside: bool = False
     from_end: int = 1
@@ -66,14 +67,14 @@ class BakeSite:
         return self.gate.name
 
     @property
-    def target(self) -> Target | None:
+    def target(self) -> FoldTarget | None:
         """Where the constant goes, or None where it stays a multiplication."""
         return self.targets[0][1] if self.how in ("backward", "forward") else None
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that take the constant."""
-        return layers_of(self.target.parts) if self.target is not None else ()
+        return self.target.layers if self.target is not None else ()
 
     @property
     def needs_nonnegative(self) -> bool:
@@ -138,7 +139,7 @@ def _planned(
     """What baking the gates that have a place means, and why the others stay."""
     graphs = discovery.trace.graphs
     ignoring = [_unused_in(graph, run, places) for graph, run in zip(graphs, discovery.runs, strict=True)]
-    sides = LayerSides(model, training=training)
+    accept = Acceptance(model, training=training)
     replaced = [place.path for _, place in places.values() if isinstance(place, Place)]
     leaving = [Leaving(graph, dead, replaced) for graph, dead in zip(graphs, ignoring, strict=True)]
     parts = SpareParts(model, leaving, idle=idle)
@@ -153,9 +154,9 @@ def _planned(
         runs = [GateInRun(graph, dead, each) for graph, dead, each in zip(graphs, ignoring, own, strict=True)]
         beside = not training and all(run.has_sum for run in runs)
         reasons = f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there"
-        targets: tuple[tuple[Way, Target], ...] = ()
+        targets: tuple[tuple[Way, FoldTarget], ...] = ()
         if place.whole:
-            targets, reasons = targets_of(runs, sides, beside=beside)
+            targets, reasons = targets_of(runs, accept, beside=beside)
         from_end = len(discovery.graph_of(gate).nodes[gate.product].shape) - gate.axis
         site = BakeSite(gate=gate, how="multiply", why=reasons, place=place, targets=targets,
                         spare=parts.of(own, place), beside=beside, from_end=from_end)  # fmt: skip
@@ -255,7 +256,7 @@ def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
     if open_to:
         way, target = open_to[0]
         verb = "backward into" if way == "backward" else "forward into"
-        words = f"{verb} {', '.join(layers_of(target.parts))}" + (" (v >= 0)" if target.nonnegative else "")
+        words = f"{verb} {', '.join(target.layers)}" + (" (v >= 0)" if target.nonnegative else "")
         words += " (in evaluation mode: batch statistics would undo it)" if target.eval_only else ""
         words += " (what it adds stays)" if site.gate.affine else ""
         return replace(site, how=way, why=words, targets=open_to)

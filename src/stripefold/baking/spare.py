@@ -7,7 +7,7 @@ the block's code computes itself, by functions, goes on running: it is counted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -102,11 +102,28 @@ class _RunParts:
     ) -> None:
         self._modules, self._graph, self._dead, self._held = modules, leaving.graph, frozenset(leaving.dead), held
         self._idle, self._replaced = idle, tuple(leaving.replaced)
+        self._replaced_paths = frozenset(self._replaced)
         self._visits: dict[str, list[Visit]] = {}
         for visit in self._graph.visits:
             if visit.name:
                 self._visits.setdefault(visit.name, []).append(visit)
         self._gone = self._inside(call for path in self._replaced for call in self._visits.get(path, ()))
+        self._around_replaced = {above for path in self._replaced for above in _above(path)}
+        self._serving = self._serving_modules()
+
+    def _serving_modules(self) -> dict[int, list[str]]:
+        """Node -> the modules that run it, of those that run nothing but what nothing needs and that may go."""
+        found: dict[int, list[str]] = {}
+        for name, calls in self._visits.items():
+            if self._is_replaced(name) or any(index not in self._dead for index in self._each(calls)):
+                continue
+            for index in self._each(calls):
+                found.setdefault(index, []).append(name)
+        return found
+
+    def _is_replaced(self, name: str) -> bool:
+        """Whether a module is replaced, lies inside one that is, or around it."""
+        return name in self._around_replaced or not self._replaced_paths.isdisjoint(_above(name))
 
     def runs(self, name: str) -> bool:
         """Whether a module was called."""
@@ -129,10 +146,10 @@ class _RunParts:
         if not self._idle or gate.where in self._graph.decisions:
             return found
         left = self._only_for(gate.gate) - self._gone
-        for name, calls in sorted(self._visits.items()):  # what is around comes before what is inside
-            ours = self._inside(calls)
-            if ours & left and ours <= self._dead and not _related(name, [*self._replaced, *found]):
-                shape = self._shape(name, calls)
+        names = {name for index in left for name in self._serving.get(index, ())}
+        for name in sorted(names):  # what is around comes before what is inside
+            if not _related(name, found):
+                shape = self._shape(name, self._visits[name])
                 if shape is not None:
                     found[name] = shape
         return found
@@ -156,8 +173,11 @@ class _RunParts:
         return found
 
     def _inside(self, calls: Iterable[Visit]) -> set[int]:
-        made = {index for call in calls for index in range(call.first, call.last)}
-        return {index for index in made if self._graph.nodes[index].role != "constant"}
+        return set(self._each(calls))
+
+    def _each(self, calls: Iterable[Visit]) -> Iterator[int]:
+        nodes = self._graph.nodes
+        return (i for call in calls for i in range(call.first, call.last) if nodes[i].role != "constant")
 
     def _shape(self, name: str, calls: list[Visit]) -> tuple[int, ...] | None:
         """What something that does nothing has to return in a module's place; None where that is not clear."""
@@ -180,6 +200,12 @@ class _RunParts:
         if node.kind == "layer" or node.name in WEIGHTED:
             return True
         return any(sum(size > 1 for size in self._graph.nodes[i].shape[1:]) > 1 for i in node.inputs)
+
+
+def _above(path: str) -> list[str]:
+    """A path and those that it lies in."""
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def _related(name: str, others: Iterable[str]) -> bool:

@@ -6,13 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stripefold.folding.sides import LayerSides, layers_of
+from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
-from stripefold.graph.scale_paths import Reason, Target, backward, forward
+from stripefold.graph.propagate import Flow
+from stripefold.layers.accepts import Acceptance
 from stripefold.stripe.discover import ChannelGate
 
 Way = Literal["backward", "forward"]
-Targets = dict[Way, Target | Reason]
+Targets = dict[Way, FoldTarget | Refusal]
 
 
 @dataclass(frozen=True)
@@ -36,74 +37,76 @@ class GateInRun:
 
 
 def targets_of(
-    runs: Sequence[GateInRun], sides: LayerSides, *, beside: bool
-) -> tuple[tuple[tuple[Way, Target], ...], str]:
+    runs: Sequence[GateInRun], accept: Acceptance, *, beside: bool
+) -> tuple[tuple[tuple[Way, FoldTarget], ...], str]:
     """Where the constant of a gate may go: without conditions first, then backward first; and why not elsewhere.
 
     Args:
         runs: the gate in each run.
-        sides: what the layers can take.
+        accept: what the layers can take.
         beside: the sum of the scaled value and the product goes, too (see ``added_to``).
     """
     joint: Targets = {}
     for number, run in enumerate(runs):
         if run.gate is not None:
-            own = _targets_in(run, run.gate, sides, beside=beside)
+            own = _targets_in(run, run.gate, accept, beside=beside)
             joint = {way: _agreed(joint[way], own[way], number) for way in joint} if joint else own
     for run in runs:
         if run.gate is None:
             joint = {way: _alone(found, run.graph) for way, found in joint.items()}
-    reasons = [f"{way}: {found.why}" for way, found in joint.items() if isinstance(found, Reason)]
-    open_to = [(way, found) for way, found in joint.items() if isinstance(found, Target)]
+    reasons = [f"{way}: {found.why}" for way, found in joint.items() if isinstance(found, Refusal)]
+    open_to = [(way, found) for way, found in joint.items() if isinstance(found, FoldTarget)]
     open_to.sort(key=lambda entry: (entry[1].eval_only, entry[1].nonnegative))
     return tuple(open_to), "; ".join(reasons)
 
 
-def _targets_in(run: GateInRun, gate: ChannelGate, sides: LayerSides, *, beside: bool) -> Targets:
+def _targets_in(run: GateInRun, gate: ChannelGate, accept: Acceptance, *, beside: bool) -> Targets:
     graph, total = run.graph, added_to(run.graph, gate, run.ignoring) if beside else None
     if not graph.outputs:
-        unknown = Reason("what the model returns holds no tensor that the trace knows")
+        unknown = Refusal("what the model returns holds no tensor that the trace knows")
         return {"backward": unknown, "forward": unknown}
     ignoring = run.ignoring if total is None else run.ignoring | {total}  # the sum goes with the product
     end = gate.end if total is None else total
     return {
-        "backward": backward(graph, gate.scaled, gate.axis, product=gate.product, sides=sides, ignoring=ignoring),
-        "forward": forward(graph, end, gate.axis, sides=sides, ignoring=run.ignoring),
+        "backward": Flow(graph=graph, accept=accept, dead=ignoring).backward(
+            "scale", gate.scaled, gate.axis, user=gate.product
+        ),
+        "forward": Flow(graph=graph, accept=accept, dead=run.ignoring).forward("scale", end, gate.axis),
     }
 
 
-def _agreed(first: Target | Reason, other: Target | Reason, number: int) -> Target | Reason:
+def _agreed(first: FoldTarget | Refusal, other: FoldTarget | Refusal, number: int) -> FoldTarget | Refusal:
     """What holds for the runs before and for this one, too."""
-    if isinstance(first, Reason):
+    if isinstance(first, Refusal):
         return first
-    if isinstance(other, Reason):
-        return Reason(f"on example {number + 1}, {other.why}")
+    if isinstance(other, Refusal):
+        return Refusal(f"on example {number + 1}, {other.why}")
     if set(first.parts) != set(other.parts):
-        return Reason(f"on example {number + 1}, other layers would have to take it: {_listed(other)}")
+        return Refusal(f"on example {number + 1}, other layers would have to take it: {_listed(other)}")
     return replace(
         first, nonnegative=first.nonnegative or other.nonnegative, eval_only=first.eval_only or other.eval_only
     )
 
 
-def _alone(found: Target | Reason, graph: Graph) -> Target | Reason:
+def _alone(found: FoldTarget | Refusal, graph: Graph) -> FoldTarget | Refusal:
     """What holds for a run in which the gate does not run: none of the layers may."""
     called = {call.name for call in graph.calls}
-    if isinstance(found, Target) and any(layer in called for layer in layers_of(found.parts)):
-        return Reason(f"{_listed(found)} runs without the gate on another example")
+    if isinstance(found, FoldTarget) and any(layer in called for layer in found.layers):
+        return Refusal(f"{_listed(found)} runs without the gate on another example")
     return found
 
 
-def _listed(target: Target) -> str:
-    return ", ".join(map(repr, layers_of(target.parts)))
+def _listed(target: FoldTarget) -> str:
+    return ", ".join(map(repr, target.layers))
 
 
 def added_to(graph: Graph, gate: ChannelGate, ignoring: Collection[int]) -> int | None:
     """The sum x + v x of what a gate scales and its product, where nothing else uses either; or None."""
-    users = set(graph.consumers[gate.product]) - set(ignoring)
+    users = {user for user in graph.consumers[gate.product] if user not in ignoring}
     if len(users) != 1 or any(graph.seen_outside(index) for index in (gate.product, gate.scaled)):
         return None
     total = users.pop()
     node = graph.nodes[total]
-    alone = set(graph.consumers[gate.scaled]) - set(ignoring) == {gate.product, total}
+    alone = {user for user in graph.consumers[gate.scaled] if user not in ignoring} == {gate.product, total}
     plain = node.kind == "operation" and node.name == "add" and node.arguments.get("alpha") == 1
     return total if alone and plain and sorted(node.inputs) == sorted((gate.scaled, gate.product)) else None

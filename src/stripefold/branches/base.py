@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.kernels import Merged
-from stripefold.algebra.merge import batchnorm_scale_shift
 from stripefold.errors import FoldError
+from stripefold.layers.rule import rule_for
+from stripefold.layers.substitute import substituted
 from stripefold.modules.foldable import Foldable
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-"""The normalisations of branches, by exact type."""
 
 
 class Branch(nn.Module):
@@ -71,12 +69,11 @@ def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
         FoldError: it is no BatchNorm any more, or keeps no running statistics.
     """
     layer = bare(norm)
-    if type(layer) not in NORMS:
+    rule = rule_for(layer)
+    effective = substituted(layer, {key: getattr(norm, key, None) for key in ("weight", "bias")})
+    numbers = None if rule is None or not rule.commutes else rule.affine_map(effective)
+    if numbers is None:
         raise FoldError(f"{type(layer).__name__} stands where a BatchNorm was, and does not merge into a kernel")
-    mean, variance = layer._buffers.get("running_mean"), layer._buffers.get("running_var")
-    if mean is None or variance is None:
+    if isinstance(numbers, str):
         raise FoldError("a BatchNorm in it keeps no running statistics, so that its scale depends on the batch")
-    eps: Any = layer.eps
-    weight: Any = norm.weight
-    bias: Any = norm.bias
-    return batchnorm_scale_shift(mean, variance, eps, weight, bias)
+    return numbers

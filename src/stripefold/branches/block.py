@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.kernels import Merged, add_branches
-from stripefold.branches.base import NORMS, Branch, LeadBranch, memory_format
+from stripefold.branches.base import Branch, LeadBranch, memory_format
 from stripefold.branches.grid import Grid
 from stripefold.errors import BranchError, FoldError
+from stripefold.layers.accepts import is_affine_map
 from stripefold.layers.refusal import altered
 from stripefold.layers.rule import rule_for
 from stripefold.modules.computed import computed
@@ -126,7 +127,7 @@ class BranchBlock(StandIn, Foldable):
     @property
     def has_norms(self) -> bool:
         """Whether a BatchNorm is in it: its training and its eval form then differ."""
-        return any(isinstance(module, NORMS) for module in self.modules())
+        return any(is_affine_map(module) for module in self.modules())
 
     @property
     def rounds_to(self) -> torch.dtype:

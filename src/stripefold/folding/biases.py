@@ -1,63 +1,68 @@
-"""Where the bias goes that folding gives to a layer without one: a branch block's, or that of a gate that adds.
+"""Places the bias that folding creates: a branch block's, or that of a gate that adds.
 
 Behind it there is usually a BatchNorm: ``B(K x + b)`` is ``B(K x)`` with its running mean less by b, in eval mode, and
-in training mode the bias makes no difference. So the folded model keeps the stock keys. Found by the trace, as every
-question of what follows what; where no BatchNorm follows, the bias is a new key, and is announced.
+in training mode the bias makes no difference. So it is moved with the flow like any other shift, into layers that
+take it without a new key; where there are none, the bias is a new key, and is announced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from stripefold.errors import TraceError
-from stripefold.folding.fuse_parts import is_batchnorm
-from stripefold.folding.writable import why_not_writable
+from stripefold.folding.static_constants import is_step
+from stripefold.folding.weights import Float64Weights
+from stripefold.graph.absorption import Absorption, Accepts, Refusal, Side
+from stripefold.graph.graph import Graph
+from stripefold.graph.ops import Change
+from stripefold.graph.propagate import Flow, unused_places
 from stripefold.graph.trace import Trace, trace
-from stripefold.layers.refusal import altered
+from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import rule_for
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.foldable import Foldable, FoldNote
-from stripefold.modules.modules import tensor_owners
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiasHome:
+class BiasTarget:
     """Where one bias goes.
 
     Attributes:
         layer: path of the folded layer.
-        norm: path of the BatchNorm whose running mean takes the bias, or None.
-        why: why there is none.
+        parts: the layers that take it, by their paths in the folded model; none: it stays and is a new key.
+        why: why there are none.
+        into: where they take it, in words.
     """
 
     layer: str
-    norm: str | None = None
+    parts: tuple[Absorption, ...] = ()
     why: str = ""
+    into: str = ""
 
     def __str__(self) -> str:
-        if self.norm is not None:
-            return f"its bias into the running mean of {self.norm}"
+        if self.parts:
+            return f"its bias into {self.into}"
         return f"new key {_key(self.layer)!r}: {self.why}"
 
 
 def plan_biases(
-    model: nn.Module, found: Mapping[str, Foldable], notes: Sequence[FoldNote], example: Example | None
-) -> tuple[dict[str, BiasHome], tuple[str, ...]]:
-    """Find a home for the bias of every module of ours that gains one; nothing is changed.
+    model: nn.Module, found: Mapping[str, Foldable], notes: Sequence[FoldNote], example: Example | None, *, fuse: bool
+) -> tuple[dict[str, BiasTarget], tuple[str, ...]]:
+    """Find a place for the bias of every module of ours that gains one; nothing is changed.
 
     Args:
         model: before folding.
         found: dotted path -> what folds.
         notes: of ``check_fold``; what they say stays stands between a layer and what follows it.
         example: input for the trace; inferred where the model declares one.
+        fuse: whatever stands behind is merged anyway, so that every bias stays where folding makes it.
 
     Returns:
-        The homes by the modules' paths, and what did not run on the example.
+        The places by the modules' paths, and what did not run on the example.
 
     Raises:
         TraceError: the model does not run on the example given.
@@ -65,42 +70,122 @@ def plan_biases(
     gaining = [name for name, module in found.items() if module.gains_bias]
     if not gaining:
         return {}, ()
-    graph = _trace(model, example)
-    modules, owners = dict(model.named_modules()), tensor_owners(model)
+    recorded = None if fuse else _trace(model, example)
     staying = {note.name for note in notes if not note.folded}
-    homes: dict[str, BiasHome] = {}
+    accept = _WithoutNewKey(model, staying)
+    targets: dict[str, BiasTarget] = {}
     for name in gaining:
         outer = outermost(name, found)
         behind = next((site for site in (name, outer) if site in staying), None)
         if behind is not None:  # the site of the dynamic attention stays, and the layer inside it
             layer = (f"{name}.base" if name else "base") if name == outer else name
-            homes[name] = BiasHome(layer=layer, why=f"the dynamic attention on {behind!r} stands behind it")
-        elif graph is None:
-            homes[name] = BiasHome(layer=outer, why="without an example= no trace shows which BatchNorm follows")
+            targets[name] = BiasTarget(layer=layer, why=f"the dynamic attention on {behind!r} stands behind it")
+        elif recorded is None:
+            targets[name] = BiasTarget(layer=outer, why="without an example= no trace shows which BatchNorm follows")
         else:
-            norm, why = _norm_behind(graph, name if name in graph.called else outer, modules, owners)
-            path = f"{norm}.base" if norm in staying else norm
-            homes[name] = BiasHome(layer=outer, norm=path, why=why)
-    return homes, () if graph is None else graph.unseen
+            parts = _parts(recorded, accept, name if name in recorded.called else outer)
+            targets[name] = _target(outer, parts, accept)
+    return targets, () if recorded is None else recorded.unseen
 
 
-def place_biases_(plain: nn.Module, homes: Mapping[str, BiasHome]) -> tuple[str, ...]:
-    """Move the biases of a folded model, still in float64, to their homes; returns the keys that are new."""
+def _target(layer: str, parts: tuple[Absorption, ...] | str, accept: _WithoutNewKey) -> BiasTarget:
+    if isinstance(parts, str):
+        return BiasTarget(layer=layer, why=f"nothing behind it takes it ({parts})")
+    placed = tuple(accept.in_folded(part) for part in parts)
+    into = (f"the {accept.taking(part)} of {place.layer}" for part, place in zip(parts, placed, strict=True))
+    return BiasTarget(layer=layer, parts=placed, into=", ".join(into))
+
+
+def place_biases_(plain: nn.Module, targets: Mapping[str, BiasTarget], weights: Float64Weights) -> tuple[str, ...]:
+    """Move the biases of a folded model, still in float64, to their places; returns the keys that are new."""
     new: list[str] = []
-    for home in homes.values():
-        layer = plain.get_submodule(home.layer)
+    for target in targets.values():
+        layer = plain.get_submodule(target.layer)
         bias = layer._parameters.get("bias")
         assert bias is not None  # that is what gains_bias says
-        mean: Any = None if home.norm is None else plain.get_submodule(home.norm).running_mean
-        moved = None if mean is None else mean.double() - bias.detach().double()
-        if moved is None or not bool(moved.to(mean.dtype).isfinite().all()):  # too large for the statistics' dtype
-            new.append(_key(home.layer))
-            layer._parameters["bias"] = nn.Parameter(bias.to(_dtype(layer)), bias.requires_grad)
+        moved = Float64Weights()
+        for part in target.parts:
+            moved.absorb(plain.get_submodule(part.layer), part, bias.detach().double())
+        if not target.parts or moved.overflowing() is not None:  # too large for the statistics' dtype
+            new.append(_key(target.layer))
+            dtype = _dtype(layer)
+            if dtype != bias.dtype:
+                weights.note(layer, "bias", bias)
+            layer._parameters["bias"] = nn.Parameter(bias.to(dtype), bias.requires_grad)
             continue
-        with torch.no_grad():
-            mean.copy_(moved)
+        moved.write_()
         layer._parameters["bias"] = None
     return tuple(new)
+
+
+class _WithoutNewKey:
+    """An ``Accept`` for shifts of the input that keep the model's keys, through sites around the layers."""
+
+    def __init__(self, model: nn.Module, staying: Collection[str]) -> None:
+        self._modules = dict(model.named_modules())
+        self._acceptance, self._staying = Acceptance(model), staying
+
+    def __call__(self, name: str, side: Side, change: Change) -> Accepts | str:
+        layer, path = self._inner(name)
+        rule = rule_for(layer)
+        for key in (rule and rule.input_shift) or ():
+            if getattr(layer, key, None) is None:
+                return f"{type(layer).__name__} keeps no {key.replace('_', ' ')}"
+        return self._acceptance(path, side, change)
+
+    def taking(self, part: Absorption) -> str:
+        """Which tensor of a layer takes its part, in words."""
+        rule = rule_for(self._inner(part.layer)[0])
+        return ", ".join((rule and rule.input_shift) or ()).replace("_", " ")
+
+    def in_folded(self, part: Absorption) -> Absorption:
+        """The part by its path in the folded model."""
+        path = self._inner(part.layer)[1] if part.layer in self._staying else part.layer
+        return Absorption(layer=path, side=part.side, index=part.index, change=part.change, factor=part.factor)
+
+    def _inner(self, name: str) -> tuple[nn.Module, str]:
+        holder = self._modules[name]
+        base = holder._modules.get("base") if isinstance(holder, Foldable) else None
+        return (holder, name) if base is None else (base, f"{name}.base" if name else "base")
+
+
+def _parts(recorded: Trace, accept: _WithoutNewKey, name: str) -> tuple[Absorption, ...] | str:
+    """What takes a shift of a layer's output, the same in every run; or why nothing does."""
+    found: tuple[Absorption, ...] | None = None
+    used: set[str] = set()
+    for graph in recorded.graphs:
+        results = graph.results(name)
+        if not results:
+            used |= {call.name for call in graph.calls}
+            continue
+        here = _parts_in(graph, accept, name)
+        if isinstance(here, str):
+            return here
+        if found is not None and here != found:
+            return f"{_listed(found)} takes it on one example and {_listed(here)} on another"
+        found = here
+    if found is None:
+        return "it did not run on the example"
+    other = next((part.layer for part in found if part.layer in used), None)
+    return found if other is None else f"{other!r} right behind runs without it on another example"
+
+
+def _parts_in(graph: Graph, accept: _WithoutNewKey, name: str) -> tuple[Absorption, ...] | str:
+    results = graph.results(name)
+    times = sum(call.name == name for call in graph.calls)
+    if times != 1 or len(results) != 1:
+        return f"called {times} times" if times != 1 else "returns several values, or its input"
+    unlike = graph.unlike_its_type(name, taking=False)
+    rule = rule_for(accept._modules[name])
+    if unlike is not None or rule is None:
+        return unlike or "it is no layer with a rule"
+    flow = Flow(graph=graph, accept=accept, dead=unused_places(graph))
+    found = flow.forward("shift", results[0], rule.axis)
+    return found.why if isinstance(found, Refusal) else found.parts
+
+
+def _listed(parts: Sequence[Absorption]) -> str:
+    return ", ".join(repr(part.layer) for part in parts)
 
 
 def _dtype(layer: nn.Module) -> torch.dtype:
@@ -123,36 +208,8 @@ def _trace(model: nn.Module, example: Example | None) -> Trace | None:
     if inferred is None:
         return None
     try:
-        return trace(model, inferred, is_layer=lambda module: rule_for(module) is not None or is_batchnorm(module))
+        return trace(model, inferred, is_layer=is_step)
     except TraceError:
         if example is not None:
             raise
         return None
-
-
-def _norm_behind(
-    graph: Trace, name: str, modules: Mapping[str, nn.Module], owners: Mapping[int, list[str]]
-) -> tuple[str | None, str]:
-    """The BatchNorm that alone takes a layer's output, or None and the reason."""
-    follower = graph.follower(name)
-    if follower.name is None:
-        return None, f"no BatchNorm alone takes its output ({follower.why})"
-    holder = modules[follower.name]
-    norm = (holder._modules.get("base") or holder) if isinstance(holder, Foldable) else holder
-    kind = f"{follower.name} ({type(norm).__name__}) behind it"
-    mean = getattr(norm, "running_mean", None)
-    if not is_batchnorm(norm) or mean is None:
-        return None, f"{kind} keeps no running mean"
-    if altered(norm) is not None or len(owners.get(id(mean), ())) > 1:
-        return None, f"{kind} is altered, or shares its running mean"
-    unwritable = why_not_writable(mean)
-    if unwritable is not None:
-        return None, f"the running mean of {kind} {unwritable}"
-    if follower.name in graph.read:
-        return None, f"a tensor of {kind} is read outside its call"
-    taken, produced = graph.calls(follower.name)[0].inputs[0], graph.calls(name)[0].outputs[0]
-    rule = rule_for(modules[name])
-    assert rule is not None  # the trace knows no other layers
-    if taken[1] != produced[1] or rule.axis % len(produced) != 1 or follower.axis != 1:
-        return None, f"the channels reach {kind} on another axis"
-    return follower.name, ""

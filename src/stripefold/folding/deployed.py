@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stripefold.algebra.rounding import overflows
 from stripefold.errors import VerifyError
 from stripefold.folding.judge import FLOAT64_TOLERANCE
-from stripefold.folding.ledger import Ledger
 from stripefold.folding.outputs import compared, worst_error
+from stripefold.folding.weights import Float64Weights
 from stripefold.layers.substitute import has_call_hooks
 from stripefold.modules.float64 import KeepFloat64
 from stripefold.modules.foldable import Foldable
@@ -26,14 +27,14 @@ _SIDE = 24
 """Height and width at most given to a block that is checked: enough for its borders and its middle."""
 
 
-def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, ledger: Ledger) -> nn.Module | str:
+def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, weights: Float64Weights) -> nn.Module | str:
     """The module that takes the block's place: the block itself where there is nothing to do, or why it stays.
 
     Args:
         block: any device, dtype and mode; left as it is.
         method: name of its method, which works in place or returns a module.
         shape: of its input.
-        ledger: learns what the merged numbers were before rounding.
+        weights: learns what the merged numbers were before rounding.
     """
     if _is_done(block):
         return block
@@ -51,7 +52,7 @@ def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, ledge
         difference = _difference(before, after, shape)
     if difference > FLOAT64_TOLERANCE:
         return f"its {method} changes what it computes (relative error {difference:.1e} in float64)"
-    if not _settle_(after, block, ledger):
+    if not _settle_(after, block, weights):
         return "the merged weights would overflow its dtype"
     return after
 
@@ -147,15 +148,15 @@ def _compared(after: nn.Module, x: Tensor, expected: dict[str, Tensor]) -> float
 
 
 @torch.no_grad()
-def _settle_(after: nn.Module, block: nn.Module, ledger: Ledger) -> bool:
+def _settle_(after: nn.Module, block: nn.Module, weights: Float64Weights) -> bool:
     """Give a deployed twin the dtype, device and flags of the block, by name where the name is still there.
 
     Returns:
         Whether every number is still finite.
     """
     own = {name: (path, tensor) for path, name, tensor in _tensors(block)}
-    weights = [tensor for *_, tensor in _tensors(block) if tensor.is_floating_point() and tensor.dim() > 1]
-    like = weights[0] if weights else first_parameter(block)
+    large = [tensor for *_, tensor in _tensors(block) if tensor.is_floating_point() and tensor.dim() > 1]
+    like = large[0] if large else first_parameter(block)
     trained = any(parameter.requires_grad for parameter in block.parameters())
     fits = True
     for path, name, tensor in list(_tensors(after)):
@@ -164,14 +165,15 @@ def _settle_(after: nn.Module, block: nn.Module, ledger: Ledger) -> bool:
         if model_for is None or not tensor.is_floating_point():
             continue
         settled = tensor.detach().to(model_for.device, model_for.dtype)
-        fits = fits and bool(settled.isfinite().all() or not tensor.isfinite().all())
+        fits = fits and not overflows(tensor, settled.dtype, tensor)
         if key in holder._parameters:
             flag = model_for.requires_grad if name in own else trained
             settled = nn.Parameter(settled, requires_grad=flag)
             holder._parameters[key] = settled
         else:
             holder._buffers[key] = settled
-        ledger.note(settled, tensor.detach().to(model_for.device))
+        if settled.dtype != torch.float64:
+            weights.note(holder, key, tensor.detach().to(model_for.device))
     _settle_modes_(after, block)
     return fits
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 from torch import nn
 
 from stripefold.errors import FoldError
-from stripefold.folding.adapters import under_adapters
-from stripefold.folding.biases import plan_biases
+from stripefold.folding.biases import BiasTarget, plan_biases
 from stripefold.folding.fuse import fuse_
-from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
 from stripefold.folding.judge import NothingComparedError
 from stripefold.folding.order import fold_all_
-from stripefold.folding.report import FoldReport
+from stripefold.folding.report import FoldPlan, FoldReport
 from stripefold.folding.verify import verify
+from stripefold.folding.weights import Float64Weights
 from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
+from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
+from stripefold.modules.adapters import under_adapters
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.borrowed import REMEDY, borrowed_module
 from stripefold.modules.example import Example, infer_example
@@ -140,6 +141,29 @@ def fold_(
         return (plain, made) if report else plain
 
 
+def plan(model: nn.Module, *, fuse: bool = False, example: Example | None = None) -> FoldPlan:
+    """Say what ``fold`` would merge where, and what would stay and why, without changing anything.
+
+    It prints as a table. ``fuse=True`` plans on a copy of the model; the plan is the one that ``fold`` carries out.
+
+    Args:
+        model: an attached model, or a plain one.
+        fuse: as for ``fold``.
+        example: input for the trace; inferred where the model declares one.
+
+    Raises:
+        FoldError: folding is impossible, as for ``fold``.
+        TraceError: the model does not run on the example.
+    """
+    with Interruptible():
+        model = _unwrapped(model)
+        example = _example(model, example, False, fuse)
+        if fuse:
+            return _fold_in_place(_copied(model), True, example)[1].as_plan()
+        gates = _plan_gates(model, False, example)
+        return FoldPlan(notes=gates.notes, unmoved=gates.unmoved, unseen=gates.unseen)
+
+
 def _verified(model: nn.Module, plain: nn.Module, example: Example, check: Check) -> str:
     try:
         report = verify(model, plain, example)
@@ -209,7 +233,34 @@ def _example(model: nn.Module, example: Example | None, check: Check, fuse: bool
     return example
 
 
-def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tuple[nn.Module, FoldReport]:
+@dataclass(frozen=True)
+class _Gates:
+    """What folding does to everything of ours in a model; every check is made.
+
+    Attributes:
+        found: dotted path -> module of ours, outer ones first.
+        notes: one row for each.
+        biases: where the biases go that folding creates.
+        unseen: what did not run on the example.
+    """
+
+    found: dict[str, Foldable]
+    notes: tuple[FoldNote, ...]
+    biases: dict[str, BiasTarget]
+    unseen: tuple[str, ...]
+
+    @property
+    def unmoved(self) -> tuple[str, ...]:
+        """Those that never moved from their start."""
+        return tuple(name for name, module in self.found.items() if module.is_at_start())
+
+
+def _plan_gates(model: nn.Module, fuse: bool, example: Example | None) -> _Gates:
+    """Look at everything of ours; the model is only read.
+
+    Raises:
+        FoldError: folding is impossible.
+    """
     found = {name: module for name, module in model.named_modules() if isinstance(module, Foldable)}
     if not fuse:
         _check_keys(found)
@@ -217,17 +268,31 @@ def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tup
     notes = [note for name, module in found.items() for note in module.check_fold(name, owners)]
     _check_modes(found, kept_in_training(model))
     _check_adapters(model, found)
-    homes, unseen = plan_biases(model, found, notes, example)
-    unmoved = tuple(name for name, module in found.items() if module.is_at_start())
-    if found:
+    biases, unseen = plan_biases(model, found, notes, example, fuse=fuse)
+    if not fuse:
+        notes = [replace(n, why=f"{n.why}; {biases[n.name]}") if n.name in biases else n for n in notes]
+    return _Gates(found, tuple(notes), biases, unseen)
+
+
+def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tuple[nn.Module, FoldReport]:
+    gates, weights = _plan_gates(model, fuse, example), Float64Weights()
+    unmoved = gates.unmoved
+    if gates.found:
         forget_compiled(model)
-    plain, new_keys = fold_all_(model, found, homes)
-    notes = [replace(note, why=f"{note.why}; {homes[note.name]}") if note.name in homes else note for note in notes]
+    plain, new_keys = fold_all_(model, gates.found, gates.biases, weights)
     fuse_notes: list[FoldNote] = []
+    unseen = gates.unseen
     if fuse:
-        plain, fuse_notes, unseen = fuse_(plain, example)
-    rows = (*notes, *fuse_notes)
-    return plain, FoldReport(rows, unmoved, fuse, _NOT_CHECKED, () if fuse else new_keys, unseen if rows else ())
+        plain, fuse_notes, unseen = fuse_(plain, example, weights)
+    rows = (*gates.notes, *fuse_notes)
+    return plain, FoldReport(
+        notes=rows,
+        unmoved=unmoved,
+        fused=fuse,
+        verification=_NOT_CHECKED,
+        new_keys=() if fuse else new_keys,
+        unseen=unseen if rows else (),
+    )
 
 
 def _check_keys(found: Mapping[str, Foldable]) -> None:
@@ -274,7 +339,7 @@ def _announce(report: FoldReport) -> None:
         listed = ", ".join(report.new_keys[:5]) + (" ..." if len(report.new_keys) > 5 else "")
         warnings.warn(
             f"{len(report.new_keys)} folded layers have a bias that the stock ones do not have, because no "
-            f"BatchNorm behind them could take it: {listed}. Such weights load into a model built with those biases; "
+            f"layer behind them could take it: {listed}. Such weights load into a model built with those biases; "
             "fold(..., report=True) says why for each",
             stacklevel=3,
         )

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from stripefold.errors import TraceError
+from stripefold.folding.static_constants import is_step
 from stripefold.graph.graph import Graph
 from stripefold.graph.trace import Trace, trace
-from stripefold.layers.rule import rule_for
 from stripefold.modules.example import Example
 
 MISSED = "the model's code asks for its type or its attributes, and takes another path where it is gone"
@@ -30,7 +30,7 @@ def missed_by_the_code(model: nn.Module, example: Example, before: Trace, merged
         merged: their paths.
     """
     try:
-        after = trace(model, example, is_layer=lambda module: rule_for(module) is not None)
+        after = trace(model, example, is_layer=is_step)
     except TraceError as error:
         return _near(error.path, merged)
     for one, other in zip(before.graphs, after.graphs, strict=True):

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from stripefold.folding.biases import BiasHome, outermost, place_biases_
+from stripefold.folding.biases import BiasTarget, outermost, place_biases_
+from stripefold.folding.weights import Float64Weights
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import replace_modules
 
 
 def fold_all_(
-    model: nn.Module, found: Mapping[str, Foldable], homes: Mapping[str, BiasHome]
+    model: nn.Module, found: Mapping[str, Foldable], homes: Mapping[str, BiasTarget], weights: Float64Weights
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Fold everything of ours in a model, in place; ``check_fold`` has agreed before.
 
@@ -24,6 +25,7 @@ def fold_all_(
         model: the model.
         found: dotted path -> every module of ours, outer ones first.
         homes: of ``plan_biases``.
+        weights: learns what the numbers were before rounding.
 
     Returns:
         The root, and the keys of biases that found no other place.
@@ -33,8 +35,11 @@ def fold_all_(
     for name in dict.fromkeys(outermost(name, found) for name in found):
         replacements[found[name]] = _fold_inside_out_(found[name], roundings)
     plain = replace_modules(model, replacements)
-    new_keys = place_biases_(plain, homes)
+    new_keys = place_biases_(plain, homes, weights)
     for layer, dtype in roundings.items():
+        for key, tensor in layer._parameters.items():
+            if tensor is not None and tensor.dtype != dtype:
+                weights.note(layer, key, tensor)
         layer.to(dtype)
     return plain, new_keys
 

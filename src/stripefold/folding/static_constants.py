@@ -15,9 +15,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from stripefold.folding.fuse_parts import is_constant_affine
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operations import WHOLE_VIEWS
+from stripefold.layers.accepts import is_affine_map
 from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable
 
@@ -54,7 +54,7 @@ class StaticConstant:
 
 def is_step(module: nn.Module) -> bool:
     """Whether a trace takes a module as one step: layers with a rule, but not those that only scale."""
-    if isinstance(module, Foldable) or is_constant_affine(module):
+    if isinstance(module, Foldable) or is_affine_map(module):
         return True
     rule = rule_for(module)
     return rule is not None and (rule.norm or not rule.elementwise(module))

@@ -15,9 +15,10 @@ from dataclasses import replace
 from torch import nn
 
 from stripefold.errors import FoldError
+from stripefold.folding.changes import Changes
 from stripefold.folding.deployed import Shapes, deployed
-from stripefold.folding.fuse_parts import STAYS_IN_TRAINING, normalises
-from stripefold.folding.ledger import Ledger
+from stripefold.folding.weights import Float64Weights
+from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
 from stripefold.layers.rule import type_key
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import replace_modules
@@ -107,16 +108,19 @@ class BlockFuser:
     """Re-parameterizes the known blocks of one model in place, each once, the outermost first.
 
     Args:
-        shapes: what every block is given (``deployed.input_shapes``).
-        ledger: learns what was merged.
+        shapes: what every block is given, by path.
+        weights: learns what the numbers were before rounding.
+        changes: learns what was replaced.
         kept: ``modules.modes.kept_in_training`` of the model.
 
     Attributes:
         notes: one row per block: merged, or kept and why.
     """
 
-    def __init__(self, shapes: Shapes, ledger: Ledger, kept: Collection[nn.Module] = ()) -> None:
-        self._shapes, self._ledger, self._kept = shapes, ledger, kept
+    def __init__(
+        self, shapes: Shapes, weights: Float64Weights, changes: Changes, kept: Collection[nn.Module] = ()
+    ) -> None:
+        self._shapes, self._weights, self._changes, self._kept = shapes, weights, changes, kept
         self.notes: list[FoldNote] = []
 
     @property
@@ -134,7 +138,7 @@ class BlockFuser:
 
     def undo_(self, model: nn.Module, why: str) -> nn.Module:
         """Put every block back: the model does not run without them, for the reason given."""
-        model = self._ledger.undo_(model)
+        model = self._changes.undo_(model)
         self.notes = [replace(note, folded=False, why=why) if note.folded else note for note in self.notes]
         return model
 
@@ -146,7 +150,7 @@ class BlockFuser:
             if plain is not block:
                 replacements[block] = plain
             self._inside(name, plain)
-        return self._ledger.replace_(root, replacements) if replacements else root
+        return self._changes.replace_(root, replacements) if replacements else root
 
     def _inside(self, path: str, block: nn.Module) -> None:
         """A method may leave smaller blocks inside its own."""
@@ -169,7 +173,7 @@ class BlockFuser:
             why = f"{norm or 'it'} in it {STAYS_IN_TRAINING}"
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=why))
             return block
-        result = deployed(block, method, self._shapes.get(name), self._ledger)
+        result = deployed(block, method, self._shapes.get(name), self._weights)
         if isinstance(result, str):
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=result))
             return block

@@ -1,10 +1,15 @@
-"""Where the channel axis of a layer's output lies, and where operations move it: by what they do, never by sizes."""
+"""On which axis the channels of every value lie: by what operations do with an axis, never by its size.
+
+Channels start where a layer makes features (axis 1 behind a convolution, the last behind a linear layer) and are
+followed through what moves them. A layer that mixes another axis than its input's channels mixes positions, and leaves
+the channels where they are; a normalisation or a scale leaves them anyway.
+"""
 
 from __future__ import annotations
 
-from stripefold.graph.commuting import DoesNotCommuteError, passed
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operations import is_batch_norm, names
+from stripefold.graph.ops import StoppedError, operation
 from stripefold.graph.patterns import along, index_along
 
 _CHANNELS_SECOND = frozenset({"convolution", "native_group_norm", "group_norm"})
@@ -17,6 +22,7 @@ _KEEP_AXES = names(
 )
 _PRODUCTS_OF_MATRICES = frozenset({"bmm", "matmul", "mm"})
 _ATTENTION = "scaled_dot_product"
+_MIXING = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "convolution"})
 
 
 def channel_axis(layer: Node) -> int:
@@ -84,8 +90,8 @@ def _after_moves(before: Node, node: Node, axis: int) -> int | None:
     """Through operations that move elements: the axis along which the same numbers lie in the same order."""
     channels = before.shape[axis]
     try:
-        pattern = passed(node, before.shape, along(before.shape, axis))
-    except DoesNotCommuteError:
+        pattern = operation(node, "scale").layout.ahead(node, before.shape, along(before.shape, axis))
+    except StoppedError:
         return None
     if channels == 1:  # nothing to tell it by, and no difference where it lies
         return axis if axis < len(node.shape) and node.shape[axis] == 1 else None
@@ -93,3 +99,31 @@ def _after_moves(before: Node, node: Node, axis: int) -> int | None:
         if size == channels and index_along(pattern, node.shape, candidate) == tuple(range(channels)):
             return candidate
     return None
+
+
+def channel_axes(graph: Graph) -> list[int | None]:
+    """Per node of a graph the axis of its channels, from 0; None where it is not known."""
+    axes: list[int | None] = []
+    for index in range(len(graph.nodes)):
+        axes.append(_axis(graph, index, axes))
+    return axes
+
+
+def mixes_positions(graph: Graph, index: int, axes: list[int | None]) -> bool:
+    """Whether a layer's node acts on another axis than that of its input's channels."""
+    node = graph.nodes[index]
+    mixes = node.kind == "layer" and not _MIXING.isdisjoint(node.inner)
+    return mixes and axes[index] is not None and axes[index] != channel_axis(node)
+
+
+def _axis(graph: Graph, user: int, axes: list[int | None]) -> int | None:
+    node = graph.nodes[user]
+    if node.kind in ("input", "constant"):
+        return None
+    known = next((i for i in node.inputs if axes[i] is not None and graph.nodes[i].role == "activation"), None)
+    source = None if known is None else graph.nodes[known]
+    before = None if known is None else axes[known]
+    if node.kind == "layer":
+        # A layer changes the axis that it mixes, and leaves the others where they are.
+        return before if source is not None and len(source.shape) == len(node.shape) else channel_axis(node)
+    return None if known is None or before is None else axis_after(graph, known, user, before)

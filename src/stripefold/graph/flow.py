@@ -1,108 +1,34 @@
-"""Questions about what follows what: consumers and producers of a layer, its only follower, what cancels its scale."""
+"""Questions about what follows a layer: its only consumer, and what cancels its scale."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from stripefold.graph.channels import axis_after, channel_axis
-from stripefold.graph.commuting import DoesNotCommuteError, passed
-from stripefold.graph.graph import Graph, Node, first_calls
-from stripefold.graph.operations import PRODUCTS, RESHAPES, is_batch_norm
-from stripefold.graph.patterns import aligned, along, joined, varies
-from stripefold.graph.scale_parts import JOINS, joining_axis
-from stripefold.graph.scale_paths import unused
+from stripefold.graph.channels import channel_axis
+from stripefold.graph.graph import Call, Graph, Node
+from stripefold.graph.operations import RESHAPES, is_batch_norm
+from stripefold.graph.ops import StoppedError, check_passes, joining_axis, operation
+from stripefold.graph.patterns import along, joined, varies
 
 
-@dataclass(frozen=True)
-class Follower:
-    """The one layer right behind another (``name``), or None and the reason why there is none.
-
-    Attributes:
-        name: its dotted path.
-        why: why there is none.
-        axis: where the channels of the layer in front lie in what it takes, from 0.
-    """
-
-    name: str | None
-    why: str
-    axis: int = -1
-
-
-def consumers(graph: Graph, name: str) -> tuple[str, ...]:
-    """The layers that a layer's output reaches without passing another layer, in call order."""
-    found: dict[str, None] = {}
-    todo = list(graph.results(name))
-    seen: set[int] = set()
-    while todo:
-        for index in graph.consumers[todo.pop(0)]:
-            if index in seen:
-                continue
-            seen.add(index)
-            if graph.nodes[index].kind == "layer":
-                found[graph.nodes[index].name] = None
-            else:
-                todo.append(index)
-    return tuple(first_calls(graph, found))
-
-
-def producers(graph: Graph, name: str) -> tuple[str, ...]:
-    """The layers whose outputs reach a layer without passing another layer, the nearest first."""
-    found: dict[str, None] = {}
-    todo = [source for index in graph.results(name) for source in graph.nodes[index].inputs]
-    seen: set[int] = set()
-    while todo:
-        index = todo.pop(0)
-        if index in seen:
-            continue
-        seen.add(index)
-        if graph.nodes[index].kind == "layer":
-            found[graph.nodes[index].name] = None
-        else:
-            todo.extend(graph.nodes[index].inputs)
-    return tuple(found)
-
-
-def follower(graph: Graph, name: str) -> Follower:
-    """The only consumer of a layer, with nothing but reshapes between that leave its channels an axis of their own."""
+def followed_by(graph: Graph, name: str) -> str | None:
+    """The only consumer of a layer, with nothing but reshapes between, or None."""
     results = graph.results(name)
-    times = sum(call.name == name for call in graph.calls)
-    if times != 1 or len(results) != 1:
-        return Follower(None, f"called {times} times" if times != 1 else "returns several values, or its input")
-    unlike = graph.unlike_its_type(name, taking=False)
-    if unlike is not None:
-        return Follower(None, unlike)
+    if len(results) != 1 or len(_calls(graph, name)) != 1:
+        return None
     index = results[0]
-    axis = channel_axis(graph.nodes[index])
-    exposed: str | None = None
-    while True:
-        if index in graph.outputs:
-            return Follower(None, f"its output {graph.outputs[index]}")
-        exposed = exposed or graph.exposed.get(index)
-        users = sorted(set(graph.consumers[index]))
-        if len(users) != 1:
-            return Follower(None, f"its output is used {len(users)} times")
-        node = graph.nodes[users[0]]
+    while index not in graph.outputs and len(set(graph.consumers[index])) == 1:
+        index = graph.consumers[index][0]
+        node = graph.nodes[index]
         if node.kind == "layer":
-            found = _only_call(graph, node, axis)
-            return Follower(None, f"its output {exposed.rstrip(',')}") if found.name and exposed else found
-        after = axis_after(graph, index, users[0], axis) if node.name in RESHAPES else None
-        if after is None:
-            return Follower(None, f"{node.name!r} in {node.where or 'the model itself'} stands between")
-        index, axis = users[0], after
+            return node.name if len(_calls(graph, node.name)) == 1 else None
+        if node.name not in RESHAPES:
+            return None
+    return None
 
 
-def _only_call(graph: Graph, node: Node, axis: int) -> Follower:
-    times = sum(call.name == node.name for call in graph.calls)
-    if times != 1:
-        return Follower(None, f"{node.name!r} right behind is called {times} times")
-    if len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
-        return Follower(None, f"{node.name!r} right behind takes other inputs too")
-    unlike = graph.unlike_its_type(node.name, taking=True)
-    if unlike is not None:
-        return Follower(None, f"{node.name!r} right behind: {unlike}")
-    return Follower(node.name, "nothing in between", axis)
+def _calls(graph: Graph, name: str) -> list[Call]:
+    return [call for call in graph.calls if call.name == name]
 
 
 def cancelling_norm(graph: Graph, name: str) -> str | None:
@@ -113,7 +39,6 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
     """
     todo = [(i, along(graph.nodes[i].shape, channel_axis(graph.nodes[i]))) for i in graph.results(name)]
     seen: set[int] = set()
-    dead: frozenset[int] | None = None
     norms: list[int] = []
     while todo:
         index, pattern = todo.pop()
@@ -122,10 +47,8 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
         for user in set(graph.consumers[index]) - seen:
             seen.add(user)
             node = graph.nodes[user]
-            if node.role == "discrete":  # the places of a maximum, which perhaps nobody asks for
-                dead = unused(graph, {}) if dead is None else dead
-                if user in dead:
-                    continue
+            if node.role == "discrete" and user in graph.dead:  # the places of a maximum that nobody asks for
+                continue
             after = _scaled_after(graph, index, user, pattern)
             if _normalises(node) and pattern.dim() > 1 and not _varies_but(pattern, 1):
                 norms.append(user)
@@ -149,16 +72,16 @@ def _scaled_after(graph: Graph, source: int, user: int, pattern: Tensor) -> Tens
     before, node = graph.nodes[source], graph.nodes[user]
     if node.kind == "layer":
         return None
-    if node.name in JOINS:  # beside what others bring, the channels are cancelled all the same
-        shapes = [graph.nodes[i].shape for i in node.inputs]
-        return joined([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
-    if len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
-        return None
-    if node.name in PRODUCTS:
-        return aligned(pattern, len(node.shape))
     try:
-        return passed(node, before.shape, pattern)
-    except DoesNotCommuteError:
+        row = operation(node, "scale")
+        if row.family == "join":  # beside what others bring, the channels are cancelled all the same
+            shapes = [graph.nodes[i].shape for i in node.inputs]
+            return joined([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
+        if row.family == "sum" or len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
+            return None
+        check_passes(node, "scale")
+        return row.layout.ahead(node, before.shape, pattern)
+    except StoppedError:
         return None
 
 

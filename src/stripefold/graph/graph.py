@@ -113,6 +113,7 @@ class Graph:
     decisions: list[str] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     _bits: dict[object, int] = field(default_factory=dict)
+    _results: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, node: Node, *, weighted: bool = False) -> int:
         """Append a node and return its index; ``weighted`` counts an operation as a layer of its own."""
@@ -130,6 +131,8 @@ class Graph:
             self.activations |= 1 << index
         self.read |= node.owners
         self.nodes.append(node)
+        if node.kind == "layer":
+            self._results.setdefault(node.name, []).append(index)
         self.layers_behind.append(layers)
         self.values_behind.append(values)
         self.consumers.append([])
@@ -141,6 +144,14 @@ class Graph:
         return _grouped((visit.name, visit) for visit in self.visits)
 
     @cached_property
+    def calls_of(self) -> dict[str, list[Call]]:
+        """Every call of each layer, by its path."""
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.name, []).append(call)
+        return found
+
+    @cached_property
     def visits_giving(self) -> dict[int, list[Visit]]:
         """The calls of modules below the model whose one output is a node, by the node."""
         return _grouped((visit.outputs[0], visit) for visit in self.visits if visit.name and len(visit.outputs) == 1)
@@ -150,13 +161,27 @@ class Graph:
         """The calls of modules below the model whose one input is a node, by the node."""
         return _grouped((visit.inputs[0], visit) for visit in self.visits if visit.name and len(visit.inputs) == 1)
 
+    @cached_property
+    def fewest_rows(self) -> int:
+        """The least size of the first axis of any feature map."""
+        return min((node.shape[0] for node in self.nodes if node.role == "activation" and node.shape), default=0)
+
+    @cached_property
+    def dead(self) -> frozenset[int]:
+        """The nodes that lead to no output of the model."""
+        living: set[int] = set()
+        for index in reversed(range(len(self.nodes))):
+            if index in self.outputs or not living.isdisjoint(self.consumers[index]):
+                living.add(index)
+        return frozenset(range(len(self.nodes))) - living
+
     def bit(self, index: int) -> int:
         """The bit of a layer node in ``layers_behind``."""
         return 1 << self._bits["call", self.nodes[index].call]
 
     def results(self, name: str) -> list[int]:
         """Every value that a layer returned, over all its calls."""
-        return [i for i, node in enumerate(self.nodes) if node.kind == "layer" and node.name == name]
+        return self._results.get(name, [])
 
     def unlike_its_type(self, name: str, *, taking: bool) -> str | None:
         """Why the calls of a layer do not do what its type does with its input, or None.
@@ -167,7 +192,7 @@ class Graph:
         """
         if any(_without_batch(self.nodes[i].inner) for i in self.results(name)):
             return "it is called without a batch axis, so that its channels lie on the first one"
-        if taking and any(call.exchanged for call in self.calls if call.name == name):
+        if taking and any(call.exchanged for call in self.calls_of.get(name, [])):
             return "a forward pre-hook changes what it is given"
         return None
 

@@ -1,7 +1,7 @@
-"""What the trace knows about single tensor operations.
+"""The vocabulary of tensor operations: which names mean a sum, a product, a view, a weighted layer.
 
 Names are the dispatcher's, without ``aten::`` and a trailing underscore. What is not named here is judged by its
-operands alone.
+operands alone. What an operation does to a scale or a shift of the channels stands in ``ops``.
 """
 
 from __future__ import annotations

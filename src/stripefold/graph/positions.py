@@ -13,8 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from stripefold.graph.channel_axes import channel_axes, mixes_positions
-from stripefold.graph.channels import axis_after, channel_axis
+from stripefold.graph.channels import axis_after, channel_axes, channel_axis, mixes_positions
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operations import PRODUCTS, RESHAPES, VIEWS
 from stripefold.graph.visits import Visit
@@ -90,7 +89,7 @@ def position_places(graph: Graph) -> tuple[list[PositionPlace], list[NoPlace]]:
 
 
 def _called_once(graph: Graph, name: str) -> bool:
-    calls = [call for call in graph.calls if call.name == name]
+    calls = graph.calls_of.get(name, [])
     return len(calls) == 1 and not calls[0].implicit
 
 

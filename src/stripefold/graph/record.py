@@ -229,7 +229,9 @@ class Recorder(ThreadMode):
         operands = list(tensors_in(bound))
         if name in OVERWRITES and changed:
             operands = [tensor for tensor in operands if all(tensor is not target for target in changed)]
-        outputs = changed or [t for t in tensors_in(result) if all(key_of(t) != key_of(o) for o in operands)]
+        # What is written, and what is new: a function may do both (``rrelu_with_noise``, a norm with statistics).
+        known = {key_of(tensor) for tensor in (*operands, *changed)}
+        outputs = [*changed, *(tensor for tensor in tensors_in(result) if key_of(tensor) not in known)]
         inputs = () if name in FACTORIES else tuple(self._node_of(tensor) for tensor in operands)
         constants = [self.graph.nodes[i] for i in inputs if self.graph.nodes[i].role == "constant"]
         if name in INTO_PYTHON:
@@ -252,7 +254,7 @@ class Recorder(ThreadMode):
             elif call >= 0:
                 node = replace(node, kind="layer", name=next(iter(owners)), call=call, inner=(name,))
             index = self._put(tensor, node, weighted=weighted and call < 0)
-            if changed:
+            if any(tensor is each for each in changed):
                 self._refresh_aliases(tensor, index)
 
     def _role(self, name: str, inputs: tuple[int, ...], output: Tensor) -> Role:

@@ -5,7 +5,6 @@ It is an ordinary run on real tensors, of a structural copy. A model that lives 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -72,38 +71,9 @@ class Trace:
         return norms[0] if norms and all(norm is not None for norm in norms) else None
 
     def followed_by(self, name: str) -> str | None:
-        """The only layer that takes this layer's output, with nothing that matters in between, or None."""
-        return self.follower(name).name
-
-    def follower(self, name: str) -> flow.Follower:
-        """As ``followed_by``, with the reason; the same layer in every run, and always behind this one."""
-        found = [flow.follower(graph, self._known(name)) for graph in self._with(name)]
-        if not found:
-            return flow.Follower(None, "it did not run on the example")
-        first = found[0]
-        for other in found:
-            if other.name is None:
-                return other
-            if (other.name, other.axis) != (first.name, first.axis):
-                return flow.Follower(None, f"{first.name!r} follows on one example and {other.name!r} on another")
-        assert first.name is not None
-        if self.runs_without(first.name, name):
-            return flow.Follower(None, f"{first.name!r} right behind runs without it on another example")
-        return first
-
-    def runs_without(self, name: str, other: str) -> bool:
-        """Whether a layer runs on an example on which another does not."""
-        return any(_calls(graph, name) and not _calls(graph, other) for graph in self.graphs)
-
-    def consumers(self, name: str) -> tuple[str, ...]:
-        """The layers that this layer's output reaches without passing another layer."""
-        found = (flow.consumers(graph, self._known(name)) for graph in self.graphs)
-        return tuple(dict.fromkeys(itertools.chain(*found)))
-
-    def producers(self, name: str) -> tuple[str, ...]:
-        """The layers whose output reaches this layer without passing another layer."""
-        found = (flow.producers(graph, self._known(name)) for graph in self.graphs)
-        return tuple(dict.fromkeys(itertools.chain(*found)))
+        """The only layer that takes this layer's output, with nothing but reshapes in between, or None."""
+        found = {flow.followed_by(graph, self._known(name)) for graph in self._with(name)}
+        return found.pop() if len(found) == 1 else None
 
     def calls(self, name: str) -> list[Call]:
         """Every call of a layer, with the shapes of its inputs and outputs, run by run."""
@@ -121,7 +91,7 @@ class Trace:
 
 
 def _calls(graph: Graph, name: str) -> list[Call]:
-    return [call for call in graph.calls if call.name == name]
+    return graph.calls_of.get(name, [])
 
 
 def trace(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Trace:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.errors import FoldError
-from stripefold.layers.rule import Rule, rule_for
+from stripefold.layers.rule import Rule
 from stripefold.layers.shift import shifted
-from stripefold.layers.substitute import forward_with
+from stripefold.layers.substitute import forward_with, substituted
 
-Side = Literal["output", "input", "shift"]
+Side = Literal["output", "input", "shift", "input shift"]
 _SEED = 20240611
 _LARGE = 1 << 13  # numbers in a tensor above which a smaller twin is probed
 _passed: dict[tuple[object, ...], Rule] = {}
@@ -32,7 +32,8 @@ def probe(layer: nn.Module, rule: Rule, side: Side = "output") -> None:
     Args:
         layer: any device, dtype or mode; it is only read.
         rule: what is claimed about it.
-        side: the output side, or the input side (see ``Rule``); "shift": what is added to the output, into the bias.
+        side: the output side, or the input side (see ``Rule``); "shift": what is added to the output, into the bias;
+            "input shift": what is added to the input.
 
     Raises:
         FoldError: the layer cannot be run on the rule's example, or scaling its tensors is not scaling its output
@@ -56,32 +57,16 @@ def probe(layer: nn.Module, rule: Rule, side: Side = "output") -> None:
     _passed[key] = rule
 
 
-def disproved(layer: nn.Module, rule: Rule, *sides: Side) -> str | None:
-    """Why the rule does not hold on this layer for these sides, or None: ``probe`` in the form of a reason."""
-    for side in sides:
-        try:
-            probe(layer, rule, side)
-        except FoldError as error:
-            return str(error)
-    return None
-
-
-def check_affine(
-    module: nn.Module, numbers: Callable[[nn.Module], tuple[Tensor, Tensor]], axis: Callable[[nn.Module, int], int]
-) -> None:
-    """Check that a module is ``scale x + shift`` of every channel in eval mode, on a twin with random numbers.
+def check_affine(module: nn.Module, rule: Rule) -> None:
+    """Check that a module is the affine map of single channels that its rule says, on a twin with random numbers.
 
     Args:
         module: any device, dtype or mode; it is only read.
-        numbers: module -> scale and shift, (C,) each, float64.
-        axis: module and rank -> the channel axis of what it takes.
+        rule: of the module.
 
     Raises:
         FoldError: it is not, or it cannot be run.
     """
-    rule = rule_for(module)
-    if rule is None or getattr(module, rule.required, None) is None:  # known by its exact type alone
-        return
     key = ("affine", *_signature(module, rule, "output"))
     if _passed.get(key) == rule:
         return
@@ -89,10 +74,13 @@ def check_affine(
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             generator = torch.Generator("cpu").manual_seed(_SEED)
             twin = twin_of(module, generator)
-            x = rule.example(twin, generator)[0]
+            numbers = rule.affine_map(twin)
+            assert isinstance(numbers, tuple)
+            # Examples are as wide as the gain, which a norm of statistics alone does not have.
+            gain = {} if getattr(twin, rule.required, None) is not None else {rule.required: numbers[0]}
+            x = rule.example(substituted(twin, gain), generator)[0]
             run: Callable[..., Tensor] = rule.linear_part or (lambda layer, arguments: layer(*arguments))
-            scale, shift = numbers(twin)
-            expected = shift_activation(scale_activation(x, scale, axis(twin, x.dim())), shift, axis(twin, x.dim()))
+            expected = shift_activation(scale_activation(x, numbers[0], rule.axis), numbers[1], rule.axis)
             error = _distance(run(twin, (x.clone(),)), expected)
     except Exception as cause:
         raise FoldError(
@@ -110,6 +98,7 @@ _CLAIM = {
     "output": "scaling its tensors is not scaling its output",
     "input": "scaling its tensors is not scaling its input",
     "shift": "adding to its bias is not adding to its output",
+    "input shift": "what takes a shift of its input does not add to its input",
 }
 _REMEDY = "Register a rule that fits with register_rule(Type, rule=Rule(...)), or leave the layer out with where=..."
 
@@ -140,8 +129,9 @@ def _relative_error(layer: nn.Module, rule: Rule, side: Side, sizes: Any) -> flo
         expected = scale_activation(run(twin, _copies(inputs)), v, rule.axis)
     else:
         v = _scale((rule.input_channels or rule.channels)(twin), generator)
-        scaled = rule.scaled_input(twin, v)
-        expected = run(twin, (scale_activation(inputs[0], v, rule.input_axis or rule.axis), *inputs[1:]))
+        change, axis = scale_activation if side == "input" else shift_activation, rule.input_axis or rule.axis
+        scaled = rule.scaled_input(twin, v) if side == "input" else rule.shifted_input(twin, v)
+        expected = run(twin, (change(inputs[0], v, axis), *inputs[1:]))
     folded = _with_tensors(twin, scaled)
     error = _distance(run(folded, _copies(inputs)), expected)
     # The training form must be the folded form, for this layer's own forward with everything in it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def refusal_in(name: str, layer: nn.Module, owners: Mapping[int, list[str]]) -> 
         owners: ``modules.modules.tensor_owners(model)``, computed once by the caller.
     """
     rule = rule_for(layer)
-    return refusal(layer) or (None if rule is None else tied_to(layer, rule, name, owners))
+    return refusal(layer) or (None if rule is None else tied_to(layer, rule.output, name, owners))
 
 
 def _not_ready(layer: nn.Module) -> str | None:
@@ -171,19 +171,16 @@ def _no_affine_part(layer: nn.Module, rule: Rule) -> str | None:
     return None
 
 
-def tied_to(
-    layer: nn.Module, rule: Rule, name: str, owners: Mapping[int, list[str]], side: str = "output"
-) -> str | None:
-    """Which other places hold a tensor that the rule scales, in words, or None.
+def tied_to(layer: nn.Module, keys: Iterable[str], name: str, owners: Mapping[int, list[str]]) -> str | None:
+    """Which other places hold a tensor that is to be written, in words, or None.
 
     Args:
         layer: the layer.
-        rule: its rule.
+        keys: its tensors in question.
         name: the first of its paths in the model.
         owners: ``modules.modules.tensor_owners(model)``.
-        side: whose tensors, "output" or "input".
     """
-    for attribute in (rule.output if side == "output" else rule.input) or ():
+    for attribute in keys:
         tensor = layer._parameters.get(attribute, layer._buffers.get(attribute))
         own = f"{name}.{attribute}" if name else attribute
         others = [path for path in owners.get(id(tensor), ()) if path != own]

@@ -14,11 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
+from stripefold.algebra.rounding import overflows
 from stripefold.algebra.scale import scale_dim, scale_dim_
 from stripefold.errors import FoldError
 
 ScaleFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(layer, tensor, v) -> scaled tensor``: pure, differentiable, any dtype."""
+ShiftFunction = Callable[[nn.Module, Tensor | None, Tensor], Tensor]
+"""``(layer, tensor or None, shift) -> the tensor with the shift in it``, all in float64."""
 Side = Literal["output", "input"]
 
 
@@ -58,6 +61,12 @@ class Rule:
         required: the attribute that must be a tensor for the layer to have an affine part at all.
         input_refuse: layer -> why this very layer has no exact input side, or None.
         input_eval_only: the input side is exact in eval mode only (BatchNorm: batch statistics undo a scale).
+        input_shift: attribute -> how that tensor takes what is added to the input; None where nothing in it does.
+        input_shift_refuse: layer -> why this very layer cannot take a shift of its input (zero padding), or None.
+        affine: layer -> the scale and the shift (C,) that it is in eval mode, float64, or why this one has none
+            (no running statistics); None where the type is no affine map of single channels. Such a layer merges into
+            its neighbours (BatchNorm-like).
+        leftover: layer -> what stays in its place once it is merged: the activation that it carries.
         variant: layer -> ending of the key of the rule that holds for it, for types whose instances differ (the channel
             axis of a ``data_format``); see ``rule_for``.
         shrink: layer -> a smaller twin's shapes and integer attributes, so that the probe of a large layer is cheap.
@@ -80,6 +89,10 @@ class Rule:
     required: str = "weight"
     input_refuse: Callable[[nn.Module], str | None] = lambda layer: None
     input_eval_only: bool = False
+    input_shift: Mapping[str, ShiftFunction] | None = None
+    input_shift_refuse: Callable[[nn.Module], str | None] = lambda layer: None
+    affine: Callable[[nn.Module], tuple[Tensor, Tensor] | str] | None = None
+    leftover: Callable[[nn.Module], nn.Module] = lambda layer: nn.Identity()
     variant: Callable[[nn.Module], str] | None = None
     shrink: Callable[[nn.Module], Mapping[str, tuple[int, ...] | int]] | None = None
     tolerance: float = 1e-10
@@ -124,6 +137,20 @@ class Rule:
             return False
         return torch.equal(first, second)
 
+    def affine_map(self, layer: nn.Module) -> tuple[Tensor, Tensor] | str | None:
+        """The layer in eval mode as ``scale x + shift``, two (C,) vectors, float64; why not; None for other types.
+
+        A gain and an offset of every channel are one by themselves, unless a normalisation has them.
+        """
+        if self.affine is not None:
+            return self.affine(layer)
+        if self.norm or len(self.output) != 2 or not self.elementwise(layer):
+            return None
+        offset = next(name for name in self.output if name != self.required)
+        gain, shift = getattr(layer, self.required), getattr(layer, offset, None)
+        gain = gain.double().flatten()
+        return gain, torch.zeros_like(gain) if shift is None else shift.double().flatten()
+
     def side(self, side: Side) -> Mapping[str, ScaleFunction]:
         """The scale functions of one side; none where there is no such side."""
         return self.output if side == "output" else self.input or {}
@@ -138,8 +165,7 @@ class Rule:
             # A bound that every scale function keeps, so that the product is formed only where it could matter.
             if (1 + _largest(tensor)) * (1 + _largest(v)) < largest:
                 continue
-            scaled = function(layer, tensor.double(), v).to(tensor.dtype)
-            if bool(tensor.isfinite().all()) and not bool(scaled.isfinite().all()):
+            if overflows(function(layer, tensor.double(), v), tensor.dtype, tensor):
                 return name
         return None
 
@@ -155,6 +181,19 @@ class Rule:
         if reason is not None:
             raise FoldError(f"this {self.key} has no input side: {reason}")
         return _scaled(self.input, layer, v)
+
+    def shifted_input(self, layer: nn.Module, t: Tensor) -> dict[str, Tensor | None]:
+        """The layer's tensors with its input shifted by ``t`` (C_in,), float64.
+
+        Raises:
+            FoldError: nothing in the layer takes a shift of its input.
+        """
+        if self.input_shift is None:
+            raise FoldError(f"{self.key} takes no shift of its input")
+        return {
+            name: function(layer, None if (own := own_tensor(layer, name)) is None else own.double(), t)
+            for name, function in self.input_shift.items()
+        }
 
 
 def _largest(tensor: Tensor) -> float:
@@ -238,7 +277,8 @@ def register_rule(
 
     Args:
         layer_type: the exact type; subclasses of it need their own call.
-        like: a type that has a rule and scales the same way (same attribute names, same axes).
+        like: a type that has a rule and scales the same way (same attribute names, same axes). What is added to its
+            input is not taken on trust: say ``rule=`` with an ``input_shift`` for that.
         rule: a full ``Rule`` instead.
 
     Raises:
@@ -259,4 +299,6 @@ def register_rule(
     key = type_key(layer_type)
     for known in [each for each in known_rules().values() if each.key.startswith(f"{rule.key}:")]:
         add_rule(replace(known, key=key + known.key[len(rule.key) :]))  # the rules of its variants
+    if like is not None and rule.affine is None:  # it may pad its input itself, by sizes that no probe meets
+        rule = replace(rule, input_shift=None)
     add_rule(replace(rule, key=key))

@@ -55,10 +55,17 @@ def gain_rule(key: str, attribute: str, *, axis: int = -1, dim: int = 0, bias: s
     """A per-channel multiplication (LayerScale), perhaps with a bias; it takes a scale of its input as well."""
     channels = numel(attribute)
     output = {attribute: along(dim)} if bias is None else {attribute: along(dim), bias: along(dim)}
+
+    def shifted(layer: nn.Module, offset: Tensor | None, t: Tensor) -> Tensor:
+        gain: Tensor = getattr(layer, attribute)
+        product = gain.double() * t.view(gain.shape)
+        return product if offset is None else offset + product.view(offset.shape)
+
     return Rule(
         key=key, norm=False, axis=axis, channels=channels, output=output, required=attribute,
         example=rows(channels) if axis == -1 else maps(channels, 2, 3),
         input={attribute: along(dim)}, input_axis=axis, input_channels=channels,
+        input_shift=None if bias is None else {bias: shifted},
     )  # fmt: skip
 
 
@@ -85,10 +92,17 @@ def _register_norms() -> None:
         add_rule(norm_rule(f"timm.layers.evo_norm.EvoNorm2d{name}"))
 
 
+def _drop_and_act(layer: nn.Module) -> nn.Module:
+    """The dropout and the activation that a norm carries."""
+    carried = [layer._modules.get(name) for name in ("drop", "act")]
+    parts = [part for part in carried if part is not None and not isinstance(part, nn.Identity)]
+    return nn.Sequential(*parts) if len(parts) > 1 else parts[0] if parts else nn.Identity()
+
+
 def _register_activated() -> None:
     layers = "timm.layers.norm_act."
     for name in ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d"):
-        add_rule(activated(batchnorm_rule(f"{layers}{name}", size=(2, 2))))
+        add_rule(replace(activated(batchnorm_rule(f"{layers}{name}", size=(2, 2))), leftover=_drop_and_act))
     for name in ("GroupNormAct", "GroupNorm1Act", "LayerNormAct2d", "RmsNormAct2d"):
         add_rule(activated(norm_rule(f"{layers}{name}")))
     for name in ("LayerNormAct", "RmsNormAct"):

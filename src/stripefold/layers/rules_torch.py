@@ -83,6 +83,26 @@ def _batchnorm_input_refuse(layer: nn.Module) -> str | None:
 BATCHNORM_INPUT = {"weight": along(0), "bias": _batchnorm_input_bias}
 
 
+def _batchnorm_affine(layer: nn.Module) -> tuple[Tensor, Tensor] | str:
+    mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
+    if mean is None or variance is None:
+        return _NO_STATISTICS
+    eps = float(getattr(layer, "eps", 1e-5))  # transformers' frozen copies have it in their code
+    return batchnorm_scale_shift(mean, variance, eps, getattr(layer, "weight", None), getattr(layer, "bias", None))
+
+
+_NO_STATISTICS = "it keeps no running statistics"
+
+
+def _no_statistics(layer: nn.Module) -> str | None:
+    return _NO_STATISTICS if getattr(layer, "running_mean", None) is None else None
+
+
+def _shifted_mean(layer: nn.Module, mean: Tensor | None, t: Tensor) -> Tensor:
+    """``B(x + t)`` is ``B(x)`` with its running mean less by t; batch statistics take it away anyway."""
+    return -t if mean is None else mean - t
+
+
 def batchnorm_rule(key: str, *, size: tuple[int, ...], frozen: bool = False) -> Rule:
     """A BatchNorm; ``frozen``: its statistics are constants in train mode too."""
     channels = numel()
@@ -90,6 +110,7 @@ def batchnorm_rule(key: str, *, size: tuple[int, ...], frozen: bool = False) -> 
         key=key, norm=True, axis=1, channels=channels, output=AFFINE, example=maps(channels, *size),
         input=BATCHNORM_INPUT, input_axis=1, input_channels=channels,
         input_refuse=_batchnorm_input_refuse, input_eval_only=not frozen,
+        input_shift={"running_mean": _shifted_mean}, input_shift_refuse=_no_statistics, affine=_batchnorm_affine,
     )  # fmt: skip
 
 
@@ -150,6 +171,25 @@ def convolution_rule(key: str) -> Rule:
     )  # fmt: skip
 
 
+def _plus(bias: Tensor | None, constant: Tensor) -> Tensor:
+    return constant if bias is None else bias + constant
+
+
+def _shifted_convolution(layer: nn.Module, bias: Tensor | None, t: Tensor) -> Tensor:
+    """``b + W t``."""
+    return _plus(bias, _convolution_input(layer, _tensor(layer, "weight").double(), t).flatten(1).sum(1))
+
+
+def _pads_with_zeros(layer: nn.Module) -> str | None:
+    padding, kernel = layer.padding, layer.kernel_size
+    padded = padding == "same" and kernel != (1,) * len(kernel) if isinstance(padding, str) else any(padding)  # type: ignore[arg-type]
+    return "its zero padding would have to become the shift" if padded and layer.padding_mode == "zeros" else None
+
+
+def _shifted_linear(layer: nn.Module, bias: Tensor | None, t: Tensor) -> Tensor:
+    return _plus(bias, _tensor(layer, "weight").double() @ t)
+
+
 def _transposed_output(layer: nn.Module, weight: Tensor, v: Tensor) -> Tensor:
     return scale_transposed_output(weight, v, int(layer.groups))  # type: ignore[arg-type]
 
@@ -174,6 +214,7 @@ def linear_rule(key: str) -> Rule:
         key=key, norm=False, axis=-1, channels=integer("out_features"), output=AFFINE,
         example=rows(integer("in_features")),
         input={"weight": along(1)}, input_axis=-1, input_channels=integer("in_features"), shrink=_shrink_linear,
+        input_shift={"bias": _shifted_linear},
     )  # fmt: skip
 
 
@@ -199,14 +240,15 @@ def _register() -> None:
     add_rule(norm_rule(type_key(nn.GroupNorm)), "torchvision.models.convnext.LayerNorm2d")
     add_rule(channel_norm_rule(type_key(nn.LayerNorm)), type_key(nn.RMSNorm))
     for convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        add_rule(convolution_rule(type_key(convolution)))
+        rule = convolution_rule(type_key(convolution))
+        add_rule(replace(rule, input_shift={"bias": _shifted_convolution}, input_shift_refuse=_pads_with_zeros))
     video = "torchvision.models.video.resnet.Conv3D"
     add_rule(convolution_rule(f"{video}Simple"), f"{video}NoTemporal")
     for transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
         add_rule(transposed_rule(type_key(transposed)))
     add_rule(linear_rule(type_key(nn.Linear)), "torch.nn.modules.linear.NonDynamicallyQuantizableLinear")
     bilinear = linear_rule(type_key(nn.Bilinear))
-    add_rule(replace(bilinear, example=_bilinear_example, input=None, shrink=None))
+    add_rule(replace(bilinear, example=_bilinear_example, input=None, input_shift=None, shrink=None))
 
 
 _register()

@@ -58,7 +58,13 @@ def conv1d_rule(key: str) -> Rule:
         key=key, norm=False, axis=-1, channels=integer("nf"), output={"weight": along(1), "bias": along(0)},
         example=lambda layer, generator: (noise(generator, 2, 3, _inputs(layer)),),
         input={"weight": along(0)}, input_axis=-1, input_channels=_inputs, shrink=_shrink_conv1d,
+        input_shift={"bias": _shifted_conv1d},
     )  # fmt: skip
+
+
+def _shifted_conv1d(layer: nn.Module, bias: Tensor | None, t: Tensor) -> Tensor:
+    product = t @ layer.weight.double()  # type: ignore[operator]
+    return product if bias is None else bias + product
 
 
 def _inputs(layer: nn.Module) -> int:
@@ -121,7 +127,9 @@ def _register_gains() -> None:
     for key in keys(names.SCALE):
         add_rule(gain_rule(key, "scale"))
     (no_norm,) = keys("mobilebert.NoNorm")
-    add_rule(replace(gain_rule(no_norm, "weight", bias="bias"), norm=True))
+    # Called a norm, and none: an affine map of single channels.
+    affine = gain_rule(no_norm, "weight", bias="bias")
+    add_rule(replace(affine, norm=True, affine=lambda layer: affine.affine_map(layer) or ""))
 
 
 def _register_linear() -> None:

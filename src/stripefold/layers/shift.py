@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stripefold.algebra.rounding import overflows
 from stripefold.layers.rule import Along, Rule, own_tensor
 
 _NAMES = ("bias", "beta")
@@ -61,8 +62,7 @@ def overflowing_shift(rule: Rule, layer: nn.Module, a: Tensor, v: Tensor | None)
         like = own_tensor(layer, rule.required) if own is None else own
         assert exact is not None
         assert like is not None
-        finite = own is None or bool(own.isfinite().all())
-        if finite and not bool(exact.to(like.dtype).isfinite().all()):
+        if overflows(exact, like.dtype, own):
             return key
     return None
 

@@ -35,10 +35,12 @@ class AllOrNothing:
 
     Args:
         model: it is changed in this thread, and in no other one meanwhile.
+        commit: False puts the model back in any case. Such a block may be entered again and again, and each time the
+            model is what it was when the block was made.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._before = _Before(model)
+    def __init__(self, model: nn.Module, *, commit: bool = True) -> None:
+        self._before, self._commit = _Before(model), commit
 
     def __enter__(self) -> None:
         """Begin to note what is overwritten."""
@@ -51,6 +53,8 @@ class AllOrNothing:
         try:
             self._before.__exit__(kind, error, trace)
         finally:
+            if kind is None and not self._commit:
+                self._before.put_back()
             while kind is not None:
                 try:
                     self._before.put_back()
@@ -136,6 +140,8 @@ class _Before(ThreadMode):
 
 def _refill(holder: Any, content: Any) -> None:
     """Give a container the content that it had; one that still has it is left alone."""
+    if not holder and not content:
+        return
     if isinstance(holder, dict):
         if list(holder) == list(content):  # other threads may read what has not changed
             for key, value in content.items():

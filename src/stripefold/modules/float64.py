@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from stripefold.modules.structural_copy import structural_copy
+
 _NARROW = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
@@ -30,7 +32,8 @@ def float64_copy(model: nn.Module) -> nn.Module:
         RuntimeError, TypeError, pickle.PickleError: what ``copy.deepcopy`` raises on a model that cannot be copied.
     """
     with torch.no_grad():
-        copied: nn.Module = copy.deepcopy(model)._apply(widened)  # type: ignore[no-untyped-call]
+        # The structural copy first: other threads may be running the model, which changes what it holds.
+        copied: nn.Module = copy.deepcopy(structural_copy(model))._apply(widened)  # type: ignore[no-untyped-call]
     return copied
 
 

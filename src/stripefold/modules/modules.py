@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -48,8 +49,12 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
         The root: ``model`` itself, or its replacement.
     """
     new = {id(old): module for old, module in replacements.items()}
+    around: dict[int, set[int]] = {}  # a site keeps its own layer
+    for old_id, module in new.items():
+        around.setdefault(id(module), set()).add(old_id)
     for parent in list(model.modules()) if new else ():
-        mine = {key: module for key, module in new.items() if module is not parent}  # a site keeps its own layer
+        wrapped = around.get(id(parent), ())
+        mine = {old: module for old, module in new.items() if old not in wrapped} if wrapped else new
         attributes = vars(parent)
         for key, value in attributes.items():
             attributes[key] = _replaced(value, mine)
@@ -161,7 +166,7 @@ def tensor_owners(model: nn.Module) -> dict[int, list[str]]:
 
 def first_parameter(model: nn.Module) -> torch.Tensor | None:
     """Any floating-point parameter or buffer: tells device and dtype."""
-    for tensor in list(model.parameters()) + list(model.buffers()):
+    for tensor in chain(model.parameters(), model.buffers()):
         if tensor.is_floating_point():
             return tensor
     return None

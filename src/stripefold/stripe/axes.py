@@ -91,6 +91,8 @@ def groups_of_samples(graph: Graph, index: int, axis: int, layer_axes: LayerAxes
     rows = graph.nodes[index].shape[0]
     channels = graph.nodes[index].shape[axis]
     merged = False
+    if graph.fewest_rows >= rows:
+        return 1
     while True:
         sources = [i for i in dict.fromkeys(graph.nodes[index].inputs) if graph.nodes[i].role == "activation"]
         if not sources or not graph.nodes[index].shape:

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from stripefold.folding.fuse import is_batchnorm
 from stripefold.graph.graph import Graph
 from stripefold.graph.operations import WHOLE_VIEWS
 from stripefold.graph.trace import Trace, trace
@@ -139,7 +138,11 @@ class Discovery:
 
     def in_runs(self, name: str) -> list[ChannelGate | None]:
         """A gate as it stands in each run; None where it does not run."""
-        return [next((gate for gate in run if gate.name == name), None) for run in self.runs]
+        return [run.get(name) for run in self._by_name]
+
+    @cached_property
+    def _by_name(self) -> list[dict[str, ChannelGate]]:
+        return [{gate.name: gate for gate in reversed(run)} for run in self.runs]
 
     def changed(self, change: Callable[[ChannelGate], ChannelGate]) -> Discovery:
         """The same with every gate of every run changed."""
@@ -238,7 +241,7 @@ def _unseen(graph: Graph) -> Iterator[tuple[str, str]]:
 
 def _is_layer(module: nn.Module) -> bool:
     # A site is opened up: the dynamic attention on it is what is looked for.
-    return not isinstance(module, Foldable) and (rule_for(module) is not None or is_batchnorm(module))
+    return not isinstance(module, Foldable) and rule_for(module) is not None
 
 
 def _layer_axes(modules: Mapping[str, nn.Module]) -> dict[str, int]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from stripefold.graph.graph import Graph
 from stripefold.graph.record_run import IsLayer
-from stripefold.graph.scale_paths import unused
 from stripefold.graph.trace import trace
 from stripefold.graph.visits import Visit
 from stripefold.modules.structural_copy import structural_copy
@@ -41,8 +40,7 @@ def read_on(model: nn.Module, example: Any, names: Collection[str], *, is_layer:
 
 
 def _read_in(graph: Graph, names: Collection[str]) -> frozenset[str]:
-    dead = unused(graph, {})
-    return frozenset(visit.name for visit in graph.visits if visit.name in names and _is_read(graph, visit, dead))
+    return frozenset(visit.name for visit in graph.visits if visit.name in names and _is_read(graph, visit, graph.dead))
 
 
 def _copy(module: nn.Module, args: Any, output: Any) -> Any:

@@ -6,6 +6,7 @@ and f can be undone step by step. So a constant v is a constant z in the place o
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operations import VIEWS
-from stripefold.graph.scale_paths import unused
 from stripefold.stripe.products import keeps_order
 
 
@@ -67,9 +67,9 @@ def tail_of(graph: Graph, gate: int, product: int) -> Tail | None:
     index = gate
     while True:
         if steps:
-            for visit in sorted(graph.visits, key=lambda visit: (visit.first, -visit.last)):
-                if visit.name and visit.outputs == (index,) and not visit.first <= product < visit.last:
-                    calls = sum(other.name == visit.name for other in graph.visits)
+            for visit in sorted(graph.visits_giving.get(index, ()), key=lambda visit: (visit.first, -visit.last)):
+                if not visit.first <= product < visit.last:
+                    calls = len(graph.visits_of[visit.name])
                     found = Tail(visit.name, visit.call, calls, tuple(steps))
                     return None if _reads_a_map(graph, gate, product) else found
         source = _only_source(graph, index)
@@ -99,13 +99,26 @@ def _only_source(graph: Graph, index: int) -> int | None:
 def _reads_a_map(graph: Graph, gate: int, product: int) -> bool:
     """Whether code that computes the gate alone reads a map without calling a module."""
     where = graph.nodes[product].where
-    own = unused(graph, {product: (gate,)})
-    for index in own:
+    for index in _only_for(graph, gate, product):
         node = graph.nodes[index]
         reads = any(sum(size > 1 for size in graph.nodes[i].shape[1:]) > 1 for i in node.inputs)
         if reads and node.where == where and node.kind == "operation" and node.name not in VIEWS:
             return True
     return False
+
+
+def _only_for(graph: Graph, gate: int, product: int) -> set[int]:
+    """The gate and the nodes behind it that nothing needs once the product has lost it."""
+    found: set[int] = set()
+    todo = [-gate]  # the last one first: what uses a value comes behind it
+    while todo:
+        index = -heapq.heappop(todo)
+        users = set(graph.consumers[index]) - graph.dead - ({product} if index == gate else set())
+        if index not in found and index not in graph.outputs and users <= found:
+            found.add(index)
+            for source in dict.fromkeys(graph.nodes[index].inputs):
+                heapq.heappush(todo, -source)
+    return found
 
 
 def _step(node: Node) -> tuple[str, float] | None:

@@ -58,11 +58,13 @@ def bench(
     """Time backbone, + attention, ASR, folded ... in alternation with an identical copy as the noise floor."""
     from stripefold.modules.example import infer_example
     from stripefold_lab.bench import Settings
-    from stripefold_lab.cli.output import print_line
+    from stripefold_lab.cli.output import check_result_files, print_line, result_files
 
     sizes = _batches(batch or ("1,32" if deploy else "8"))
     if len(sizes) > 1 and not deploy:
         raise ConfigError(f"--batch {batch}: several sizes need --deploy")
+    if output is not None:
+        check_result_files([output, output.with_suffix(".png")] if deploy else [output])
     if table1:
         own = {"--deploy": deploy, "--where": where, "--size": size, "--classes": classes, "--mode": mode != MODES[0]}
         _refuse_with_table1(own, device)
@@ -88,7 +90,8 @@ def bench(
     title = f"{model}, {mode}, batch {sizes[0]}"
     report = _compared(title, network, shapes[0], settings, classes=classes or 10, mode=mode, form=form)
     if output is not None:
-        report.save(output)
+        with result_files([output]):
+            report.save(output)
     print_report(report)
     if output is not None:
         print_line(f"written: {output}")
@@ -123,12 +126,12 @@ def _refuse_with_table1(own: Mapping[str, Any], device: str) -> None:
 def _bench_table1(model: str | None, batch: int, settings: Settings, output: Path | None) -> None:
     """Measure the paper's Table 1, print it, and keep it where asked for."""
     from stripefold_lab.bench.table1 import COLUMNS, NETWORK, measure_table1, save, table
-    from stripefold_lab.cli.output import make_folder, print_line, print_table
+    from stripefold_lab.cli.output import print_line, print_table, result_files
 
     reports = measure_table1(settings, batch=batch, model=model or NETWORK)
     if output is not None:
-        make_folder(output.parent)
-        save(reports, output)
+        with result_files([output]):
+            save(reports, output)
     for report in reports:
         where = ", ".join(f"{name} {value}" for name, value in report.environment.items())
         caption = f"change: of images/s against the network of the same round; the copy shows the noise. {where}"

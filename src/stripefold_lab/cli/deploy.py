@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stripefold_lab.cli.output import make_folder, print_line, print_table
+from stripefold_lab.cli.output import print_line, print_table, result_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,11 +60,11 @@ def _write(reports: Sequence[Report], output: Path) -> list[str]:
     from stripefold.atomic import write_text
     from stripefold_lab.bench.chart import draw_deploy
 
-    make_folder(output.parent)
-    write_text(output, json.dumps({"reports": [report.to_dict() for report in reports]}, indent=2) + "\n")
     picture = output.with_suffix(".png")
-    try:
-        draw_deploy(reports, picture)
-    except ModuleNotFoundError as error:
-        return [f"written: {output}", f"no picture: {error.name} is not installed: pip install 'stripefold[plot]'"]
+    with result_files([output, picture]):
+        write_text(output, json.dumps({"reports": [report.to_dict() for report in reports]}, indent=2) + "\n")
+        try:
+            draw_deploy(reports, picture)
+        except ModuleNotFoundError as error:
+            return [f"written: {output}", f"no picture: {error.name} is not installed: pip install 'stripefold[plot]'"]
     return [f"written: {output}", f"written: {picture}"]

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 def fold(
     source: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The safetensors file to write.")],
-    fuse: Annotated[bool, typer.Option("--fuse", help="Also merge BatchNorms into the layers before them.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The safetensors file to write.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be merged where, and what would stay and why.")
+    ] = False,
+    fuse: Annotated[bool, typer.Option("--fuse", help="Also merge BatchNorms into the layers around them.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Fold the gates of a trained model into its layers and write the plain backbone."""
@@ -27,7 +30,10 @@ def fold(
     from stripefold_lab.training.agreement import verify_task
     from stripefold_lab.training.loading import load_run
 
-    check_weights_file(output, overwrite=overwrite)
+    if output is None and not dry_run:
+        raise ConfigError("fold writes a file: name it with -o, or look first with --dry-run")
+    if output is not None:
+        check_weights_file(output, overwrite=overwrite)
     run = load_run(source)
     if source.is_dir():
         _check_data(run)
@@ -37,6 +43,9 @@ def fold(
     if dynamic and fuse:
         raise FoldError(f"{run.path} keeps its dynamic attention, whose file cannot be fused; leave out --fuse")
     example = run.spec.example()
+    if dry_run or output is None:
+        print_line(sf.plan(run.model, fuse=fuse, example=example))
+        return
     # A detector finds nothing on noise, and two empty lists agree whatever the weights are: its heads are compared.
     detects = run.config.task == "detection"
     plain, report = sf.fold(run.model, fuse=fuse, example=example, check=False if detects else "auto", report=True)

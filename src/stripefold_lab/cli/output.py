@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from stripefold.errors import ConfigError, printable
+from stripefold.own_files import check_own_files, own_files
 
 PIPE_WIDTH = 160
 
@@ -59,6 +61,29 @@ def make_folders(report: Path | None, output: Path | None) -> None:
     for folder in (report, None if output is None else output.parent):
         if folder is not None:
             make_folder(folder)
+
+
+def check_result_files(paths: Sequence[Path]) -> None:
+    """Make the folder of some result files and see that none of them is another's, before the work.
+
+    Args:
+        paths: In one folder; may be none.
+
+    Raises:
+        ConfigError: The folder cannot be made, or a file of another origin would be overwritten.
+    """
+    for path in paths:
+        make_folder(path.parent)
+        check_own_files(path.parent, [path.name], ConfigError)
+
+
+def result_files(paths: Sequence[Path]) -> AbstractContextManager[None]:
+    """Around the writing of some result files, whose folder is there: none of them may be another's.
+
+    Args:
+        paths: In one folder.
+    """
+    return own_files(paths[0].parent, [path.name for path in paths], ConfigError)
 
 
 def check_weights_file(output: Path, *, overwrite: bool) -> None:

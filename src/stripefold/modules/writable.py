@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stripefold.errors import FoldError
 from stripefold.modules.modules import SHAPELESS
@@ -47,15 +47,6 @@ def check_writable(tensors: Iterable[tuple[str, Tensor]]) -> None:
                 f"cannot write the folded numbers: {name} {reason}. Give the layer a parameter of its own "
                 "(nn.Parameter(tensor.detach().clone())), or fold a copy: fold(model)"
             )
-
-
-def why_unwritable(layer: nn.Module) -> str | None:
-    """Why a tensor of a layer's own cannot be written, or None."""
-    for key, tensor in (*layer._parameters.items(), *layer._buffers.items()):
-        reason = None if tensor is None else why_not_writable(tensor)
-        if reason is not None:
-            return f"its {key!r} {reason}"
-    return None
 
 
 def _expanded(tensor: Tensor) -> bool:
