@@ -42,8 +42,10 @@ _NAMES = {
     "attention_names": "attention.registry",
     "bake": "baking.bake",
     "bake_": "baking.bake",
+    "BakeConfig": "baking.options",
     "BakeReport": "baking.report",
     "FineTune": "baking.finetune",
+    "Settle": "baking.settle_options",
     "observe": "stripe.observe",
     "StripeReport": "stripe.report",
     "write_report": "html_report.write",
@@ -59,7 +61,9 @@ if TYPE_CHECKING:
     from stripefold.attention.registry import attention_names, register_attention
     from stripefold.baking.bake import bake, bake_
     from stripefold.baking.finetune import FineTune
+    from stripefold.baking.options import BakeConfig
     from stripefold.baking.report import BakeReport
+    from stripefold.baking.settle_options import Settle
     from stripefold.branches.branch import branch, branch_
     from stripefold.branches.registry import branch_names
     from stripefold.folding.files import load_model_, save_model
@@ -73,12 +77,14 @@ if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
 
 __all__ = [
+    "BakeConfig",
     "Along",
     "BakeReport",
     "EquivalenceReport",
     "FineTune",
     "FoldPlan",
     "FoldReport",
+    "Settle",
     "Rule",
     "StripeReport",
     "attach",

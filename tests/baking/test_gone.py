@@ -275,6 +275,12 @@ SQUASHED: dict[str, Callable[[Tensor], Tensor]] = {
     "written out": lambda z: 1 / (1 + torch.exp(-z)),
     "doubled": lambda z: 2 * torch.sigmoid(z),
     "less": lambda z: 1 - torch.sigmoid(z),
+    "bounded by tensors": lambda z: torch.minimum(torch.maximum(z + 3, torch.zeros_like(z)), z.new_tensor(6)) / 6,
+    "clamped by tensors": lambda z: torch.clamp(z + 3, min=torch.tensor(0.0).to(z), max=torch.tensor(6.0).to(z)) / 6,
+    "clamped in turn": lambda z: (z * 0.2 + 0.5).clamp(min=0).clamp(max=1),
+    "hard tanh": lambda z: (F.hardtanh(z) + 1) / 2,
+    "written over": lambda z: (z + 3).clamp_(0, 6).div_(6),
+    "log sigmoid": lambda z: torch.exp(F.logsigmoid(z)),
 }
 
 
@@ -296,8 +302,33 @@ def test_functions_behind_the_last_module_of_a_gate_are_undone(name: str) -> Non
         assert error(inputs[0], F.silu(model.stem(x)) * layer.mean[:, None, None]) < EXACT
 
 
+@pytest.mark.parametrize("form", ["fx", "exported"])
+@pytest.mark.parametrize("name", SQUASHED)
+def test_any_function_of_a_gate_in_a_graph(name: str, form: str) -> None:
+    torch.manual_seed(0)
+    eager = prepared(Squashed(SQUASHED[name], pool=False).double(), images(8, seed=3)).eval()
+    x = images(8, seed=4)
+    baked, report = sf.bake(FORM_OF[form](eager, x), [x], example=x, recalibrate=False)
+    assert {site.outcome for site in report.sites} == {"folded" if form == "fx" else "multiply"}
+    assert not report.still_computed
+    assert discover(baked, x).gates == ()
+    (layer,) = sf.observe(eager, x).layers
+    with torch.no_grad():
+        scaled = F.silu(eager.stem(x)) * layer.mean[:, None, None]
+        assert error(baked(x), eager.out(eager.proj(scaled).mean((2, 3)))) < EXACT
+        assert error(baked(x), eager(x)) > 1e-7
+
+
 @pytest.mark.parametrize(
-    "model", [Squashed(torch.sigmoid, pool=False), Squashed(lambda z: z.softmax(1))], ids=["pooled by code", "softmax"]
+    "model",
+    [
+        Squashed(torch.sigmoid, pool=False),
+        Squashed(lambda z: z.softmax(1)),
+        Squashed(lambda z: (F.relu(z + 3) - F.relu(z - 3)) / 6),
+        Squashed(lambda z: torch.where(z < -3, torch.zeros_like(z), (z / 6 + 0.5).clamp(max=1))),
+        Squashed(lambda z: torch.maximum(z * 0.1, z)),
+    ],
+    ids=["pooled by code", "softmax", "two users", "chosen", "a bound that moves"],
 )
 def test_functions_that_cannot_be_undone_leave_the_gate(model: nn.Module) -> None:
     with pytest.raises(sf.errors.BakeError, match="no module returns the gate"):

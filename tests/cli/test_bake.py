@@ -191,3 +191,25 @@ def test_other_tasks_have_no_accuracy(
     monkeypatch.setattr(module, "deployable", lambda *words, **options: other)
     assert baked(run) == 2
     assert "of the task 'segmentation', which the command has no accuracy for" in capsys.readouterr().err
+
+
+def test_settle_then_bake(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, checkpoint = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "settle.pt"
+    words = ["--settle", "3", "--settle-way", "ramp", "--distill", "0.5", "--checkpoint", str(checkpoint)]
+    assert baked(run, "-o", str(first), *words) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 3 gates (3 folded)" in printed
+    assert "settled: all weights were trained with the constants (ramp, 3 steps)" in printed
+    assert checkpoint.exists()
+    assert baked(run, "-o", str(second), *words) == 0  # from the finished checkpoint
+    one, two = load_file(first), load_file(second)
+    assert all(bool((one[name] == two[name]).all()) for name in one)
+    capsys.readouterr()
+    assert main(["eval", str(first)]) == 0
+    assert "(baked)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--distill", "0.5"], ["--checkpoint", "a.pt"]])
+def test_what_belongs_to_settle(run: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert baked(run, *words) != 0
+    assert "belong to --settle STEPS" in capsys.readouterr().err

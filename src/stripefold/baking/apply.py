@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import fold_out_
-from stripefold.baking.hold import constant_gates
-from stripefold.baking.modules import ConstantGate, ConstantScale, Idle, like_parameter
+from stripefold.baking.hold import constant_gates, summand_of
+from stripefold.baking.modules import ConstantGate, ConstantScale, ConstantShift, Idle, like_parameter
 from stripefold.baking.places import Place
 from stripefold.baking.sites import BakeSite, check_constants, decided
 from stripefold.baking.spare import Spare
@@ -128,7 +128,8 @@ def _replacements(
         if place is not None and place.site is None and not place.in_graph:
             old = modules[place.path]
             v = like_parameter(site.given(constants[site.name]), old, model)
-            found[old] = _constant(site, place, v, once=once)
+            affine = site.gate.affine
+            found[old] = _affine(site, place, v) if affine else _constant(site, place, v, once=once)
     return found
 
 
@@ -159,6 +160,14 @@ def _constant(site: BakeSite, place: Place, v: Tensor, *, once: bool) -> nn.Modu
     if site.target is not None:
         return nn.Identity()
     return ConstantScale(v, place.axis) if place.whole else ConstantGate(v, place.shape, once=once)
+
+
+def _affine(site: BakeSite, place: Place, v: Tensor) -> nn.Module:
+    """What is left of v x + b: b where v went backward, b / v where it went forward, else both."""
+    b = summand_of(site.gate, v)
+    if site.target is not None:
+        return ConstantShift(b / v if site.how == "forward" else b, place.axis)
+    return nn.Sequential(OrderedDict(scale=ConstantScale(v, place.axis), shift=ConstantShift(b, place.axis)))
 
 
 def _open_sites_(

@@ -51,7 +51,7 @@ class Batches:
             for batch in batches(self.data, self._model, arguments=self._arguments):
                 found += 1
                 inputs = example_to(batch.inputs, device, None if like is None else like.dtype)
-                yield Batch(inputs, batch.labels, batch.size, batch.number)
+                yield Batch(inputs, batch.labels, batch.size, batch.number, batch.targets)
         except ObserveError as error:
             raise BakeError(f"{self.name}: {error}") from error
         if not found:

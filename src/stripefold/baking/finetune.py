@@ -89,9 +89,12 @@ def finetune(
     loss_of = options.loss or cross_entropy
     with override(trained), torch.enable_grad():
         for step, batch in enumerate(_endless(batches, options.steps), start=1):
-            assert batch.labels is not None
-            loss = loss_of(run_example(model, batch.inputs), batch.labels.to(device))
-            _check(loss, step)
+            targets = targets_for(batch, options.loss, device, f"finetune: {batches.name}")
+            loss = check_loss(loss_of(run_example(model, batch.inputs), targets), "finetune", "the gates")
+            if not bool(loss.isfinite()):
+                raise BakeError(
+                    f"finetune: the loss is {loss.item()} at step {step}: give a lower lr, or look at the data"
+                )
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             for v, gradient in zip(trained.values(), gradients, strict=True):
                 v.grad = gradient
@@ -108,22 +111,55 @@ def _endless(batches: Batches, steps: int) -> Iterator[Batch]:
     given = 0
     while given < steps:
         for batch in batches:
-            if batch.labels is None:
-                raise BakeError(
-                    f"finetune: {batches.name} has no class numbers to train on: give (images, labels) batches"
-                )
             yield batch
             given += 1
             if given == steps:
                 return
 
 
-def _check(loss: Any, step: int) -> None:
+def check_loss(loss: Any, what: str, on: str) -> Tensor:
+    """A loss that can be trained with.
+
+    Args:
+        loss: what a function of the user's gave.
+        what: who asks, for the message.
+        on: what it has to depend on, for the message.
+
+    Raises:
+        BakeError: no scalar tensor, or one without a gradient.
+    """
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise BakeError(f"finetune: the loss ({what}) must be a scalar tensor that depends on the gates")
-    if not bool(loss.isfinite()):
-        raise BakeError(f"finetune: the loss is {loss.item()} at step {step}: give a lower lr, or look at the data")
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise BakeError(f"{what}: the loss ({found}) must be a scalar tensor that depends on {on}")
+    return loss
+
+
+def targets_for(batch: Batch, loss: Loss | None, device: torch.device, name: str) -> Any:
+    """What a loss is given beside the output: class numbers (N,), or for a loss of the user's whatever stands there.
+
+    Args:
+        batch: of the data.
+        loss: the user's, or None for the cross-entropy.
+        device: where the model is.
+        name: what to call the data.
+
+    Raises:
+        BakeError: there are no class numbers, and the loss is the cross-entropy.
+    """
+    found = batch.labels if loss is None or batch.labels is not None else batch.targets
+    if found is None and loss is None:
+        raise BakeError(f"{name} has no class numbers to train on: give (images, labels) batches, or loss=")
+    return _moved(found, device)  # a model may have taken its targets among its inputs
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(each, device) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_moved(each, device) for each in value)
+    return value
 
 
 @torch.no_grad()

@@ -17,10 +17,16 @@ from stripefold.errors import BakeError
 from stripefold.modules.tensors import tensors_in
 from stripefold.stripe.discover import ChannelGate
 
+Blend = Callable[[str, Tensor, Tensor], Tensor]
+"""(gate, what a module returned, what it returns with the constant) -> what it is to return"""
+
 
 @contextmanager
 def constant_gates(
-    model: nn.Module, gates: Sequence[ChannelGate], constants: Mapping[str, Tensor]
+    model: nn.Module,
+    gates: Sequence[ChannelGate],
+    constants: Mapping[str, Tensor],
+    blend: Blend | None = None,
 ) -> Iterator[nn.Module]:
     """Inside, some gates of the model give constants instead of what they compute.
 
@@ -30,6 +36,7 @@ def constant_gates(
         model: the model that was discovered.
         gates: what was discovered (``Discovery.gates``).
         constants: gate -> v (C,), any dtype; the other gates stay dynamic.
+        blend: for a gate on its way to its constant: what stands between the two; None: the constant.
 
     Raises:
         BakeError: an unknown gate, a constant of another length, or a gate that no module returns.
@@ -43,7 +50,7 @@ def constant_gates(
     handles = [model.register_forward_pre_hook(lambda module, args: calls.clear(), prepend=True)]
     try:
         for name, v in constants.items():
-            handles += _hooks(model, known[name], v, calls)
+            handles += _hooks(model, known[name], v, calls, blend or _constant)
         yield model
     finally:
         for handle in handles:
@@ -53,6 +60,16 @@ def constant_gates(
 def can_hold(gate: ChannelGate) -> bool:
     """Whether a hook can put a constant in a gate's place: a module returns the gate, or is the whole attention."""
     return gate.source is not None or gate.tail is not None or (gate.whole and bool(gate.where))
+
+
+def summand_of(gate: ChannelGate, like: Tensor) -> Tensor:
+    """b (C,) of an affine gate; zeros where nothing is known of it.
+
+    Args:
+        gate: affine.
+        like: tells device and dtype.
+    """
+    return like.new_tensor(gate.summand) if gate.summand else like.new_zeros(gate.channels)
 
 
 def _check(gate: ChannelGate, v: Tensor) -> None:
@@ -65,17 +82,23 @@ def _check(gate: ChannelGate, v: Tensor) -> None:
         )
 
 
-def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) -> list[Any]:
+def _constant(name: str, dynamic: Tensor, constant: Tensor) -> Tensor:
+    return constant
+
+
+def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str], blend: Blend) -> list[Any]:
     """A hook on the module that returns the gate; without one, the whole attention's output is computed anew."""
-    if gate.source is not None:
+    if gate.source is not None and not gate.affine:
         key = f"source {gate.name}"
         which = gate.source_call, gate.source_calls
-        hook = _counted(calls, key, which, lambda args, output: _replaced(gate, output, v))
+        hook = _counted(calls, key, which, lambda args, output: _replaced(gate, output, v, blend))
         return [model.get_submodule(gate.source).register_forward_hook(hook)]
-    if gate.tail is not None and not gate.whole:
+    if gate.tail is not None and not gate.whole:  # an affine gate is one
         tail = gate.tail
         which = tail.call, tail.calls
-        hook = _counted(calls, f"tail {gate.name}", which, lambda args, output: _replaced(gate, output, tail.before(v)))
+        hook = _counted(
+            calls, f"tail {gate.name}", which, lambda args, output: _replaced(gate, output, tail.before(v), blend)
+        )
         return [model.get_submodule(tail.module).register_forward_hook(hook)]
     module = model.get_submodule(gate.where)
     kept: list[Tensor] = []
@@ -83,12 +106,14 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str]) 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         # Before the call, and of a copy that autograd may keep: an attention may write into its input.
         x = next(tensors_in((args, kwargs))).clone()
-        kept[:] = [x * _along(v, x, gate.axis)]
+        scaled = x * _along(v, x, gate.axis)
+        kept[:] = [scaled + _along(summand_of(gate, v), x, gate.axis) if gate.affine else scaled]
 
     def held(args: Any, output: Tensor) -> Tensor:
+        value = blend(gate.name, output, kept[0].to(output.dtype))
         if gate.read_on:  # the model goes on with what was written into the input
-            next(tensors_in(args)).copy_(kept[0])
-        return kept[0].to(output.dtype)
+            next(tensors_in(args)).copy_(value)
+        return value
 
     which = gate.where_call, gate.where_calls
     after = _counted(calls, f"where {gate.name}", which, held)
@@ -114,14 +139,15 @@ def _counted(
     return hook
 
 
-def _replaced(gate: ChannelGate, output: Any, v: Tensor) -> Tensor:
+def _replaced(gate: ChannelGate, output: Any, v: Tensor, blend: Blend) -> Tensor:
     if not isinstance(output, Tensor) or output.shape[1:].numel() != v.numel():
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise BakeError(
             f"{gate.source or gate.where!r} returned {shape}, not one gate of {v.numel()} channels per sample"
         )
     # A copy, because the code behind may write into the gate.
-    return v.to(output.device, output.dtype).reshape(1, *output.shape[1:]).expand_as(output).clone()
+    constant = v.to(output.device, output.dtype).reshape(1, *output.shape[1:]).expand_as(output).clone()
+    return blend(gate.name, output, constant)
 
 
 def _along(v: Tensor, x: Tensor, axis: int) -> Tensor:

@@ -16,14 +16,15 @@ from stripefold.baking.graph_modules import Probe, discover_probed_, insert_prob
 from stripefold.baking.hold import can_hold
 from stripefold.baking.judge import Judge, Verdict, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst
-from stripefold.baking.options import Options, choose
+from stripefold.baking.options import BakeConfig
 from stripefold.baking.recipe import Recipe
 from stripefold.baking.report import BakeReport, Speed
 from stripefold.baking.results import site_results
 from stripefold.baking.sensitivity import priors_of
+from stripefold.baking.settle_state import tensors_of_model
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
-from stripefold.baking.weighted import weighted_constants
+from stripefold.baking.weighted import weighted_constants, with_summands
 from stripefold.baking.working_copy import check_copies, deep_copy, working_copy
 from stripefold.distributed import from_first
 from stripefold.errors import BakeError
@@ -79,23 +80,28 @@ class Job:
     """
 
     def __init__(
-        self, model: nn.Module, data: Any, example: Example | None, options: Options, *, in_place: bool = False
+        self, model: nn.Module, data: Any, example: Example | None, options: BakeConfig, *, in_place: bool = False
     ) -> None:
         self._users, self._options, self._in_place = model, options, in_place
         self._model = model = working_copy(model)
+        if options.settle is not None:  # it gets weights of its own
+            self._model = model = deep_copy(model)
         arguments = arguments_of(example)
         self._data = Batches(data, "data", model, arguments=arguments)
         self._validation = self._data
         if options.validation is not None:
             self._validation = Batches(options.validation, "validation", model, arguments=arguments)
         self._training = self._data
-        if options.finetune is not None and options.finetune.data is not None:
-            self._training = Batches(options.finetune.data, "the data of finetune", model, arguments=arguments)
+        asked = options.finetune or options.settle
+        if asked is not None and asked.data is not None:
+            name = "the data of finetune" if options.settle is None else "the data of settle"
+            self._training = Batches(asked.data, name, model, arguments=arguments)
         self._given, self._group = example, options.process_group
         like = first_parameter(model)
         self._home = None if like is None or options.device is None else like.device
         self._recipe: Recipe | None = None
         self._norms: dict[str, list[Tensor]] = {}
+        self._weights: dict[str, Tensor] = {}
         self._probes: tuple[Probe, ...] = ()
 
     def at_home(self, model: nn.Module) -> nn.Module:
@@ -109,8 +115,12 @@ class Job:
         if self._home is not None:
             self._model.to(self._options.device)
         discovery, self._probes = discover_probed_(self._model, example)
-        look, judge, verdict = on_copies(lambda copied: self._decided(copied, discovery, example), self._model)
-        self._write_norms_(self._model)
+        if self._options.settle is None:
+            look, judge, verdict = on_copies(lambda copied: self._decided(copied, discovery, example), self._model)
+        else:
+            with undisturbed(self._model, own_parameters=True) as trained:
+                look, judge, verdict = self._decided(trained, discovery, example)
+        self._write_numbers_(self._model)
         descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
         self._recipe = Recipe(
             discovery=look.discovery, to=self._options.to, constants=verdict.constants, descriptors=descriptors
@@ -125,9 +135,12 @@ class Job:
         """What is known and decided, from runs of a copy; the new statistics of its norms are kept."""
         look = self._look(model, discovery, example)
         judge = Judge(model, look.discovery, look.constants, self._metric(), self._options)
-        verdict = judge.decide(look.priors, self._data, self._training)
+        descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
+        verdict = judge.decide(look.priors, self._data, self._training, descriptors)
         norms = {name: model.get_submodule(name) for name in verdict.norms}
         self._norms = {name: [b.clone() for b in norm.buffers(recurse=False)] for name, norm in norms.items()}
+        if verdict.trained:
+            self._weights = {name: tensor.clone() for name, tensor in tensors_of_model(model).items()}
         return look, judge, verdict
 
     def _probed_copy(self) -> nn.Module:
@@ -135,13 +148,16 @@ class Job:
         copied = deep_copy(self._users)
         if self._home is not None:
             copied.to(self._options.device)
-        self._write_norms_(copied)
+        self._write_numbers_(copied)
         insert_probes_(copied, self._probes)
         return copied
 
     @torch.no_grad()
-    def _write_norms_(self, model: nn.Module) -> None:
-        """Give norms the statistics that were estimated anew."""
+    def _write_numbers_(self, model: nn.Module) -> None:
+        """Give norms the statistics that were estimated anew, and a model that has settled its weights."""
+        theirs = tensors_of_model(model)
+        for name, weight in self._weights.items():
+            theirs[name].copy_(weight)
         for name, numbers in self._norms.items():
             for own, found in zip(model.get_submodule(name).buffers(recurse=False), numbers, strict=True):
                 own.copy_(found)
@@ -154,7 +170,7 @@ class Job:
             self._apply_(self._recipe)
 
     def _apply_(self, recipe: Recipe) -> None:
-        self._write_norms_(self._users)
+        self._write_numbers_(self._users)
         insert_probes_(self._users, self._probes)
         recipe.apply_(self._users)
 
@@ -176,7 +192,8 @@ class Job:
                 f"{type(model).__name__} has no channel attention that depends on the image{others}: there is nothing "
                 "to bake"
             )
-        chosen = choose(model, discovery.gates, self._options.where)
+        where = self._options.where
+        chosen = self._options.chosen(discovery.gates, lambda gate: where(gate.name, model.get_submodule(gate.where)))
         self._options.tell("observing the gates")
         stripes = observe(
             model, self._data.data, example=example, process_group=self._group,
@@ -186,6 +203,8 @@ class Job:
         if kind in ("energy", "least-squares"):
             weighted = weighted_constants(model, discovery, self._data, self._group)
         constants, reasons = constants_of(model, discovery, stripes.layers, kind, weighted)
+        discovery = with_summands(model, discovery, self._data, constants, self._group)
+        chosen = [gate for gate in discovery.gates if gate.name in {one.name for one in chosen}]
         left = self._left(discovery, chosen, stripes, reasons)
         names = [gate.name for gate in discovery.gates if gate.name not in left]
         if not names:
@@ -243,6 +262,8 @@ class Job:
             constant=verdict.constant,
             recalibrated=verdict.recalibrated,
             finetuned=verdict.finetuned,
+            settled=verdict.settled,
+            settle=None if options.settle is None else f"{options.settle.way}, {options.settle.steps} steps",
             max_drop=options.max_drop,
             norms=verdict.norms,
             notes=(*look.notes, *verdict.notes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stripefold.asr.gate import StaticGate
 from stripefold.baking.batches import Batches
 from stripefold.baking.finetune import FineTune, finetune
 from stripefold.baking.hold import constant_gates
 from stripefold.baking.metric import Accuracy, Metric, measured
-from stripefold.baking.options import Options
+from stripefold.baking.options import BakeConfig
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
+from stripefold.baking.settle import Settling
+from stripefold.baking.settle_options import Settle
+from stripefold.baking.warm import asr_gates
 from stripefold.errors import BakeError
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import run_example
@@ -39,6 +44,8 @@ class Verdict:
         alone: gate -> the metric with it alone constant.
         selection: what the greedy search did, with a budget.
         norms: BatchNorms that have new statistics.
+        settled: the metric after the weights were trained with the constants.
+        trained: the model's own weights and buffers are new.
         notes: for the user.
     """
 
@@ -49,13 +56,15 @@ class Verdict:
     constant: float | None = None
     recalibrated: float | None = None
     finetuned: float | None = None
+    settled: float | None = None
+    trained: bool = False
     norms: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     @property
     def judged(self) -> float | None:
         """The metric with what was decided, constants and repairs, before the surgery."""
-        steps = (self.finetuned, self.recalibrated, self.constant, self.before)
+        steps = (self.finetuned, self.recalibrated, self.settled, self.constant, self.before)
         return next((value for value in steps if value is not None), None)
 
 
@@ -76,7 +85,7 @@ class Judge:
         discovery: Discovery,
         constants: Mapping[str, Tensor],
         metric: Metric | None,
-        options: Options,
+        options: BakeConfig,
     ) -> None:
         self._model, self._discovery = model, discovery
         self._constants, self._metric, self._options = constants, metric, options
@@ -86,13 +95,22 @@ class Judge:
         """The same judge with another copy to work on."""
         return Judge(model, self._discovery, self._constants, self._metric, self._options)
 
-    def decide(self, priors: Mapping[str, float], calibration: Batches, training: Batches) -> Verdict:
+    def decide(
+        self,
+        priors: Mapping[str, float],
+        calibration: Batches,
+        training: Batches,
+        descriptors: Mapping[str, Tensor] | None = None,
+    ) -> Verdict:
         """Measure, choose, and repair; the model is left with the repaired statistics, and with nothing else.
+
+        With ``settle``, all gates that may be baked are, and the model is left with the weights that were trained.
 
         Args:
             priors: gate -> its prior.
             calibration: for BatchNorm's statistics.
             training: for the constants.
+            descriptors: gate -> its mean descriptor (D,); for gates of ASR on the way.
         """
         with ran(self._model) as runs:
             verdict = Verdict(before=self._measure({}, "as given"))
@@ -102,6 +120,7 @@ class Judge:
         verdict.constants = {name: self._constants[name] for name in self._constants if name in chosen}
         if verdict.constants:
             verdict.constant = self._measure(verdict.constants, "with constant gates")
+            self._settle(verdict, training, priors, descriptors or {})
             self._recalibrate(verdict, calibration)
             self._finetune(verdict, training)
         return verdict
@@ -127,10 +146,11 @@ class Judge:
             return None
         after, drop = measured(self._metric, made, "of the baked model"), self._options.max_drop
         if drop is not None and after < verdict.before - drop:
+            more = "settle for more steps" if verdict.trained else "leave out repairs (recalibrate=False)"
             raise BakeError(
                 f"the baked model breaks the budget: the metric falls from {verdict.before:g} to {after:g}, allowed "
-                f"are {drop:g}; with constant gates it was {verdict.constant}. Leave out gates (where=) or repairs "
-                "(recalibrate=False), or allow more (max_drop=)"
+                f"are {drop:g}; with constant gates it was {verdict.constant}. Leave out gates (where=), {more}, or "
+                "allow more (max_drop=)"
             )
         if abs(after - verdict.judged) > _RELATIVE * abs(verdict.judged):
             noise = self._noise(verdict.constants, verdict.judged)
@@ -170,6 +190,8 @@ class Judge:
 
     def _choose(self, verdict: Verdict, priors: Mapping[str, float]) -> Collection[str]:
         options, names = self._options, list(self._constants)
+        if options.settle is not None:  # what a gate costs now says little of what it costs once the weights know it
+            return names
         judged = options.max_drop is not None or options.validation is not None or options.metric is not None
         if self._metric is None or not judged:
             return names
@@ -184,6 +206,8 @@ class Judge:
 
     def _recalibrate(self, verdict: Verdict, calibration: Batches) -> None:
         wanted = self._options.recalibrate
+        if verdict.trained and wanted == "auto":  # the statistics are those of the training
+            return
         norms: dict[str, _BatchNorm] = {}
         for graph, gates in zip(self._discovery.trace.graphs, self._discovery.runs, strict=True):
             products = [gate.product for gate in gates if gate.name in verdict.constants]
@@ -215,6 +239,25 @@ class Judge:
             )
             return
         verdict.recalibrated, verdict.norms = value, tuple(norms)
+
+    def _settle(
+        self, verdict: Verdict, training: Batches, priors: Mapping[str, float], descriptors: Mapping[str, Tensor]
+    ) -> None:
+        options: Settle | None = self._options.settle
+        if options is None:
+            return
+        asr: dict[str, StaticGate] = {}
+        if options.way == "asr":
+            found, reasons = asr_gates(self._model, self._discovery, list(verdict.constants), descriptors)
+            asr |= found
+            verdict.notes += [f"{name}: a free constant, no gate of ASR: {why}" for name, why in reasons.items()]
+        # Those in which a constant errs least move first.
+        order = sorted(verdict.constants, key=lambda name: priors.get(name, math.inf))
+        start = {name: verdict.constants[name] for name in order}
+        settling = Settling(self._model, self._discovery.gates, start, options, training, asr=asr)
+        constants = settling.run(lambda step: self._options.tell("settling", step, options.steps))
+        verdict.constants, verdict.trained = {name: constants[name] for name in verdict.constants}, True
+        verdict.settled = self._measure(verdict.constants, "after the gates have settled")
 
     def _finetune(self, verdict: Verdict, training: Batches) -> None:
         options: FineTune | None = self._options.finetune

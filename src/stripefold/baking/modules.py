@@ -35,6 +35,29 @@ class ConstantScale(nn.Module):
         return f"{self.weight.numel()}, axis={self.axis}"
 
 
+class ConstantShift(nn.Module):
+    """y = x + b, with b a parameter; what is left of the summand of an affine attention.
+
+    Args:
+        b: what is added, shape (C,).
+        axis: the channel axis of x: 1, -1, or any other from 0.
+    """
+
+    def __init__(self, b: Tensor, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.bias = nn.Parameter(b.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shift the channels of a feature map; its shape and dtype stay."""
+        behind = 0 if self.axis == -1 else x.dim() - 1 - self.axis
+        return x + self.bias.to(x.dtype).reshape(-1, *(1,) * behind)
+
+    def extra_repr(self) -> str:
+        """Width and axis."""
+        return f"{self.bias.numel()}, axis={self.axis}"
+
+
 class ConstantGate(nn.Module):
     """The constant v, once per sample; takes the place of a module that returns a gate.
 

@@ -65,6 +65,8 @@ def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
         path, shape = probe
         return Place(path=path, whole=not shape, axis=_axis(graph, gate), shape=shape, in_graph=True)
     site = _site_around(model, gate.where)
+    if gate.affine and site is not None:
+        return f"the attention on {site!r} adds a value that depends on the image, too"
     if gate.whole:
         if not gate.where:
             return "the model itself is the attention: nothing would be left of it"

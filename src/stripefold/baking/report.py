@@ -94,6 +94,8 @@ class BakeReport:
         constant: with the chosen gates constant, before any repair.
         recalibrated: after BatchNorm statistics were re-estimated, or None.
         finetuned: after the constants were trained, or None.
+        settled: after all weights were trained on the way to the constants, or None.
+        settle: how they were, in words, or None.
         after: of the model that is returned.
         max_drop: the budget, in units of the metric.
         norms: BatchNorms whose statistics are new.
@@ -112,6 +114,8 @@ class BakeReport:
     constant: float | None = None
     recalibrated: float | None = None
     finetuned: float | None = None
+    settled: float | None = None
+    settle: str | None = None
     after: float | None = None
     max_drop: float | None = None
     norms: tuple[str, ...] = ()

@@ -77,4 +77,5 @@ def _outcome(site: BakeSite, to: To) -> tuple[Outcome, str, str]:
     kinds = "the layer in front" if site.how == "backward" else "the layers behind"
     if to == "asr":
         return "asr", ", ".join(site.layers), f"{site.how}: folds into {kinds}"
-    return "folded", ", ".join(site.layers), f"{site.how}, into {kinds}"
+    left = "; what it adds stays, one addition per channel: see fold(fuse=True)" if site.gate.affine else ""
+    return "folded", ", ".join(site.layers), f"{site.how}, into {kinds}{left}"

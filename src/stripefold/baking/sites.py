@@ -167,9 +167,12 @@ def _planned(
 def _unused_in(graph: Graph, run: Sequence[ChannelGate], places: Places) -> frozenset[int]:
     """The nodes of a run that nothing needs once the gates that have a place are constants."""
     baked = {gate.name for gate in _with_place(places)}
-    lost = {
-        gate.product: frozenset(graph.nodes[gate.product].inputs) - {gate.scaled} for gate in run if gate.name in baked
-    }
+    lost = {}
+    for gate in run:
+        if gate.name in baked:
+            lost[gate.product] = frozenset(graph.nodes[gate.product].inputs) - {gate.scaled}
+            if gate.affine:
+                lost[gate.end] = frozenset(graph.nodes[gate.end].inputs) - {gate.product}
     return unused(graph, lost) if graph.outputs else frozenset()
 
 
@@ -243,16 +246,26 @@ def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
         return site
     written = None if v is None else (1 + v) / 2 if site.beside else v
     below = 0 if written is None else int((written < 0).sum())
-    open_to = tuple(entry for entry in site.targets if not (below and entry[1].nonnegative))
+    # Of v x + b, what stays where v goes forward is x + b / v.
+    none = site.gate.affine and v is not None and bool((v == 0).any())
+    open_to = tuple(
+        (way, target)
+        for way, target in site.targets
+        if not (below and target.nonnegative) and not (none and way == "forward")
+    )
     if open_to:
         way, target = open_to[0]
         verb = "backward into" if way == "backward" else "forward into"
         words = f"{verb} {', '.join(target.layers)}" + (" (v >= 0)" if target.nonnegative else "")
         words += " (in evaluation mode: batch statistics would undo it)" if target.eval_only else ""
+        words += " (what it adds stays)" if site.gate.affine else ""
         return replace(site, how=way, why=words, targets=open_to)
     reasons = [site.why] if site.why else []
-    for way, _ in site.targets:
-        reasons.append(f"{way}: a ReLU or a max pooling lies between, and {below} constants are negative")
+    for way, target in site.targets:
+        if below and target.nonnegative:
+            reasons.append(f"{way}: a ReLU or a max pooling lies between, and {below} constants are negative")
+        else:
+            reasons.append(f"{way}: a constant is 0, and what it adds would have to be divided by it")
     if site.gate.read_on and site.place.whole:
         why = "; ".join([*reasons, _lost(site.gate)])
         return replace(site, how="keep", why=why, place=None, targets=(), spare=NOTHING)
@@ -263,6 +276,8 @@ def _not_in_training(gate: ChannelGate, place: Place) -> str | None:
     """Why no trainable gate can take the place of an attention, or None."""
     if place.in_graph:
         return "it stands in a torch.fx graph, where no layer can carry a trainable gate: bake it to a constant"
+    if gate.affine:
+        return "it adds a value that depends on the image, too, for which there is no trainable gate"
     return _lost(gate) if gate.read_on else None
 
 

@@ -61,6 +61,7 @@ def _figures(report: BakeReport) -> list[str]:
     steps = {
         "as given": report.before,
         "with constants": report.constant,
+        "settled": report.settled,
         "BatchNorm re-estimated": report.recalibrated,
         "constants trained": report.finetuned,
         "returned": report.after,
@@ -68,6 +69,8 @@ def _figures(report: BakeReport) -> list[str]:
     shown = [f"{name} {value:.2f}" for name, value in steps.items() if value is not None]
     if shown:
         lines += _wrapped(f"{report.metric}: {', '.join(shown)}")
+    if report.settle is not None:
+        lines.append(f"settled: all weights were trained with the constants ({report.settle})")
     if any(site.alone is not None for site in report.sites):
         lines.append("alone: change of the metric when this gate alone is constant")
     lines += _moving(report)
@@ -90,7 +93,12 @@ def _moving(report: BakeReport) -> list[str]:
         for site in report.sites
         if site.moving_channels and site.largest_share and site.moving_channels < site.channels / _FEW
     ]
-    return _wrapped(f"few channels move (effective number, share of the largest): {_some(few)}") if few else []
+    if not few:
+        return []
+    told = (
+        f"few channels move (effective number, share of the largest): {_some(few)}; a gate that is kept for those alone"
+    )
+    return _wrapped(f"{told} saves nothing: pooling and first layer stay")
 
 
 def _cut(text: str, width: int) -> str:

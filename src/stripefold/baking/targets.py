@@ -63,7 +63,7 @@ def _targets_in(run: GateInRun, gate: ChannelGate, accept: Acceptance, *, beside
         unknown = Refusal("what the model returns holds no tensor that the trace knows")
         return {"backward": unknown, "forward": unknown}
     ignoring = run.ignoring if total is None else run.ignoring | {total}  # the sum goes with the product
-    end = gate.product if total is None else total
+    end = gate.end if total is None else total
     return {
         "backward": Flow(graph=graph, accept=accept, dead=ignoring).backward(
             "scale", gate.scaled, gate.axis, user=gate.product

@@ -65,6 +65,32 @@ def warm_(
     return made, final
 
 
+def asr_gates(
+    model: nn.Module, discovery: Discovery, names: Sequence[str], descriptors: Mapping[str, Tensor]
+) -> tuple[dict[str, StaticGate], dict[str, str]]:
+    """Gates of ASR that start as trained attention is: psi = mean descriptor, theta = a copy of the trained excite.
+
+    Args:
+        model: the model that was discovered; only read.
+        discovery: its gates.
+        names: of the gates.
+        descriptors: gate -> the mean of its squeezed value (D,).
+
+    Returns:
+        Name -> gate; and for those that have none, the reason.
+    """
+    gates: dict[str, StaticGate] = {}
+    reasons: dict[str, str] = {}
+    sites = {site.name: site for site in plan(model, discovery, names)}
+    for name in names:
+        made = _gate(model, discovery, sites[name], descriptors.get(name))
+        if isinstance(made, str):
+            reasons[name] = made
+        else:
+            gates[name] = made
+    return gates, reasons
+
+
 def _planned(
     model: nn.Module, discovery: Discovery, descriptors: Mapping[str, Tensor], names: Collection[str] | None
 ) -> tuple[list[BakeSite], dict[str, StaticGate], dict[str, BakeSite]]:

@@ -6,8 +6,9 @@ on which a channel is silent has no say in its constant. Only x and y = v x are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -65,7 +66,7 @@ def _summing(model: nn.Module, discovery: Discovery, sums: Sums) -> Iterator[Non
             if gate.split > 1 or gate.groups > 1 or gate.where_calls != 1:
                 continue
             module = model.get_submodule(gate.where)
-            if gate.whole and gate.where:
+            if gate.whole and gate.where and not gate.affine:
                 stack.enter_context(_around(module, partial(_add, sums, gate)))
             else:
                 stack.enter_context(_inside(discovery.graph_of(gate), module, gate, partial(_add, sums, gate)))
@@ -79,6 +80,46 @@ def _add(sums: Sums, gate: ChannelGate, x: Tensor, y: Tensor) -> None:
     new = (rows * scaled).sum(1).cpu().double(), rows.square().sum(1).cpu().double()
     before = sums.get(gate.name)
     sums[gate.name] = new if before is None else (before[0] + new[0], before[1] + new[1])
+
+
+def with_summands(
+    model: nn.Module, discovery: Discovery, batches: Batches, constants: Mapping[str, Tensor], group: Any = None
+) -> Discovery:
+    """The same gates, affine ones with the summand b that goes with their constant: b = mean(y) - v mean(x).
+
+    Of all constants b that is the one with the least squared error of v x + b, given v.
+
+    Args:
+        model: a copy to work on, in evaluation mode.
+        discovery: its gates.
+        batches: what it runs on.
+        constants: gate -> v (C,).
+        group: the processes whose batches count together; None: this one alone.
+    """
+    affine = [gate for gate in discovery.gates if gate.affine and gate.where_calls == 1 and gate.name in constants]
+    if not affine:
+        return discovery
+    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def add(gate: ChannelGate, x: Tensor, y: Tensor) -> None:
+        rows = [t.detach().transpose(0, gate.axis).flatten(1).double() for t in (x, y)]
+        a, b, n = sums.get(gate.name, (0, 0, 0))
+        sums[gate.name] = a + rows[0].sum(1).cpu(), b + rows[1].sum(1).cpu(), n + rows[0].shape[1]
+
+    def run() -> None:
+        with torch.no_grad(), ExitStack() as stack:
+            for gate in affine:
+                stack.enter_context(_around(model.get_submodule(gate.where), partial(add, gate)))
+            for batch in batches:
+                run_example(model, batch.inputs)
+
+    together(run, group, BakeError)
+    parts = gathered(sums, group, BakeError)
+    found: dict[str, tuple[float, ...]] = {}
+    for name in sums:
+        x, y, n = (sum(part[name][k] for part in parts if name in part) for k in (0, 1, 2))
+        found[name] = tuple(((torch.as_tensor(y) - constants[name] * torch.as_tensor(x)) / n).tolist())
+    return discovery.changed(lambda gate: replace(gate, summand=found.get(gate.name, ())))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from stripefold.onnx.fold import Folded, fold_constants
 from stripefold.onnx.judge import Judge, Verdict
 from stripefold.onnx.metric import Metric
 from stripefold.onnx.observation import Observation, inputs_of, runtime_versions, watch
-from stripefold.onnx.options import Options, Progress, Where, choose
+from stripefold.onnx.options import Options, Progress, Where
 from stripefold.onnx.read import Network, Source, read_network
 from stripefold.onnx.report import OnnxBakeReport
 from stripefold.onnx.results import operations, site_results
@@ -104,7 +104,7 @@ class _Job:
         observation = watch(network, self._data, threads=options.threads, progress=lambda n: options.tell("images", n))
         if not observation.gates:
             raise BakeError(f"{network.name} has no channel attention that depends on the data: nothing can be baked")
-        gates = choose(observation.found, options.where)
+        gates = options.chosen(observation.found, lambda gate: options.where(gate.name))
         constants = {gate.name: observation.gates[gate.name].constant(options.constants) for gate in gates}
         dtypes = {name: seen.dtype for name, seen in observation.gates.items()}
         switched = Switched(network, gates, dtypes, threads=options.threads)

@@ -31,12 +31,14 @@ class Batch:
         labels: (N,) class numbers, or None.
         size: N, the number of samples.
         number: Counted from 0.
+        targets: What stands in the place of the labels, as it is given: for a loss of the user's.
     """
 
     inputs: Example
     labels: Tensor | None
     size: int
     number: int
+    targets: Any = None
 
     def first(self, count: int) -> Batch:
         """The first samples only."""
@@ -72,7 +74,7 @@ def batches(data: Any, model: nn.Module, *, arguments: int = 1, max_images: int 
         size = _size(inputs)
         if size == 0:
             continue
-        batch = Batch(inputs, _checked_labels(labels, size, number), size, number)
+        batch = Batch(inputs, _checked_labels(labels, size, number), size, number, labels)
         if left is not None:
             batch, left = (batch if size <= left else batch.first(left)), left - size
         yield batch

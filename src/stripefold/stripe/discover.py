@@ -18,7 +18,7 @@ from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable
 from stripefold.stripe.axes import groups_of_samples
 from stripefold.stripe.descriptor import Descriptor, descriptor_of
-from stripefold.stripe.products import Product, compact, keeps_order, products
+from stripefold.stripe.products import Product, affine_sum, compact, keeps_order, products
 from stripefold.stripe.read_on import read_on
 from stripefold.stripe.tail import Tail, tail_of
 from stripefold.stripe.values import Expected
@@ -41,7 +41,11 @@ class ChannelGate:
         where_calls: How many calls of ``where`` there are.
         read_on: ``where`` writes into what it is given, and the model reads that afterwards, beside or instead of what
             ``where`` returns.
-        whole: ``where`` is nothing but x -> x * v(x): its one input is the scaled value, its one output the product.
+        whole: ``where`` is nothing but x -> x * v(x): its one input is the scaled value, its one output the product; or
+            that and a summand, where the gate is affine.
+        affine: ``where`` is x -> v(x) x + b(x), with a summand b per channel that depends on the image, too.
+        summand: b (C,) where it was made constant.
+        sum: The node of the sum of an affine gate, or -1.
         split: Above 1: the gate weighs that many branches, which are summed up (SK, ResNeSt).
         tail: Where no module returns the gate, the last one that computes it, and the functions behind that.
         groups: Above 1: that many groups of the channels lie along the sample axis, (N G, C / G, ...); the gate's
@@ -79,6 +83,14 @@ class ChannelGate:
     groups: int = 1
     tail: Tail | None = None
     run: int = 0
+    affine: bool = False
+    summand: tuple[float, ...] = ()
+    sum: int = -1
+
+    @property
+    def end(self) -> int:
+        """The node of what it gives."""
+        return self.sum if self.affine else self.product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,14 +183,18 @@ def _in_run(
     """The gates of one run, named after their modules alone, and the other products."""
     found: list[ChannelGate] = []
     others: list[NotAGate] = []
+    sums: set[int] = set()
     for product in products(graph, layer_axes):
         node = graph.nodes[product.node]
+        if product.node in sums:
+            continue  # the summand of an affine gate
         if product.why:
             factor = graph.nodes[compact(graph, product.factor)].shape
             others.append(NotAGate(name=node.where, shape=node.shape, factor=factor, why=product.why))
             continue
         groups = groups_of_samples(graph, product.scaled, product.axis, layer_axes)
-        found.append(replace(_described(graph, product, node.where, modules, groups), run=run))
+        found.append(replace(_described(graph, product, (modules, layer_axes), groups), run=run))
+        sums.add(found[-1].end)
     return found, others + [NotAGate(name=where, shape=(), factor=(), why=why) for where, why in _unseen(graph)]
 
 
@@ -210,7 +226,7 @@ def _look(graph: Graph, gate: ChannelGate) -> object:
         expected = Expected(graph, gate)
         own = expected.signature, expected.position, expected.of_its_kind, expected.factor
     end = len(graph.nodes[gate.product].shape) - gate.axis
-    same = replace(gate, name="", product=-1, gate=-1, scaled=-1, descriptor=-1, run=0)
+    same = replace(gate, name="", product=-1, gate=-1, scaled=-1, descriptor=-1, run=0, sum=-1)
     return same, own, end
 
 
@@ -233,15 +249,20 @@ def _layer_axes(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     return {name: rule.axis for name, rule in rules.items() if rule is not None}
 
 
-def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, nn.Module], groups: int) -> ChannelGate:
+def _described(
+    graph: Graph, product: Product, known: tuple[Mapping[str, nn.Module], Mapping[str, int]], groups: int
+) -> ChannelGate:
+    modules, layer_axes = known
     where = graph.nodes[product.node].where
     shape = graph.nodes[product.node].shape
     channels = shape[product.axis] * product.split * groups
     call = _call_of(graph, product.node, where)
     source = _source(graph, product)
     descriptor = descriptor_of(graph, product.factor) if product.split == 1 else Descriptor()
+    total = affine_sum(graph, product, layer_axes) if product.split == groups == 1 else -1
+    affine = total >= 0 and call is not None and _is_whole(graph, replace(product, node=total), call)
     return ChannelGate(
-        name=name,
+        name=where,
         where=where,
         kind=type(modules[where]).__name__,
         channels=channels,
@@ -251,7 +272,9 @@ def _described(graph: Graph, product: Product, name: str, modules: Mapping[str, 
         where_call=call.call if call is not None else 0,
         source_calls=1 if source is None else _times(graph, source.name),
         where_calls=_times(graph, where),
-        whole=call is not None and _is_whole(graph, product, call),
+        whole=affine or (call is not None and _is_whole(graph, product, call)),
+        affine=affine,
+        sum=total if affine else -1,
         split=product.split,
         groups=groups,
         tail=tail_of(graph, product.factor, product.node) if source is None else None,

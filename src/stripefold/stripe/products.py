@@ -76,6 +76,27 @@ def _of_operation(graph: Graph, index: int, layer_axes: LayerAxes) -> Iterator[P
         yield from _gate_like(graph, index, factors, layer_axes)
 
 
+def affine_sum(graph: Graph, product: Product, layer_axes: LayerAxes) -> int:
+    """The sum v x + b of a gate's product and a summand per channel that depends on the image, or -1.
+
+    Args:
+        graph: of a trace.
+        product: a channel gate.
+        layer_axes: the channel axis of each layer.
+    """
+    users = graph.consumers[product.node]
+    node = graph.nodes[users[0]] if len(users) == 1 else None
+    if node is None or node.name != "add" or node.arguments.get("alpha") != 1 or len(node.inputs) != 2:
+        return -1
+    beside = sum(node.inputs) - product.node
+    if node.shape != graph.nodes[product.node].shape or not _depends_on_a_map(graph, beside):
+        return -1
+    found = _judged(graph, users[0], [product.node, beside], layer_axes)
+    # The same axes: one number per sample and channel.
+    plain = not found.why and found.scaled == product.node and found.axis == product.axis and found.split == 1
+    return users[0] if plain else -1
+
+
 def _depends_on_a_map(graph: Graph, index: int) -> bool:
     """Whether a value is a feature map or computed from one; a comparison with a threshold is, too (a hard gate)."""
     role = graph.nodes[index].role

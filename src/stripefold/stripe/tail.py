@@ -22,7 +22,10 @@ def _names(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_PLAIN = _names("sigmoid tanh hardsigmoid relu hardtanh clamp clamp_min clamp_max neg exp reciprocal")
+_PLAIN = _names(
+    "sigmoid tanh hardsigmoid relu hardtanh clamp clamp_min clamp_max neg exp reciprocal log_sigmoid_forward"
+)
+_BOUNDS = _names("clamp clamp_min clamp_max maximum minimum")
 _WITH_NUMBER = _names("add sub rsub mul div")
 
 
@@ -69,15 +72,28 @@ def tail_of(graph: Graph, gate: int, product: int) -> Tail | None:
                     calls = len(graph.visits_of[visit.name])
                     found = Tail(visit.name, visit.call, calls, tuple(steps))
                     return None if _reads_a_map(graph, gate, product) else found
-        node = graph.nodes[index]
-        step = _step(node)
-        if node.kind != "operation" or len(node.inputs) != 1 or graph.consumers[node.inputs[0]] != [index]:
-            return None  # a value that something else uses, too, would change for both
+        source = _only_source(graph, index)
+        if source is None:
+            return None
         if not keeps_order(graph, index):
+            step = _step(graph.nodes[index])
             if step is None:
                 return None
             steps.append(step)
-        index = node.inputs[0]
+        index = source
+
+
+def _only_source(graph: Graph, index: int) -> int | None:
+    """The one value that an operation takes beside constant bounds, if nothing else uses it."""
+    node = graph.nodes[index]
+    inputs = node.inputs
+    if node.name in _BOUNDS:
+        inputs = tuple(i for i in inputs if graph.nodes[i].role != "constant")
+    if node.kind != "operation" or len(inputs) != 1:
+        return None
+    # A value that something else uses, too, would change for both; log_sigmoid gives a second one that none uses.
+    users = [user for user in graph.consumers[inputs[0]] if graph.consumers[user] or user in graph.outputs]
+    return inputs[0] if users == [index] else None
 
 
 def _reads_a_map(graph: Graph, gate: int, product: int) -> bool:
@@ -106,7 +122,7 @@ def _only_for(graph: Graph, gate: int, product: int) -> set[int]:
 
 
 def _step(node: Node) -> tuple[str, float] | None:
-    if node.name in _PLAIN:
+    if node.name in _PLAIN | _BOUNDS:
         return node.name, 0.0
     number, alpha, rounding = (node.arguments.get(key) for key in ("other", "alpha", "rounding_mode"))
     if node.name not in _WITH_NUMBER or not isinstance(number, (int, float)):
@@ -126,6 +142,8 @@ def _undone(name: str, number: float, v: Tensor) -> Tensor:
         return 6 * v - 3
     if name == "exp":
         return v.clamp(min=least).log()
+    if name == "log_sigmoid_forward":
+        return v - (-torch.expm1(v.clamp(max=-torch.finfo(torch.float64).eps))).log()
     if name == "neg":
         return -v
     if name == "reciprocal":

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from stripefold.baking.finetune import FineTune
     from stripefold.baking.report import BakeReport
+    from stripefold.baking.settle_options import Settle
     from stripefold_lab.cli.deployable import Deployable
     from stripefold_lab.processes import Place
 
@@ -81,6 +82,15 @@ def bake(
     recalibrate: Annotated[str, typer.Option(help="BatchNorm statistics anew: auto, yes or no.")] = "auto",
     finetune_epochs: Annotated[float, typer.Option(min=0, help="Train the constants for so long.")] = 0,
     finetune_rate: Annotated[float, typer.Option(help="The rate at which they train.")] = 0.01,
+    settle: Annotated[
+        int, typer.Option(min=0, help="Train all weights for so many steps while the gates become constants.")
+    ] = 0,
+    settle_way: Annotated[str, typer.Option(help="How gates move: first, ramp, staged, penalty or asr.")] = "first",
+    settle_rate: Annotated[float, typer.Option(help="The rate at which all weights train.")] = 0.01,
+    distill: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the loss that keeps to the network as given; 1: no labels.")
+    ] = 0.0,
+    checkpoint: Annotated[Path | None, typer.Option(help="File from which an interrupted --settle goes on.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the report: bake.json and bake.csv.")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure a forward pass before and after.")] = False,
     device: Device = "cpu",
@@ -95,7 +105,7 @@ def bake(
         refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
         refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "cpu"})
         refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
-        refuse({IMAGE_OPTIONS: prepared})
+        refuse({IMAGE_OPTIONS: prepared, "--settle": settle, "--distill": distill, "--checkpoint": checkpoint})
         options |= {"max_images": images, "progress": _tell}
         bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
         return
@@ -116,6 +126,8 @@ def bake(
     calibration, test = _images(given, images, test_images, place)
     options |= {"to": to, "validation": test, "recalibrate": _RECALIBRATE[recalibrate]}
     options["finetune"] = _finetune(given, finetune_epochs, finetune_rate)
+    moved: dict[str, Any] = {"way": settle_way, "lr": settle_rate, "distill": distill, "checkpoint": checkpoint}
+    options["settle"] = _settle(given, settle, moved)
     with joined(place) as group:
         tell = _tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)
@@ -208,6 +220,19 @@ def _finetune(given: Deployable, epochs: float, rate: float) -> FineTune | None:
     assert given.config is not None
     loader = training_loader(given.data, given.config)
     return sf.FineTune(steps=max(1, round(epochs * len(loader))), lr=rate, data=loader)
+
+
+def _settle(given: Deployable, steps: int, options: dict[str, Any]) -> Settle | None:
+    import stripefold as sf
+    from stripefold_lab.training.data import training_loader
+
+    if not steps:
+        if options["checkpoint"] is not None or options["distill"]:
+            raise ConfigError("--checkpoint and --distill belong to --settle STEPS")
+        return None
+    assert given.data is not None  # _given has seen to it
+    assert given.config is not None
+    return sf.Settle(steps=steps, data=training_loader(given.data, given.config), seed=given.config.seed, **options)
 
 
 def _save(given: Deployable, model: nn.Module, made: BakeReport, output: Path) -> str:
