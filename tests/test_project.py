@@ -42,6 +42,7 @@ LIBRARY_LEVEL = {
     "export": 7,
     "html_report": 7,
     "onnx": 8,
+    "integrations": 8,
 }
 LAB_LEVEL = {
     "stdout": 0,
@@ -55,7 +56,7 @@ LAB_LEVEL = {
     "sweep": 3,
     "cli": 4,
 }
-CORE = {package for package in LIBRARY_LEVEL if package not in ("export", "html_report", "onnx")}
+CORE = {package for package in LIBRARY_LEVEL if package not in ("export", "html_report", "integrations", "onnx")}
 
 
 def run_python(code: str) -> str:
