@@ -13,7 +13,7 @@ import torch
 from stripefold_lab.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 
@@ -37,6 +37,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.filterwarnings("ignore:.*(does not have many workers|smaller than the logging|LeafSpec)")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_blocks_run(page: Path) -> None:
     scope: dict[str, Any] = {"__name__": f"docs_{page.stem}"}

@@ -13,7 +13,7 @@ import torch
 import stripefold as sf
 from stripefold.errors import CheckpointError
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of ultralytics, and of the tracer that it exports with
 
 
 @pytest.fixture
