@@ -45,6 +45,7 @@ LIBRARY_LEVEL = {
     "integrations": 8,
 }
 LAB_LEVEL = {
+    "names": 0,
     "stdout": 0,
     "processes": 0,
     "yaml_documents": 0,

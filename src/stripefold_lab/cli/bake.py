@@ -20,13 +20,14 @@ from stripefold_lab.cli.arguments import (
     Std,
     Weights,
     WeightsKey,
-    check_device,
     own_place,
     preprocessing_option,
 )
 from stripefold_lab.cli.bake_report import make_bake_folders, save_bake_report
+from stripefold_lab.cli.deployable import check_names
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import check_weights_file, print_line
+from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,14 +43,15 @@ _RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
 
 
 def bake(
-    source: Annotated[
-        str,
+    given_source: Annotated[
+        str | None,
         typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, an ONNX file, a model's name."),
-    ],
+    ] = None,
     *,
+    own: OwnModel = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The safetensors or ONNX file to write; none: only tell."),
+        typer.Option("-o", "--out", "--output", help="The safetensors or ONNX file to write; none: only tell."),
     ] = None,
     data: Annotated[
         str | None,
@@ -83,29 +85,30 @@ def bake(
     finetune_rate: Annotated[float, typer.Option(help="The rate at which they train.")] = 0.01,
     report: Annotated[Path | None, typer.Option(help="Folder for the report: bake.json and bake.csv.")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure a forward pass before and after.")] = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     preprocess: Preprocess = None,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
+    source = chosen_source(given_source, own, "RUN_OR_MODEL")
     options: dict[str, Any] = {"where": where or None, "max_drop": max_drop, "speed": speed}
     options |= {} if constants is None else {"constants": constants}
     prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     if is_onnx(source):
         refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
-        refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "cpu"})
+        refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "auto"})
         refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
         refuse({IMAGE_OPTIONS: prepared})
         options |= {"max_images": images, "progress": _tell}
         bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
         return
     refuse_preprocess(preprocess)
+    check_names(source, data)
     if output is not None:
         check_weights_file(output, overwrite=overwrite)
     if recalibrate not in _RECALIBRATE:
         raise ConfigError(f"--recalibrate {recalibrate!r} is unknown, choose auto, yes or no")
     place, device = own_place(device)
-    check_device(device)
     import stripefold as sf
     from stripefold_lab.processes import joined
 
@@ -148,7 +151,7 @@ def _given(source: str, *, data: str | None, **options: Any) -> Deployable:
     named = not is_path(source)
     if not named and options["weights"] is not None:
         raise ConfigError(f"{source} has weights of its own: leave out --weights")
-    if named and options["weights"] is None and not options["pretrained"]:
+    if named and not is_users(source) and options["weights"] is None and not options["pretrained"]:
         raise ConfigError(f"the weights of {source} would be random: give --weights FILE or --pretrained")
     given = deployable(source, data=data, **options)
     if given.data is None or given.config is None:

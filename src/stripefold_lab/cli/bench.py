@@ -13,8 +13,8 @@ from stripefold_lab.cli.arguments import (
     Device,
     Size,
     Where,
-    check_device,
     named_model,
+    resolve_device,
     where_option,
 )
 
@@ -47,12 +47,12 @@ def bench(
     size: Size = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes; 10 if not given.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each candidate.")] = 15,
-    device: Device = "cpu",
+    device: Device = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With --deploy: compile too; takes minutes.")
     ] = True,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the result as JSON here; with --deploy a picture too.")
+        Path | None, typer.Option("-o", "--out", "--output", help="Write the result as JSON here; with --deploy a picture too.")
     ] = None,
 ) -> None:
     """Time backbone, + attention, ASR, folded ... in alternation with an identical copy as the noise floor."""

@@ -19,7 +19,7 @@ from stripefold_lab.cli.arguments import (
     WeightsKey,
     preprocessing_option,
 )
-from stripefold_lab.cli.deployable import deployable, is_path
+from stripefold_lab.cli.deployable import check_names, deployable, is_path
 from stripefold_lab.cli.output import print_line
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def evaluate(
     interpolation: Interpolation = None,
 ) -> None:
     """Measure a model on test images: accuracy and loss, mIoU, or mAP."""
+    check_names(source, data)
     preprocessing = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     named = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
     changes = {"data": data, "data_dir": data_dir, "preprocessing": preprocessing or None}

@@ -22,13 +22,13 @@ from stripefold_lab.cli.arguments import (
     Std,
     Weights,
     WeightsKey,
-    check_device,
     own_place,
     preprocessing_option,
 )
-from stripefold_lab.cli.deployable import Deployable, deployable, is_path
+from stripefold_lab.cli.deployable import Deployable, check_names, deployable, is_path
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,11 +44,12 @@ _LINE_EVERY = 10.0  # seconds, where standard error is no terminal
 
 
 def observe(
-    model: Annotated[
-        str,
+    source: Annotated[
+        str | None,
         typer.Argument(metavar="MODEL_OR_RUN", help="A run's folder, one of its files, an ONNX file, a model's name."),
-    ],
+    ] = None,
     *,
+    own: OwnModel = None,
     data: Annotated[
         str | None,
         typer.Option(help="folder:PATH, cifar10, digits ... or noise; for ONNX also FILE.npz, FILE.py:FUNCTION."),
@@ -56,7 +57,7 @@ def observe(
     data_dir: DataDir = None,
     images: Annotated[int, typer.Option(min=1, help="How many test images, at even distances.")] = 512,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write the report here: page, pictures, tables.")
+        Path | None, typer.Option("-o", "--out", "--output", help="Write the report here: page, pictures, tables.")
     ] = None,
     paper: Annotated[
         str | None,
@@ -74,16 +75,17 @@ def observe(
     crop: Crop = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     preprocess: Preprocess = None,
 ) -> None:
     """Find every channel attention of a model and show how much its scales vary from image to image."""
+    model = chosen_source(source, own, "MODEL_OR_RUN")
     _check_out(out)
     prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     _check_paper(paper, out)
     if is_onnx(model):
         refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
-        refuse({"--data-dir": data_dir, "--classes": classes, IMAGE_OPTIONS: prepared, "--device": device != "cpu"})
+        refuse({"--data-dir": data_dir, "--classes": classes, IMAGE_OPTIONS: prepared, "--device": device != "auto"})
         with _Progress(images, told=True) as progress:
             wanted: dict[str, Any] = {"images": images, "by_class": by_class, "progress": progress.seen}
             report = observe_onnx(Path(model), data, preprocess, **wanted)
@@ -91,11 +93,11 @@ def observe(
         _print(report, page, as_json=as_json)
         return
     refuse_preprocess(preprocess)
+    check_names(model, None if data == NOISE else data)
     import stripefold as sf
     from stripefold_lab.processes import joined
 
     place, device = own_place(device)
-    check_device(device)
     named: dict[str, Any] = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
     named["classes"] = classes
     if not is_path(model):
@@ -151,6 +153,8 @@ def _check_named(name: str, data: str | None, named: dict[str, Any], place: Plac
             f"say which images {name!r} is to see: --data folder:PATH, cifar10, digits ..., or --data noise, which "
             "only shows where the gates are"
         )
+    if is_users(name):
+        return {}
     if not named["pretrained"] and named["weights"] is None and place.first:
         _say(f"the weights of {name} are random: its gates are found, but what they show was not learned")
     return {"classes": named["classes"] or _CLASSES, "channels": 3}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,7 @@ import typer
 from stripefold.errors import ConfigError
 from stripefold_lab.cli.bake_report import make_bake_folders, save_bake_report
 from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.users_code import users_function
 
 if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
@@ -150,29 +149,6 @@ def image_options(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def users_function(path: Path, name: str) -> Callable[[], Any]:
-    """A function from a file of the user's, which is run.
-
-    Raises:
-        ConfigError: no such file, no such function, or the file cannot be run.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist")
-    print(f"stripefold: running {path}", file=sys.stderr)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything
-        raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ConfigError(f"{path} has no function {name!r}")
-    return found
-
-
 def _noise(path: Path, size: tuple[int, int] | None) -> Callable[[], Any]:
     """Random numbers of the input's shape: they show where the gates are, and nothing else."""
     import numpy as np
@@ -201,10 +177,10 @@ def _check_output(output: Path, source: Path, *, overwrite: bool) -> None:
     if output.suffix.lower() != ".onnx":
         raise ConfigError(f"cannot write {output}: what is written is an ONNX file, end its name in .onnx")
     if output.is_dir():
-        raise ConfigError(f"cannot write {output}: a folder of this name is in the way; choose another --output")
+        raise ConfigError(f"cannot write {output}: a folder of this name is in the way; choose another --out")
     if output.exists() and (not overwrite or output.samefile(source)):
         reason = "is the network itself" if source.exists() and output.samefile(source) else "exists"
-        raise ConfigError(f"{output} {reason}; choose another --output, or say --overwrite where it is another file")
+        raise ConfigError(f"{output} {reason}; choose another --out, or say --overwrite where it is another file")
 
 
 def _size(text: str) -> tuple[int, int]:

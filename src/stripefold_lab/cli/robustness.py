@@ -28,7 +28,7 @@ def robustness(
     ],
     *,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write here: robustness.json, robustness.csv, curves.png.")
+        Path | None, typer.Option("-o", "--out", "--output", help="Write here: robustness.json, robustness.csv, curves.png.")
     ] = None,
     kinds: Annotated[
         str | None,

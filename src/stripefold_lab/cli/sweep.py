@@ -35,7 +35,7 @@ def sweep(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="How many seeds, or a list such as [3, 4].")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The sweep's folder; sweeps/SWEEP if not given.")
+        Path | None, typer.Option("-o", "--out", "--output", help="The sweep's folder; sweeps/SWEEP if not given.")
     ] = None,
     parallel: Annotated[
         int | None, typer.Option(help="Runs side by side; as many as there is room for if not given.")
