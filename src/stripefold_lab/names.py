@@ -41,7 +41,9 @@ def check_model_name(name: str) -> None:
         return
     known = list(dict.fromkeys(found for text in texts for found in _REGISTERED.findall(text)))
     if libraries == (library,):
-        raise ConfigError(f"{library} knows no classifier {rest!r}; {_close(rest, known, f'see {library}.list_models')}")
+        raise ConfigError(
+            f"{library} knows no classifier {rest!r}; {_close(rest, known, f'see {library}.list_models')}"
+        )
     raise ConfigError(unknown_name(name, known))
 
 

@@ -55,9 +55,7 @@ def test_train_save_resume_fold(name: str, tmp_path: Path) -> None:
         return model, optimizer, ModelEmaV3(model, decay=0.5)
 
     model, optimizer, ema = start()
-    saver = CheckpointSaver(
-        model, optimizer, args=Namespace(model=name), model_ema=ema, checkpoint_dir=str(tmp_path)
-    )
+    saver = CheckpointSaver(model, optimizer, args=Namespace(model=name), model_ema=ema, checkpoint_dir=str(tmp_path))
     train(model, optimizer, ema, range(2))
     saver.save_checkpoint(0, metric=1.0)
     train(model, optimizer, ema, range(2, 4))

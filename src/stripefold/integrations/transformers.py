@@ -1,7 +1,7 @@
 """A callback for transformers' Trainer: checkpoints that ``from_pretrained`` loads as what was trained.
 
-The Trainer saves an attached model under the keys of the attached model. ``from_pretrained`` builds the plain one, finds
-no weights for the gated layers, and initialises them anew. So every checkpoint gets the folded weights beside them, and
+The Trainer saves an attached model under the attached model's keys. ``from_pretrained`` builds the plain one, finds no
+weights for the gated layers, and initialises them anew. So every checkpoint gets the folded weights beside them, and
 its ``config.json`` names these: ``transformers_weights``, a setting of transformers.
 """
 

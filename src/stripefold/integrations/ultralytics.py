@@ -22,7 +22,7 @@ def attached_trainer(trainer: Any, attention: str = "se", **options: Any) -> Any
         options: Likewise; ``example`` may be left out: the model is then tried on noise of ``imgsz``.
     """
 
-    class AttachedTrainer(trainer):  # type: ignore[misc]
+    class AttachedTrainer(trainer):
         """``trainer`` with gates."""
 
         def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:

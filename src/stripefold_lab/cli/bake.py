@@ -27,6 +27,7 @@ from stripefold_lab.cli.bake_report import make_bake_folders, save_bake_report
 from stripefold_lab.cli.deployable import check_names
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import check_weights_file, print_line
+from stripefold_lab.cli.progress import Progress
 from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def bake(
         refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "auto"})
         refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
         refuse({IMAGE_OPTIONS: prepared})
-        options |= {"max_images": images, "progress": _tell}
+        options |= {"max_images": images}
         bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
         return
     refuse_preprocess(preprocess)
@@ -120,11 +121,12 @@ def bake(
     options |= {"to": to, "validation": test, "recalibrate": _RECALIBRATE[recalibrate]}
     options["finetune"] = _finetune(given, finetune_epochs, finetune_rate)
     with joined(place) as group:
-        tell = _tell if place.first else None
+        progress = Progress(told=place.first)
+        tell = progress.tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)
     if not place.first:
         return
-    _tell("", 0, 0)
+    progress.clear()
     written = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
     chosen = "The gates were chosen by the same test images that the figures are of."
     for line in (f"images: {given.preparation}", made, *([] if max_drop is None else [chosen]), *written):
@@ -236,10 +238,3 @@ def _about(given: Deployable) -> dict[str, Any]:
     spec = given.data.spec
     config = given.config.with_overrides(form="none").to_dict()
     return {"classes": list(spec.classes), "channels": spec.channels, "image_size": spec.size, "config": config}
-
-
-def _tell(what: str, done: int, total: int) -> None:
-    """One line on standard error that is written over, where that is a terminal."""
-    if sys.stderr.isatty():
-        count = f"{done} of {total}" if total else f"{done or ''}"
-        print(f"\r\x1b[K{printable(what)} {count}".rstrip(), end="", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +28,7 @@ from stripefold_lab.cli.arguments import (
 from stripefold_lab.cli.deployable import Deployable, check_names, deployable, is_path
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.progress import Progress
 from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 NOISE = "noise"
 _CLASSES = 1000  # what pretrained weights know; the gates do not depend on it
 _BATCH = 64
-_LINE_EVERY = 10.0  # seconds, where standard error is no terminal
 
 
 def observe(
@@ -86,11 +86,7 @@ def observe(
     if is_onnx(model):
         refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
         refuse({"--data-dir": data_dir, "--classes": classes, IMAGE_OPTIONS: prepared, "--device": device != "auto"})
-        with _Progress(images, told=True) as progress:
-            wanted: dict[str, Any] = {"images": images, "by_class": by_class, "progress": progress.seen}
-            report = observe_onnx(Path(model), data, preprocess, **wanted)
-            page = _write(report, out, model, paper, progress.writing)
-        _print(report, page, as_json=as_json)
+        _observe_onnx(Path(model), data, preprocess, images, by_class=by_class, out=out, paper=paper, as_json=as_json)
         return
     refuse_preprocess(preprocess)
     check_names(model, None if data == NOISE else data)
@@ -112,14 +108,33 @@ def observe(
         **named,
     )
     batches = _batches(given, images, place, noise=data == NOISE)
-    with _Progress(len(place.part(images)), told=place.first) as progress:
-        options: dict[str, Any] = {"max_images": images, "by_class": by_class, "progress": progress.seen}
+    with Progress(told=place.first) as progress:
+        options: dict[str, Any] = {"max_images": images, "by_class": by_class}
+        options["progress"] = partial(_seen, progress, len(place.part(images)))
         with joined(place) as group:
             report = sf.observe(given.model, batches, device=device, process_group=group, **options)
         if not place.first:
             return
-        page = _write(report, out, model, paper, progress.writing)
+        page = _write(report, out, model, paper, partial(_writing, progress))
     _print(report, page, as_json=as_json, prepared="" if data == NOISE else given.preparation)
+
+
+def _observe_onnx(
+    path: Path,
+    data: str | None,
+    preprocess: list[str] | None,
+    images: int,
+    *,
+    by_class: bool,
+    out: Path | None,
+    paper: str | None,
+    as_json: bool,
+) -> None:
+    with Progress() as progress:
+        seen = partial(_seen, progress, images)
+        report = observe_onnx(path, data, preprocess, images=images, by_class=by_class, progress=seen)
+        page = _write(report, out, str(path), paper, partial(_writing, progress))
+    _print(report, page, as_json=as_json)
 
 
 def _print(report: StripeReport, page: Path | None, *, as_json: bool, prepared: str = "") -> None:
@@ -218,34 +233,9 @@ def _say(text: str) -> None:
     print(f"stripefold: {printable(text)}", file=sys.stderr)
 
 
-class _Progress:
-    """One line on standard error that is written over; a line now and then where that is no terminal."""
+def _seen(progress: Progress, images: int, count: int) -> None:
+    progress.tell("images", count, images)
 
-    def __init__(self, images: int, *, told: bool) -> None:
-        self._images = images
-        self._told_at_all = told
-        self._live = told and sys.stderr.isatty()
-        self._told = time.monotonic()
 
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def seen(self, count: int) -> None:
-        """Say how many images were seen."""
-        self._tell(f"{count} of {self._images} images")
-
-    def writing(self, name: str) -> None:
-        """Say which file comes next."""
-        self._tell(f"writing {name}")
-
-    def _tell(self, text: str) -> None:
-        text = printable(text)
-        if self._live:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        elif self._told_at_all and time.monotonic() - self._told > _LINE_EVERY:
-            self._told = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+def _writing(progress: Progress, name: str) -> None:
+    progress.tell(f"writing {name}")

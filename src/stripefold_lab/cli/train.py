@@ -76,12 +76,7 @@ def train(
         "run_dir": None if run_dir is None else str(run_dir),
         "resume": resume or None,
     }
-    if resume and run_dir is not None:
-        config = config or _run_to_resume(run_dir)
-    given = {name: value for name, value in flags.items() if value is not None}
-    overrides = {**parse_changes(change or []), **given}
-    if resume and "epochs" in overrides:
-        overrides = {"extend": True, **overrides}
+    config, overrides = _said(config, flags, change or [], run_dir if resume else None)
     from stripefold_lab.training import load_config
 
     resolved = load_config(
@@ -101,6 +96,19 @@ def train(
         return
     print_line(result.summary_file.read_text(encoding="utf-8").rstrip())
     print_line(f"\nrun: {result.run_dir}")
+
+
+def _said(
+    config: str | None, flags: dict[str, Any], changes: list[str], resumed: Path | None
+) -> tuple[str | None, dict[str, Any]]:
+    """The configuration that is meant, and what the command line changes of it."""
+    if resumed is not None:
+        config = config or _run_to_resume(resumed)
+    given = {name: value for name, value in flags.items() if value is not None}
+    overrides = {**parse_changes(changes), **given}
+    if given.get("resume") and "epochs" in overrides:
+        overrides = {"extend": True, **overrides}
+    return config, overrides
 
 
 def _as_yaml(config: TrainConfig) -> str:

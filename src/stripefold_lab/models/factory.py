@@ -12,6 +12,7 @@ from stripefold_lab.models.external import external_names, from_timm, from_torch
 from stripefold_lab.models.resnet import BlockName, ResNet
 from stripefold_lab.names import OWN_MODELS, unknown_name
 
+
 def own_names() -> tuple[str, ...]:
     """The names of the networks that this package brings along."""
     return tuple(OWN_MODELS)
@@ -75,7 +76,9 @@ def _own(
         raise ConfigError(f"pretrained is True, but {name!r} has no published weights; take a timm model, or False")
     depth, block = OWN_MODELS[name]
     size = 32 if image_size is None else image_size
-    return ResNet(depth, block=cast(BlockName, block), num_classes=num_classes, in_channels=in_channels, image_size=size)
+    return ResNet(
+        depth, block=cast(BlockName, block), num_classes=num_classes, in_channels=in_channels, image_size=size
+    )
 
 
 def unknown_model(name: str) -> str:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stripefold.errors import ConfigError, DataError
+from stripefold.errors import DataError
 from stripefold_lab.datasets import IGNORED, Scene, Scenes, Shapes
 from stripefold_lab.names import check_data_name
 from stripefold_lab.training.images import choice

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stripefold.errors import ConfigError, DataError
+from stripefold.errors import DataError
 from stripefold_lab.names import check_data_name
 from stripefold_lab.training.images import ArrayImages, FileImages, Images
 
