@@ -18,6 +18,7 @@ from stripefold_lab.cli.arguments import (
     resolve_device,
     where_option,
 )
+from stripefold_lab.names import check_model_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +60,8 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time backbone, + attention, ASR, folded ... in alternation with an identical copy as the noise floor."""
+    if model is not None:
+        check_model_name(model)
     from stripefold.modules.example import infer_example
     from stripefold_lab.bench import Settings
     from stripefold_lab.cli.output import check_result_files, print_json, print_line, result_files

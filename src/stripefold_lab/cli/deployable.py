@@ -111,7 +111,8 @@ def deployable(
         return _from_name(source, changes, Named(**given))
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(f"{source} says itself what it is: leave out {options}")
+        advice = "; another size is for Python: stripefold.export.export_model(model, path, example=...)"
+        raise ConfigError(f"{source} says itself what it is: leave out {options}{advice if 'size' in given else ''}")
     return _from_run(source, changes, same_classes=same_classes, looks=looks)
 
 
