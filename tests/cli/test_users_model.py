@@ -99,6 +99,10 @@ def test_bake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bake", "--model", "code/net.py:digits", *words]) == 0
     assert file_info("baked.safetensors").kind == "baked"
     assert "written: baked.safetensors (baked)" in capsys.readouterr().out
+    assert main(["bake", "--model", "code/net.py:digits", *words[:-2], "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [gate["name"] for gate in json.loads(printed.out)["sites"]] == ["1.gate"]
+    assert "images: " in printed.err
 
 
 def test_export(folder: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from stripefold.errors import BakeError, ConfigError, printable
 from stripefold_lab.cli.arguments import (
+    AsJson,
     Crop,
     CropMode,
     DataDir,
@@ -23,10 +24,10 @@ from stripefold_lab.cli.arguments import (
     own_place,
     preprocessing_option,
 )
-from stripefold_lab.cli.bake_report import make_bake_folders, save_bake_report
+from stripefold_lab.cli.bake_report import make_bake_folders, print_made, save_bake_report
 from stripefold_lab.cli.deployable import check_names
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
-from stripefold_lab.cli.output import check_weights_file, print_line
+from stripefold_lab.cli.output import check_weights_file
 from stripefold_lab.cli.progress import Progress
 from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
@@ -89,6 +90,7 @@ def bake(
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     preprocess: Preprocess = None,
+    as_json: AsJson = False,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
     source = chosen_source(given_source, own, "RUN_OR_MODEL")
@@ -100,8 +102,8 @@ def bake(
         refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "auto"})
         refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
         refuse({IMAGE_OPTIONS: prepared})
-        options |= {"max_images": images}
-        bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
+        written: dict[str, Any] = {"output": output, "overwrite": overwrite, "report": report, "as_json": as_json}
+        bake_onnx(source, data, preprocess, options={**options, "max_images": images}, **written)
         return
     refuse_preprocess(preprocess)
     check_names(source, data)
@@ -127,10 +129,9 @@ def bake(
     if not place.first:
         return
     progress.clear()
-    written = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
+    files = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
     chosen = "The gates were chosen by the same test images that the figures are of."
-    for line in (f"images: {given.preparation}", made, *([] if max_drop is None else [chosen]), *written):
-        print_line(line)
+    print_made(made, [f"images: {given.preparation}"], [*([] if max_drop is None else [chosen]), *files], as_json)
 
 
 def _write(

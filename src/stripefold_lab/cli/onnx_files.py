@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.errors import ConfigError
-from stripefold_lab.cli.bake_report import make_bake_folders, save_bake_report
-from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.bake_report import make_bake_folders, print_made, save_bake_report
 from stripefold_lab.cli.progress import Progress
 from stripefold_lab.cli.users_code import users_function
 
@@ -77,6 +76,7 @@ def bake_onnx(
     overwrite: bool,
     report: Path | None,
     options: Mapping[str, Any],
+    as_json: bool = False,
 ) -> None:
     """Bake a file, print what was done, and write what was asked for."""
     from stripefold.onnx import bake
@@ -90,11 +90,8 @@ def bake_onnx(
     written = [f"written: {output}"] if made.path else []
     if report is not None:  # before anything is said: nobody may be left to hear it
         written.insert(0, save_bake_report(made, report))
-    print_line(made)
-    if made.max_drop is not None:
-        print_line("The gates were chosen by the same images that the figures are of.")
-    for line in written:
-        print_line(line)
+    chosen = "The gates were chosen by the same images that the figures are of."
+    print_made(made, [], [*([] if made.max_drop is None else [chosen]), *written], as_json)
 
 
 def data_of(path: Path, word: str | None, preprocess: Sequence[str] | None) -> Any:

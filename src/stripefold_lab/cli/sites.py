@@ -29,7 +29,8 @@ def sites(
         network, example = users_model(source), None if size is None else _noise(size)
         table = sf.sites(network, where=where_option(where), example=example)
     else:
-        table = sf.sites(named_model(source, classes=classes, size=size), where=where_option(where))
+        network = named_model(source, classes=classes, size=size)  # refuses a name before anything heavy is loaded
+        table = sf.sites(network, where=where_option(where))
     if as_json:
         print_json({"chosen": [asdict(row) for row in table], "refused": [asdict(row) for row in table.refused]})
         return
