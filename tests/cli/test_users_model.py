@@ -101,7 +101,7 @@ def test_bake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "written: baked.safetensors (baked)" in capsys.readouterr().out
     assert main(["bake", "--model", "code/net.py:digits", *words[:-2], "--json"]) == 0
     printed = capsys.readouterr()
-    assert [gate["name"] for gate in json.loads(printed.out)["sites"]] == ["1.gate"]
+    assert [gate["name"] for gate in json.loads(printed.out)["sites"]] == ["1"]
     assert "images: " in printed.err
 
 
