@@ -133,6 +133,12 @@ def test_fold_with_trained_weights(folder: Path, fuse: bool, capsys: pytest.Capt
     assert not torch.allclose(untrained(x), trained.eval()(x), rtol=1e-3)
 
 
+def test_the_plan_of_a_fold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fold", "--model", "code/net.py:attached", "--size", "12", "--dry-run"]) == 0
+    assert "1.bn" in capsys.readouterr().out
+    assert not list(folder.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -64,7 +64,7 @@ def bench(
         check_model_name(model)
     from stripefold.modules.example import infer_example
     from stripefold_lab.bench import Settings
-    from stripefold_lab.cli.output import check_result_files, print_json, print_line, result_files
+    from stripefold_lab.cli.output import check_result_files
 
     device = resolve_device(device)
     sizes = _batches(batch or ("1,32" if deploy else "8"))
@@ -95,7 +95,13 @@ def bench(
         bench_deploy(model, network, shapes, settings, deployed, output=output, as_json=as_json)
         return
     title = f"{model}, {mode}, batch {sizes[0]}"
-    report = _compared(title, network, shapes[0], settings, classes=classes or 10, mode=mode, form=form)
+    _tell(_compared(title, network, shapes[0], settings, classes=classes or 10, mode=mode, form=form), output, as_json)
+
+
+def _tell(report: Report, output: Path | None, as_json: bool) -> None:
+    """Write the report where asked for, and print it."""
+    from stripefold_lab.cli.output import print_json, print_line, result_files
+
     if output is not None:
         with result_files([output]):
             report.save(output)

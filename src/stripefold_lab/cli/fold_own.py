@@ -9,12 +9,12 @@ from stripefold_lab.cli.output import make_folder, print_line
 from stripefold_lab.cli.users_code import users_model
 
 
-def fold_own(word: str, output: Path, *, weights: Path | None, size: int | None, fuse: bool) -> None:
+def fold_own(word: str, output: Path | None, *, weights: Path | None, size: int | None, fuse: bool) -> None:
     """Fold what a function of the user's returns, compare, and write it.
 
     Args:
         word: ``FILE.py:FUNCTION``; it returns the attached network.
-        output: The safetensors file.
+        output: The safetensors file; None only prints the plan.
         weights: Trained weights of the attached network, where the function does not load them.
         size: Side of the images that both are compared on, where the network does not declare it.
         fuse: Also merge BatchNorms.
@@ -35,6 +35,9 @@ def fold_own(word: str, output: Path, *, weights: Path | None, size: int | None,
     example = infer_example(model) if size is None else _noise(size)
     if example is None:
         raise ConfigError(f"{word} does not say which images it takes, give --size")
+    if output is None:
+        print_line(sf.plan(model, fuse=fuse, example=example))
+        return
     plain, report = sf.fold(model, fuse=fuse, example=example, check=True, report=True)
     make_folder(output.parent)
     kind = "fused" if fuse else "folded"
