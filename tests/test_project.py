@@ -42,8 +42,10 @@ LIBRARY_LEVEL = {
     "export": 7,
     "html_report": 7,
     "onnx": 8,
+    "integrations": 8,
 }
 LAB_LEVEL = {
+    "names": 0,
     "stdout": 0,
     "processes": 0,
     "yaml_documents": 0,
@@ -55,7 +57,7 @@ LAB_LEVEL = {
     "sweep": 3,
     "cli": 4,
 }
-CORE = {package for package in LIBRARY_LEVEL if package not in ("export", "html_report", "onnx")}
+CORE = {package for package in LIBRARY_LEVEL if package not in ("export", "html_report", "integrations", "onnx")}
 
 
 def run_python(code: str) -> str:

@@ -56,3 +56,14 @@ def lossy_stdout() -> Iterator[LossyOutput | None]:
     finally:
         output.flush()
         sys.stdout = before
+
+
+def time_left(seconds: float) -> str:
+    """How long something still takes, in words.
+
+    >>> time_left(12.3), time_left(200), time_left(8000)
+    ('about 12 s left', 'about 3 min left', 'about 2.2 h left')
+    """
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"

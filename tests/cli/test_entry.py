@@ -36,7 +36,15 @@ def test_explain(error: BaseException, status: int, line: str) -> None:
     ("words", "line"),
     [
         (["no-such-command"], "no-such-command"),
-        (["sites"], "MODEL"),
+        (["sites"], "give MODEL or --model FILE.py:FUNCTION"),
+        (["sites", "resnet8", "--model", "net.py:create"], "--model FILE.py:FUNCTION, not both"),
+        (["sites", "--model", "resnet8"], "--model 'resnet8': give FILE.py:FUNCTION, such as net.py:create"),
+        (["sites", "--model", "no/net.py:create"], "no/net.py does not exist"),
+        (["eval", "timm/resnet51", "--pretrained"], "timm knows no classifier 'resnet51'; close: resnet50"),
+        (["observe", "resnet8", "--data", "digit"], "data is 'digit'; choose one of digits"),
+        (["train", "--data", "digit"], "data is 'digit'; choose one of digits"),
+        (["train", "--config", "shapes-detection", "--data", "voc:no"], "no folder no; data=voc:PATH needs the folder"),
+        (["train", "--model", "resnet21"], "unknown model 'resnet21'; close:"),
         (["sites", "resnet21"], "unknown model 'resnet21'"),
         (["sites", "resnet8", "--where", "nothing.*"], "matches no module"),
         (["sites", "resnet8", "--classes", "many"], "--classes"),
@@ -61,7 +69,7 @@ def test_wrong_use_is_one_line_and_status_two(words: list[str], line: str, capsy
 
 
 def test_wrong_words_name_the_help_of_their_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["observe"]) == 2
+    assert main(["observe", "--images", "many"]) == 2
     assert "(stripefold observe --help)" in capsys.readouterr().err
 
 

@@ -103,31 +103,11 @@ def test_a_model_that_declares_no_size_needs_one(
 def test_ctrl_c_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(self: object, count: int) -> None:
+    def interrupt(progress: object, images: int, count: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command._Progress, "seen", interrupt)
+    monkeypatch.setattr(command, "_seen", interrupt)
     words = ["observe", "timm/mobilenetv3_small_050", "--size", "32", "--data", "noise", "--images", "4"]
     assert main([*words, "-o", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_progress_is_written_over_on_a_terminal_and_rare_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = iter([0.0, 1.0, 11.0, 11.0, 12.0])
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
-    with command._Progress(100, told=True) as progress:
-        for count in (10, 20, 30):
-            progress.seen(count)
-    assert capsys.readouterr().err == "20 of 100 images\n"
-    monkeypatch.undo()
-    monkeypatch.setattr(command.sys.stderr, "isatty", lambda: True, raising=False)
-    with command._Progress(100, told=True) as progress:
-        progress.seen(10)
-        progress.writing("stripes.csv")
-    assert capsys.readouterr().err == "\r\x1b[K10 of 100 images\r\x1b[Kwriting stripes.csv\r\x1b[K"
-    with command._Progress(100, told=False) as progress:  # not the first of several processes
-        progress.seen(10)
-    assert capsys.readouterr().err == ""

@@ -9,7 +9,6 @@ import pytest
 
 from stripefold.own_files import LIST
 from stripefold_lab.cli import main
-from stripefold_lab.cli import robustness as command
 from tests.robustness.runs import write_run
 
 LITTLE = ["--kinds", "gaussian-noise,batch-random", "--severities", "1,5", "--images", "12"]
@@ -45,9 +44,9 @@ def test_json(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_line_now_and_then(
     runs: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_LINE_EVERY", 0.0)
+    monkeypatch.setattr("stripefold_lab.cli.progress.LINE_EVERY", 0.0)
     assert main(["robustness", runs[0], *LITTLE]) == 0
-    assert "1 of 5 measurements, now gaussian-noise 1" in capsys.readouterr().err
+    assert "gaussian-noise 1, 1 of 5" in capsys.readouterr().err
 
 
 def test_a_bar_on_a_terminal(

@@ -163,7 +163,7 @@ def test_voc_says_what_is_wrong(voc: Path) -> None:
         open_voc_boxes(voc)[1][0]
 
     Image.new("L", (40, 40), 9).save(classes)
-    with pytest.raises(DataError, match="holds class 9; there are 3 classes"):
+    with pytest.raises(DataError, match=r"holds class 9; there are 3 classes.*one a line, in labels\.txt"):
         open_voc_maps(voc)[1][0]
     Image.new("P", (30, 40)).save(classes)
     with pytest.raises(DataError, match=r"differ in size: \(40, 30\) and \(40, 40\)"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.errors import ExportError, VerifyError
+from stripefold.errors import ExportError, TraceError, VerifyError
 from stripefold.export import export_model
 from stripefold.export import write as writing
 from stripefold.export.program import KEY
@@ -331,3 +331,29 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExportError, match="cannot be compiled ahead of time: RuntimeError: g.. not found"):
         export_model(attached(dtype=FLOAT32), tmp_path / "net.pt2", compiled=True)
     assert list(tmp_path.iterdir()) == []
+
+
+class Declared(nn.Module):
+    """Says one size and takes another."""
+
+    def __init__(self, declared: int, taken: int) -> None:
+        super().__init__()
+        self.input_size = (3, declared, declared)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4 * taken * taken, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt2", "net.safetensors"])
+def test_another_size_than_the_declared_one_is_given_as_an_example(name: str, tmp_path: Path) -> None:
+    model = Declared(8, 12)
+    with pytest.raises(ExportError, match=r"Declared does not run on .*3, 8, 8.*, the size that it declares: give ex"):
+        export_model(model, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    assert export_model(model, tmp_path / name, example=torch.randn(2, 3, 12, 12)).path.is_file()
+    # The control: what somebody gave is not called the model's own.
+    with pytest.raises((TraceError, VerifyError), match="8, 8") as caught:
+        export_model(model, tmp_path / name, example=torch.randn(2, 3, 8, 8))
+    assert "declares" not in str(caught.value)

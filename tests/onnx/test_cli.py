@@ -76,7 +76,7 @@ def test_bake(net: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureF
     with (report / "bake.csv").open(newline="") as file:
         assert [row["outcome"] for row in csv.DictReader(file)] == ["folded", "folded"]
     assert main(words) == 2  # the file is there
-    assert "exists; choose another --output" in capsys.readouterr().err
+    assert "exists; choose another --out" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
 
 

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import stripefold as sf
 from stripefold.errors import ConfigError, ObserveError, TrainingError
+from stripefold.integrations.lightning import StripeCallback
+from stripefold.integrations.observing import look
 from stripefold.stripe.report import StripeReport
 from stripefold.stripe.trajectory import Trajectory
 from stripefold_lab.training import TrainConfig, train
 from stripefold_lab.training.checkpoint import model_state, read_checkpoint
 from stripefold_lab.training.data import load_data
 from stripefold_lab.training.fixed import fixed_images
-from stripefold_lab.training.observing import StripeCallback, look
 from stripefold_lab.training.task import Classification
 from tests.training.conftest import TinyNet
 
@@ -140,7 +141,7 @@ def test_a_record_that_cannot_be_written_says_so(config: TrainConfig, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Trajectory, "save", full)
-    with pytest.raises(TrainingError, match=r"cannot write .*trajectory.json: the disk is full"):
+    with pytest.raises(TrainingError, match=r"cannot write .*trajectory.json: No space left on device; make room"):
         train(config.with_overrides(**WATCHED))
 
 

@@ -254,3 +254,24 @@ def test_a_drawn_psi_follows_from_the_seed(config: TrainConfig) -> None:
     assert torch.equal(psi(0), psi(0))
     assert not torch.equal(psi(0), psi(1))
     assert psi(0).std() > 0.2
+
+
+@pytest.mark.parametrize("when", ["before a step", "in the first epoch"])
+def test_a_run_that_failed_at_the_start_does_not_block_its_folder(
+    config: TrainConfig, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = "on_train_start" if when == "before a step" else "on_train_epoch_end"
+
+    def failing(self: Classification) -> None:
+        raise RuntimeError("no such driver")
+
+    monkeypatch.setattr(Classification, hook, failing)
+    with pytest.raises(RuntimeError, match="no such driver"):
+        train(config.with_overrides(epochs=2))
+    monkeypatch.undo()
+    monkeypatch.setattr("stripefold_lab.training.build.create_model", lambda name, **options: TinyNet(10, 1))
+    again = train(config.with_overrides(epochs=1))  # other options, the same folder, no --resume
+    assert again.epochs_run == 1
+    assert load_config(again.run_dir).epochs == 1
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config.with_overrides(epochs=1))

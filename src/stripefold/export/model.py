@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from stripefold.errors import ExportError
+from stripefold.errors import ExportError, TraceError, one_line
 from stripefold.export.batch import batch_size, several
 from stripefold.export.program import capture
 from stripefold.export.report import ExportReport
 from stripefold.export.write import Form, examples_for, samples_for, write_program, write_weights
 from stripefold.folding.files import Kind
 from stripefold.folding.fold import fold
+from stripefold.folding.run import DoesNotRunError
+from stripefold.graph.record_run import describe
 from stripefold.modules.example import Example, example_to, infer_example
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.interruptible import Interruptible
@@ -85,7 +88,8 @@ def export_model(
             raise ExportError(
                 f"{type(model).__name__} does not say what it takes: give example= (tensor, tuple or dict)"
             )
-        plain, folding = fold(model, fuse=fuse, example=looked_at, check=check and first is not None, report=True)
+        with _inferred(model, None if examples else first):
+            plain, folding = fold(model, fuse=fuse, example=looked_at, check=check and first is not None, report=True)
         plain = as_used(plain.cpu()).requires_grad_(False)
         kind = _kind(model, plain, fuse=fuse, weights=form == "safetensors")
         if form == "safetensors":
@@ -104,6 +108,24 @@ def export_model(
             )
         size = path.stat().st_size
         return ExportReport(path=path, form=form, about=about, bytes=size, folding=folding, outcome=outcome)
+
+
+@contextmanager
+def _inferred(model: nn.Module, example: Example | None) -> Iterator[None]:
+    """Around runs on an example: one that nobody gave may be of another size than the model takes.
+
+    Raises:
+        ExportError: The model does not run on it; says what to give.
+    """
+    try:
+        yield
+    except (TraceError, DoesNotRunError) as error:
+        if example is None:
+            raise
+        raise ExportError(
+            f"{type(model).__name__} does not run on {describe(example)}, the size that it declares: give example= of "
+            f"the size that it takes, such as example=torch.randn(1, 3, 96, 96) ({one_line(error)})"
+        ) from error
 
 
 def as_used(model: nn.Module) -> nn.Module:

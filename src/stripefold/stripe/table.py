@@ -107,7 +107,7 @@ def _row(layer: LayerStripes, widths: tuple[int, int], classes: bool) -> str:
         f"{layer.stripe_index:>6.3f}{'*' if layer.index_flag else ' '} {_short(float(layer.within_std.mean()))} "
         f"{_short(float(layer.within_std.max()))} {'-' if ratio is None else f'{ratio:.3f}':>7}"
     )
-    return text + (f" {'-' if share is None else f'{share:.2f}':>5}" if classes else "")
+    return text + (f" {'-' if share is None else f'{share:.0%}':>5}" if classes else "")
 
 
 def _short(value: float) -> str:

@@ -18,6 +18,7 @@ from stripefold_lab.cli import (
     export,
     fold,
     observe,
+    recipes,
     robustness,
     sites,
     sweep,
@@ -25,6 +26,7 @@ from stripefold_lab.cli import (
     verify,
 )
 from stripefold_lab.cli.entry import CommandInterruptedError
+from stripefold_lab.cli.examples import examples
 
 
 def _telling_interrupts(command: Callable[..., None]) -> Callable[..., None]:
@@ -40,12 +42,14 @@ def _telling_interrupts(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+_HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="stripefold",
     help="Attention while it trains, nothing when it runs: attach, train, fold, verify.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
+    context_settings=_HELP,
+    rich_markup_mode=None,  # rich would double the time that --help takes
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
@@ -62,9 +66,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench.bench,
     "attention": attention.attention,
     "branches": branches.branches,
+    "recipes": recipes.recipes,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(_telling_interrupts(command))
+    app.command(name, epilog=examples(name), context_settings=_HELP)(_telling_interrupts(command))
 
 
 def _version(asked: bool) -> None:
@@ -77,12 +82,15 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Attention while it trains, nothing when it runs: attach, train, fold, verify."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def run(arguments: Sequence[str]) -> int:

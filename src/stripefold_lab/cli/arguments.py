@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.errors import ConfigError
+from stripefold_lab.names import check_model_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from stripefold_lab.processes import Place
 
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model's name: resnet20, resnet164, or any of timm or torchvision.")
-]
+MODEL_NAME_HELP = "A model's name: resnet20, resnet164, or any of timm or torchvision."
 Attention = Annotated[str, typer.Option(help="Which channel attention; `stripefold attention` lists them.")]
 Where = Annotated[
     list[str] | None, typer.Option(help="residual, norm, affine, or a glob of layer names; may be given again.")
 ]
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
 Size = Annotated[int | None, typer.Option(help="Side of the images; the model's own where not given.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Device = Annotated[str, typer.Option(help="auto (the GPU where there is one), cpu, cuda, cuda:1, mps ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
 DataDir = Annotated[str | None, typer.Option(help="Where torchvision's data sets lie.")]
 Weights = Annotated[
     Path | None, typer.Option(help="Weights of a model that is given by name: .safetensors, .pth, .pth.tar, .bin.")
@@ -84,19 +84,41 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # the second from a torch that is built without CUDA
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"--device {name!r} cannot be used here: {reason}; take cpu") from error
+        raise ConfigError(f"--device {name!r} cannot be used here: {reason}; take auto or cpu") from error
+
+
+def resolve_device(name: str) -> str:
+    """The device that a word names: ``auto`` is the GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: No such device, or none that torch can use on this machine.
+    """
+    import torch
+
+    if name != "auto":
+        check_device(name)
+        return name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def own_place(device: str) -> tuple[Place, str]:
-    """Where torchrun has put this process, if it did, and the device that is its own: ``cuda`` is one GPU each."""
+    """Where torchrun has put this process, if it did, and the device that is its own: ``cuda`` is one GPU each.
+
+    Raises:
+        ConfigError: As for ``resolve_device``.
+    """
     from stripefold_lab.processes import ALONE, torchrun_place
 
-    place = torchrun_place() or ALONE
-    return place, f"cuda:{place.local_rank}" if device == "cuda" and place.world > 1 else device
+    place, device = torchrun_place() or ALONE, resolve_device(device)
+    if device == "cuda" and place.world > 1:
+        device = f"cuda:{place.local_rank}"
+        check_device(device)
+    return place, device
 
 
 def named_model(name: str, *, classes: int, size: int | None, channels: int = 3, pretrained: bool = False) -> nn.Module:
     """Build a model by name, with random weights from a fixed seed unless it is to be pretrained."""
+    check_model_name(name)  # before anything heavy is loaded
     import torch
 
     from stripefold_lab.models import create_model

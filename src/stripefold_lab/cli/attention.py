@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from stripefold_lab.cli.arguments import AsJson
+from stripefold_lab.cli.output import print_json, print_table
 
-def attention() -> None:
+
+def attention(*, as_json: AsJson = False) -> None:
     """List every attention that a gate can be made of."""
     from stripefold.attention import describe
-    from stripefold_lab.cli.output import print_table
 
-    rows = [(row.name, row.gates, row.squeeze, row.excite, ", ".join(row.options), row.source) for row in describe()]
-    print_table("Attentions", ("name", "gates", "squeeze", "excite", "options", "source"), rows)
+    columns = ("name", "gates", "squeeze", "excite", "options", "source")
+    found = [{column: getattr(row, column) for column in columns} for row in describe()]
+    if as_json:
+        print_json(found)
+        return
+    print_table("Attentions", columns, [({**row, "options": ", ".join(row["options"])}).values() for row in found])

@@ -10,6 +10,7 @@ import typer
 
 from stripefold.errors import BakeError, ConfigError, printable
 from stripefold_lab.cli.arguments import (
+    AsJson,
     Crop,
     CropMode,
     DataDir,
@@ -20,13 +21,15 @@ from stripefold_lab.cli.arguments import (
     Std,
     Weights,
     WeightsKey,
-    check_device,
     own_place,
     preprocessing_option,
 )
-from stripefold_lab.cli.bake_report import make_bake_folders, save_bake_report
+from stripefold_lab.cli.bake_report import make_bake_folders, print_made, save_bake_report
+from stripefold_lab.cli.deployable import check_names
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
-from stripefold_lab.cli.output import check_weights_file, print_line
+from stripefold_lab.cli.output import check_weights_file
+from stripefold_lab.cli.progress import Progress
+from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,14 +46,15 @@ _RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
 
 
 def bake(
-    source: Annotated[
-        str,
+    given_source: Annotated[
+        str | None,
         typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, one of its files, an ONNX file, a model's name."),
-    ],
+    ] = None,
     *,
+    own: OwnModel = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The safetensors or ONNX file to write; none: only tell."),
+        typer.Option("-o", "--out", "--output", help="The safetensors or ONNX file to write; none: only tell."),
     ] = None,
     data: Annotated[
         str | None,
@@ -93,29 +97,31 @@ def bake(
     checkpoint: Annotated[Path | None, typer.Option(help="File from which an interrupted --settle goes on.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the report: bake.json and bake.csv.")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure a forward pass before and after.")] = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     preprocess: Preprocess = None,
+    as_json: AsJson = False,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
+    source = chosen_source(given_source, own, "RUN_OR_MODEL")
     options: dict[str, Any] = {"where": where or None, "max_drop": max_drop, "speed": speed}
     options |= {} if constants is None else {"constants": constants}
     prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     if is_onnx(source):
         refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
-        refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "cpu"})
+        refuse({"--data-dir": data_dir, "--test-images": test_images, "--device": device != "auto"})
         refuse({"--to": to != "plain", "--recalibrate": recalibrate != "auto", "--finetune-epochs": finetune_epochs})
         refuse({IMAGE_OPTIONS: prepared, "--settle": settle, "--distill": distill, "--checkpoint": checkpoint})
-        options |= {"max_images": images, "progress": _tell}
-        bake_onnx(source, data, preprocess, output=output, overwrite=overwrite, report=report, options=options)
+        written: dict[str, Any] = {"output": output, "overwrite": overwrite, "report": report, "as_json": as_json}
+        bake_onnx(source, data, preprocess, options={**options, "max_images": images}, **written)
         return
     refuse_preprocess(preprocess)
+    check_names(source, data)
     if output is not None:
         check_weights_file(output, overwrite=overwrite)
     if recalibrate not in _RECALIBRATE:
         raise ConfigError(f"--recalibrate {recalibrate!r} is unknown, choose auto, yes or no")
     place, device = own_place(device)
-    check_device(device)
     import stripefold as sf
     from stripefold_lab.processes import joined
 
@@ -129,15 +135,15 @@ def bake(
     moved: dict[str, Any] = {"way": settle_way, "lr": settle_rate, "distill": distill, "checkpoint": checkpoint}
     options["settle"] = _settle(given, settle, moved)
     with joined(place) as group:
-        tell = _tell if place.first else None
+        progress = Progress(told=place.first)
+        tell = progress.tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)
     if not place.first:
         return
-    _tell("", 0, 0)
-    written = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
+    progress.clear()
+    files = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
     chosen = "The gates were chosen by the same test images that the figures are of."
-    for line in (f"images: {given.preparation}", made, *([] if max_drop is None else [chosen]), *written):
-        print_line(line)
+    print_made(made, [f"images: {given.preparation}"], [*([] if max_drop is None else [chosen]), *files], as_json)
 
 
 def _write(
@@ -160,7 +166,7 @@ def _given(source: str, *, data: str | None, **options: Any) -> Deployable:
     named = not is_path(source)
     if not named and options["weights"] is not None:
         raise ConfigError(f"{source} has weights of its own: leave out --weights")
-    if named and options["weights"] is None and not options["pretrained"]:
+    if named and not is_users(source) and options["weights"] is None and not options["pretrained"]:
         raise ConfigError(f"the weights of {source} would be random: give --weights FILE or --pretrained")
     given = deployable(source, data=data, **options)
     if given.data is None or given.config is None:
@@ -258,10 +264,3 @@ def _about(given: Deployable) -> dict[str, Any]:
     spec = given.data.spec
     config = given.config.with_overrides(form="none").to_dict()
     return {"classes": list(spec.classes), "channels": spec.channels, "image_size": spec.size, "config": config}
-
-
-def _tell(what: str, done: int, total: int) -> None:
-    """One line on standard error that is written over, where that is a terminal."""
-    if sys.stderr.isatty():
-        count = f"{done} of {total}" if total else f"{done or ''}"
-        print(f"\r\x1b[K{printable(what)} {count}".rstrip(), end="", file=sys.stderr, flush=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from stripefold.errors import ConfigError
 from stripefold.own_files import check_own_files, own_files
-from stripefold_lab.cli.output import make_folders
+from stripefold_lab.cli.output import make_folders, print_json, print_line
 
 FILES = ("bake.json", "bake.csv")
 
@@ -36,3 +37,19 @@ def save_bake_report(made: Any, folder: Path) -> str:
     """
     with own_files(folder, FILES, ConfigError):
         return f"written: {made.save(folder / FILES[0])}, {made.to_csv(folder / FILES[1])}"
+
+
+def print_made(made: Any, before: Iterable[object], after: Iterable[object], as_json: bool) -> None:
+    """Print the report between lines; as JSON the lines go to standard error.
+
+    Args:
+        made: The report, of a network in PyTorch or in ONNX.
+        before: Lines.
+        after: Likewise.
+        as_json: Whether a program reads it.
+    """
+    for line in before:
+        print_line(line, aside=as_json)
+    print_json(made.to_dict()) if as_json else print_line(made)
+    for line in after:
+        print_line(line, aside=as_json)

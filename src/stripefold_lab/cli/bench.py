@@ -9,14 +9,16 @@ import typer
 
 from stripefold.errors import ConfigError
 from stripefold_lab.cli.arguments import (
+    AsJson,
     Attention,
     Device,
     Size,
     Where,
-    check_device,
     named_model,
+    resolve_device,
     where_option,
 )
+from stripefold_lab.names import check_model_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,19 +49,24 @@ def bench(
     size: Size = None,
     classes: Annotated[int | None, typer.Option(help="Number of classes; 10 if not given.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each candidate.")] = 15,
-    device: Device = "cpu",
+    device: Device = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="With --deploy: compile too; takes minutes.")
     ] = True,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the result as JSON here; with --deploy a picture too.")
+        Path | None,
+        typer.Option("-o", "--out", "--output", help="Write JSON here; with --deploy a picture too."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Time backbone, + attention, ASR, folded ... in alternation with an identical copy as the noise floor."""
+    if model is not None:
+        check_model_name(model)
     from stripefold.modules.example import infer_example
     from stripefold_lab.bench import Settings
-    from stripefold_lab.cli.output import check_result_files, print_line, result_files
+    from stripefold_lab.cli.output import check_result_files
 
+    device = resolve_device(device)
     sizes = _batches(batch or ("1,32" if deploy else "8"))
     if len(sizes) > 1 and not deploy:
         raise ConfigError(f"--batch {batch}: several sizes need --deploy")
@@ -67,8 +74,8 @@ def bench(
         check_result_files([output, output.with_suffix(".png")] if deploy else [output])
     if table1:
         own = {"--deploy": deploy, "--where": where, "--size": size, "--classes": classes, "--mode": mode != MODES[0]}
-        _refuse_with_table1(own, device)
-        _bench_table1(model, sizes[0], Settings(rounds=rounds, device=device), output)
+        _refuse_with_table1(own)
+        _bench_table1(model, sizes[0], Settings(rounds=rounds, device=device), output, as_json=as_json)
         return
     if model is None:
         raise ConfigError("give the name of a model, such as resnet20; only --table1 has one of its own")
@@ -78,23 +85,29 @@ def bench(
     example = infer_example(network)
     if example is None:
         raise ConfigError(f"{model!r} does not say which images it takes, give --size")
-    check_device(device)
     settings = Settings(rounds=rounds, device=device)
     form = {"attention": attention, "options": {"where": where_option(where)}}
     shapes = [(images, *example.shape[1:]) for images in sizes]
     if deploy:
         from stripefold_lab.cli.deploy import bench_deploy
 
-        bench_deploy(model, network, shapes, settings, {**form, "compiled": compiled}, output=output)
+        deployed = {**form, "compiled": compiled}
+        bench_deploy(model, network, shapes, settings, deployed, output=output, as_json=as_json)
         return
     title = f"{model}, {mode}, batch {sizes[0]}"
-    report = _compared(title, network, shapes[0], settings, classes=classes or 10, mode=mode, form=form)
+    _tell(_compared(title, network, shapes[0], settings, classes=classes or 10, mode=mode, form=form), output, as_json)
+
+
+def _tell(report: Report, output: Path | None, as_json: bool) -> None:
+    """Write the report where asked for, and print it."""
+    from stripefold_lab.cli.output import print_json, print_line, result_files
+
     if output is not None:
         with result_files([output]):
             report.save(output)
-    print_report(report)
+    print_json(report.to_dict()) if as_json else print_report(report)
     if output is not None:
-        print_line(f"written: {output}")
+        print_line(f"written: {output}", aside=as_json)
 
 
 def _compared(
@@ -116,28 +129,29 @@ def _compared(
     return compare(title, inference_candidates(network, images, settings, **form), settings)
 
 
-def _refuse_with_table1(own: Mapping[str, Any], device: str) -> None:
-    """Refuse options that the paper's table leaves no room for, and a device that is not here."""
+def _refuse_with_table1(own: Mapping[str, Any]) -> None:
+    """Refuse options that the paper's table leaves no room for."""
     if odd := [name for name, given in own.items() if given]:
         raise ConfigError(f"{odd[0]} has no meaning with --table1, which is the paper's table; leave it out")
-    check_device(device)
 
 
-def _bench_table1(model: str | None, batch: int, settings: Settings, output: Path | None) -> None:
+def _bench_table1(model: str | None, batch: int, settings: Settings, output: Path | None, *, as_json: bool) -> None:
     """Measure the paper's Table 1, print it, and keep it where asked for."""
     from stripefold_lab.bench.table1 import COLUMNS, NETWORK, measure_table1, save, table
-    from stripefold_lab.cli.output import print_line, print_table, result_files
+    from stripefold_lab.cli.output import print_json, print_line, print_table, result_files
 
     reports = measure_table1(settings, batch=batch, model=model or NETWORK)
     if output is not None:
         with result_files([output]):
             save(reports, output)
-    for report in reports:
+    if as_json:
+        print_json({"reports": [report.to_dict() for report in reports]})
+    for report in () if as_json else reports:
         where = ", ".join(f"{name} {value}" for name, value in report.environment.items())
         caption = f"change: of images/s against the network of the same round; the copy shows the noise. {where}"
         print_table(report.title, COLUMNS, table(report), caption=caption)
     if output is not None:
-        print_line(f"written: {output}")
+        print_line(f"written: {output}", aside=as_json)
 
 
 def _batches(text: str) -> list[int]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from stripefold_lab.cli.arguments import AsJson
+from stripefold_lab.cli.output import print_json, print_table
 
-def branches() -> None:
+
+def branches(*, as_json: AsJson = False) -> None:
     """List every block that can stand for a convolution while training."""
     from stripefold.branches.registry import describe
-    from stripefold_lab.cli.output import print_table
 
-    rows = [(kind.name, kind.branches, ", ".join(kind.options), kind.source) for kind in describe()]
-    print_table("Branch blocks", ("name", "branches", "options", "source"), rows)
+    columns = ("name", "branches", "options", "source")
+    found = [{column: getattr(kind, column) for column in columns} for kind in describe()]
+    if as_json:
+        print_json(found)
+        return
+    print_table("Branch blocks", columns, [({**row, "options": ", ".join(row["options"])}).values() for row in found])

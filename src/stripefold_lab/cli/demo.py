@@ -28,7 +28,7 @@ def demo(
     *,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the digits.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each speed.")] = 30,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the run.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--out", "--output", help="Folder of the run.")] = None,
 ) -> None:
     """Train ResNet-20 + ASR(SE) on handwritten digits, fold, verify, and time what came out."""
     # Threads that wait must sleep: on a busy machine spinning ones make this ten times slower. Read when torch loads.

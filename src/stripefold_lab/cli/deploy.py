@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stripefold_lab.cli.output import print_line, print_table, result_files
+from stripefold_lab.cli.output import print_json, print_line, print_table, result_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,7 @@ def bench_deploy(
     form: Mapping[str, Any],
     *,
     output: Path | None,
+    as_json: bool = False,
 ) -> None:
     """Measure at every batch size, print one table, and keep JSON and a picture where asked for.
 
@@ -33,14 +34,18 @@ def bench_deploy(
         settings: How it is measured.
         form: Options of `measure_deploy`.
         output: The JSON file; the picture lies beside it.
+        as_json: Whether JSON is printed in place of the table.
     """
     from stripefold_lab.bench.deploy import measure_deploy
 
     reports = [measure_deploy(f"{name}, deployed", model, shape, settings, **form) for shape in shapes]
     said = [] if output is None else _write(reports, output)
-    print_deploy(reports)
+    if as_json:
+        print_json({"reports": [report.to_dict() for report in reports]})
+    else:
+        print_deploy(reports)
     for line in said:
-        print_line(line)
+        print_line(line, aside=as_json)
 
 
 def print_deploy(reports: Sequence[Report]) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stripefold.errors import ConfigError, DataError
+from stripefold_lab.cli.users_code import is_users, users_model
+from stripefold_lab.names import check_data_name, check_model_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stripefold_lab.training import TrainConfig
-    from stripefold_lab.training.data import Data, PlainImages
+    from stripefold_lab.training.data import Data, ImageSpec, PlainImages
 
 REAL_IMAGES = 4
 
@@ -109,7 +111,8 @@ def deployable(
         return _from_name(source, changes, Named(**given))
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(f"{source} says itself what it is: leave out {options}")
+        advice = "; another size is for Python: stripefold.export.export_model(model, path, example=...)"
+        raise ConfigError(f"{source} says itself what it is: leave out {options}{advice if 'size' in given else ''}")
     return _from_run(source, changes, same_classes=same_classes, looks=looks)
 
 
@@ -141,9 +144,31 @@ class Named:
 
 def is_path(word: str) -> bool:
     """Whether a word names a file or a folder, there or not, and no model."""
+    if is_users(word):
+        return False
     path = Path(word).expanduser()
     named = word.partition("/")[0] in ("timm", "torchvision") or len(path.parts) == 1
     return path.exists() or path.suffix in (".ckpt", ".safetensors") or not named
+
+
+def check_names(source: str, data: str | None, *, task: str = "classification") -> None:
+    """Refuse a slip in a model's or a data set's name before anything heavy is loaded.
+
+    Args:
+        source: As for ``deployable``.
+        data: Likewise.
+        task: What is done with a named model.
+
+    Raises:
+        ConfigError: Nobody knows the name.
+        DataError: There is no such folder.
+    """
+    if is_path(source):
+        return  # the run says its task
+    if not is_users(source):
+        check_model_name(source)
+    if data is not None:
+        check_data_name(task, data)
 
 
 def _from_run(source: str, changes: dict[str, Any], *, same_classes: bool, looks: bool) -> Deployable:
@@ -167,30 +192,29 @@ def _from_run(source: str, changes: dict[str, Any], *, same_classes: bool, looks
 def _from_name(name: str, changes: dict[str, Any], named: Named) -> Deployable:
     from stripefold.folding.files import load_model_
     from stripefold.modules.example import infer_example
-    from stripefold_lab.cli.arguments import named_model
     from stripefold_lab.models.preprocessing import declared_preprocessing
 
-    declared = {**declared_preprocessing(name), **changes.get("preprocessing", {})}
+    own = is_users(name)
+    if own and (named.pretrained or named.classes is not None):
+        raise ConfigError(f"{name} makes the network itself: leave out --pretrained and --classes")
+    declared = {**({} if own else declared_preprocessing(name)), **changes.get("preprocessing", {})}
     own_size = declared.pop("size", None)
     size = named.size or own_size
     data, config = None, None
     if "data" in changes:
         data, config = _data_for(name, size, {**changes, "preprocessing": declared}, named)
     spec = None if data is None else data.spec
-    model = named_model(
-        name,
-        classes=named.classes or (10 if spec is None else len(spec.classes)),
-        size=named.size if spec is None else spec.size,
-        channels=named.channels or (3 if spec is None else spec.channels),
-        pretrained=named.pretrained,
-    )
+    model = users_model(name) if own else _built(name, spec, named)
     if named.weights is not None:
         load_model_(model, named.weights, key=named.weights_key)
-    example = infer_example(model)
-    if example is None:
+    example: Any = infer_example(model)
+    if example is None and spec is not None:
+        example = spec.example()
+    if example is None and not (own and named.size is not None):
         raise ConfigError(f"{name!r} does not say which images it takes, give --size")
     if named.size is not None:  # most networks take any size, and declare their own
-        example = _noise((*example.shape[:2], named.size, named.size))
+        channels = (named.channels or 3) if example is None else example.shape[1]
+        example = _noise((2, channels, named.size, named.size))
     return Deployable(
         model=model,
         example=example,
@@ -199,6 +223,18 @@ def _from_name(name: str, changes: dict[str, Any], named: Named) -> Deployable:
         config=config,
         without="a model has none itself",
         preparation=_preparation(data, size, declared),
+    )
+
+
+def _built(name: str, spec: ImageSpec | None, named: Named) -> nn.Module:
+    from stripefold_lab.cli.arguments import named_model
+
+    return named_model(
+        name,
+        classes=named.classes or (10 if spec is None else len(spec.classes)),
+        size=named.size if spec is None else spec.size,
+        channels=named.channels or (3 if spec is None else spec.channels),
+        pretrained=named.pretrained,
     )
 
 
@@ -222,7 +258,7 @@ def _data_for(name: str, size: Any, changes: dict[str, Any], named: Named) -> tu
         raise ConfigError(f"{name!r} takes images of {size[0]} x {size[1]}, and data come as squares: give --size")
     config = TrainConfig(model=name, image_size=size, channels=named.channels, **changes)
     data = load_data(config)
-    found, published = len(data.spec.classes), published_classes(name)
+    found, published = len(data.spec.classes), None if is_users(name) else published_classes(name)
     if named.pretrained and named.classes is None and published not in (None, found):
         raise ConfigError(
             f"the published weights of {name!r} tell {published} classes apart, {config.data} has {found}: its last "

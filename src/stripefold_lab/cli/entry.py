@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from stripefold.errors import StripefoldError, TrainingError, VerifyError, one_line
@@ -70,7 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if line:
         print(f"stripefold: {line}", file=sys.stderr)
         status = status or FAILED
+        _tell_torchrun(line)
     return status
+
+
+def _tell_torchrun(line: str) -> None:
+    """Leave the line where torchrun looks for the reason: its own report then ends with it, not with advice."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        about = {"py_callstack": f"stripefold: {line}", "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": about}}), encoding="utf-8")
 
 
 def _accept_any_sign() -> None:

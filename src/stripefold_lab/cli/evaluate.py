@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stripefold.errors import ConfigError
 from stripefold_lab.cli.arguments import (
+    AsJson,
     Crop,
     CropMode,
     DataDir,
@@ -19,8 +21,8 @@ from stripefold_lab.cli.arguments import (
     WeightsKey,
     preprocessing_option,
 )
-from stripefold_lab.cli.deployable import deployable, is_path
-from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.deployable import check_names, deployable, is_path
+from stripefold_lab.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from stripefold_lab.training.results import EvalResult
@@ -48,12 +50,17 @@ def evaluate(
     crop: Crop = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model on test images: accuracy and loss, mIoU, or mAP."""
+    check_names(source, data)
     preprocessing = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     named = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
     changes = {"data": data, "data_dir": data_dir, "preprocessing": preprocessing or None}
     result = _of_run(source, changes, named) if is_path(source) else _of_name(source, changes, named)
+    if as_json:
+        print_json(asdict(result))
+        return
     prepared = f", images: {result.preparation}" if result.preparation else ""
     print_line(f"{result.source} ({result.kind}){prepared}")
     print_line(result)

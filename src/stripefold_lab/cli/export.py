@@ -19,7 +19,9 @@ from stripefold_lab.cli.arguments import (
     WeightsKey,
     preprocessing_option,
 )
+from stripefold_lab.cli.deployable import check_names
 from stripefold_lab.cli.output import make_folder, print_line, print_table
+from stripefold_lab.cli.users_code import OwnModel, chosen_source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,9 +32,13 @@ SHOWN_RANGES = 8
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A run's folder, a checkpoint, a safetensors file, or a model's name.")],
+    given_source: Annotated[
+        str | None,
+        typer.Argument(metavar="SOURCE", help="A run's folder, a checkpoint, a safetensors file, or a model's name."),
+    ] = None,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="NAME.safetensors, NAME.pt2 or NAME.onnx.")],
+    own: OwnModel = None,
+    output: Annotated[Path, typer.Option("-o", "--out", "--output", help="NAME.safetensors, NAME.pt2 or NAME.onnx.")],
     fuse: Annotated[
         bool | None,
         typer.Option("--fuse/--no-fuse", help="Merge BatchNorms; the default for .pt2 and .onnx.", show_default=False),
@@ -60,6 +66,8 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Fold a model, write it as weights, as a program or as ONNX, and check the file before it is there."""
+    source = chosen_source(given_source, own, "SOURCE")
+    check_names(source, data)
     int8 = _check_words(output, quantize, overwrite=overwrite)
     fixed = None if batch == "dynamic" else _batch(batch)
     from stripefold.export import export_model
@@ -104,7 +112,7 @@ def _check_words(output: Path, quantize: str | None, *, overwrite: bool) -> Path
         int8 = output.with_suffix(".int8.onnx")
     for path in (output, int8):
         if path is not None and path.exists() and not overwrite:
-            raise ExportError(f"{path} exists; choose another --output, or say --overwrite")
+            raise ExportError(f"{path} exists; choose another --out, or say --overwrite")
     return int8
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,13 +22,14 @@ from stripefold_lab.cli.arguments import (
     Std,
     Weights,
     WeightsKey,
-    check_device,
     own_place,
     preprocessing_option,
 )
-from stripefold_lab.cli.deployable import Deployable, deployable, is_path
+from stripefold_lab.cli.deployable import Deployable, check_names, deployable, is_path
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.progress import Progress
+from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,15 +41,15 @@ if TYPE_CHECKING:
 NOISE = "noise"
 _CLASSES = 1000  # what pretrained weights know; the gates do not depend on it
 _BATCH = 64
-_LINE_EVERY = 10.0  # seconds, where standard error is no terminal
 
 
 def observe(
-    model: Annotated[
-        str,
+    source: Annotated[
+        str | None,
         typer.Argument(metavar="MODEL_OR_RUN", help="A run's folder, one of its files, an ONNX file, a model's name."),
-    ],
+    ] = None,
     *,
+    own: OwnModel = None,
     data: Annotated[
         str | None,
         typer.Option(help="folder:PATH, cifar10, digits ... or noise; for ONNX also FILE.npz, FILE.py:FUNCTION."),
@@ -56,7 +57,7 @@ def observe(
     data_dir: DataDir = None,
     images: Annotated[int, typer.Option(min=1, help="How many test images, at even distances.")] = 512,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write the report here: page, pictures, tables.")
+        Path | None, typer.Option("-o", "--out", "--output", help="Write the report here: page, pictures, tables.")
     ] = None,
     paper: Annotated[
         str | None,
@@ -74,28 +75,25 @@ def observe(
     crop: Crop = None,
     crop_mode: CropMode = None,
     interpolation: Interpolation = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     preprocess: Preprocess = None,
 ) -> None:
     """Find every channel attention of a model and show how much its scales vary from image to image."""
+    model = chosen_source(source, own, "MODEL_OR_RUN")
     _check_out(out)
     prepared = preprocessing_option(mean, std, crop, crop_mode, interpolation)
     _check_paper(paper, out)
     if is_onnx(model):
         refuse({"--weights": weights, "--weights-key": weights_key, "--pretrained": pretrained, "--size": size})
-        refuse({"--data-dir": data_dir, "--classes": classes, IMAGE_OPTIONS: prepared, "--device": device != "cpu"})
-        with _Progress(images, told=True) as progress:
-            wanted: dict[str, Any] = {"images": images, "by_class": by_class, "progress": progress.seen}
-            report = observe_onnx(Path(model), data, preprocess, **wanted)
-            page = _write(report, out, model, paper, progress.writing)
-        _print(report, page, as_json=as_json)
+        refuse({"--data-dir": data_dir, "--classes": classes, IMAGE_OPTIONS: prepared, "--device": device != "auto"})
+        _observe_onnx(Path(model), data, preprocess, images, by_class=by_class, out=out, paper=paper, as_json=as_json)
         return
     refuse_preprocess(preprocess)
+    check_names(model, None if data == NOISE else data)
     import stripefold as sf
     from stripefold_lab.processes import joined
 
     place, device = own_place(device)
-    check_device(device)
     named: dict[str, Any] = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
     named["classes"] = classes
     if not is_path(model):
@@ -110,14 +108,33 @@ def observe(
         **named,
     )
     batches = _batches(given, images, place, noise=data == NOISE)
-    with _Progress(len(place.part(images)), told=place.first) as progress:
-        options: dict[str, Any] = {"max_images": images, "by_class": by_class, "progress": progress.seen}
+    with Progress(told=place.first) as progress:
+        options: dict[str, Any] = {"max_images": images, "by_class": by_class}
+        options["progress"] = partial(_seen, progress, len(place.part(images)))
         with joined(place) as group:
             report = sf.observe(given.model, batches, device=device, process_group=group, **options)
         if not place.first:
             return
-        page = _write(report, out, model, paper, progress.writing)
+        page = _write(report, out, model, paper, partial(_writing, progress))
     _print(report, page, as_json=as_json, prepared="" if data == NOISE else given.preparation)
+
+
+def _observe_onnx(
+    path: Path,
+    data: str | None,
+    preprocess: list[str] | None,
+    images: int,
+    *,
+    by_class: bool,
+    out: Path | None,
+    paper: str | None,
+    as_json: bool,
+) -> None:
+    with Progress() as progress:
+        seen = partial(_seen, progress, images)
+        report = observe_onnx(path, data, preprocess, images=images, by_class=by_class, progress=seen)
+        page = _write(report, out, str(path), paper, partial(_writing, progress))
+    _print(report, page, as_json=as_json)
 
 
 def _print(report: StripeReport, page: Path | None, *, as_json: bool, prepared: str = "") -> None:
@@ -151,6 +168,8 @@ def _check_named(name: str, data: str | None, named: dict[str, Any], place: Plac
             f"say which images {name!r} is to see: --data folder:PATH, cifar10, digits ..., or --data noise, which "
             "only shows where the gates are"
         )
+    if is_users(name):
+        return {}
     if not named["pretrained"] and named["weights"] is None and place.first:
         _say(f"the weights of {name} are random: its gates are found, but what they show was not learned")
     return {"classes": named["classes"] or _CLASSES, "channels": 3}
@@ -214,34 +233,9 @@ def _say(text: str) -> None:
     print(f"stripefold: {printable(text)}", file=sys.stderr)
 
 
-class _Progress:
-    """One line on standard error that is written over; a line now and then where that is no terminal."""
+def _seen(progress: Progress, images: int, count: int) -> None:
+    progress.tell("images", count, images)
 
-    def __init__(self, images: int, *, told: bool) -> None:
-        self._images = images
-        self._told_at_all = told
-        self._live = told and sys.stderr.isatty()
-        self._told = time.monotonic()
 
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def seen(self, count: int) -> None:
-        """Say how many images were seen."""
-        self._tell(f"{count} of {self._images} images")
-
-    def writing(self, name: str) -> None:
-        """Say which file comes next."""
-        self._tell(f"writing {name}")
-
-    def _tell(self, text: str) -> None:
-        text = printable(text)
-        if self._live:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        elif self._told_at_all and time.monotonic() - self._told > _LINE_EVERY:
-            self._told = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+def _writing(progress: Progress, name: str) -> None:
+    progress.tell(f"writing {name}")

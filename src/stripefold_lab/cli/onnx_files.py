@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.errors import ConfigError
-from stripefold_lab.cli.bake_report import make_bake_folders, save_bake_report
-from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.bake_report import make_bake_folders, print_made, save_bake_report
+from stripefold_lab.cli.progress import Progress
+from stripefold_lab.cli.users_code import users_function
 
 if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
@@ -77,6 +76,7 @@ def bake_onnx(
     overwrite: bool,
     report: Path | None,
     options: Mapping[str, Any],
+    as_json: bool = False,
 ) -> None:
     """Bake a file, print what was done, and write what was asked for."""
     from stripefold.onnx import bake
@@ -85,16 +85,13 @@ def bake_onnx(
     if output is not None:
         _check_output(output, path, overwrite=overwrite)
     make_bake_folders(report, output)
-    _, made = bake(path, data_of(path, data, preprocess), output=output, **options)
-    options["progress"]("", 0, 0)
+    with Progress() as progress:
+        made = bake(path, data_of(path, data, preprocess), output=output, progress=progress.tell, **options)[1]
     written = [f"written: {output}"] if made.path else []
     if report is not None:  # before anything is said: nobody may be left to hear it
         written.insert(0, save_bake_report(made, report))
-    print_line(made)
-    if made.max_drop is not None:
-        print_line("The gates were chosen by the same images that the figures are of.")
-    for line in written:
-        print_line(line)
+    chosen = "The gates were chosen by the same images that the figures are of."
+    print_made(made, [], [*([] if made.max_drop is None else [chosen]), *written], as_json)
 
 
 def data_of(path: Path, word: str | None, preprocess: Sequence[str] | None) -> Any:
@@ -150,29 +147,6 @@ def image_options(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def users_function(path: Path, name: str) -> Callable[[], Any]:
-    """A function from a file of the user's, which is run.
-
-    Raises:
-        ConfigError: no such file, no such function, or the file cannot be run.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist")
-    print(f"stripefold: running {path}", file=sys.stderr)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything
-        raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ConfigError(f"{path} has no function {name!r}")
-    return found
-
-
 def _noise(path: Path, size: tuple[int, int] | None) -> Callable[[], Any]:
     """Random numbers of the input's shape: they show where the gates are, and nothing else."""
     import numpy as np
@@ -201,10 +175,10 @@ def _check_output(output: Path, source: Path, *, overwrite: bool) -> None:
     if output.suffix.lower() != ".onnx":
         raise ConfigError(f"cannot write {output}: what is written is an ONNX file, end its name in .onnx")
     if output.is_dir():
-        raise ConfigError(f"cannot write {output}: a folder of this name is in the way; choose another --output")
+        raise ConfigError(f"cannot write {output}: a folder of this name is in the way; choose another --out")
     if output.exists() and (not overwrite or output.samefile(source)):
         reason = "is the network itself" if source.exists() and output.samefile(source) else "exists"
-        raise ConfigError(f"{output} {reason}; choose another --output, or say --overwrite where it is another file")
+        raise ConfigError(f"{output} {reason}; choose another --out, or say --overwrite where it is another file")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from stripefold.own_files import check_own_files, own_files
 PIPE_WIDTH = 160
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[object]], *, caption: str = "") -> None:
     """Print a table; the first column is left-aligned, and so is what does not look like a number.
 
     Args:
@@ -37,6 +37,17 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     # A pipe has no width of its own: never squeeze a table there.
     wide = sys.stdout is None or not sys.stdout.isatty()
     Console(highlight=False, markup=False, width=PIPE_WIDTH if wide else None).print(table)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON, for a program to read; paths and records of the library become text.
+
+    Args:
+        value: Anything JSON can hold.
+    """
+    import json
+
+    print_line(json.dumps(value, indent=1, default=str))
 
 
 def make_folder(folder: Path) -> None:
@@ -95,9 +106,9 @@ def check_weights_file(output: Path, *, overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise ConfigError(f"cannot write {output}: what is written is a safetensors file, end its name in .safetensors")
     if output.is_dir():
-        raise ConfigError(f"cannot write {output}: a folder of this name is in the way; choose another --output")
+        raise ConfigError(f"cannot write {output}: a folder of this name is in the way; choose another --out")
     if output.exists() and not overwrite:
-        raise ConfigError(f"{output} exists; choose another --output, or say --overwrite")
+        raise ConfigError(f"{output} exists; choose another --out, or say --overwrite")
 
 
 def print_line(text: object = "", *, aside: bool = False) -> None:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from stripefold.errors import ConfigError, printable
+from stripefold.errors import ConfigError
 from stripefold.own_files import check_own_files
 from stripefold_lab.cli.output import make_folder, print_line, print_table
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-_LINE_EVERY = 10.0  # seconds, where standard error is no terminal
+from stripefold_lab.cli.progress import Progress
 
 
 def robustness(
@@ -28,7 +21,8 @@ def robustness(
     ],
     *,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write here: robustness.json, robustness.csv, curves.png.")
+        Path | None,
+        typer.Option("-o", "--out", "--output", help="Write here: robustness.json, robustness.csv, curves.png."),
     ] = None,
     kinds: Annotated[
         str | None,
@@ -51,14 +45,14 @@ def robustness(
         check_own_files(out, FILES, ConfigError)
     from stripefold_lab.robustness import measure_robustness, write_robustness
 
-    with _Shown() as shown:
+    with Progress() as shown:
         report = measure_robustness(
             sources,
             kinds=None if kinds is None else _words(kinds),
             severities=None if severities is None else [_number(word) for word in _words(severities)],
             images=images,
             seed=seed,
-            progress=shown.tell,
+            progress=lambda what, done, total: shown.tell(what, done, total, same="measurements"),
         )
     written = None if out is None else write_robustness(report, out)
     if as_json:
@@ -80,38 +74,3 @@ def _number(word: str) -> int:
         return int(word)
     except ValueError:
         raise ConfigError(f"--severities has {word!r}; give numbers of 1 to 5, such as 1,3,5") from None
-
-
-class _Shown:
-    """A bar on standard error; a line now and then where that is no terminal."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._told = time.monotonic()
-
-    def __enter__(self) -> _Shown:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("reading the runs", total=None)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def tell(self, what: str, done: int, total: int) -> None:
-        """Say what is measured now."""
-        what = printable(what)
-        if self._bar is not None:
-            from rich.markup import escape
-
-            self._bar.update(self._task, description=escape(what), completed=done, total=total)
-        elif time.monotonic() - self._told > _LINE_EVERY:
-            self._told = time.monotonic()
-            print(f"{done} of {total} measurements, now {what}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 
 from stripefold.documents import DocumentError, shown
 from stripefold.errors import ConfigError, TrainingError
-from stripefold_lab.cli.output import print_line, print_table
+from stripefold_lab.cli.arguments import AsJson
+from stripefold_lab.cli.output import print_json, print_line, print_table
 from stripefold_lab.cli.train import parse_changes
 from stripefold_lab.yaml_documents import parse_yaml
 
@@ -35,7 +37,7 @@ def sweep(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="How many seeds, or a list such as [3, 4].")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The sweep's folder; sweeps/SWEEP if not given.")
+        Path | None, typer.Option("-o", "--out", "--output", help="The sweep's folder; sweeps/SWEEP if not given.")
     ] = None,
     parallel: Annotated[
         int | None, typer.Option(help="Runs side by side; as many as there is room for if not given.")
@@ -52,6 +54,7 @@ def sweep(
     form: Annotated[
         str, typer.Option("--format", metavar="FORM", help="How the table is printed: text, markdown or latex.")
     ] = "text",
+    as_json: AsJson = False,
 ) -> None:
     """Train every setting of a sweep under every seed, compare each with the backbone; go on where it was stopped."""
     from stripefold_lab.sweep import Machines, load_sweep, plan_sweep, run_sweep
@@ -61,13 +64,16 @@ def sweep(
     folder = out or Path("sweeps") / asked.name
     if dry_run or table:
         result = plan_sweep(asked, folder)
-        print_runs(result) if dry_run else print_result(result, form)
+        if as_json:
+            _print_json(result)
+        else:
+            print_runs(result) if dry_run else print_result(result, form)
         return
     machines = Machines(address=address, parallel=parallel, cpus=cpus, gpus=gpus)
-    result = run_sweep(asked, folder, machines=machines, progress=print_line)
-    print_result(result, form)
+    result = run_sweep(asked, folder, machines=machines, progress=partial(print_line, aside=as_json))
+    _print_json(result) if as_json else print_result(result, form)
     for name, error in result.failed.items():
-        print_line(f"failed: {name}: {error}")
+        print_line(f"failed: {name}: {error}", aside=as_json)
     if result.failed:
         raise TrainingError(
             f"{len(result.failed)} of {len(result.trials)} runs failed, see {result.folder / 'errors'}; the same "
@@ -81,6 +87,14 @@ def _yaml(option: str, text: str | None) -> Any:
     except DocumentError as error:
         advice = "give a number, or a list such as [3, 4]"
         raise ConfigError(f"{option} {shown(text)} is no YAML; {advice} ({error})") from error
+
+
+def _print_json(result: SweepResult) -> None:
+    """Every number of the table, scores in 0 to 1, and the runs with their states."""
+    from stripefold_lab.sweep.table import result_records, run_records
+
+    runs = [{**record, "state": result.state(record["run"])} for record in run_records(result)]
+    print_json({"folder": result.folder, "results": result_records(result), "runs": runs})
 
 
 def _check_form(form: str) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stripefold.documents import DocumentError, shown
 from stripefold.errors import ConfigError
 from stripefold_lab.cli.output import print_line
+from stripefold_lab.names import check_data_name, check_model_name
 from stripefold_lab.yaml_documents import parse_yaml
+
+if TYPE_CHECKING:
+    from stripefold_lab.training.config import TrainConfig
 
 
 def train(
@@ -50,6 +54,9 @@ def train(
     strategy: Annotated[str | None, typer.Option(help="ddp, ddp-unused or fsdp, with several processes.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; a new one under runs/ if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --run-dir.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the configuration, as YAML for --config, and train nothing.")
+    ] = False,
 ) -> None:
     """Train a model with attention, fold it, and leave one folder with everything."""
     flags = {
@@ -69,17 +76,18 @@ def train(
         "run_dir": None if run_dir is None else str(run_dir),
         "resume": resume or None,
     }
-    if resume and run_dir is not None:
-        config = config or _run_to_resume(run_dir)
-    given = {name: value for name, value in flags.items() if value is not None}
-    overrides = {**parse_changes(change or []), **given}
-    if resume and "epochs" in overrides:
-        overrides = {"extend": True, **overrides}
+    config, overrides = _said(config, flags, change or [], run_dir if resume else None)
     from stripefold_lab.training import load_config
 
     resolved = load_config(
         config or "digits", **overrides
     )  # what is wrong here is told before anything heavy is loaded
+    if print_config:
+        print_line(_as_yaml(resolved))
+        return
+    check_data_name(resolved.task, resolved.data)
+    if resolved.task == "classification":
+        check_model_name(resolved.model)
     from stripefold_lab.training import train as run_training
     from stripefold_lab.training.launch import place_of
 
@@ -88,6 +96,25 @@ def train(
         return
     print_line(result.summary_file.read_text(encoding="utf-8").rstrip())
     print_line(f"\nrun: {result.run_dir}")
+
+
+def _said(
+    config: str | None, flags: dict[str, Any], changes: list[str], resumed: Path | None
+) -> tuple[str | None, dict[str, Any]]:
+    """The configuration that is meant, and what the command line changes of it."""
+    if resumed is not None:
+        config = config or _run_to_resume(resumed)
+    given = {name: value for name, value in flags.items() if value is not None}
+    overrides = {**parse_changes(changes), **given}
+    if given.get("resume") and "epochs" in overrides:
+        overrides = {"extend": True, **overrides}
+    return config, overrides
+
+
+def _as_yaml(config: TrainConfig) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(config.to_dict(), sort_keys=False)).rstrip()
 
 
 def _run_to_resume(run_dir: Path) -> str:

@@ -62,7 +62,10 @@ class ClassMaps:
         unknown = (classes > len(self.names)) & (classes != 255)
         if unknown.any():
             number = int(classes[unknown][0])
-            raise DataError(f"{map_file} holds class {number}; there are {len(self.names)} classes, and 255 for none")
+            raise DataError(
+                f"{map_file} holds class {number}; there are {len(self.names)} classes, and 255 for none: name the "
+                f"classes of the data, one a line, in {LABELS} at its root"
+            )
         return no_objects(image, classes if self.zero_counts else classes.masked_fill(classes == 0, 255))
 
 

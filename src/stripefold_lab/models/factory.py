@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from stripefold.errors import ConfigError
 from stripefold_lab.models.external import external_names, from_timm, from_torchvision, timm_has, torchvision_has
 from stripefold_lab.models.resnet import BlockName, ResNet
-
-# 56 and 110 are both 6n+2 and 9n+2: the bare name is the basic form, as in He et al. 2016.
-OWN: dict[str, tuple[int, BlockName]] = {
-    **{f"resnet{depth}": (depth, "basic") for depth in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"resnet{depth}": (depth, "bottleneck") for depth in (29, 47, 65, 83, 164)},
-    **{f"resnet{depth}_bottleneck": (depth, "bottleneck") for depth in (56, 110)},
-}
+from stripefold_lab.names import OWN_MODELS, unknown_name
 
 
 def own_names() -> tuple[str, ...]:
     """The names of the networks that this package brings along."""
-    return tuple(OWN)
+    return tuple(OWN_MODELS)
 
 
 def create_model(
@@ -60,7 +53,7 @@ def create_model(
         "pretrained": pretrained,
         "options": dict(options or {}),
     }
-    if name in OWN:
+    if name in OWN_MODELS:
         return _own(name, **common)
     library, _, rest = name.partition("/")
     if library == "timm" and rest:
@@ -81,9 +74,11 @@ def _own(
         raise ConfigError(f"model_options are {options}, but {name!r} takes none; set {{}} or take a timm model")
     if pretrained:
         raise ConfigError(f"pretrained is True, but {name!r} has no published weights; take a timm model, or False")
-    depth, block = OWN[name]
+    depth, block = OWN_MODELS[name]
     size = 32 if image_size is None else image_size
-    return ResNet(depth, block=block, num_classes=num_classes, in_channels=in_channels, image_size=size)
+    return ResNet(
+        depth, block=cast(BlockName, block), num_classes=num_classes, in_channels=in_channels, image_size=size
+    )
 
 
 def unknown_model(name: str) -> str:
@@ -93,8 +88,5 @@ def unknown_model(name: str) -> str:
         name: What was asked for.
     """
     libraries, known = external_names()
-    names = list(dict.fromkeys([*OWN, *known]))  # timm and torchvision share many
-    close = difflib.get_close_matches(name, names, n=4, cutoff=0.6)
-    hint = f"close: {', '.join(close)}" if close else f"own names: {', '.join(OWN)}"
     missing = "" if libraries else '; more names come with pip install "stripefold[vision]"'
-    return f"unknown model {name!r}; {hint}{missing}"
+    return f"{unknown_name(name, known)}{missing}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stripefold_lab.models.external import _load, timm_has, torchvision_has
-from stripefold_lab.models.factory import OWN
+from stripefold_lab.names import OWN_MODELS
 
 
 def declared_preprocessing(name: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def declared_preprocessing(name: str) -> dict[str, Any]:
     {}
     """
     library, _, rest = name.partition("/")
-    if name in OWN:
+    if name in OWN_MODELS:
         return {}
     if (library == "timm" and timm_has(rest)) or timm_has(name):
         return _of_timm(rest if library == "timm" else name)
@@ -41,7 +41,7 @@ def published_classes(name: str) -> int | None:
         name: As for ``create_model``.
     """
     bare = name.removeprefix("timm/")
-    declared = _load("timm").get_pretrained_cfg(bare) if name not in OWN and timm_has(bare) else None
+    declared = _load("timm").get_pretrained_cfg(bare) if name not in OWN_MODELS and timm_has(bare) else None
     return None if declared is None else int(declared.num_classes)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stripefold.errors import TrainingError
+from stripefold_lab.stdout import time_left
 from stripefold_lab.sweep.draw import draw
 from stripefold_lab.sweep.folder import SweepPaths, check_free, grow_sweep, open_sweep, read_outcome, read_samples
 from stripefold_lab.sweep.picture import import_figure, write_pictures
@@ -102,12 +104,17 @@ def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell:
     if not waiting:
         return
     tell(f"{len(waiting)} runs to train; what they print goes to {paths.log(waiting[0].name).parent}")
-    ended = [done]
+    ended, started = [done], time.monotonic()
     width = len(str(len(trials)))
 
     def told(name: str, score: float | None, error: str) -> None:
         ended[0] += 1
-        tell(f"[{ended[0]:{width}}/{len(trials)}] {name}: " + (f"failed, {error}" if score is None else f"{score:.2%}"))
+        left = (time.monotonic() - started) * (len(trials) - ended[0]) / (ended[0] - done)
+        tell(
+            f"[{ended[0]:{width}}/{len(trials)}] {name}: "
+            + (f"failed, {error}" if score is None else f"{score:.2%}")
+            + (f", {time_left(left)}" if left > 1 else "")
+        )
 
     def lost(name: str) -> None:
         tell(f"{name}: its process was lost, it goes on from its last checkpoint")

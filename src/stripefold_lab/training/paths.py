@@ -75,6 +75,11 @@ class RunPaths:
         return self.root / "summary.md"
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the run left anything that a new one in its folder would lose."""
+        return any(path.exists() for path in (self.last, self.best, self.metrics, self.folded, self.summary))
+
+    @property
     def how_to_go_on(self) -> str:
         """For messages."""
         return f"go on with `stripefold train --resume --run-dir {self.root}` (resume=True)"
@@ -110,20 +115,24 @@ def open_run(config: TrainConfig) -> RunPaths:
         config: The run's configuration, with its folder.
 
     Raises:
-        ConfigError: If the folder holds a run and ``resume`` is False, or holds a run of other options.
+        ConfigError: If the folder holds a run and ``resume`` is False, or holds a run of other options. One that ended
+            before its first checkpoint is none: there is nothing of it to keep.
         TrainingError: If the folder cannot be written.
     """
     assert config.run_dir is not None
     paths = RunPaths(Path(config.run_dir).expanduser())
-    if paths.config.exists():
+    fresh = not paths.config.exists() or not (config.resume or paths.has_begun)
+    if not fresh:
         _check_same(config, paths)
-    elif any(path.is_file() and path != paths.lock and not path.match(LEFTOVER) for path in paths.root.rglob("*")):
+    elif not paths.config.exists() and any(
+        path.is_file() and path != paths.lock and not path.match(LEFTOVER) for path in paths.root.rglob("*")
+    ):
         raise ConfigError(f"run_dir {paths.root} is not empty and holds no run; choose another")
     try:
         paths.last.parent.mkdir(parents=True, exist_ok=True)
         for leftover in paths.root.rglob(LEFTOVER):  # what a killed process had not finished writing
             leftover.unlink(missing_ok=True)
-        if not paths.config.exists():
+        if fresh:
             write_config(config, paths)
     except OSError as error:
         raise TrainingError(f"cannot write into run_dir {paths.root}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from stripefold.atomic import write_text
 from stripefold.errors import TrainingError
+from stripefold_lab.stdout import time_left
 from stripefold_lab.training.checkpoint import KEY, write_failure
 from stripefold_lab.training.tasks import TASKS, WORDS, shown
 
@@ -59,6 +60,7 @@ class EpochRecord(Checkpoint):
         self.rows: list[Row] = []
         self._writer: Any = None
         self._started = 0.0
+        self._resumed = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -67,6 +69,7 @@ class EpochRecord(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the rows of the run that is resumed."""
         self.rows = [dict(row) for row in state_dict["rows"]]
+        self._resumed = len(self.rows)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Put into the checkpoint what it is."""
@@ -142,9 +145,12 @@ class EpochRecord(Checkpoint):
             width = len(str(self.epochs))
             told = [f"{WORDS[name]} {shown(name, row[f'val_{name}'])}" for name in self.measured]
             told = [f"test {words}" if words.startswith("loss") else words for words in told]
+            mine = self.rows[self._resumed :]
+            ahead = (self.epochs - row["epoch"]) * sum(each["seconds"] for each in mine) / len(mine)
+            left = f", {time_left(ahead)}" if ahead > 1 else ""
             sys.stdout.write(
                 f"epoch {row['epoch']:{width}.0f}/{self.epochs}  train loss {row['train_loss']:.4f}  "
-                f"{'  '.join(told)}  rate {row['learning_rate']:.4g}  {row['seconds']:.1f} s\n"
+                f"{'  '.join(told)}  rate {row['learning_rate']:.4g}  {row['seconds']:.1f} s{left}\n"
             )
             sys.stdout.flush()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stripefold.distributed import from_first, gathered, together
 from stripefold.errors import CheckpointError, ConfigError, DataError, TrainingError
+from stripefold.integrations.lightning import StripeCallback
 from stripefold_lab.processes import Place, joined, waiting_group
 from stripefold_lab.stdout import lossy_stdout
 from stripefold_lab.training.batch_noise import BatchNoise
@@ -25,7 +26,7 @@ from stripefold_lab.training.finish import finish
 from stripefold_lab.training.launch import backend_of, place_of, synchronised
 from stripefold_lab.training.loading import load_run
 from stripefold_lab.training.noisy import batch_norms, training_noise
-from stripefold_lab.training.observing import StripeCallback, check_observable, run_observer
+from stripefold_lab.training.observing import check_observable, run_observer
 from stripefold_lab.training.paths import RunPaths, claimed_run, write_config
 from stripefold_lab.training.record import EpochRecord
 from stripefold_lab.training.resume import check_resumable, restore_best

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stripefold.errors import ConfigError, DataError
+from stripefold.errors import DataError
 from stripefold_lab.datasets import IGNORED, Scene, Scenes, Shapes
+from stripefold_lab.names import check_data_name
 from stripefold_lab.training.images import choice
 from stripefold_lab.training.seeding import Key, derive_seed
 from stripefold_lab.training.transforms import Change, Transform, normalise, resize, scale_to_unit
@@ -40,23 +41,19 @@ def open_scenes(config: TrainConfig) -> tuple[Scenes, Scenes, int | None]:
     from stripefold_lab.datasets.coco import open_coco
     from stripefold_lab.datasets.voc import open_voc_boxes, open_voc_maps
 
+    check_data_name(config.task, config.data)
     if config.data == "shapes":
         size = config.image_size or SHAPES_SIZE
         train, test = (Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS))
         return train, test, size
-    known_readers: dict[str, dict[str, Any]] = {
-        "segmentation": {"voc": open_voc_maps, "ade20k": open_ade20k},
-        "detection": {"coco": open_coco, "voc": open_voc_boxes},
+    readers: dict[tuple[str, str], Any] = {
+        ("segmentation", "voc"): open_voc_maps,
+        ("segmentation", "ade20k"): open_ade20k,
+        ("detection", "coco"): open_coco,
+        ("detection", "voc"): open_voc_boxes,
     }
-    readers = known_readers[config.task]
     name, _, path = config.data.partition(":")
-    if name not in readers or not path:
-        known = ", ".join(["shapes", *(f"{reader}:PATH" for reader in readers)])
-        raise ConfigError(f"data is {config.data!r}; for {config.task} choose one of {known}")
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise DataError(f"no folder {root}; data={name}:PATH needs the folder of the data set")
-    found_train, found_test = readers[name](root)
+    found_train, found_test = readers[config.task, name](Path(path).expanduser())
     return found_train, found_test, None
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stripefold.errors import ConfigError, DataError
+from stripefold.errors import DataError
+from stripefold_lab.names import check_data_name
 from stripefold_lab.training.images import ArrayImages, FileImages, Images
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # The reference code's numbers for both CIFARs.
 CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-TORCHVISION = ("cifar10", "cifar100", "stl10", "fashion_mnist", "imagenet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +56,12 @@ def open_source(config: TrainConfig) -> Source:
         ConfigError: If there is no such data set.
         DataError: If it is not there, empty, or of the wrong form.
     """
-    name, _, path = config.data.partition(":")
+    check_data_name("classification", config.data)
     if config.data == "digits":
         return _digits()
-    if name == "folder" and path:
-        return _folder(Path(path).expanduser())
-    if config.data in TORCHVISION:
-        return _torchvision(config)
-    known = ", ".join(["digits", "folder:PATH", *TORCHVISION])
-    raise ConfigError(f"data is {config.data!r}; choose one of {known}")
+    if config.data.startswith("folder:"):
+        return _folder(Path(config.data.partition(":")[2]).expanduser())
+    return _torchvision(config)
 
 
 def _digits() -> Source:

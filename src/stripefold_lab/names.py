@@ -1,0 +1,99 @@
+"""Names of models and data sets, and checks of them that load neither torch nor timm: a slip is told at once."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import re
+from pathlib import Path
+
+from stripefold.errors import ConfigError, DataError
+
+# 56 and 110 are both 6n+2 and 9n+2: the bare name is the basic form, as in He et al. 2016.
+OWN_MODELS: dict[str, tuple[int, str]] = {
+    **{f"resnet{depth}": (depth, "basic") for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": (depth, "bottleneck") for depth in (29, 47, 65, 83, 164)},
+    **{f"resnet{depth}_bottleneck": (depth, "bottleneck") for depth in (56, 110)},
+}
+TORCHVISION_DATA = ("cifar10", "cifar100", "stl10", "fashion_mnist", "imagenet")
+SCENE_FOLDERS = {"segmentation": ("voc", "ade20k"), "detection": ("coco", "voc")}
+_LIBRARIES = ("timm", "torchvision")
+_REGISTERED = re.compile(r"@register_model(?:\([^)]*\))?\s*\n(?:@[^\n]*\n)*def (\w+)\(")
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a classifier's name that stands nowhere in the libraries' sources; what passes may still be refused.
+
+    Args:
+        name: As ``create_model`` takes it.
+
+    Raises:
+        ConfigError: Nobody knows it; the nearest names are told.
+    """
+    library, _, rest = name.partition("/")
+    libraries = (library,) if library in _LIBRARIES and rest else _LIBRARIES
+    wanted = (rest if libraries == (library,) else name).partition(".")[0]
+    if name in OWN_MODELS or ":" in name or not wanted:
+        return
+    texts = [text for each in libraries if (text := _sources(each)) is not None]
+    if len(texts) < len(libraries) or any(re.search(rf"\b{re.escape(wanted)}\b", text) for text in texts):
+        return
+    known = list(dict.fromkeys(found for text in texts for found in _REGISTERED.findall(text)))
+    if libraries == (library,):
+        raise ConfigError(
+            f"{library} knows no classifier {rest!r}; {_close(rest, known, f'see {library}.list_models')}"
+        )
+    raise ConfigError(unknown_name(name, known))
+
+
+def unknown_name(name: str, known: list[str]) -> str:
+    """The message for a name that nobody knows, with the nearest names that somebody knows.
+
+    Args:
+        name: What was asked for.
+        known: Names of timm and torchvision.
+    """
+    names = list(dict.fromkeys([*OWN_MODELS, *known]))  # timm and torchvision share many
+    return f"unknown model {name!r}; {_close(name, names, 'own names: ' + ', '.join(OWN_MODELS))}"
+
+
+def check_data_name(task: str, data: str) -> None:
+    """Refuse data that no task reads, or a folder that is not there.
+
+    Args:
+        task: ``classification``, ``segmentation`` or ``detection``.
+        data: As ``TrainConfig.data`` takes it.
+
+    Raises:
+        ConfigError: There is no such data set for the task.
+        DataError: There is no such folder.
+    """
+    name, _, path = data.partition(":")
+    if task == "classification":
+        if data not in ("digits", *TORCHVISION_DATA) and not (name == "folder" and path):
+            known = ", ".join(["digits", "folder:PATH", *TORCHVISION_DATA])
+            raise ConfigError(f"data is {data!r}; choose one of {known}")
+    elif data != "shapes":
+        readers = SCENE_FOLDERS[task]
+        if name not in readers or not path:
+            known = ", ".join(["shapes", *(f"{reader}:PATH" for reader in readers)])
+            raise ConfigError(f"data is {data!r}; for {task} choose one of {known}")
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise DataError(f"no folder {root}; data={name}:PATH needs the folder of the data set")
+
+
+@functools.cache
+def _sources(library: str) -> str | None:
+    """The text of a library's models, some five megabytes; None where it is not installed or lies in no files."""
+    spec = importlib.util.find_spec(library)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "models"
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*.py")) or None
+
+
+def _close(name: str, known: list[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.6)
+    return f"close: {', '.join(close)}" if close else otherwise
