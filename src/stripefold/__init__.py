@@ -77,15 +77,15 @@ if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
 
 __all__ = [
-    "BakeConfig",
     "Along",
+    "BakeConfig",
     "BakeReport",
     "EquivalenceReport",
     "FineTune",
     "FoldPlan",
     "FoldReport",
-    "Settle",
     "Rule",
+    "Settle",
     "StripeReport",
     "attach",
     "attach_",
