@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from stripefold_lab.cli.deployable import Deployable
     from stripefold_lab.processes import Place
 
+_CHOSEN = "The gates were chosen by the same test images that the figures are of."
 _RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
 
 
@@ -142,8 +143,7 @@ def bake(
         return
     progress.clear()
     files = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
-    chosen = "The gates were chosen by the same test images that the figures are of."
-    print_made(made, [f"images: {given.preparation}"], [*([] if max_drop is None else [chosen]), *files], as_json)
+    print_made(made, [f"images: {given.preparation}"], [*([] if max_drop is None else [_CHOSEN]), *files], as_json)
 
 
 def _write(
