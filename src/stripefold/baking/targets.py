@@ -90,8 +90,7 @@ def _agreed(first: FoldTarget | Refusal, other: FoldTarget | Refusal, number: in
 
 def _alone(found: FoldTarget | Refusal, graph: Graph) -> FoldTarget | Refusal:
     """What holds for a run in which the gate does not run: none of the layers may."""
-    called = {call.name for call in graph.calls}
-    if isinstance(found, FoldTarget) and any(layer in called for layer in found.layers):
+    if isinstance(found, FoldTarget) and any(layer in graph.calls_of for layer in found.layers):
         return Refusal(f"{_listed(found)} runs without the gate on another example")
     return found
 

@@ -11,8 +11,9 @@ A scale goes into *every* summand and *one* factor, a shift into *one* summand a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from types import MappingProxyType
 
 import torch
@@ -51,7 +52,7 @@ class Flow:
 
     graph: Graph
     accept: Accept
-    dead: Collection[int] = ()
+    dead: Set[int] = frozenset()
     neutral: Mapping[int, int] = field(default_factory=lambda: NONE)
 
     def backward(self, change: Change, value: int, axis: int, *, user: int) -> FoldTarget | Refusal:
@@ -194,7 +195,7 @@ class _Backward(_Walk):
         """What all users of a value carry, which is one and the same."""
         if index in self.graph.outputs:
             raise StoppedError(f"what is {self.moved} {self.graph.outputs[index]} un{self.moved}, too")
-        others = set(self.graph.consumers[index]) - set(asked) - set(self.flow.dead)
+        others = [user for user in self.graph.consumers[index] if user not in asked and user not in self.flow.dead]
         if others:
             node = self.graph.nodes[min(others)]
             what = repr(node.name) if node.kind == "layer" else f"{node.name!r} in {place(node)}"
@@ -286,10 +287,12 @@ class _Forward(_Walk):
 
     def run(self, value: int, pattern: Tensor) -> FoldTarget:
         carried = {value: _Carried(pattern)}
-        for index in range(value, len(self.graph.nodes)):
+        todo, met = [value], {value}  # the earliest first, and only what is reached: models have thousands of gates
+        while todo:
+            index = heappop(todo)
             node = self.graph.nodes[index]
             changed = [i for i in dict.fromkeys(node.inputs) if i in carried]
-            if index in self.flow.dead or not (changed or index == value):
+            if index in self.flow.dead:
                 continue
             if index != value and node.kind == "layer" and self.flow.neutral.get(index) not in changed:
                 self._end(node, changed[0], carried)
@@ -299,6 +302,10 @@ class _Forward(_Walk):
                 raise StoppedError(f"what is {self.moved} {seen.rstrip(',')}")
             if index != value:
                 carried[index] = self._through(index, changed, carried)
+            for user in self.graph.consumers[index]:
+                if user not in met:
+                    met.add(user)
+                    heappush(todo, user)
         if not self.parts:
             raise StoppedError(f"what is {self.moved} reaches no layer")
         return self.target()
