@@ -104,10 +104,7 @@ def test_coco_says_what_is_wrong(coco: Path) -> None:
         (lambda c: c["annotations"][0].update(bbox=[1, 2]), r"has bbox \[1, 2\]; give"),
         (lambda c: c.update(images=[]), "lists no images"),
         (lambda c: c["categories"][0].update(name="ring"), "different categories .*ring.*; they must be the same"),
-        (lambda c: c["categories"][0].update(name="x\ny"), r"different categories .*'x\\ny'"),
-            lambda c: c["categories"][0].update(name="x\ny"),
-            r"different categories .*'x y'|different categories .*x\\ny",
-        ),
+        (lambda c: c["categories"][0].update(name="x\ny"), r"different categories .*'x\\ny'.*; they must be the same"),
     ]
     for change, match in wrong:
         change_json(file, change)
@@ -167,7 +164,7 @@ def test_voc_says_what_is_wrong(voc: Path) -> None:
         open_voc_boxes(voc)[1][0]
 
     Image.new("L", (40, 40), 9).save(classes)
-    with pytest.raises(DataError, match="holds class 9; there are 3 classes"):
+    with pytest.raises(DataError, match=r"holds class 9; there are 3 classes.*one a line, in labels\.txt"):
         open_voc_maps(voc)[1][0]
     Image.new("P", (30, 40)).save(classes)
     with pytest.raises(DataError, match=r"differ in size: \(40, 30\) and \(40, 40\)"):
