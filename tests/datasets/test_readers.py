@@ -104,6 +104,7 @@ def test_coco_says_what_is_wrong(coco: Path) -> None:
         (lambda c: c["annotations"][0].update(bbox=[1, 2]), r"has bbox \[1, 2\]; give"),
         (lambda c: c.update(images=[]), "lists no images"),
         (lambda c: c["categories"][0].update(name="ring"), "different categories .*ring.*; they must be the same"),
+        (lambda c: c["categories"][0].update(name="x\ny"), r"different categories .*'x\\ny'.*; they must be the same"),
     ]
     for change, match in wrong:
         change_json(file, change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import signal
 import sys
@@ -23,16 +24,23 @@ class Moment:
     def __init__(self, at: int = -1) -> None:
         self.at, self.events, self.where = at, 0, ""
         self._closing: FrameType | None = None
+        self._entered: FrameType | None = None
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
         self.events += 1
         if event == "exception" and arg[0] is GeneratorExit:
             self._closing = frame
-        # A generator that is dropped runs no code on its way out: no signal of the system ever arrives there.
-        closed = event == "return" and frame is self._closing
-        if self.events >= self.at > 0 and not self.where and event != "exception" and not closed:
+        due = self.events >= self.at > 0 and not self.where
+        # A generator that is dropped takes no signal of the system on its way in and out, only in what it does there.
+        # Its way in looks like any other until the next event, which then is its way out.
+        entered = event == "call" and bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
+        left = event == "return" and (frame is self._closing or (frame is self._entered and arg is None))
+        self._entered = frame if entered else None
+        if due and event != "exception" and not entered and not left:
             self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {event}"
             raise KeyboardInterrupt
+        if due and entered:
+            return self
         return self if "stripefold" in frame.f_code.co_filename or "contextlib" in frame.f_code.co_filename else None
 
     def run(self, action: Callable[[], Any]) -> bool:

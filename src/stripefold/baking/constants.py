@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stripefold.baking.excite import excite_of
 from stripefold.errors import BakeError
-from stripefold.stripe.discover import Discovery
+from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.layer import LayerStripes
 
 Constants = Literal["mean", "descriptor", "energy", "least-squares"]
@@ -50,7 +50,7 @@ def constants_of(
     for layer in layers:
         constants[layer.name] = layer.mean.double().cpu().clone()
         if kind == "descriptor" and layer.name in gates:
-            found = _from_descriptor(model, discovery, layer)
+            found = _from_descriptor(model, discovery, gates[layer.name], layer)
             if isinstance(found, str):
                 reasons[layer.name] = f"{found}: the mean of v was taken"
             else:
@@ -65,8 +65,7 @@ def constants_of(
     return constants, reasons
 
 
-def _from_descriptor(model: nn.Module, discovery: Discovery, layer: LayerStripes) -> Tensor | str:
-    gate = next(gate for gate in discovery.gates if gate.name == layer.name)
+def _from_descriptor(model: nn.Module, discovery: Discovery, gate: ChannelGate, layer: LayerStripes) -> Tensor | str:
     if layer.descriptor_mean is None:
         return "its descriptor was not observed, because no module is called with it"
     excite = excite_of(model, discovery.graph_of(gate), gate)

@@ -225,9 +225,10 @@ class Job:
     ) -> dict[str, str]:
         """Gate -> why it stays dynamic whatever the metric says."""
         asr = self._options.to == "asr"
-        left = {gate.name: "left out by where" for gate in discovery.gates if gate not in chosen}
+        names = {gate.name for gate in chosen}
+        left = {gate.name: "left out by where" for gate in discovery.gates if gate.name not in names}
         seen = {layer.name for layer in stripes.layers}
-        for site in plan(self._model, discovery, [gate.name for gate in chosen], training=asr):
+        for site in plan(self._model, discovery, names, training=asr):
             if site.how == "keep" or not can_hold(site.gate) or (asr and not site.targets):
                 left[site.name] = site.why
             elif site.name not in seen:

@@ -44,15 +44,11 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
     if isinstance(found, str):
         return found
     for graph, own in zip(discovery.trace.graphs, discovery.in_runs(gate.name), strict=True):
-        if own is None and any(_is_part(visit.name, found.path) for visit in graph.visits):
+        if own is None and found.path in graph.ran:
             return f"{found.path!r} also runs on an example on which it does not give this gate"
         if own is not None and _place_in(model, graph, own) != found:
             return "its code is another one on another example"
     return found
-
-
-def _is_part(path: str, of: str) -> bool:
-    return path == of or path.startswith(f"{of}.")
 
 
 def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:

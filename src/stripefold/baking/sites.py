@@ -182,12 +182,12 @@ def _with_place(places: Places) -> list[ChannelGate]:
 
 
 def _chosen(discovery: Discovery, names: Collection[str] | None) -> list[ChannelGate]:
-    known = [gate.name for gate in discovery.gates]
+    known, asked = {gate.name: gate for gate in discovery.gates}, None if names is None else frozenset(names)
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        listed = ", ".join(repr(name) for name in known[:5]) + (" ..." if len(known) > 5 else "")
+        listed = ", ".join(map(repr, [*known][:5])) + (" ..." if len(known) > 5 else "")
         raise BakeError(f"no channel gate is called {unknown[0]!r}: the model has {listed or 'none'}")
-    return [gate for gate in discovery.gates if names is None or gate.name in names]
+    return [gate for gate in discovery.gates if asked is None or gate.name in asked]
 
 
 def check_constants(gates: Sequence[ChannelGate], constants: Mapping[str, Tensor]) -> None:

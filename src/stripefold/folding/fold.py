@@ -136,9 +136,9 @@ def fold_(
         change = AllOrNothing(model)
         with change, change:
             plain, made = _fold_in_place(model, fuse, example)
-        made = replace(made, verification=verification)
-        _announce(made)
-        return (plain, made) if report else plain
+            made = replace(made, verification=verification)
+            _announce(made)  # a warning may be an error, which is undone too
+            return (plain, made) if report else plain
 
 
 def plan(model: nn.Module, *, fuse: bool = False, example: Example | None = None) -> FoldPlan:

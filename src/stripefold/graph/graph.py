@@ -144,6 +144,16 @@ class Graph:
         return _grouped((visit.name, visit) for visit in self.visits)
 
     @cached_property
+    def ran(self) -> frozenset[str]:
+        """The paths of all modules that were called, and of those that they lie in."""
+        found: set[str] = set()
+        for path in self.visits_of:
+            while path not in found:
+                found.add(path)
+                path = path.rpartition(".")[0]
+        return frozenset(found)
+
+    @cached_property
     def calls_of(self) -> dict[str, list[Call]]:
         """Every call of each layer, by its path."""
         found: dict[str, list[Call]] = {}

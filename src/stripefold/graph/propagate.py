@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -52,7 +52,7 @@ class Flow:
 
     graph: Graph
     accept: Accept
-    dead: Collection[int] = ()
+    dead: Set[int] = frozenset()
     neutral: Mapping[int, int] = field(default_factory=lambda: NONE)
 
     def backward(self, change: Change, value: int, axis: int, *, user: int) -> FoldTarget | Refusal:
@@ -195,7 +195,7 @@ class _Backward(_Walk):
         """What all users of a value carry, which is one and the same."""
         if index in self.graph.outputs:
             raise StoppedError(f"what is {self.moved} {self.graph.outputs[index]} un{self.moved}, too")
-        others = set(self.graph.consumers[index]) - set(asked) - set(self.flow.dead)
+        others = [user for user in self.graph.consumers[index] if user not in asked and user not in self.flow.dead]
         if others:
             node = self.graph.nodes[min(others)]
             what = repr(node.name) if node.kind == "layer" else f"{node.name!r} in {place(node)}"

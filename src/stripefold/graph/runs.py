@@ -27,7 +27,7 @@ def in_all_runs(graphs: Sequence[Graph], found: Sequence[FoldTarget | Refusal | 
     if joint is None:
         return Refusal("it did not run on the example")
     for graph, each in zip(graphs, found, strict=True):
-        called = {call.name for call in graph.calls} if each is None else ()
+        called = graph.calls_of if each is None else ()
         other = next((layer for layer in joint.layers if layer in called), None)
         if other is not None:
             return Refusal(f"{other!r} runs without it on another example")

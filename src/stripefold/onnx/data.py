@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from stripefold.errors import DataError
+from stripefold.inputs import check_regular
 from stripefold.onnx.images import Images
 from stripefold.onnx.session import Array
 
@@ -137,6 +138,7 @@ class Batches:
         raise DataError(f"{self._name}: {path} {reason}")
 
     def _arrays(self, path: Path) -> Callable[[], Iterable[Any]]:
+        check_regular(path, DataError)
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from stripefold.errors import DataError
+from stripefold.inputs import check_regular
 from stripefold.onnx.session import Array
 
 Fit = Literal["stretch", "crop", "pad"]
@@ -90,7 +91,7 @@ class Images:
             DataError: there are none.
         """
         folder = Path(self.folder)
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.is_dir())
         found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
         if not found:
             raise DataError(f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))})")
@@ -118,6 +119,7 @@ class Images:
             from PIL import Image
         except ImportError as error:
             raise DataError("images are read with Pillow, which is not installed: pip install pillow") from error
+        check_regular(path, DataError)
         try:
             with Image.open(path) as file:
                 image = self._fitted(file.convert("L" if self.order == "gray" else "RGB"), size)

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 from onnx_ir.passes.common import InlinePass
 
 from stripefold.errors import OnnxError
+from stripefold.inputs import check_regular
 from stripefold.onnx.tensors import check_tensors, load_external
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
@@ -91,6 +92,7 @@ def _proto(source: Source) -> tuple[onnx.ModelProto, str, int]:
     if not isinstance(source, (str, os.PathLike)):
         raise OnnxError(f"expected an ONNX file or model, got {type(source).__name__}")
     path = Path(source)
+    check_regular(path, OnnxError)
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:

@@ -10,6 +10,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo
 
 from stripefold.errors import OnnxError
+from stripefold.inputs import check_regular
 
 _BITS = {
     "DOUBLE": 64, "INT64": 64, "UINT64": 64, "COMPLEX64": 64, "COMPLEX128": 128,
@@ -108,6 +109,7 @@ def _external(tensor: onnx.TensorProto, folder: Path, where: str) -> bytes:
     expected = _bytes(tensor, math.prod(tensor.dims))
     if (length and length != expected) or offset < 0:
         raise OnnxError(f"{where} has {length} bytes at {offset}, {expected} expected: the file is damaged")
+    check_regular(path, OnnxError)
     try:
         with path.open("rb") as file:
             file.seek(offset)

@@ -20,6 +20,7 @@ from torch import Tensor
 from stripefold.atomic import atomic_path, write_text
 from stripefold.documents import DocumentError, parse_json, read_json, shown
 from stripefold.errors import ObserveError, one_line
+from stripefold.inputs import check_regular
 from stripefold.records import checked, record
 from stripefold.stripe.layer import LayerStripes
 from stripefold.stripe.table import COLUMNS, summary
@@ -73,6 +74,7 @@ def save(report: StripeReport, path: str | os.PathLike[str]) -> Path:
 def load(cls: type[StripeReport], path: str | os.PathLike[str]) -> StripeReport:
     """See ``StripeReport.load``."""
     target = Path(path)
+    check_regular(target, ObserveError)
     try:
         if target.suffix == ".safetensors":
             with safe_open(target, "pt") as file:

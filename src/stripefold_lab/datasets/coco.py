@@ -185,7 +185,7 @@ def open_coco(root: Path) -> tuple[CocoScenes, CocoScenes]:
     folder = need_folder(root, "annotations", form="a COCO data set")
     train, val = (_half(root, folder, half) for half in ("train", "val"))
     if train.names != val.names:
-        odd = ", ".join(sorted(set(train.names) ^ set(val.names))[:6])
+        odd = ", ".join(map(shown, sorted(set(train.names) ^ set(val.names))[:6]))
         raise DataError(f"{root}: the two annotation files have different categories ({odd}); they must be the same")
     return train, val
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -90,7 +91,7 @@ def _read(source: str | Path) -> dict[str, Any]:
 def _near(source: str | Path, base: str) -> str:
     """A base that is a file is named from where the sweep's file lies, as one would expect of two files."""
     beside = Path(source).parent / base
-    return str(beside) if base not in recipe_names() and beside.exists() else base
+    return str(beside) if base not in recipe_names() and os.path.exists(beside) else base
 
 
 def _base(source: str, options: Mapping[str, Any]) -> Any:

@@ -137,7 +137,7 @@ def _files(paths: Sequence[Path]) -> str:
     for number, path in enumerate(paths):
         try:
             found.update(f"{path.stat().st_size},".encode())
-            if number % every == 0:
+            if number % every == 0 and path.is_file():  # reading from a pipe may never end
                 found.update(path.read_bytes())
         except OSError:
             found.update(b"none,")
