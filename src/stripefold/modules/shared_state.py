@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -21,6 +22,8 @@ from stripefold.modules.mentions import code_names, functions_in
 from stripefold.modules.modules import is_helper
 
 _WIDE = (torch.float64, torch.complex128)
+# An object that answers to every name (a lazy proxy of a library) is no cache, and is not called.
+_LRU_CACHE = type(lru_cache(len))
 _DEPTH = 4
 """How deep containers and helper objects are looked into, and helper functions are followed."""
 
@@ -85,7 +88,7 @@ class _Places:
         if isinstance(value, (dict, list, set, deque)):
             self._containers.append((value, value.copy()))
             inner = list(value.values()) if isinstance(value, dict) else list(value)
-        elif hasattr(value, "cache_clear") and hasattr(value, "cache_info"):
+        elif isinstance(value, _LRU_CACHE):
             self._cached.append((value, value.cache_info().currsize))
             inner = list(functions_in(value))
         elif isinstance(value, type):
