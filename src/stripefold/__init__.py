@@ -25,6 +25,7 @@ _NAMES = {
     "branch": "branches.branch",
     "branch_": "branches.branch",
     "branch_names": "branches.registry",
+    "register_branch": "branches.registry",
     "fold": "folding.fold",
     "fold_": "folding.fold",
     "plan": "folding.fold",
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from stripefold.baking.report import BakeReport
     from stripefold.baking.settle_options import Settle
     from stripefold.branches.branch import branch, branch_
-    from stripefold.branches.registry import branch_names
+    from stripefold.branches.registry import branch_names, register_branch
     from stripefold.folding.files import load_model_, save_model
     from stripefold.folding.fold import fold, fold_, plan
     from stripefold.folding.report import FoldPlan, FoldReport
@@ -107,6 +108,7 @@ __all__ = [
     "plan",
     "register_attention",
     "register_block",
+    "register_branch",
     "register_rule",
     "save_adapter",
     "save_model",

@@ -90,7 +90,7 @@ def test_where_refuses_in_words(where: Any, match: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "match"),
     [
-        ("repvg", {}, r"no branch block 'repvg'; known are acnet, .*, repvgg\. Did you mean 'repvgg'\?"),
+        ("repvg", {}, r"no branch block 'repvg'; known are acnet, .*, repvgg, .* Did you mean 'repvgg'\?"),
         (3, {}, "no branch block 3; known are acnet"),
         ("dbb", {"midle": 3}, r"block 'dbb' has no option 'midle'; its options are: middle, concatenation\. Did you"),
         ("acnet", {"copies": 3}, r"block 'acnet' has no option 'copies'; its options are: none\."),

@@ -7,4 +7,24 @@ et al. 2023), DO-Conv (Cao et al. 2020), RepLKNet (Ding et al. 2022) and UniRepL
 Why here, where those papers have code: as published, each is a layer of one architecture that assumes its own kernel,
 stride or padding. A block of this package takes every option of the convolution it replaces, or refuses it by name,
 goes into any model, carries gates inside and on top, and folds by the same ``fold``.
+
+A user's own block joins with :func:`register_branch`.
 """
+
+from __future__ import annotations
+
+from stripefold.branches.base import Branch, LeadBranch
+from stripefold.branches.grid import Grid, Window
+from stripefold.branches.parts import ConvolutionBranch, IdentityBranch
+from stripefold.branches.registry import branch_names, register_branch
+
+__all__ = [
+    "Branch",
+    "ConvolutionBranch",
+    "Grid",
+    "IdentityBranch",
+    "LeadBranch",
+    "Window",
+    "branch_names",
+    "register_branch",
+]

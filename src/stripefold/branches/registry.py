@@ -5,17 +5,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
 
 from stripefold.branches import acnet, dbb, dilated, doconv, large_kernel, mobileone, repvgg
-from stripefold.branches.base import Branch, memory_format
+from stripefold.branches.base import memory_format
 from stripefold.branches.block import BranchBlock
 from stripefold.branches.grid import Grid
+from stripefold.branches.probe import Build, probe_branches
+from stripefold.documents import shown
 from stripefold.errors import BranchError
 from stripefold.modules.globs import close_names
+
+BuildType = TypeVar("BuildType", bound=Build)
+Refuse = Callable[..., str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +33,34 @@ class Kind:
         refuse: ``(grid, **options) -> why not``, or None; raises BranchError for a bad option.
         branches: what it adds up, in words.
         source: the paper.
+        registered: by a user; it is probed where it is used.
     """
 
     name: str
-    build: Callable[..., dict[str, Branch]]
-    refuse: Callable[..., str | None]
+    build: Build
+    refuse: Refuse
     branches: str
     source: str
+    registered: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
         """The options it takes."""
         parameters = inspect.signature(self.build).parameters.values()
         return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+
+    def refusal(self, convolution: nn.Module, options: Mapping[str, Any]) -> str | None:
+        """Why a convolution cannot be this block, or None.
+
+        Raises:
+            BranchError: a bad value of an option, or ``refuse`` gives neither a reason nor None.
+        """
+        reason: object = self.refuse(Grid.of(convolution), **options)
+        if reason is None or (isinstance(reason, str) and reason):
+            return reason
+        raise BranchError(
+            f"refuse of block {self.name!r} gave {shown(reason)} for {convolution}: a reason, or None, is due"
+        )
 
 
 _KINDS = {
@@ -78,6 +98,85 @@ _KINDS = {
 }  # fmt: skip
 
 
+@overload
+def register_branch(
+    name: str, build: None = None, *, refuse: Refuse | None = None, branches: str = "", source: str = ""
+) -> Callable[[BuildType], BuildType]: ...
+@overload
+def register_branch(
+    name: str, build: BuildType, *, refuse: Refuse | None = None, branches: str = "", source: str = ""
+) -> BuildType: ...
+def register_branch(
+    name: str, build: Build | None = None, *, refuse: Refuse | None = None, branches: str = "", source: str = ""
+) -> Any:
+    """Make a kind of branch block known under a name, as a decorator or by a call.
+
+    The block is tried out on each convolution it is used for, on random float64 numbers: each branch must compute what
+    its ``merged`` says, and the convolution's function must survive ``init="identity"``. A wrong one is refused there.
+
+    Args:
+        name: what users write in ``branch(model, name)``: an identifier.
+        build: ``(grid, *, option=default ...) -> {name: branch}``: the branches whose sum stands for a convolution, the
+            first one a ``LeadBranch``. ``stripefold.branches`` has ``ConvolutionBranch`` and ``IdentityBranch``, and
+            ``Branch`` and ``LeadBranch`` for branches of your own. Without it a decorator is returned.
+        refuse: ``(grid, *, the same options) -> why not``, or None for a grid that can have these branches.
+        branches: what is added up, in words, for the table of ``stripefold branches``.
+        source: the paper.
+
+    Returns:
+        The function ``build``, or the decorator.
+
+    Raises:
+        BranchError: for a bad name, a function that cannot be called so, or a name that is taken.
+
+    Example::
+
+        @register_branch("pair", branches="k x k twice")
+        def pair(grid):
+            return {"main": ConvolutionBranch(grid), "other": ConvolutionBranch(grid)}
+    """
+    if build is None:
+        return lambda decorated: register_branch(name, decorated, refuse=refuse, branches=branches, source=source)
+    _check_registration(name, build, refuse)
+    _KINDS[name] = Kind(
+        name=name, build=build, refuse=refuse or _never, branches=branches, source=source, registered=True
+    )
+    return build
+
+
+def _never(grid: Grid, **options: Any) -> None:
+    """No grid is refused."""
+
+
+def _check_registration(name: object, build: object, refuse: object) -> None:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise BranchError(f"a block's name must be an identifier such as 'repvgg', got {shown(name)}")
+    options = _options_of(name, "build", build)
+    if refuse is not None and _options_of(name, "refuse", refuse) != options:
+        raise BranchError(f"cannot register the block {name!r}: build and refuse must take the same options")
+    known = _KINDS.get(name)
+    if known is not None and known.build is not build:
+        raise BranchError(f"cannot register the block {name!r}: the name is taken by {known.build.__module__}")
+
+
+def _options_of(name: str, role: str, function: object) -> list[str]:
+    """The options of a function that takes a grid and, by keyword, options that each have a default."""
+    due = "(grid, *, option=default ...)"
+    if not callable(function) or isinstance(function, type):
+        raise BranchError(f"cannot register the block {name!r}: {role} is {shown(function)}; give a function {due}")
+    parameters = [*inspect.signature(function).parameters.values()]
+    takes_grid = bool(parameters) and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    if not takes_grid or any(
+        each.kind is not each.KEYWORD_ONLY or each.default is each.empty for each in parameters[1:]
+    ):
+        found = inspect.signature(function)
+        raise BranchError(f"cannot register the block {name!r}: {role} takes {found}; it must take {due}")
+    return sorted(each.name for each in parameters[1:])
+
+
 def branch_names() -> tuple[str, ...]:
     """The kinds of branch blocks, in alphabetical order.
 
@@ -101,7 +200,10 @@ def kind_named(name: str) -> Kind:
     if isinstance(name, str) and name in _KINDS:
         return _KINDS[name]
     hint = close_names(name, _KINDS) if isinstance(name, str) else ""
-    raise BranchError(f"no branch block {name!r}; known are {', '.join(branch_names())}.{hint}")
+    raise BranchError(
+        f"no branch block {name!r}; known are {', '.join(branch_names())}, and your own by "
+        f"register_branch(name, build).{hint}"
+    )
 
 
 def check_options(kind: Kind, options: Mapping[str, Any]) -> None:
@@ -131,8 +233,10 @@ def build_block(kind: Kind, convolution: nn.Module, options: Mapping[str, Any], 
         identity: compute in eval mode exactly what the convolution does, the other branches giving 0.
     """
     weight: Any = convolution.weight
+    if kind.registered:
+        probe_branches(kind.name, kind.build, convolution, options)
     with weight.device:
-        branches = kind.build(Grid.of(convolution), **options)
+        branches = dict(kind.build(Grid.of(convolution), **options))
     for branch in branches.values():
         branch.to(weight.device, weight.dtype)
         if memory_format(weight) is not torch.contiguous_format:
