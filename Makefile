@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cksum < pyproject.toml | tr ' ' '-')
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check docs zoo stress bench
+.PHONY: help venv demo test lint check docs zoo stress bench
 
 help:  ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -28,11 +28,13 @@ demo: $(STAMP)  ## train, fold, verify and time ResNet-20 + ASR(SE) on the digit
 test: $(STAMP)  ## all tests but the full zoo and the stress tests
 	$(PYTEST) -n $(WORKERS) -m "not zoo and not stress"
 
-check: $(STAMP)  ## ruff, format, mypy, doctests, fast tests: what the pre-commit hook and CI run
+lint: $(STAMP)  ## ruff, format, mypy, doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST) -q --doctest-modules src/stripefold src/stripefold_lab
+
+check: lint  ## lint and the fast tests: the pre-commit hook
 	$(PYTEST) -q -n $(WORKERS) -m "not zoo and not slow and not stress"
 
 docs:  ## build the site into site/, strictly; into a .venv-docs of its own
