@@ -42,7 +42,7 @@ def render_bake(report: BakeReport, *, title: str | None = None) -> str:
         "before": report.before,
         "lowest": None if report.before is None or report.max_drop is None else report.before - report.max_drop,
         "metric": metric,
-        "unit": kind,
+        "unit": "change" if measured else "error, estimated",
     }
     has_costs = any(cost is not None for cost in costs)
     return fill(
@@ -55,7 +55,7 @@ def render_bake(report: BakeReport, *, title: str | None = None) -> str:
         notes=report.notes,
         costs=has_costs,
         cost_label=f"{kind} for each of {count(len(report.sites), 'gate')}",
-        cost_caption=_caption(metric, measured=measured),
+        cost_caption=_caption(metric, measured=measured, free=not any(costs)),
         budget=bool(order),
         metric=metric,
         steps=_steps(report),
@@ -91,7 +91,11 @@ def tiles(report: BakeReport) -> list[Tile]:
     if report.speed is not None:
         speed = report.speed
         shown.append(
-            (f"{1 / speed.ratio:.2f} x", "as fast", f"batch {speed.batch} on {speed.device}: {speed.after * 1e3:.1f} ms")
+            (
+                f"{1 / speed.ratio:.2f} x",
+                "as fast",
+                f"batch {speed.batch} on {speed.device}: {speed.after * 1e3:.1f} ms",
+            )
         )
     shown.append((f"{report.images:,}", "images", f"the constants are their {report.constants}"))
     return shown
@@ -125,13 +129,14 @@ def _order(report: BakeReport) -> list[int]:
     return [tried[name] for name in cheapest_first(list(tried), alone, priors)]
 
 
-def _caption(metric: str, *, measured: bool) -> str:
-    if measured:
-        return f"How the {metric} changes with this gate alone constant and all others as they were. Below 0: it is worse."
-    return (
-        "No metric was asked for. This is an estimate: the relative squared error that a constant makes in what the gate "
-        "scales."
-    )
+def _caption(metric: str, *, measured: bool, free: bool) -> str:
+    if not measured:
+        return (
+            "No metric was asked for. This is an estimate: the relative squared error that a constant makes in what "
+            "the gate scales."
+        )
+    text = f"How the {metric} changes with this gate alone constant and all others as they were. Below 0: it is worse."
+    return f"{text} Here no gate alone changes it." if free else text
 
 
 def _steps(report: BakeReport) -> list[tuple[str, float, float | None]]:

@@ -13,7 +13,7 @@ from stripefold.html_report.pack import pack
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_SEAM = re.compile(r"([._/])(?=\w)")
+_NAME, _SEAM = re.compile(r"\S*[A-Za-z_]{2}\S*"), re.compile(r"([._/])(?=\w)")  # which a number is not
 
 
 def fill(page: str, *, drawn: Mapping[str, Any] | None, **content: Any) -> str:
@@ -43,12 +43,12 @@ def fill(page: str, *, drawn: Mapping[str, Any] | None, **content: Any) -> str:
 def breakable(text: str) -> Markup:
     """Text whose long names may go on in the next line behind a dot, a slash or an underscore, and nowhere else.
 
-    >>> str(breakable("layer1.0.se <b>"))
-    'layer1.<wbr>0.<wbr>se &lt;b&gt;'
+    >>> str(breakable("layer1.0.se <b> 99.50"))
+    'layer1.<wbr>0.<wbr>se &lt;b&gt; 99.50'
     """
     from markupsafe import Markup, escape
 
-    return Markup(_SEAM.sub(r"\1<wbr>", str(escape(text))))
+    return Markup(_NAME.sub(lambda name: _SEAM.sub(r"\1<wbr>", name[0]), str(escape(text))))
 
 
 def _safe_json(content: Any) -> str:

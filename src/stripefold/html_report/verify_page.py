@@ -28,7 +28,7 @@ def render_verify(report: EquivalenceReport, *, title: str | None = None) -> str
         report: What ``verify`` gave.
         title: Its heading.
     """
-    layers = [(shown_name(name), _bounded(error), _part(error, report.tolerance)) for name, error in report.layers]
+    layers = [_row(name, error, report.tolerance) for name, error in report.layers]
     drawn = {"layers": [layer[:2] for layer in layers], "tolerance": _bounded(report.tolerance)}
     return fill(
         "verify",
@@ -39,7 +39,7 @@ def render_verify(report: EquivalenceReport, *, title: str | None = None) -> str
         versions={"stripefold": stripefold.__version__},
         notes=_notes(report),
         layers=layers,
-        largest=max((error for _, error, _ in layers), default=0.0),
+        largest=_short(max((error for _, error, *_ in layers), default=0.0)),
         dtype=report.dtype,
         worst_output=report.worst_output,
     )
@@ -49,8 +49,8 @@ def sentence(report: EquivalenceReport) -> str:
     """The verdict, for a reader who sees nothing else."""
     verdict = "Yes" if report.passed else "No"
     return (
-        f"{verdict}: in {report.dtype} the outputs differ by {report.error:.1e} of their largest value, and "
-        f"{report.tolerance:.1e} is allowed."
+        f"{verdict}: in {report.dtype} the outputs differ by {_short(report.error)} of their largest value, and "
+        f"{_short(report.tolerance)} is allowed."
     )
 
 
@@ -58,16 +58,16 @@ def tiles(report: EquivalenceReport) -> list[Tile]:
     """The few figures to see first: value, what it is, and a note."""
     shown: list[Tile] = [
         ("equivalent" if report.passed else "different", "verdict", f"in {report.dtype}"),
-        (f"{report.error:.1e}", "relative error", ""),
-        (f"{report.tolerance:.1e}", "allowed", ""),
+        (_short(report.error), "relative error", ""),
+        (_short(report.tolerance), "allowed", ""),
     ]
     if report.dtype != "float64":
-        shown.append((f"{report.reference_error:.1e}", "the first model's own rounding", ""))
+        shown.append((_short(report.reference_error), "the first model's own rounding", ""))
     if report.agreement is not None:
         shown.append((f"{100 * report.agreement:.2f} %", "predictions agree", ""))
     if report.worst_layer is not None:
         name, error = report.worst_layer
-        shown.append((f"{error:.1e}" if error else "0", "worst layer", shown_name(name) if error else "all the same"))
+        shown.append((_short(error), "worst layer", shown_name(name) if error else "all the same"))
     if report.inputs > 1:
         shown.append((f"{report.inputs}", "inputs", f"shown: the worst, number {report.worst_input + 1}"))
     return shown
@@ -111,8 +111,22 @@ def _bounded(value: float) -> float:
     return value if math.isfinite(value) else 1e30
 
 
-def _part(error: float, allowed: float) -> float:
-    return _bounded(error) / allowed if allowed > 0 else (math.inf if error else 0.0)
+def _row(name: str, error: float, allowed: float) -> tuple[str, float, float, tuple[str, str]]:
+    """A layer's name, its error, that in parts of what is allowed, and both as they are shown."""
+    part = _bounded(error) / allowed if allowed > 0 else 0.0
+    said = (
+        f"{part:.0%}".replace("%", " %") if part < 10 else f"{part:,.0f} times" if part < 1e9 else f"{part:.0e} times"
+    )
+    return shown_name(name), _bounded(error), part, (_short(error), said if allowed > 0 else "–")
+
+
+def _short(error: float) -> str:
+    """Two digits.
+
+    >>> _short(0.0), _short(3.14e-7), _short(1.449)
+    ('0', '3.1e-07', '1.4')
+    """
+    return "0" if error == 0 else f"{error:.2g}" if error >= 0.01 else f"{error:.1e}"
 
 
 def _plain(value: Any) -> Any:

@@ -90,9 +90,7 @@ def write_report(
     place = Path(folder).expanduser()
     try:
         (place / PICTURES if isinstance(report, StripeReport) else place).mkdir(parents=True, exist_ok=True)
-        stale = [
-            name for name in listed_files(place) if name.startswith(f"{PICTURES}/") and name not in content.files
-        ]
+        stale = [name for name in listed_files(place) if name.startswith(f"{PICTURES}/") and name not in content.files]
         with own_files(place, [*content.files, PAGE], ObserveError):
             for name, write in content.writers.items():
                 if progress is not None:

@@ -142,7 +142,9 @@ def bake(
     if not place.first:
         return
     progress.clear()
-    files = _write(given, model, made, output=output, report=report, source=source)  # before anything is said: nobody may be left to hear it
+    files = _write(
+        given, model, made, output=output, report=report, source=source
+    )  # before anything is said: nobody may be left to hear it
     print_made(made, [f"images: {given.preparation}"], [*([] if max_drop is None else [_CHOSEN]), *files], as_json)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold.errors import VerifyError
+from stripefold.errors import VerifyError, printable
 from stripefold_lab.cli.arguments import AsJson
 from stripefold_lab.cli.output import make_folders, print_json, print_line
 
@@ -30,11 +30,12 @@ def verify(
 
     first = load_run(reference)
     second = load_run(other, like=first)
+    title = f"{printable(reference.name)} ({first.kind}) and {printable(other.name)} ({second.kind})"
     try:
         found = _agreement(first, second, images)
     except VerifyError:
         if report is not None:  # a mismatch is what one wants to look at; the error is raised all the same
-            _write(_agreement(first, second, images, raise_on_mismatch=False), report, first, second, aside=True)
+            _write(_agreement(first, second, images, raise_on_mismatch=False), report, title, aside=True)
         raise
     if as_json:
         print_json({"reference": first.path, "other": second.path, **asdict(found)})
@@ -42,7 +43,7 @@ def verify(
         print_line(f"{first.path} ({first.kind}) and {second.path} ({second.kind})")
         print_line(found)
     if report is not None:
-        _write(found, report, first, second, aside=as_json)
+        _write(found, report, title, aside=as_json)
 
 
 def _check_folder(report: Path | None) -> None:
@@ -53,16 +54,11 @@ def _check_folder(report: Path | None) -> None:
         check_report_folder(report, VERIFY)
 
 
-def _write(found: Any, folder: Path, first: LoadedRun, second: LoadedRun, *, aside: bool) -> None:
+def _write(found: Any, folder: Path, title: str, *, aside: bool) -> None:
     """The page of the outputs that were compared; of a detector, those before non-maximum suppression."""
     from stripefold.html_report.write import write_report
 
-    title = f"{_named(first)} and {_named(second)}"
     print_line(f"written: {write_report(getattr(found, 'heads', found), folder, title=title)}", aside=aside)
-
-
-def _named(run: LoadedRun) -> str:
-    return f"{Path(run.path).parent.name}/{Path(run.path).name} ({run.kind})"
 
 
 def _agreement(first: LoadedRun, second: LoadedRun, images: int, *, raise_on_mismatch: bool = True) -> Any:
