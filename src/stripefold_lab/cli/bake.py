@@ -142,19 +142,18 @@ def bake(
     if not place.first:
         return
     progress.clear()
-    files = _write(
-        given, model, made, output=output, report=report, source=source
-    )  # before anything is said: nobody may be left to hear it
+    files = _write(given, model, made, output, (report, source))  # before anything is said: nobody may be left to hear
     print_made(made, [f"images: {given.preparation}"], [*([] if max_drop is None else [_CHOSEN]), *files], as_json)
 
 
 def _write(
-    given: Deployable, model: nn.Module, made: BakeReport, *, output: Path | None, report: Path | None, source: str
+    given: Deployable, model: nn.Module, made: BakeReport, output: Path | None, report: tuple[Path | None, str]
 ) -> list[str]:
-    """Write what was asked for; what to say of it."""
+    """Write what was asked for, a report into a folder and with a name; what to say of it."""
+    folder, name = report
     written = []
-    if report is not None:
-        written.append(save_bake_report(made, report, source))
+    if folder is not None:
+        written.append(save_bake_report(made, folder, name))
     if output is not None:
         written.append(f"written: {output} ({_save(given, model, made, output)})")
     return written
