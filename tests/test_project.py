@@ -43,9 +43,9 @@ LIBRARY_LEVEL = {
     "stripe": 6,
     "baking": 7,
     "export": 7,
-    "html_report": 7,
+    "html_report": 8,
     "onnx": 8,
-    "integrations": 8,
+    "integrations": 9,
 }
 LAB_LEVEL = {
     "names": 0,

@@ -150,6 +150,17 @@ def test_the_picture(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["picture.png", "picture.svg"]
 
 
+def test_the_picture_has_a_legend_of_what_is_drawn() -> None:
+    from stripefold_lab.bench.chart import _legend
+
+    steps = measured(1, **dict.fromkeys((deploy.REFERENCE, deploy.FOLDED), 0.5))
+    said = [handle.get_label() for handle in _legend([steps])]
+    assert said == ["step of deployment", f"quartiles; at the end: times {deploy.REFERENCE}"]
+    both = [handle.get_label() for handle in _legend([measured(1, **STEPS)])]
+    assert both[:2] == ["step of deployment", "for comparison"]
+    assert both[2] == f"quartiles; at the end: times {next(iter(STEPS))}"
+
+
 def test_onnx_files_side_by_side(tmp_path: Path) -> None:
     model = attached(dtype=FLOAT32)
     export_model(model, tmp_path / "net.onnx", check=False)

@@ -43,6 +43,8 @@ def test_bake_writes_the_plain_backbone(run: Path, tmp_path: Path, capsys: pytes
     assert "speed:" in printed
     assert f"written: {output} (baked)" in printed
     create_model("resnet8", num_classes=10, in_channels=1).load_state_dict(load_file(output))
+    assert f"written: {folder / 'index.html'}" in printed
+    assert "<h1>Baked: " in (folder / "index.html").read_text(encoding="utf-8")
     content = json.loads((folder / "bake.json").read_text(encoding="utf-8"))
     with (folder / "bake.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -103,6 +103,15 @@ def test_verify_tells_a_mismatch(run: Path, tmp_path: Path, capsys: pytest.Captu
     weights["layer2.0.bn2.weight"] *= 1.01
     changed = tmp_path / "changed.safetensors"
     save_file(weights, changed)  # a file of other origin: the reference's backbone is taken
+    page = tmp_path / "report" / "index.html"
+    assert main(["verify", str(run), str(changed), "--report", str(page.parent)]) == 1
+    assert "No: in float32" in page.read_text(encoding="utf-8")  # what one wants to look at
+    assert main(["verify", str(run), str(run), "--report", str(page.parent), "--json"]) == 0
+    assert "Yes: in float32" in page.read_text(encoding="utf-8")
+    assert f"written: {page}" in capsys.readouterr().err
+    (page.parent / "layers.csv").write_text("mine", encoding="utf-8")
+    assert main(["verify", str(run), str(run), "--report", str(page.parent)]) == 2
+    assert "was changed since stripefold wrote it" in capsys.readouterr().err
     assert main(["verify", str(run), str(changed)]) == 1
     printed = capsys.readouterr().err
     assert "NOT equivalent" in printed

@@ -16,13 +16,14 @@ import torch
 import stripefold as sf
 from stripefold.html_report.page import render_page
 from stripefold.stripe.report import StripeReport
-from tests.html_report.reports import make_layer, make_report, make_trajectory
+from tests.html_report.reports import bake_report, make_layer, make_report, make_trajectory, verify_report
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
 ]
+FIRST = 2  # of the report's gates, that whose scales vary most
 READY = "return document.documentElement.dataset.ready === 'yes'"
 LONG = "backbone.body.a_very_long_name_of_a_stage_that_somebody_chose.0.squeeze_and_excitation_block"
 
@@ -105,7 +106,7 @@ def test_the_chooser_changes_the_picture(browser: Any, page: Path) -> None:
     from selenium.webdriver.support.ui import Select
 
     show(browser, page)
-    check_drawn(browser, 0)
+    check_drawn(browser, FIRST)
     Select(browser.find_element(By.ID, "gate")).select_by_value("2")
     check_drawn(browser, 2)
     browser.find_element(By.ID, "previous").click()
@@ -146,6 +147,71 @@ def test_the_other_charts_follow_and_show_the_report(browser: Any, page: Path) -
     assert browser.get_log("browser") == []
 
 
+def test_every_gate_is_seen_at_a_glance_and_leads_to_itself(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    show(browser, page)
+    thumbs = browser.find_elements(By.CSS_SELECTOR, ".thumb")
+    assert [thumb.get_attribute("title") for thumb in thumbs] == [layer.name for layer in report().layers]
+    colours = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.thumb canvas'), (canvas) => new Set(new Uint32Array("
+        "canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size)"
+    )
+    assert all(count > 20 for count in colours[:3])
+    assert colours[3] == 1  # one number for all images and channels
+    thumbs[1].click()
+    check_drawn(browser, 1)
+    assert thumbs[1].get_attribute("aria-current") == "true"
+    assert thumbs[FIRST].get_attribute("aria-current") is None
+
+
+@pytest.mark.parametrize("kind", ["stripes", "bake", "verify"])
+def test_nothing_leaves_the_page(browser: Any, page: Path, tmp_path: Path, kind: str) -> None:
+    shown = (
+        page if kind == "stripes" else sf.write_report({"bake": bake_report, "verify": verify_report}[kind](), tmp_path)
+    )
+    show(browser, shown)
+    buttons = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.modebar-btn'), (button) => button.dataset.title)"
+    )
+    assert "Download plot as a PNG" in buttons  # there is a mode bar
+    offered = {"Download plot as a PNG", "Zoom", "Pan", "Reset axes", "Autoscale"}
+    assert set(buttons) <= offered  # neither "Edit in Chart Studio" nor "Share with Plotly Cloud"
+    assert browser.execute_script("return window.open('about:blank')") is None
+    assert len(browser.window_handles) == 1
+    assert browser.get_log("browser") == []
+    browser.execute_script(
+        "const form = document.createElement('form'); form.action = 'http://127.0.0.1:9/'; form.method = 'post';"
+        "document.body.append(form); form.submit()"
+    )
+    blocked = browser.execute_async_script(
+        "const done = arguments[0]; fetch('http://127.0.0.1:9/').then(() => done('sent'), () => done('blocked'))"
+    )
+    assert blocked == "blocked"
+    assert browser.current_url == shown.as_uri()
+    told = " ".join(entry["message"] for entry in browser.get_log("browser"))
+    assert "form-action" in told
+    assert "connect-src" in told
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("kind", ["bake", "verify"])
+def test_the_other_pages_are_drawn_and_fit(browser: Any, tmp_path: Path, kind: str, width: int) -> None:
+    made: Any = bake_report() if kind == "bake" else verify_report()
+    show(browser, sf.write_report(made, tmp_path), width=width)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    if kind == "bake":
+        bars = browser.execute_script("return document.getElementById('cost').data.map((trace) => trace.y)")
+        assert sorted(y for trace in bars for y in trace) == pytest.approx([-4.0, -0.5, 0.0, 0.5])
+        line = browser.execute_script("return document.getElementById('budget').data[2].y")
+        assert line == pytest.approx([90.0, 90.5, 90.0, 89.5])
+    else:
+        drawn_errors = browser.execute_script("return document.getElementById('layers').data[1].y")
+        assert drawn_errors[1:] == pytest.approx([2e-7, 3e-6])
+        assert 0 < drawn_errors[0] < 1e-9  # which is 0
+
+
 def test_epochs_are_whole_numbers(browser: Any, tmp_path: Path) -> None:
     trajectory = make_trajectory((8, 16, 32), epochs=(0, 1, 2, 3))
     show(browser, sf.write_report(report(), tmp_path, trajectory=trajectory))
@@ -169,7 +235,7 @@ def test_channels_sort_and_colours_span_all_gates(browser: Any, page: Path) -> N
     from selenium.webdriver.support.ui import Select
 
     show(browser, page)
-    layer = report().layers[0]
+    layer = report().layers[FIRST]
     browser.find_element(By.ID, "sorted").click()
     order = layer.mean.argsort()
     torch.testing.assert_close(torch.tensor(drawn(browser)), layer.sample[:, order], rtol=0, atol=4e-3)
@@ -274,7 +340,7 @@ def test_everything_a_reader_uses_has_a_name(browser: Any, page: Path) -> None:
     assert [node["role"]["value"] for node in unnamed] == []
     labels = "return Array.from(document.querySelectorAll('.chart'), (chart) => chart.getAttribute('aria-label'))"
     assert all(browser.execute_script(labels))
-    assert "Stripe image of stage.0.se: 24 images by 8 channels" in browser.execute_script(labels)[0]
+    assert "Stripe image of stage.2.se: 24 images by 32 channels" in browser.execute_script(labels)[0]
 
 
 def test_an_old_browser_is_told_where_the_pictures_are(browser: Any, page: Path) -> None:

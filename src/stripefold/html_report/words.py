@@ -15,14 +15,14 @@ def describe(report: StripeReport) -> str:
     model = report.model or "The model"
     if not report.layers:
         return (
-            f"{model} has no channel attention that depends on the image ({_count(report.images, 'image')} seen): "
+            f"{model} has no channel attention that depends on the image ({count(report.images, 'image')} seen): "
             "there are no stripes to look at."
         )
     if report.images == 0:
         return (
-            f"{_count(len(report.layers), 'static gate')} of {model}: a static gate gives every image the same scales."
+            f"{count(len(report.layers), 'static gate')} of {model}: a static gate gives every image the same scales."
         )
-    seen = f"Over {_count(report.images, 'image')}, {_count(len(report.layers), 'channel gate')} of {model}: "
+    seen = f"Over {count(report.images, 'image')}, {count(len(report.layers), 'channel gate')} of {model}: "
     if report.images == 1:
         return seen + "a single image, over which nothing can vary; observe more to see stripes."
     index = statistics.median(layer.stripe_index for layer in report.layers)
@@ -59,6 +59,20 @@ def tiles(report: StripeReport, trajectory: Trajectory | None) -> list[tuple[str
     return shown
 
 
+def most_varied(report: StripeReport) -> int:
+    """Which gate the page opens on: the one whose scales vary most with the image, relative to their size."""
+    layers = report.layers
+    return max(
+        range(len(layers)),
+        key=lambda place: (
+            not layers[place].index_flag,
+            layers[place].within_over_mean or 0.0,
+            -layers[place].stripe_index,
+        ),
+        default=0,
+    )
+
+
 def shown_name(name: str) -> str:
     """A gate's name as a reader sees it; the model itself has none.
 
@@ -86,10 +100,10 @@ def _share(value: float) -> str:
     return f"{100 * value:.2g} %" if value < 0.995 else f"{100 * value:.4g} %"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     """A number with its noun.
 
-    >>> _count(1, "image"), _count(2000, "image")
+    >>> count(1, "image"), count(2000, "image")
     ('1 image', '2,000 images')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,38 +1,56 @@
-"""``write_report``: one folder with everything that an observation gives to look at."""
+"""``write_report``: one folder with everything that an observation, a bake or a comparison gives to look at."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stripefold.atomic import atomic_path, write_text
-from stripefold.errors import ObserveError
+from stripefold.baking.report import BakeReport
+from stripefold.errors import ConfigError, ObserveError
+from stripefold.folding.verify import EquivalenceReport
+from stripefold.html_report.bake_page import render_bake
 from stripefold.html_report.page import render_page
 from stripefold.html_report.paper_figures import FORMATS, Width, check_width, write_paper
 from stripefold.html_report.pictures import draw_overview, draw_stripes, draw_trajectory
+from stripefold.html_report.verify_page import render_verify, save_json, save_layers
 from stripefold.own_files import check_own_files, listed_files, own_files
+from stripefold.stripe.report import StripeReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from stripefold.stripe.report import StripeReport
     from stripefold.stripe.trajectory import Trajectory
 
 PICTURES, PAGE = "pictures", "index.html"
 TABLES = ("stripes.safetensors", "stripes.json", "stripes.csv", "channels.csv")
+BAKE, VERIFY = ("bake.json", "bake.csv"), ("verify.json", "layers.csv")
 DRAWING = ("matplotlib", "plotly", "jinja2")
 _DPI = 160
 _LONGEST_NAME = 80
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What a report's folder is to hold: its page, and what writes each other file."""
+
+    page: str
+    writers: Mapping[str, Callable[[Path], object]]
+    paper: Width | None = None
+
+    @property
+    def files(self) -> list[str]:
+        return _files(self.writers, self.paper)
+
+
 def write_report(
-    report: StripeReport,
+    report: StripeReport | BakeReport | EquivalenceReport,
     folder: str | os.PathLike[str],
     *,
     trajectory: Trajectory | None = None,
@@ -40,49 +58,45 @@ def write_report(
     paper: Width | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write tables, pictures and the page of one observation.
+    """Write the page of an observation, a bake or a comparison, with its tables and pictures.
 
-    ``index.html`` needs no network and no other file, and stays below 6 MB. ``stripes.safetensors`` holds the whole
-    report, ``stripes.json`` the same without the kept images' values (both for ``StripeReport.load``), ``stripes.csv``
-    a row per gate, ``channels.csv`` a row per channel, ``pictures/`` a PNG per gate and an overview, and
-    ``trajectory.json`` and its picture what was recorded over training.
+    ``index.html`` needs no network and no other file, sends nothing anywhere, and stays below 6 MB.
+
+    Of an observation, ``stripes.safetensors`` holds the whole report, ``stripes.json`` the same without the kept
+    images' values (both for ``StripeReport.load``), ``stripes.csv`` a row per gate, ``channels.csv`` a row per channel,
+    ``pictures/`` a PNG per gate and an overview, and ``trajectory.json`` and its picture what was recorded over
+    training. Of a bake, ``bake.json`` holds the whole report and ``bake.csv`` a row per gate; of a comparison,
+    ``verify.json`` and ``layers.csv`` likewise.
 
     Args:
-        report: What ``observe`` gave.
+        report: What ``observe``, ``bake`` or ``verify`` gave.
         folder: Made where it does not exist; a report that lies there is replaced, nothing else.
-        trajectory: What was recorded over training.
+        trajectory: What was recorded over training; for an observation.
         title: The page's heading; the model's name where not given.
-        paper: Every picture as PDF and SVG, too, for a paper whose column (3.25 inches), text (6.75) or only column
-            (``lncs``, 4.8) is so wide.
+        paper: Every picture of an observation as PDF and SVG, too, for a paper whose column (3.25 inches), text (6.75)
+            or only column (``lncs``, 4.8) is so wide.
         progress: Called with the name of each file before it is written.
 
     Returns:
         The page.
 
     Raises:
-        ConfigError: There is no such width.
+        ConfigError: There is no such width or no page of such a report, or an argument is not for this one.
         ObserveError: The folder cannot be written, or holds a file of another origin under a name of the report's.
         ModuleNotFoundError: matplotlib, plotly or jinja2 is missing; nothing is written then.
     """
-    require(DRAWING, "the report of an observation")
-    if paper is not None:
-        check_width(paper)
+    require(DRAWING, "a report")
+    content = _content(report, trajectory, title, paper)
     place = Path(folder).expanduser()
-    page = render_page(report, trajectory=trajectory, title=title)
-    writers = _tables(report, trajectory) | _pictures(report, trajectory, paper)
     try:
-        (place / PICTURES).mkdir(parents=True, exist_ok=True)
-        stale = [
-            name
-            for name in listed_files(place)
-            if name.startswith(f"{PICTURES}/") and name not in _files(writers, paper)
-        ]
-        with own_files(place, [*_files(writers, paper), PAGE], ObserveError):
-            for name, write in writers.items():
+        (place / PICTURES if isinstance(report, StripeReport) else place).mkdir(parents=True, exist_ok=True)
+        stale = [name for name in listed_files(place) if name.startswith(f"{PICTURES}/") and name not in content.files]
+        with own_files(place, [*content.files, PAGE], ObserveError):
+            for name, write in content.writers.items():
                 if progress is not None:
                     progress(name)
                 write(place / name)
-            write_text(place / PAGE, page)
+            write_text(place / PAGE, content.page)
             _remove_own(place, stale)
     except OSError as error:
         raise ObserveError(
@@ -91,18 +105,52 @@ def write_report(
     return place / PAGE
 
 
-def check_report_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuse, before an observation is made, a folder in which its report would write over files of another origin.
+def _content(
+    report: StripeReport | BakeReport | EquivalenceReport,
+    trajectory: Trajectory | None,
+    title: str | None,
+    paper: Width | None,
+) -> _Content:
+    if paper is not None:
+        check_width(paper)
+    if isinstance(report, StripeReport):
+        page = render_page(report, trajectory=trajectory, title=title)
+        writers = _tables(report, trajectory) | _pictures(report, trajectory, paper)
+        return _Content(page=page, writers=writers, paper=paper)
+    if not isinstance(report, (BakeReport, EquivalenceReport)):
+        raise ConfigError(
+            f"there is no page of {type(report).__name__}: give what observe, bake or verify returned (of a folded or "
+            "exported model, verify it and give that report)"
+        )
+    if trajectory is not None or paper is not None:
+        given = "trajectory=" if trajectory is not None else "paper="
+        raise ConfigError(f"{given} is for the report of an observation, not for {type(report).__name__}: leave it out")
+    if isinstance(report, BakeReport):
+        baked, to_csv = report.save, report.to_csv
+        return _Content(page=render_bake(report, title=title), writers={BAKE[0]: baked, BAKE[1]: to_csv})
+    compared = report
+    return _Content(
+        page=render_verify(compared, title=title),
+        writers={
+            VERIFY[0]: lambda path: save_json(compared, path),
+            VERIFY[1]: lambda path: save_layers(compared, path),
+        },
+    )
+
+
+def check_report_folder(folder: str | os.PathLike[str], tables: Iterable[str] = TABLES) -> None:
+    """Refuse, before the work is done, a folder in which its report would write over files of another origin.
 
     Args:
         folder: Need not exist.
+        tables: What is to be written beside the page.
 
     Raises:
         ObserveError: There is such a file.
         ModuleNotFoundError: What draws is not installed.
     """
-    require(DRAWING, "the report of an observation")
-    check_own_files(Path(folder).expanduser(), (*TABLES, PAGE), ObserveError)
+    require(DRAWING, "a report")
+    check_own_files(Path(folder).expanduser(), (*tables, PAGE), ObserveError)
 
 
 def require(libraries: Iterable[str], what: str) -> None:

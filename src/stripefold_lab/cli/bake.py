@@ -96,7 +96,7 @@ def bake(
         float, typer.Option(min=0, max=1, help="Share of the loss that keeps to the network as given; 1: no labels.")
     ] = 0.0,
     checkpoint: Annotated[Path | None, typer.Option(help="File from which an interrupted --settle goes on.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Folder for the report: bake.json and bake.csv.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for the report: a page, bake.json, bake.csv.")] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Also measure a forward pass before and after.")] = False,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
@@ -142,17 +142,18 @@ def bake(
     if not place.first:
         return
     progress.clear()
-    files = _write(given, model, made, output, report)  # before anything is said: nobody may be left to hear it
+    files = _write(given, model, made, output, (report, source))  # before anything is said: nobody may be left to hear
     print_made(made, [f"images: {given.preparation}"], [*([] if max_drop is None else [_CHOSEN]), *files], as_json)
 
 
 def _write(
-    given: Deployable, model: nn.Module, made: BakeReport, output: Path | None, report: Path | None
+    given: Deployable, model: nn.Module, made: BakeReport, output: Path | None, report: tuple[Path | None, str]
 ) -> list[str]:
-    """Write what was asked for; what to say of it."""
+    """Write what was asked for, a report into a folder and with a name; what to say of it."""
+    folder, name = report
     written = []
-    if report is not None:
-        written.append(save_bake_report(made, report))
+    if folder is not None:
+        written.append(save_bake_report(made, folder, name))
     if output is not None:
         written.append(f"written: {output} ({_save(given, model, made, output)})")
     return written

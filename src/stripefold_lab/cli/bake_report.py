@@ -1,4 +1,4 @@
-"""The folder of a bake's report, which holds `bake.json` and `bake.csv`."""
+"""The folder of a bake's report: its page, `bake.json` and `bake.csv`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stripefold.errors import ConfigError
-from stripefold.own_files import check_own_files, own_files
+from stripefold.errors import printable
 from stripefold_lab.cli.output import make_folders, print_json, print_line
-
-FILES = ("bake.json", "bake.csv")
 
 
 def make_bake_folders(report: Path | None, output: Path | None) -> None:
@@ -21,22 +18,28 @@ def make_bake_folders(report: Path | None, output: Path | None) -> None:
         output: The file of the network.
 
     Raises:
-        ConfigError: One cannot be made, or holds a file of another origin where one is to be written.
+        ConfigError: One cannot be made.
+        ObserveError: The report's holds a file of another origin where one is to be written.
+        ModuleNotFoundError: What draws the page is not installed.
     """
     make_folders(report, output)
     if report is not None:
-        check_own_files(report, FILES, ConfigError)
+        from stripefold.html_report.write import BAKE, check_report_folder
+
+        check_report_folder(report, BAKE)
 
 
-def save_bake_report(made: Any, folder: Path) -> str:
+def save_bake_report(made: Any, folder: Path, source: str) -> str:
     """Write the report; what to say of it.
 
     Args:
         made: The report, of a network in PyTorch or in ONNX.
         folder: Where to.
+        source: What was baked, for the page's heading.
     """
-    with own_files(folder, FILES, ConfigError):
-        return f"written: {made.save(folder / FILES[0])}, {made.to_csv(folder / FILES[1])}"
+    from stripefold.html_report.write import write_report
+
+    return f"written: {write_report(made, folder, title=f'Baked: {printable(source)}')}"
 
 
 def print_made(made: Any, before: Iterable[object], after: Iterable[object], as_json: bool) -> None:

@@ -89,7 +89,7 @@ def bake_onnx(
         made = bake(path, data_of(path, data, preprocess), output=output, progress=progress.tell, **options)[1]
     written = [f"written: {output}"] if made.path else []
     if report is not None:  # before anything is said: nobody may be left to hear it
-        written.insert(0, save_bake_report(made, report))
+        written.insert(0, save_bake_report(made, report, source))
     chosen = "The gates were chosen by the same images that the figures are of."
     print_made(made, [], [*([] if made.max_drop is None else [chosen]), *written], as_json)
 

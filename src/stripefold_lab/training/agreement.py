@@ -50,18 +50,21 @@ class DetectorReport:
         )
 
 
-def verify_detector(model: nn.Module, other: nn.Module, images: Tensor) -> DetectorReport:
+def verify_detector(
+    model: nn.Module, other: nn.Module, images: Tensor, *, raise_on_mismatch: bool = True
+) -> DetectorReport:
     """Compare two torchvision detectors in eval mode.
 
     Args:
         model: The reference, such as the training model.
         other: What should compute the same, such as the folded model; same dtype and device.
         images: (N, 3, H, W) in 0..1.
+        raise_on_mismatch: Raise, or only report.
 
     Raises:
         VerifyError: The heads differ by more than the numeric policy allows.
     """
-    heads = verify(HeadOutputs(model), HeadOutputs(other), images)
+    heads = verify(HeadOutputs(model), HeadOutputs(other), images, raise_on_mismatch=raise_on_mismatch)
     ours, theirs = (_detect(each, images) for each in (model, other))
     found = [_partners(*pair) for pair in zip(ours, theirs, strict=True)]
     total = sum(len(each["labels"]) for each in (*ours, *theirs))
@@ -74,7 +77,9 @@ def verify_detector(model: nn.Module, other: nn.Module, images: Tensor) -> Detec
     )
 
 
-def verify_task(task: str, model: nn.Module, other: nn.Module, images: Tensor) -> EquivalenceReport | DetectorReport:
+def verify_task(
+    task: str, model: nn.Module, other: nn.Module, images: Tensor, *, raise_on_mismatch: bool = True
+) -> EquivalenceReport | DetectorReport:
     """``verify``, or ``verify_detector`` for a detector, whose own outputs may be empty lists.
 
     Args:
@@ -82,11 +87,13 @@ def verify_task(task: str, model: nn.Module, other: nn.Module, images: Tensor) -
         model: The reference.
         other: What should compute the same.
         images: (N, C, H, W).
+        raise_on_mismatch: Raise, or only report.
 
     Raises:
         VerifyError: They differ by more than the numeric policy allows.
     """
-    return verify_detector(model, other, images) if task == "detection" else verify(model, other, images)
+    compare = verify_detector if task == "detection" else verify
+    return compare(model, other, images, raise_on_mismatch=raise_on_mismatch)
 
 
 def _detect(model: nn.Module, images: Tensor) -> list[Objects]:
