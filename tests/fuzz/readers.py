@@ -20,14 +20,14 @@ from stripefold.folding.files import file_info, load_model_, save_model
 from stripefold.stripe.trajectory import Trajectory
 from stripefold_lab.bench.report import Report, Row, Spread
 from stripefold_lab.cli.train import parse_changes
-from stripefold_lab.datasets import Shapes
+from stripefold_lab.datasets import ShapesDataset
 from stripefold_lab.datasets.ade20k import open_ade20k
 from stripefold_lab.datasets.coco import open_coco
 from stripefold_lab.datasets.voc import open_voc_boxes, open_voc_maps
 from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
 from stripefold_lab.models import create_model
 from stripefold_lab.sweep.draw import draw
-from stripefold_lab.sweep.folder import Outcome, open_sweep, read_outcome, write_outcome
+from stripefold_lab.sweep.folder import TrialOutcome, open_sweep, read_outcome, write_outcome
 from stripefold_lab.sweep.load import load_sweep
 from stripefold_lab.sweep.trials import list_settings, list_trials
 from stripefold_lab.training.build import build_model
@@ -154,7 +154,7 @@ def _write_outcome(folder: Path) -> Path:
     run = RunPaths(paths.run(trial.name))
     open_run(trial.config.with_overrides(run_dir=str(run.root), resume=True))
     run.summary.write_text("done")
-    write_outcome(paths, trial.name, Outcome(score=0.5, measure="accuracy", images=4, parameters=10, seconds=1.0))
+    write_outcome(paths, trial.name, TrialOutcome(score=0.5, measure="accuracy", images=4, parameters=10, seconds=1.0))
     return paths.outcome(trial.name)
 
 
@@ -240,7 +240,7 @@ def _write_run(kind: str, folder: Path) -> Path:
 
 
 def _scenes(write: Callable[..., None], name: str, file: str, folder: Path) -> Path:
-    write(folder / name, Shapes(count=2, size=32, seed=0), Shapes(count=1, size=32, seed=1))
+    write(folder / name, ShapesDataset(count=2, size=32, seed=0), ShapesDataset(count=1, size=32, seed=1))
     return folder / name / file
 
 

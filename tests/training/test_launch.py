@@ -14,7 +14,7 @@ from stripefold.asr.gate import StaticGate
 from stripefold.distributed import gathered, is_lost, summed, together
 from stripefold.errors import ConfigError, ObserveError
 from stripefold_lab.models import create_model
-from stripefold_lab.processes import ALONE, Place, joined
+from stripefold_lab.processes import ALONE, ProcessRank, joined
 from stripefold_lab.training import launch
 from stripefold_lab.training.config import TrainConfig
 from stripefold_lab.training.launch import environment_of, place_of, synchronised
@@ -40,10 +40,10 @@ def test_one_process_is_alone_whatever_job_it_runs_in(monkeypatch: pytest.Monkey
 def test_torchrun_and_slurm_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         started(patch, slurm(1, 2, 1))
-        assert place_of(TWO) == Place(rank=1, world=2, local_rank=1)
+        assert place_of(TWO) == ProcessRank(rank=1, world=2, local_rank=1)
         assert not place_of(TWO).first
     started(monkeypatch, torchrun(0, 2, 1))
-    assert place_of(TWO) == Place(rank=0, world=2, local_rank=0)
+    assert place_of(TWO) == ProcessRank(rank=0, world=2, local_rank=0)
 
 
 def test_refused_before_anybody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_configurations_that_cannot_be_divided(values: dict, message: str) -> No
 
 
 def test_groups_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = Place(rank=0, world=2)
+    pair = ProcessRank(rank=0, world=2)
     with monkeypatch.context() as patch:
         patch.setattr(dist, "is_gloo_available", lambda: False)
         with pytest.raises(ConfigError, match="2 processes talk to each other through gloo, which this build of torch"):
@@ -114,7 +114,7 @@ def test_one_process_asks_nobody() -> None:
 
 @pytest.mark.parametrize(("count", "size", "world"), [(92, 30, 3), (7, 4, 2), (64, 16, 4), (5, 5, 5), (9, 2, 2)])
 def test_every_image_counts_once(count: int, size: int, world: int) -> None:
-    shares = [Shares(count=count, batch_size=size, place=Place(rank=rank, world=world)) for rank in range(world)]
+    shares = [Shares(count=count, batch_size=size, place=ProcessRank(rank=rank, world=world)) for rank in range(world)]
     given = [list(ShareBatches(range(count), share)) for share in shares]
     assert len({len(batches) for batches in given}) == 1  # nobody waits for a batch that another does not have
     whole = list(ShareBatches(range(count), Shares(count=count, batch_size=size)))
@@ -132,7 +132,7 @@ def test_every_image_counts_once(count: int, size: int, world: int) -> None:
 
 
 def test_batchnorm_is_synchronised_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = Place(rank=0, world=2)
+    pair = ProcessRank(rank=0, world=2)
     model = sf.attach(create_model("resnet20"), "se")
     assert synchronised(model, TWO, pair) is model
     monkeypatch.setattr(launch, "on_gpu", lambda config: True)

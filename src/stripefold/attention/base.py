@@ -11,7 +11,7 @@ from stripefold.attention.pooling import scale_channels, shift_channels
 from stripefold.errors import AttachError
 
 Acts = Literal["channels", "positions"]
-How = Literal["multiply", "add"]
+GateOperation = Literal["multiply", "add"]
 
 
 class ChannelAttention(nn.Module, ABC):
@@ -52,7 +52,7 @@ class ChannelAttention(nn.Module, ABC):
     """whether there is a dynamic form"""
     acts: ClassVar[Acts] = "channels"
     """what the numbers it gives belong to"""
-    how: ClassVar[How] = "multiply"
+    how: ClassVar[GateOperation] = "multiply"
     """what is done with them"""
     default_psi: ClassVar[float] = 0.1
     """the starting value of psi where none is asked for"""

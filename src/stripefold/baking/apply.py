@@ -14,7 +14,7 @@ from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import fold_out_
 from stripefold.baking.hold import constant_gates, summand_of
 from stripefold.baking.modules import ConstantGate, ConstantScale, ConstantShift, Idle, like_parameter
-from stripefold.baking.places import Place
+from stripefold.baking.places import ReplacedModule
 from stripefold.baking.sites import BakeSite, check_constants, decided
 from stripefold.baking.spare import Spare
 from stripefold.errors import BakeError
@@ -156,13 +156,13 @@ def _idle(
     }
 
 
-def _constant(site: BakeSite, place: Place, v: Tensor, *, once: bool) -> nn.Module:
+def _constant(site: BakeSite, place: ReplacedModule, v: Tensor, *, once: bool) -> nn.Module:
     if site.target is not None:
         return nn.Identity()
     return ConstantScale(v, place.axis) if place.whole else ConstantGate(v, place.shape, once=once)
 
 
-def _affine(site: BakeSite, place: Place, v: Tensor) -> nn.Module:
+def _affine(site: BakeSite, place: ReplacedModule, v: Tensor) -> nn.Module:
     """What is left of v x + b: b where v went backward, b / v where it went forward, else both."""
     b = summand_of(site.gate, v)
     if site.target is not None:

@@ -33,7 +33,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Step:
+class ExciteStep:
     """One step from the descriptor to the gate: a module, a function by name, or a reshape.
 
     Attributes:
@@ -62,7 +62,9 @@ class ExciteChain(ChannelAttention):
     excites = "the network's own modules"
     dynamic = False
 
-    def __init__(self, channels: int, parts: list[nn.Module], steps: tuple[Step, ...], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, channels: int, parts: list[nn.Module], steps: tuple[ExciteStep, ...], shape: tuple[int, ...]
+    ) -> None:
         super().__init__(channels)
         self.parts = nn.ModuleList(parts)
         self.steps = steps
@@ -141,7 +143,7 @@ def excite_chain(model: nn.Module, graph: Graph, gate: ChannelGate) -> ExciteCha
     if gate.descriptor < 0:
         return "its gate is not computed from one squeezed value"
     start = graph.nodes[gate.descriptor].shape
-    walk = _Walk(graph, gate)
+    walk = _ExciteWalk(graph, gate)
     reason = walk.go()
     if reason is not None:
         return reason
@@ -151,14 +153,14 @@ def excite_chain(model: nn.Module, graph: Graph, gate: ChannelGate) -> ExciteCha
     return chain
 
 
-class _Walk:
+class _ExciteWalk:
     """Follows the trace from the descriptor to the gate, one module or operation at a time."""
 
     def __init__(self, graph: Graph, gate: ChannelGate) -> None:
         self.graph, self.gate = graph, gate
         self.batch = graph.nodes[gate.descriptor].shape[0]
         self.names: list[str] = []
-        self.steps: list[Step] = []
+        self.steps: list[ExciteStep] = []
 
     def go(self) -> str | None:
         """Fill names and steps; returns what stands in the way, or None."""
@@ -166,7 +168,7 @@ class _Walk:
         while current != self.gate.gate:
             visit = self._module_after(current)
             if visit is not None:
-                self.steps.append(Step("module", len(self.names)))
+                self.steps.append(ExciteStep("module", len(self.names)))
                 self.names.append(visit.name)
                 current = visit.outputs[0]
                 continue
@@ -199,9 +201,9 @@ class _Walk:
         if node.name in _BROADCASTS and node.spread <= self.batch * self.gate.channels:
             return None  # made for the product: the scale is read before it
         if node.name in _VIEWS and node.shape[:1] == (self.batch,):
-            self.steps.append(Step("view", node.shape[1:]))
+            self.steps.append(ExciteStep("view", node.shape[1:]))
         elif node.name in _FUNCTIONS and len(node.inputs) == 1:
-            self.steps.append(Step("function", node.name))
+            self.steps.append(ExciteStep("function", node.name))
         else:
             return (
                 f"{node.name!r} in {node.where or 'the model itself'!r} stands between the squeezed value and the gate"

@@ -14,7 +14,7 @@ from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
 from stripefold.baking.graph_modules import Probe, discover_probed_, insert_probes_
 from stripefold.baking.hold import can_hold
-from stripefold.baking.judge import Judge, Verdict, energies
+from stripefold.baking.judge import GateDecisions, GateJudge, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst
 from stripefold.baking.options import BakeConfig
 from stripefold.baking.recipe import Recipe
@@ -62,7 +62,7 @@ class Look:
     notes: list[str]
 
 
-class Job:
+class BakeJob:
     """Everything one call needs. The user's model is changed by ``apply_`` alone.
 
     Everything is looked for in a copy that reads the model's own parameters, and that is only run on copies of itself:
@@ -131,10 +131,12 @@ class Job:
         _announce(made_report, look.discovery.trace.unseen)
         return made, made_report
 
-    def _decided(self, model: nn.Module, discovery: Discovery, example: Example) -> tuple[Look, Judge, Verdict]:
+    def _decided(
+        self, model: nn.Module, discovery: Discovery, example: Example
+    ) -> tuple[Look, GateJudge, GateDecisions]:
         """What is known and decided, from runs of a copy; the new statistics of its norms are kept."""
         look = self._look(model, discovery, example)
-        judge = Judge(model, look.discovery, look.constants, self._metric(), self._options)
+        judge = GateJudge(model, look.discovery, look.constants, self._metric(), self._options)
         descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
         verdict = judge.decide(look.priors, self._data, self._training, descriptors)
         norms = {name: model.get_submodule(name) for name in verdict.norms}
@@ -237,7 +239,7 @@ class Job:
                 left[site.name] = reasons[site.name].partition(":")[0]
         return left
 
-    def _report(self, look: Look, verdict: Verdict, final: list[BakeSite]) -> BakeReport:
+    def _report(self, look: Look, verdict: GateDecisions, final: list[BakeSite]) -> BakeReport:
         from stripefold import __version__
 
         options = self._options
@@ -271,7 +273,7 @@ class Job:
             versions={"stripefold": __version__, "torch": str(torch.__version__)},
         )
 
-    def _measured(self, made: nn.Module, report: BakeReport, judged: tuple[Judge, Verdict]) -> BakeReport:
+    def _measured(self, made: nn.Module, report: BakeReport, judged: tuple[GateJudge, GateDecisions]) -> BakeReport:
         """The report with what only the baked model can tell."""
         judge, verdict = judged
         after = on_copies(lambda own, model: judge.on(model).check_returned(own, verdict), made, self._model)

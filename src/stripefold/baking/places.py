@@ -17,7 +17,7 @@ from stripefold.stripe.discover import ChannelGate, Discovery
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ReplacedModule:
     """What is replaced.
 
     Attributes:
@@ -38,9 +38,9 @@ class Place:
     in_graph: bool = False
 
 
-def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Place | str:
+def find_replaced_module(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> ReplacedModule | str:
     """The module that a gate's constant replaces in every run, or why there is none, in words."""
-    found: Place | str = _place_in(model, discovery.graph_of(gate), gate)
+    found: ReplacedModule | str = _place_in(model, discovery.graph_of(gate), gate)
     if isinstance(found, str):
         return found
     for graph, own in zip(discovery.trace.graphs, discovery.in_runs(gate.name), strict=True):
@@ -51,7 +51,7 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
     return found
 
 
-def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
+def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> ReplacedModule | str:
     if gate.split > 1:
         return f"it weighs {gate.split} branches that are summed up: not a scale of one value"
     if gate.groups > 1:
@@ -59,7 +59,7 @@ def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
     probe = probe_of(model, gate)
     if probe is not None:
         path, shape = probe
-        return Place(path=path, whole=not shape, axis=_axis(graph, gate), shape=shape, in_graph=True)
+        return ReplacedModule(path=path, whole=not shape, axis=_axis(graph, gate), shape=shape, in_graph=True)
     site = _site_around(model, gate.where)
     if gate.affine and site is not None:
         return f"the attention on {site!r} adds a value that depends on the image, too"
@@ -76,7 +76,7 @@ def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
                 f"{gate.where!r} is called with more than the feature map, or by keyword, and what would stand in its "
                 "place takes the feature map alone: call it as attention(x)"
             )
-        return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
+        return ReplacedModule(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
     return _returning(graph, gate)
 
 
@@ -90,7 +90,7 @@ def dynamic_around(model: nn.Module, path: str) -> DynamicGate | None:
     return None
 
 
-def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
+def _returning(graph: Graph, gate: ChannelGate) -> ReplacedModule | str:
     """The outermost module whose one output is the gate."""
     chain = [gate.gate]
     while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in IN_ORDER and len(node.inputs) == 1:
@@ -111,7 +111,7 @@ def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
     batch = graph.nodes[visit.inputs[0]].shape[0] if _has_batch(graph, visit) else -1
     if shape[0] != batch or math.prod(shape[1:]) != gate.channels:
         return f"{visit.name!r} returns the gate in the shape {shape}, in which samples and channels are not told apart"
-    return Place(path=visit.name, whole=False, axis=_axis(graph, gate), shape=shape[1:])
+    return ReplacedModule(path=visit.name, whole=False, axis=_axis(graph, gate), shape=shape[1:])
 
 
 def _axis(graph: Graph, gate: ChannelGate) -> int:

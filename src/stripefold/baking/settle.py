@@ -22,7 +22,7 @@ from stripefold.baking.hold import constant_gates
 from stripefold.baking.movers import Course, Movers
 from stripefold.baking.settle_losses import Losses
 from stripefold.baking.settle_options import Settle
-from stripefold.baking.settle_state import Checkpoint, Position, fingerprint
+from stripefold.baking.settle_state import Checkpoint, TrainingPosition, fingerprint
 from stripefold.errors import BakeError
 from stripefold.modules.modules import first_parameter
 from stripefold.modules.tensors import tensors_in
@@ -80,7 +80,7 @@ class Settling:
         Raises:
             BakeError: no targets, a loss that is not finite, data in another order than before the interruption.
         """
-        position = Position() if self._checkpoint is None else self._checkpoint.load()
+        position = TrainingPosition() if self._checkpoint is None else self._checkpoint.load()
         try:
             self._model.train()
         except NotImplementedError as error:
@@ -101,7 +101,7 @@ class Settling:
         self._model.eval()
         return self._movers.constants()
 
-    def _step(self, batch: Batch, position: Position) -> None:
+    def _step(self, batch: Batch, position: TrainingPosition) -> None:
         autocast: Any = contextlib.nullcontext()
         if self._options.autocast is not None:
             # Without the cache: constants are leaves that are cast once per step.
@@ -119,7 +119,7 @@ class Settling:
         self._schedule.step()
         self._movers.keep_signs_()
 
-    def _batches_from(self, position: Position) -> Iterator[Batch]:
+    def _batches_from(self, position: TrainingPosition) -> Iterator[Batch]:
         """The batches that are left, each drawn after the same seed whether the run was interrupted or not."""
         behind = position.step - position.epoch_start
         while position.step < self._options.steps:
@@ -145,7 +145,7 @@ class Settling:
             behind = 0
             position.epoch, position.epoch_start = position.epoch + 1, position.step
 
-    def _begin_epoch(self, position: Position) -> None:
+    def _begin_epoch(self, position: TrainingPosition) -> None:
         data: Any = self._batches.data
         batches: Any = getattr(data, "batch_sampler", None)
         for each in (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from stripefold.baking.places import Place
+from stripefold.baking.places import ReplacedModule
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operations import VIEWS, WEIGHTED
 from stripefold.graph.visits import Visit
@@ -75,7 +75,7 @@ class SpareParts:
         found = (run.exposed(gate) for run, gate in present)
         return next((why for why in found if why is not None), None)
 
-    def of(self, gates: Sequence[ChannelGate | None], place: Place) -> Spare:
+    def of(self, gates: Sequence[ChannelGate | None], place: ReplacedModule) -> Spare:
         """What is left of one gate once its place is taken by a constant; of one in a graph, all of it is swept out.
 
         Args:

@@ -13,8 +13,8 @@ from stripefold.graph.runs import in_all_runs
 from stripefold.layers.accepts import Acceptance
 from stripefold.stripe.discover import ChannelGate
 
-Way = Literal["backward", "forward"]
-Targets = dict[Way, FoldTarget | Refusal]
+Direction = Literal["backward", "forward"]
+Targets = dict[Direction, FoldTarget | Refusal]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class GateInRun:
 
 def targets_of(
     runs: Sequence[GateInRun], accept: Acceptance, *, beside: bool
-) -> tuple[tuple[tuple[Way, FoldTarget], ...], str]:
+) -> tuple[tuple[tuple[Direction, FoldTarget], ...], str]:
     """Where the constant of a gate may go: without conditions first, then backward first; and why not elsewhere.
 
     Args:
@@ -49,7 +49,7 @@ def targets_of(
     """
     graphs = [run.graph for run in runs]
     own = [None if run.gate is None else _targets_in(run, run.gate, accept, beside=beside) for run in runs]
-    ways: tuple[Way, ...] = ("backward", "forward")
+    ways: tuple[Direction, ...] = ("backward", "forward")
     joint = {way: in_all_runs(graphs, [None if each is None else each[way] for each in own]) for way in ways}
     reasons = [f"{way}: {found.why}" for way, found in joint.items() if isinstance(found, Refusal)]
     open_to = [(way, found) for way, found in joint.items() if isinstance(found, FoldTarget)]

@@ -19,7 +19,7 @@ from stripefold.modules.globs import close_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class BranchType:
     """One kind of block.
 
     Attributes:
@@ -46,31 +46,31 @@ class Kind:
 _KINDS = {
     kind.name: kind
     for kind in (
-        Kind(
+        BranchType(
             name="acnet", build=acnet.build, refuse=acnet.refuse,
             branches="k x k, k x 1, 1 x k", source="Ding et al. 2019 (ACNet)",
         ),
-        Kind(
+        BranchType(
             name="dbb", build=dbb.build, refuse=dbb.refuse,
             branches="k x k, 1 x 1, 1 x 1 then k x k, 1 x 1 then average", source="Ding et al. 2021 (DBB)",
         ),
-        Kind(
+        BranchType(
             name="dilated", build=dilated.build, refuse=dilated.refuse,
             branches="k x k, several small dilated kernels", source="Ding et al. 2024 (UniRepLKNet)",
         ),
-        Kind(
+        BranchType(
             name="doconv", build=doconv.build, refuse=doconv.refuse,
             branches="k x k as the product of two factors", source="Cao et al. 2020 (DO-Conv)",
         ),
-        Kind(
+        BranchType(
             name="large_kernel", build=large_kernel.build, refuse=large_kernel.refuse,
             branches="k x k, a small kernel", source="Ding et al. 2022 (RepLKNet)",
         ),
-        Kind(
+        BranchType(
             name="mobileone", build=mobileone.build, refuse=mobileone.refuse,
             branches="several k x k, 1 x 1, identity", source="Vasu et al. 2023 (MobileOne)",
         ),
-        Kind(
+        BranchType(
             name="repvgg", build=repvgg.build, refuse=repvgg.refuse,
             branches="k x k, 1 x 1, identity", source="Ding et al. 2021 (RepVGG)",
         ),
@@ -87,12 +87,12 @@ def branch_names() -> tuple[str, ...]:
     return tuple(sorted(_KINDS))
 
 
-def describe() -> tuple[Kind, ...]:
+def describe() -> tuple[BranchType, ...]:
     """Every kind, in alphabetical order."""
     return tuple(_KINDS[name] for name in branch_names())
 
 
-def kind_named(name: str) -> Kind:
+def kind_named(name: str) -> BranchType:
     """The kind of that name.
 
     Raises:
@@ -104,7 +104,7 @@ def kind_named(name: str) -> Kind:
     raise BranchError(f"no branch block {name!r}; known are {', '.join(branch_names())}.{hint}")
 
 
-def check_options(kind: Kind, options: Mapping[str, Any]) -> None:
+def check_options(kind: BranchType, options: Mapping[str, Any]) -> None:
     """Refuse options that a kind does not have.
 
     Raises:
@@ -121,7 +121,7 @@ def check_options(kind: Kind, options: Mapping[str, Any]) -> None:
             )
 
 
-def build_block(kind: Kind, convolution: nn.Module, options: Mapping[str, Any], *, identity: bool) -> BranchBlock:
+def build_block(kind: BranchType, convolution: nn.Module, options: Mapping[str, Any], *, identity: bool) -> BranchBlock:
     """The block for one convolution, in its dtype, on its device, in its mode; the convolution stays as it is.
 
     Args:

@@ -20,7 +20,7 @@ from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import first_parameter
 from stripefold.modules.undisturbed import undisturbed
 
-Shapes = Mapping[str, tuple[int, ...]]
+TensorShapes = Mapping[str, tuple[int, ...]]
 """Dotted path -> shape of the one tensor that a block is given."""
 _SEED = 20240611
 _SIDE = 24

@@ -23,7 +23,7 @@ from stripefold.inputs import check_regular
 from stripefold.modules.foldable import Foldable
 from stripefold.records import record
 
-Kind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
+FileKind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
 FORMAT = "stripefold"
 _MEANING = {
     "plain": "the weights of a plain model",
@@ -60,18 +60,22 @@ class FileInfo:
     """What a weights file says about itself.
 
     Attributes:
-        kind: see ``Kind``; "plain" for files of other origin.
+        kind: see ``FileKind``; "plain" for files of other origin.
         versions: of stripefold and torch that wrote it.
         extra: whatever else was stored (configuration, fingerprint).
     """
 
-    kind: Kind
+    kind: FileKind
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 def save_model(
-    model: nn.Module, path: str | os.PathLike[str], *, kind: Kind | None = None, extra: Mapping[str, Any] | None = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    kind: FileKind | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model's state dict, atomically, with metadata that says what it is.
 
@@ -92,7 +96,11 @@ def save_model(
 
 
 def save_tensors(
-    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], *, kind: Kind, extra: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    kind: FileKind,
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write named tensors as ``save_model`` does.
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from stripefold.errors import TraceError
 from stripefold.folding.changes import Changes
-from stripefold.folding.deployed import Shapes
+from stripefold.folding.deployed import TensorShapes
 from stripefold.folding.missed import MISSED, missed_by_the_code
 from stripefold.folding.plan import MergePlan, plan_merges
 from stripefold.folding.static_constants import is_step
@@ -61,7 +61,7 @@ def _with_blocks_(
     """Re-parameterize the blocks that know how, and their outermost first."""
     if not has_blocks(model):
         return None, model
-    shapes: Shapes = {
+    shapes: TensorShapes = {
         visit.name: graph.nodes[visit.inputs[0]].shape
         for graph in reversed(trace(model, example, is_layer=is_step).graphs)
         for visit in reversed(graph.visits)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from stripefold.folding.sources import (
-    Change,
     ConstantSource,
     NormSource,
+    ScaleAndShift,
     Source,
     Standing,
     constant_sources,
@@ -159,7 +159,7 @@ class _Planner:
             reasons.append(weights)
         return reasons[0]
 
-    def _targets(self, source: Source, change: Change, axis: int, way: str) -> list[FoldTarget] | str:
+    def _targets(self, source: Source, change: ScaleAndShift, axis: int, way: str) -> list[FoldTarget] | str:
         """Where the parts of a change go, in the order of being written; or why they do not."""
         kinds = [kind for kind, vector in zip(_BACKWARD, change, strict=True) if vector is not None]
         targets: list[FoldTarget] = []
@@ -179,7 +179,9 @@ class _Planner:
             targets.append(joint)
         return targets
 
-    def _merged(self, source: Source, change: Change, axis: int, targets: Sequence[FoldTarget]) -> Float64Weights | str:
+    def _merged(
+        self, source: Source, change: ScaleAndShift, axis: int, targets: Sequence[FoldTarget]
+    ) -> Float64Weights | str:
         """The numbers with the source in its layers; or why they do not hold it."""
         first = source.occurrences[0]
         channels = self._trace.graphs[first.run].nodes[first.result].shape[first.axes[axis]]

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from stripefold.graph.visits import Visit
 
-Key = TypeVar("Key", str, int)
-Kind = Literal["input", "constant", "operation", "layer"]
+KeyT = TypeVar("KeyT", str, int)
+NodeKind = Literal["input", "constant", "operation", "layer"]
 # How a value depends on the model's input: not at all; only through integers or comparisons (ids, masks);
 # or as a feature map does.
 Role = Literal["constant", "discrete", "activation"]
@@ -40,7 +40,7 @@ class Node:
         owners: The layers whose parameters a constant was computed from.
     """
 
-    kind: Kind
+    kind: NodeKind
     name: str = ""
     inputs: tuple[int, ...] = ()
     role: Role = "activation"
@@ -221,9 +221,9 @@ def _without_batch(inner: tuple[str, ...]) -> bool:
     return {"unsqueeze", "squeeze"} <= set(inner) and not any("pool" in name for name in inner)
 
 
-def _grouped(pairs: Iterable[tuple[Key, Visit]]) -> dict[Key, list[Visit]]:
+def _grouped(pairs: Iterable[tuple[KeyT, Visit]]) -> dict[KeyT, list[Visit]]:
     """Calls by key, in the order in which they returned."""
-    found: dict[Key, list[Visit]] = {}
+    found: dict[KeyT, list[Visit]] = {}
     for key, visit in pairs:
         found.setdefault(key, []).append(visit)
     return found

@@ -18,7 +18,7 @@ from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operations import PRODUCTS, RESHAPES, VIEWS
 from stripefold.graph.visits import Visit
 
-Kind = Literal["tokens", "pooling", "flatten"]
+PositionKind = Literal["tokens", "pooling", "flatten"]
 _MEETINGS = frozenset({"add", "sub", "mul", "addcmul"})
 _AVERAGES = frozenset({"mean", *(f"{kind}avg_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_", "_adaptive_"))})
 _LAYOUTS = frozenset({"write"})  # torch restrides the mean of a channels_last map in place
@@ -39,7 +39,7 @@ class PositionPlace:
     """
 
     name: str
-    kind: Kind
+    kind: PositionKind
     grid: tuple[int, ...]
     channels: int
     axis: int = 1

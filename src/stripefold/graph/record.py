@@ -29,7 +29,7 @@ from stripefold.graph.values import Values
 from stripefold.graph.visits import Results, Visits, is_alone
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import takes_hooks
-from stripefold.modules.tensors import Key, exchanged, key_of, spread_of, storage_of, tensors_in, tensors_of
+from stripefold.modules.tensors import TensorKey, exchanged, key_of, spread_of, storage_of, tensors_in, tensors_of
 from stripefold.modules.undisturbed import NoFusedAttention, written
 
 
@@ -39,7 +39,7 @@ class _Frame:
 
     layer: nn.Module
     depth: int
-    given: tuple[Key, ...] = ()
+    given: tuple[TensorKey, ...] = ()
     used: list[int] = field(default_factory=list)
     inner: list[str] = field(default_factory=list)
     written: list[Tensor] = field(default_factory=list)

@@ -18,7 +18,7 @@ from torch import nn
 from stripefold.graph.alternatives import is_alternative
 from stripefold.graph.graph import Graph
 from stripefold.modules.mentions import may_call
-from stripefold.modules.tensor_mentions import Named, tensors_named
+from stripefold.modules.tensor_mentions import NamedPlaces, tensors_named
 
 # Nothing changes by going past one of these, but they may be taken in place of what does something.
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -95,7 +95,7 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
 
 def _mark_named(tree: _Tree, graphs: Sequence[Graph], layers: frozenset[str]) -> None:
     """Count a layer as read whose tensors the code of a module names, also where the runs did not come by."""
-    known: dict[type, Named] = {}
+    known: dict[type, NamedPlaces] = {}
     for path in tree.called - layers:
         for layer, _ in tensors_named(tree.modules[path], known):
             name = tree.first.get(id(layer))

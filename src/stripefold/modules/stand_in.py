@@ -17,7 +17,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 
-Kind = TypeVar("Kind", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _BY_TYPE = frozenset(
     {
         "convert_sync_batchnorm",  # torch, timm
@@ -117,6 +117,6 @@ def _unfilled(cls: type[nn.Module]) -> nn.Module:
     return object.__new__(cls)
 
 
-def is_plain(module: object, types: type[Kind] | tuple[type[Kind], ...]) -> TypeGuard[Kind]:
+def is_plain(module: object, types: type[ModuleT] | tuple[type[ModuleT], ...]) -> TypeGuard[ModuleT]:
     """Whether a module is itself of these types, and does not just stand in for one."""
     return isinstance(module, types) and not isinstance(module, StandIn)

@@ -20,7 +20,7 @@ from stripefold.stripe.axes import groups_of_samples
 from stripefold.stripe.descriptor import Descriptor, descriptor_of
 from stripefold.stripe.products import Product, affine_sum, compact, keeps_order, products
 from stripefold.stripe.read_on import read_on
-from stripefold.stripe.tail import Tail, tail_of
+from stripefold.stripe.tail import GateTail, tail_of
 from stripefold.stripe.values import Expected
 
 
@@ -81,7 +81,7 @@ class ChannelGate:
     where_calls: int = 1
     read_on: bool = False
     groups: int = 1
-    tail: Tail | None = None
+    tail: GateTail | None = None
     run: int = 0
     affine: bool = False
     summand: tuple[float, ...] = ()

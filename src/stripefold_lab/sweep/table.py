@@ -13,7 +13,7 @@ from stripefold_lab.sweep.statistics import LEVEL, Estimate
 from stripefold_lab.training.idle import idle_options
 
 if TYPE_CHECKING:
-    from stripefold_lab.sweep.result import Row, SweepResult
+    from stripefold_lab.sweep.result import SettingRow, SweepResult
     from stripefold_lab.training.config import TrainConfig
 
 TEXT = ("control", "error")
@@ -75,7 +75,7 @@ def _score(found: Estimate | None) -> str:
     return f"{100 * found.mean:.2f}" + ("" if found.spread is None else f" ± {100 * found.spread:.2f}")
 
 
-def _difference(row: Row) -> str:
+def _difference(row: SettingRow) -> str:
     found = row.difference
     if found is None:
         return "" if row.setting.control is None else "no pair of runs"

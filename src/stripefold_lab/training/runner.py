@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stripefold.distributed import from_first, gathered, together
 from stripefold.errors import CheckpointError, ConfigError, DataError, TrainingError
 from stripefold.integrations.lightning import StripeCallback
-from stripefold_lab.processes import Place, joined, waiting_group
+from stripefold_lab.processes import ProcessRank, joined, waiting_group
 from stripefold_lab.stdout import lossy_stdout
 from stripefold_lab.training.batch_noise import BatchNoise
 from stripefold_lab.training.build import build_model
@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> TrainResult:
         return _train(config, place, group, held)
 
 
-def _train(config: TrainConfig, place: Place, group: Any, held: ExitStack) -> TrainResult:
+def _train(config: TrainConfig, place: ProcessRank, group: Any, held: ExitStack) -> TrainResult:
     waiting = waiting_group(group)
     data = _data(config, place, group)
     loaders = [make(data, config, place) for make in (training_loader, evaluation_loader)]
@@ -120,7 +120,7 @@ def _with_models(told: TrainResult) -> TrainResult:
     return replace(told, model=model, folded=folded)
 
 
-def _data(config: TrainConfig, place: Place, group: Any) -> Data:
+def _data(config: TrainConfig, place: ProcessRank, group: Any) -> Data:
     """The data set; where it may have to be downloaded, one process of a machine does so before the others look."""
     if config.download and place.local_rank == 0:
         together(lambda: load_data(config), group, DataError)
@@ -137,7 +137,7 @@ def _model(data: Data, config: TrainConfig) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
-def _trained(model: nn.Module, paths: RunPaths, place: Place) -> nn.Module:
+def _trained(model: nn.Module, paths: RunPaths, place: ProcessRank) -> nn.Module:
     """The trained model, in eval mode, on the CPU.
 
     One that was trained over several processes may be in parts, or have other BatchNorms: it is read from its file.
@@ -188,7 +188,9 @@ def _progress(config: TrainConfig) -> str:
     return "bar" if sys.stdout is not None and sys.stdout.isatty() else "lines"
 
 
-def _fit(task: Task, loaders: list[Any], record: EpochRecord, observer: StripeCallback | None, place: Place) -> None:
+def _fit(
+    task: Task, loaders: list[Any], record: EpochRecord, observer: StripeCallback | None, place: ProcessRank
+) -> None:
     config, last = task.config, record.paths.last
     noise = training_noise(task.model, BatchNoise.read(config.batch_noise), config.seed)
     with quiet(), plain_errors(record.paths), lossy_stdout(), noise as extra:

@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from stripefold.errors import ConfigError
-from stripefold_lab.processes import ALONE, Place
+from stripefold_lab.processes import ALONE, ProcessRank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Shares:
     count: int
     batch_size: int
     drop_last: bool = False
-    place: Place = ALONE
+    place: ProcessRank = ALONE
     even: bool = True
 
     def __post_init__(self) -> None:
