@@ -45,7 +45,7 @@ class ProcessRank:
     def part(self, count: int) -> range:
         """This process's part of ``count`` things in a row; the parts in the order of the ranks are all of them.
 
-        >>> [list(Place(rank=rank, world=2).part(5)) for rank in (0, 1)]
+        >>> [list(ProcessRank(rank=rank, world=2).part(5)) for rank in (0, 1)]
         [[0, 1], [2, 3, 4]]
         """
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)

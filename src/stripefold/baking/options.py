@@ -16,7 +16,6 @@ from stripefold.baking.settle_options import Settle
 from stripefold.errors import BakeError
 from stripefold.modules.modules import is_sharded, uninitialized, unwrap_name, wrapped_inside
 from stripefold.modules.where import Where
-from stripefold.progress import StepProgress
 
 __all__ = ["BakeConfig", "ConstantKind", "Recalibrate", "To", "Where", "check_model", "configured"]
 

@@ -11,7 +11,6 @@ from typing import ClassVar
 from stripefold.baking.common_options import BakeOptions
 from stripefold.errors import BakeError
 from stripefold.onnx.statistics import KINDS, OnnxConstantKind
-from stripefold.progress import StepProgress
 
 __all__ = ["GateNames", "Options"]
 

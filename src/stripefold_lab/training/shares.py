@@ -31,7 +31,7 @@ class Shares:
     Raises:
         ConfigError: If there are more processes than samples.
 
-    >>> shares = [Shares(count=5, batch_size=4, place=Place(rank=rank, world=2)) for rank in (0, 1)]
+    >>> shares = [Shares(count=5, batch_size=4, place=ProcessRank(rank=rank, world=2)) for rank in (0, 1)]
     >>> [[share.counted(batch) for batch in range(len(share))] for share in shares]
     [[2, 0], [2, 1]]
     """
