@@ -11,15 +11,15 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.asr.gate import StaticGate
-from stripefold.distributed import gathered, is_lost, summed, together
+from stripefold.distributed import gathered, is_lost, run_on_all_ranks, summed
 from stripefold.errors import ConfigError, ObserveError
 from stripefold_lab.models import create_model
-from stripefold_lab.processes import ALONE, ProcessRank, joined
+from stripefold_lab.processes import ALONE, ProcessRank, process_group
 from stripefold_lab.training import launch
+from stripefold_lab.training.batch_sharding import BatchSharding, ShardedBatches
 from stripefold_lab.training.config import TrainConfig
 from stripefold_lab.training.launch import environment_of, place_of, synchronised
 from stripefold_lab.training.sharding import units
-from stripefold_lab.training.shares import ShareBatches, Shares
 from tests.crew import slurm, torchrun
 
 TWO = TrainConfig(devices=2, accelerator="cpu")
@@ -87,24 +87,24 @@ def test_groups_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(dist, "is_gloo_available", lambda: False)
         with pytest.raises(ConfigError, match="2 processes talk to each other through gloo, which this build of torch"):
-            joined(pair).__enter__()
+            process_group(pair).__enter__()
     with monkeypatch.context() as patch:
         patch.setattr(dist, "is_initialized", lambda: True)
         patch.setattr(dist, "get_world_size", lambda: 5)
         with pytest.raises(ConfigError, match="initialised with 5 processes, and 2 are asked for"):
-            joined(pair).__enter__()
+            process_group(pair).__enter__()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="process 0 is number 0 on its machine, which has 0 GPUs"):
-        joined(pair, backend="cpu:gloo,cuda:nccl").__enter__()
+        process_group(pair, backend="cpu:gloo,cuda:nccl").__enter__()
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(ConfigError, match=r"process 0 of 2 did not meet the others at None:None within 1 s \(.*MASTER"):
-        joined(pair, timeout=1).__enter__()
+        process_group(pair, timeout=1).__enter__()
 
 
 def test_one_process_asks_nobody() -> None:
-    with joined(ALONE) as group:
+    with process_group(ALONE) as group:
         assert group is None
-        assert together(lambda: 3, group, ObserveError) == 3
+        assert run_on_all_ranks(lambda: 3, group, ObserveError) == 3
         assert gathered(3, group, ObserveError) == [3]
         assert summed((1, 2.5), group, ObserveError) == [1, 2.5]
     assert is_lost(RuntimeError("Connection closed by peer [127.0.0.1]"))
@@ -114,10 +114,12 @@ def test_one_process_asks_nobody() -> None:
 
 @pytest.mark.parametrize(("count", "size", "world"), [(92, 30, 3), (7, 4, 2), (64, 16, 4), (5, 5, 5), (9, 2, 2)])
 def test_every_image_counts_once(count: int, size: int, world: int) -> None:
-    shares = [Shares(count=count, batch_size=size, place=ProcessRank(rank=rank, world=world)) for rank in range(world)]
-    given = [list(ShareBatches(range(count), share)) for share in shares]
+    shares = [
+        BatchSharding(count=count, batch_size=size, place=ProcessRank(rank=rank, world=world)) for rank in range(world)
+    ]
+    given = [list(ShardedBatches(range(count), share)) for share in shares]
     assert len({len(batches) for batches in given}) == 1  # nobody waits for a batch that another does not have
-    whole = list(ShareBatches(range(count), Shares(count=count, batch_size=size)))
+    whole = list(ShardedBatches(range(count), BatchSharding(count=count, batch_size=size)))
     for number, batch in enumerate(whole):
         parts = [batches[number][: share.counted(number)] for batches, share in zip(given, shares, strict=True)]
         assert [index for part in parts for index in part] == batch
@@ -125,7 +127,7 @@ def test_every_image_counts_once(count: int, size: int, world: int) -> None:
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         assert all(batches[number] for batches in given)
     uneven = [
-        list(ShareBatches(range(count), Shares(count=count, batch_size=size, place=s.place, even=False)))
+        list(ShardedBatches(range(count), BatchSharding(count=count, batch_size=size, place=s.place, even=False)))
         for s in shares
     ]
     assert Counter(index for batches in uneven for part in batches for index in part) == Counter(range(count))

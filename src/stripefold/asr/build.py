@@ -76,13 +76,13 @@ def _build_gate(place: GatePlace, config: GateConfig, chains: Chains, repeat: in
     attention = chains.owners.get(key) or _attention(place, config)
     if config.form == "dynamic":
         return _dynamic_gate(place, config, chains, attention)
-    attention.keep_excite_()
+    attention.drop_squeeze_parameters_()
     psi = start_psi(attention, config.psi).to(place.like.device, place.like.dtype)
     if not psi.is_meta:
         attention.check_start(psi)
         # A shared attention is as the first gate of its chain needs it: whose start may have been measured already.
         if config.start == "live" and key not in chains.owners:
-            attention.revive_(psi)
+            attention.reactivate_dead_units_(psi)
     gate = StaticGate(attention, psi, previous=chains.last.get(key), options=config.options)
     if attention.chained:
         chains.owners[key] = attention
@@ -153,14 +153,14 @@ def _finish(gate: StaticGate, config: GateConfig) -> None:
     if config.init == "identity":
         if gate.psi.is_meta:
             raise AttachError("init='identity' needs real weights, the layer is on the meta device")
-        start = gate.keep_start_()
+        start = gate.normalize_to_identity_()
         smallest = float(start.abs().min())
         if smallest < MIN_START and not gate.adds:
             raise AttachError(
                 "init='identity' divides by the starting scale, whose smallest entry is "
                 f"{smallest:.2g} (limit {MIN_START:g}). Choose another psi or attention, or init='paper'"
             )
-    gate.remember_birth_()
+    gate.record_initial_scale_()
     if "psi" in config.freeze:
         gate.psi.requires_grad_(False)
     if "theta" in config.freeze:

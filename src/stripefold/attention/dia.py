@@ -93,10 +93,10 @@ class DenseImplicitAttention(ChannelAttention):
         scale, following = self.step(self.squeeze(x), state)
         return scale_channels(x, scale, self.axis), following
 
-    def revive_(self, psi: Tensor) -> None:
-        """Make hidden units of A live at psi and of B at the zero state, see :meth:`Perceptron.revive_`."""
-        self.from_descriptor.revive_(psi)
-        self.from_state.revive_(torch.zeros_like(psi))
+    def reactivate_dead_units_(self, psi: Tensor) -> None:
+        """Hidden units of A live at psi and of B at the zero state, see :meth:`Perceptron.reactivate_dead_units_`."""
+        self.from_descriptor.reactivate_dead_units_(psi)
+        self.from_state.reactivate_dead_units_(torch.zeros_like(psi))
 
     def dead_units(self, psi: Tensor) -> int:
         """How many hidden units of A psi does not reach, and of B the zero state."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import fold_out_
-from stripefold.baking.hold import constant_gates, summand_of
+from stripefold.baking.hold import override_gates, summand_of
 from stripefold.baking.modules import ConstantGate, ConstantScale, ConstantShift, Idle, like_parameter
 from stripefold.baking.places import ReplacedModule
 from stripefold.baking.sites import BakeSite, check_constants, decided
@@ -109,7 +109,7 @@ def verify_baked(
     Raises:
         VerifyError: they do not agree within the numeric policy (see ``verify``).
     """
-    with constant_gates(model, gates, constants):
+    with override_gates(model, gates, constants):
         return verify(model, baked, example)
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stripefold.attention.base import ChannelAttention
 from stripefold.errors import BakeError
 from stripefold.graph.graph import Graph
-from stripefold.graph.visits import Visit
+from stripefold.graph.module_calls import ModuleCall
 from stripefold.stripe.discover import ChannelGate
 
 _VIEWS = frozenset(
@@ -184,13 +184,13 @@ class _ExciteWalk:
     def _leads_on(self, index: int) -> bool:
         return bool(self.graph.values_behind[self.gate.gate] >> index & 1)
 
-    def _module_after(self, current: int) -> Visit | None:
+    def _module_after(self, current: int) -> ModuleCall | None:
         """The outermost module that makes something on the way from this value and nothing else."""
-        found = [v for v in self.graph.visits if v.inputs == (current,) and len(v.outputs) == 1 and v.name]
+        found = [v for v in self.graph.module_calls if v.inputs == (current,) and len(v.outputs) == 1 and v.name]
         found = [v for v in found if v.outputs[0] != current and self._leads_on(v.outputs[0]) and self._closed(v)]
         return min(found, key=lambda v: (v.first, -v.last), default=None)
 
-    def _closed(self, visit: Visit) -> bool:
+    def _closed(self, visit: ModuleCall) -> bool:
         """Whether what runs inside a module uses its input, constants and nothing else."""
         inside = range(visit.first, visit.last)
         sources = {i for index in inside for i in self.graph.nodes[index].inputs} - set(visit.inputs)
@@ -198,7 +198,7 @@ class _ExciteWalk:
 
     def _operation(self, index: int) -> str | None:
         node = self.graph.nodes[index]
-        if node.name in _BROADCASTS and node.spread <= self.batch * self.gate.channels:
+        if node.name in _BROADCASTS and node.unbroadcast_numel <= self.batch * self.gate.channels:
             return None  # made for the product: the scale is read before it
         if node.name in _VIEWS and node.shape[:1] == (self.batch,):
             self.steps.append(ExciteStep("view", node.shape[1:]))

@@ -22,7 +22,7 @@ Blend = Callable[[str, Tensor, Tensor], Tensor]
 
 
 @contextmanager
-def constant_gates(
+def override_gates(
     model: nn.Module,
     gates: Sequence[ChannelGate],
     constants: Mapping[str, Tensor],

@@ -26,7 +26,7 @@ from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
 from stripefold.baking.weighted import weighted_constants, with_summands
 from stripefold.baking.working_copy import check_copies, deep_copy, working_copy
-from stripefold.distributed import from_first
+from stripefold.distributed import broadcast_from_rank0
 from stripefold.errors import BakeError
 from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
 from stripefold.modules.all_or_nothing import AllOrNothing
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Look:
+class Analysis:
     """What is known of a model before anything is decided.
 
     Attributes:
@@ -133,7 +133,7 @@ class BakeJob:
 
     def _decided(
         self, model: nn.Module, discovery: Discovery, example: Example
-    ) -> tuple[Look, GateJudge, GateDecisions]:
+    ) -> tuple[Analysis, GateJudge, GateDecisions]:
         """What is known and decided, from runs of a copy; the new statistics of its norms are kept."""
         look = self._look(model, discovery, example)
         judge = GateJudge(model, look.discovery, look.constants, self._metric(), self._options)
@@ -185,9 +185,9 @@ class BakeJob:
 
     def _agreed(self, run: Callable[[], T]) -> T:
         """What the first process finds, on all of them: what may hang on a share must not decide differently."""
-        return from_first(run, self._group, BakeError)
+        return broadcast_from_rank0(run, self._group, BakeError)
 
-    def _look(self, model: nn.Module, discovery: Discovery, example: Example) -> Look:
+    def _look(self, model: nn.Module, discovery: Discovery, example: Example) -> Analysis:
         if not discovery.gates:
             others = f" ({len(discovery.others)} other products depend on the image)" if discovery.others else ""
             raise BakeError(
@@ -216,7 +216,7 @@ class BakeJob:
         notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
         notes += _unseen(dict.fromkeys((*discovery.trace.unseen, *stripes.uncalled)))
         may = {name: constants[name] for name in names}
-        return Look(discovery, stripes, may, left, priors_of(stripes, energy), notes)
+        return Analysis(discovery, stripes, may, left, priors_of(stripes, energy), notes)
 
     def _left(
         self,
@@ -239,7 +239,7 @@ class BakeJob:
                 left[site.name] = reasons[site.name].partition(":")[0]
         return left
 
-    def _report(self, look: Look, verdict: GateDecisions, final: list[BakeSite]) -> BakeReport:
+    def _report(self, look: Analysis, verdict: GateDecisions, final: list[BakeSite]) -> BakeReport:
         from stripefold import __version__
 
         options = self._options

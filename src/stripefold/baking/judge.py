@@ -16,11 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stripefold.asr.gate import StaticGate
 from stripefold.baking.batches import Batches
 from stripefold.baking.finetune import FineTune, finetune
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.baking.metric import Accuracy, Metric, measured
 from stripefold.baking.options import BakeConfig
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
-from stripefold.baking.sensitivity import GreedySelection, alone, cheapest_first, greedy
+from stripefold.baking.sensitivity import GreedySelection, cheapest_first, greedy, single_gate_metrics
 from stripefold.baking.settle import Settling
 from stripefold.baking.settle_options import Settle
 from stripefold.baking.warm import asr_gates
@@ -185,7 +185,7 @@ class GateJudge:
 
     @contextmanager
     def _holding(self, constants: Mapping[str, Tensor]) -> Iterator[None]:
-        with constant_gates(self._model, self._discovery.gates, constants):
+        with override_gates(self._model, self._discovery.gates, constants):
             yield
 
     def _choose(self, verdict: GateDecisions, priors: Mapping[str, float]) -> Collection[str]:
@@ -195,7 +195,7 @@ class GateJudge:
         judged = options.max_drop is not None or options.validation is not None or options.metric is not None
         if self._metric is None or not judged:
             return names
-        verdict.alone = alone(names, self._with, partial(options.tell, "each gate alone"))
+        verdict.alone = single_gate_metrics(names, self._with, partial(options.tell, "each gate alone"))
         if options.max_drop is None:
             return names
         order = cheapest_first(names, verdict.alone, priors)

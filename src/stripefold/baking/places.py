@@ -11,8 +11,8 @@ from stripefold.asr.gate import DynamicGate
 from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import probe_of
 from stripefold.graph.graph import Graph
+from stripefold.graph.module_calls import ModuleCall
 from stripefold.graph.operations import IN_ORDER
-from stripefold.graph.visits import Visit
 from stripefold.stripe.discover import ChannelGate, Discovery
 
 
@@ -71,7 +71,7 @@ def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> ReplacedModu
             return f"static gates stand on {site!r}, too: fold them first, which leaves the dynamic attention in place"
         if times > 1:
             return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
-        if not all(visit.alone for visit in graph.visits_of.get(gate.where, ())):
+        if not all(visit.alone for visit in graph.module_calls_of.get(gate.where, ())):
             return (
                 f"{gate.where!r} is called with more than the feature map, or by keyword, and what would stand in its "
                 "place takes the feature map alone: call it as attention(x)"
@@ -95,16 +95,16 @@ def _returning(graph: Graph, gate: ChannelGate) -> ReplacedModule | str:
     chain = [gate.gate]
     while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in IN_ORDER and len(node.inputs) == 1:
         chain.append(node.inputs[0])
-    visits = [v for index in chain for v in graph.visits_giving.get(index, ())]
-    visits = [v for v in visits if not v.first <= gate.product < v.last]
-    if not visits and gate.tail is not None:
-        visits = [v for v in graph.visits_of.get(gate.tail.module, ()) if v.call == gate.tail.call]
-    if not visits:
+    module_calls = [v for index in chain for v in graph.module_calls_giving.get(index, ())]
+    module_calls = [v for v in module_calls if not v.first <= gate.product < v.last]
+    if not module_calls and gate.tail is not None:
+        module_calls = [v for v in graph.module_calls_of.get(gate.tail.module, ()) if v.call == gate.tail.call]
+    if not module_calls:
         return (
             f"no module returns the gate: {gate.where or 'the model'!r} computes it in its own forward; move that "
             "computation into a module of its own, an nn.Sequential say"
         )
-    visit = min(visits, key=lambda v: (v.first, -v.last))
+    visit = min(module_calls, key=lambda v: (v.first, -v.last))
     if _calls(graph, visit.name) > 1:
         return f"{visit.name!r}, which returns the gate, is called {_calls(graph, visit.name)} times"
     shape = graph.nodes[visit.outputs[0]].shape
@@ -118,12 +118,12 @@ def _axis(graph: Graph, gate: ChannelGate) -> int:
     return -1 if gate.axis == len(graph.nodes[gate.product].shape) - 1 else gate.axis
 
 
-def _has_batch(graph: Graph, visit: Visit) -> bool:
+def _has_batch(graph: Graph, visit: ModuleCall) -> bool:
     return bool(visit.inputs) and len(graph.nodes[visit.inputs[0]].shape) > 0
 
 
 def _calls(graph: Graph, name: str) -> int:
-    return len(graph.visits_of.get(name, ()))
+    return len(graph.module_calls_of.get(name, ()))
 
 
 def _has_static_gates(model: nn.Module, path: str | None) -> bool:

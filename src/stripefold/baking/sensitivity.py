@@ -61,7 +61,7 @@ def priors_of(stripes: StripeReport, energy: Mapping[str, Tensor]) -> dict[str, 
     return {s.name: prior(s.mean, s.within_variance, energy.get(s.name)) for s in stripes.layers}
 
 
-def alone(gates: Sequence[str], measure: Measure, tick: Tick) -> dict[str, float]:
+def single_gate_metrics(gates: Sequence[str], measure: Measure, tick: Tick) -> dict[str, float]:
     """The metric with each gate constant and all others as they are.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import StaticGate
 from stripefold.baking.batches import Batches
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.baking.movers import Course, Movers
 from stripefold.baking.settle_losses import Losses
 from stripefold.baking.settle_options import Settle
@@ -108,7 +108,7 @@ class Settling:
             autocast = torch.autocast(self._device.type, self._options.autocast, cache_enabled=False)
         self._optimizer.zero_grad(set_to_none=True)
         blend = self._course.at(position.step)
-        with constant_gates(self._model, self._gates, self._movers.values(), blend), autocast:
+        with override_gates(self._model, self._gates, self._movers.values(), blend), autocast:
             loss = self._losses(self._model, batch) + self._course.penalty()
         if not bool(loss.isfinite()):
             raise BakeError(

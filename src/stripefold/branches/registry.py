@@ -13,7 +13,7 @@ from torch import nn
 from stripefold.branches import acnet, dbb, dilated, doconv, large_kernel, mobileone, repvgg
 from stripefold.branches.base import Branch, memory_format
 from stripefold.branches.block import BranchBlock
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError
 from stripefold.modules.globs import close_names
 
@@ -32,7 +32,7 @@ class BranchType:
 
     name: str
     build: Callable[..., dict[str, Branch]]
-    refuse: Callable[..., str | None]
+    why_unsupported: Callable[..., str | None]
     branches: str
     source: str
 
@@ -47,31 +47,31 @@ _KINDS = {
     kind.name: kind
     for kind in (
         BranchType(
-            name="acnet", build=acnet.build, refuse=acnet.refuse,
+            name="acnet", build=acnet.build, why_unsupported=acnet.why_unsupported,
             branches="k x k, k x 1, 1 x k", source="Ding et al. 2019 (ACNet)",
         ),
         BranchType(
-            name="dbb", build=dbb.build, refuse=dbb.refuse,
+            name="dbb", build=dbb.build, why_unsupported=dbb.why_unsupported,
             branches="k x k, 1 x 1, 1 x 1 then k x k, 1 x 1 then average", source="Ding et al. 2021 (DBB)",
         ),
         BranchType(
-            name="dilated", build=dilated.build, refuse=dilated.refuse,
+            name="dilated", build=dilated.build, why_unsupported=dilated.why_unsupported,
             branches="k x k, several small dilated kernels", source="Ding et al. 2024 (UniRepLKNet)",
         ),
         BranchType(
-            name="doconv", build=doconv.build, refuse=doconv.refuse,
+            name="doconv", build=doconv.build, why_unsupported=doconv.why_unsupported,
             branches="k x k as the product of two factors", source="Cao et al. 2020 (DO-Conv)",
         ),
         BranchType(
-            name="large_kernel", build=large_kernel.build, refuse=large_kernel.refuse,
+            name="large_kernel", build=large_kernel.build, why_unsupported=large_kernel.why_unsupported,
             branches="k x k, a small kernel", source="Ding et al. 2022 (RepLKNet)",
         ),
         BranchType(
-            name="mobileone", build=mobileone.build, refuse=mobileone.refuse,
+            name="mobileone", build=mobileone.build, why_unsupported=mobileone.why_unsupported,
             branches="several k x k, 1 x 1, identity", source="Vasu et al. 2023 (MobileOne)",
         ),
         BranchType(
-            name="repvgg", build=repvgg.build, refuse=repvgg.refuse,
+            name="repvgg", build=repvgg.build, why_unsupported=repvgg.why_unsupported,
             branches="k x k, 1 x 1, identity", source="Ding et al. 2021 (RepVGG)",
         ),
     )
@@ -132,16 +132,16 @@ def build_block(kind: BranchType, convolution: nn.Module, options: Mapping[str, 
     """
     weight: Any = convolution.weight
     with weight.device:
-        branches = kind.build(Grid.of(convolution), **options)
+        branches = kind.build(ConvGeometry.of(convolution), **options)
     for branch in branches.values():
         branch.to(weight.device, weight.dtype)
         if memory_format(weight) is not torch.contiguous_format:
             branch.to(memory_format=memory_format(weight))
     block = BranchBlock(convolution, kind.name, branches)
-    block.lead.adopt_(convolution)
+    block.lead.load_conv_(convolution)
     if identity:
-        block.lead.match_()
+        block.lead.init_identity_()
         for branch in list(branches.values())[1:]:
-            branch.silence_()
+            branch.zero_init_()
     block.train(convolution.training)
     return block

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from stripefold.branches.block import BranchBlock
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.registry import BranchType
 from stripefold.errors import BranchError
 from stripefold.folding.same_steps import used_without_call
@@ -106,7 +106,7 @@ def _refusal(
     if isinstance(module, Foldable):
         return "it carries a gate: put the blocks in first, then attach"
     reason = altered(module) or _type_refusal(module) or refusal_in(name, module, owners)
-    return reason or kind.refuse(Grid.of(module), **options)
+    return reason or kind.why_unsupported(ConvGeometry.of(module), **options)
 
 
 def _type_refusal(module: nn.Module) -> str | None:

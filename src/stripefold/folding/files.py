@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stripefold.atomic import atomic_path
 from stripefold.documents import DocumentError, parse_json
 from stripefold.errors import CheckpointError, one_line
-from stripefold.folding.fitting_values import misfit
+from stripefold.folding.fitting_values import why_out_of_range
 from stripefold.folding.pickled import is_pickled, read_pickled
 from stripefold.inputs import check_regular
 from stripefold.modules.foldable import Foldable
@@ -198,7 +198,7 @@ def load_model_(
     attached = any(isinstance(module, Foldable) for module in model.modules())
     _check_kind(os.fspath(path), about, attached)
     _check_keys(os.fspath(path), about, model, tensors, strict)
-    unfit = misfit(_own_state(model, about), tensors)
+    unfit = why_out_of_range(_own_state(model, about), tensors)
     if unfit is not None:
         raise CheckpointError(f"{os.fspath(path)} ({_MEANING[about.kind]}) does not fit the model: {unfit}")
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+def why_out_of_range(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """The first tensor whose values its namesake cannot hold, in words; None where all can. Rounding is no misfit.
 
     Args:

@@ -64,7 +64,7 @@ def _with_blocks_(
     shapes: TensorShapes = {
         visit.name: graph.nodes[visit.inputs[0]].shape
         for graph in reversed(trace(model, example, is_layer=is_step).graphs)
-        for visit in reversed(graph.visits)
+        for visit in reversed(graph.module_calls)
         if visit.alone and offered(model.get_submodule(visit.name))
     }
     blocks = BlockFuser(shapes, weights, changes, kept_in_training(model))

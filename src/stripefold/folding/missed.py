@@ -45,7 +45,7 @@ def missed_by_the_code(model: nn.Module, example: Example, before: Trace, merged
 def _called(graph: Graph, merged: Sequence[str]) -> list[str]:
     """What was called, without what lies inside the norms: some leave an activation behind."""
     inside = tuple(f"{name}." for name in merged)
-    return [visit.name for visit in graph.visits if not visit.name.startswith(inside)]
+    return [visit.name for visit in graph.module_calls if not visit.name.startswith(inside)]
 
 
 def _near(path: str, merged: Sequence[str]) -> list[str]:

@@ -70,7 +70,7 @@ def _run(graph: Graph) -> RecordedSteps:
     return RecordedSteps(
         steps=[(node.name, node.where) for node in graph.nodes if node.role == "activation" and node.name],
         layers=[(call.name, "") for call in graph.calls],
-        depends=bool(graph.decisions) or any(node.name in _COUNTING for node in graph.nodes),
+        depends=bool(graph.data_dependent_reads) or any(node.name in _COUNTING for node in graph.nodes),
     )
 
 

@@ -231,7 +231,7 @@ def _why_not_one_call(graph: Graph, name: str) -> str | None:
         return f"a tensor of {name!r} is read outside its call"
     if len([i for i in set(graph.nodes[results[0]].inputs) if graph.nodes[i].role != "constant"]) != 1:
         return "it takes other inputs too"
-    unlike = graph.unlike_its_type(name, taking=True)
+    unlike = graph.why_not_plain_call(name, taking=True)
     return None if unlike is None else f"{name!r}: {unlike}"
 
 

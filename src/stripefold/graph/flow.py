@@ -47,7 +47,7 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
         for user in set(graph.consumers[index]) - seen:
             seen.add(user)
             node = graph.nodes[user]
-            if node.role == "discrete" and user in graph.dead:  # the places of a maximum that nobody asks for
+            if node.role == "integer_dependent" and user in graph.dead:  # the places of a maximum that nobody asks for
                 continue
             after = _scaled_after(graph, index, user, pattern)
             if _normalises(node) and pattern.dim() > 1 and not _varies_but(pattern, 1):

@@ -129,7 +129,7 @@ class _Walk:
             raise StoppedError(f"the weight of {name!r} is used without calling the layer")
         if name in self.graph.read:
             raise StoppedError(f"a tensor of {name!r} is read outside its call")
-        unlike = self.graph.unlike_its_type(name, taking=side == "input")
+        unlike = self.graph.why_not_plain_call(name, taking=side == "input")
         if unlike is not None:
             raise StoppedError(f"{name!r}: {unlike}")
         accepts = self.flow.accept(name, side, self.change)
@@ -251,7 +251,9 @@ class _Backward(_Walk):
     def _carriers(self, operands: Sequence[int], node: Node) -> list[int]:
         """The operands that have the result's shape without having been expanded to it."""
         nodes, size = self.graph.nodes, math.prod(node.shape)
-        full = (i for i in dict.fromkeys(operands) if nodes[i].shape == node.shape and nodes[i].spread == size)
+        full = (
+            i for i in dict.fromkeys(operands) if nodes[i].shape == node.shape and nodes[i].unbroadcast_numel == size
+        )
         return [i for i in full if nodes[i].role == "activation"]
 
     def _pieces(self, node: Node, carried: _Carried) -> Iterator[tuple[int, _Carried]]:
@@ -379,4 +381,4 @@ def unused(graph: Graph, without: Mapping[int, Collection[int]]) -> frozenset[in
 
 def unused_places(graph: Graph) -> frozenset[int]:
     """The places of a maximum that nobody asks for; whatever else leads nowhere may be used in a way not recorded."""
-    return frozenset(i for i in unused(graph, {}) if graph.nodes[i].role == "discrete")
+    return frozenset(i for i in unused(graph, {}) if graph.nodes[i].role == "integer_dependent")

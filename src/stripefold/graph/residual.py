@@ -159,8 +159,8 @@ class _Search:
     def _maps(self, factors: list[int]) -> list[int]:
         """The factors of a product that are feature maps and not gates on them."""
         nodes = self.graph.nodes
-        largest = max(nodes[i].spread for i in factors)
-        wide = [i for i in factors if nodes[i].spread == largest]
+        largest = max(nodes[i].unbroadcast_numel for i in factors)
+        wide = [i for i in factors if nodes[i].unbroadcast_numel == largest]
         ungated = [i for i in wide if not self._is_gate(i)] or wide
         depth = {i: self.graph.layers_behind[i].bit_count() for i in ungated}
         return [i for i in ungated if depth[i] == max(depth.values())]

@@ -135,7 +135,7 @@ def _tree(model: nn.Module, graphs: Sequence[Graph]) -> _Tree:
         tree.first.setdefault(id(module), path)
         tree.modules[path] = module
     for graph in graphs:
-        tree.called |= {visit.name for visit in graph.visits} | {call.name for call in graph.calls}
+        tree.called |= {visit.name for visit in graph.module_calls} | {call.name for call in graph.calls}
     return tree
 
 
@@ -168,7 +168,7 @@ def _expose_shared(tree: _Tree, path: str, graphs: Sequence[Graph]) -> None:
 
 def _around(graph: Graph, name: str) -> Iterator[int]:
     """What the calls of a module were given, and what they returned."""
-    for visit in graph.visits:
+    for visit in graph.module_calls:
         if visit.name == name:
             yield from (*visit.inputs, *visit.outputs)
     for index in graph.results(name):

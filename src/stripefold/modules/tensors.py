@@ -64,13 +64,13 @@ def key_of(tensor: Tensor) -> TensorKey:
     return (storage_of(tensor), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
 
-def exchanged(given: tuple[TensorKey, ...], arguments: Any, written: Iterable[Tensor]) -> bool:
+def input_changed_by_hook(given: tuple[TensorKey, ...], arguments: Any, written: Iterable[Tensor]) -> bool:
     """Whether the tensors among some arguments are others than those given, or were written to."""
     arrived = tuple(map(key_of, tensors_in(arguments)))
     return arrived != given or bool({key[0] for key in arrived} & set(map(storage_of, written)))
 
 
-def spread_of(tensor: Tensor) -> int:
+def unbroadcast_numel(tensor: Tensor) -> int:
     """The number of distinct elements: dimensions of stride 0 (made by ``expand``) count once."""
     if tensor.layout is not torch.strided:
         return tensor.numel()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from stripefold.baking.sensitivity import GreedySelection, alone, cheapest_first, greedy
+from stripefold.baking.sensitivity import GreedySelection, cheapest_first, greedy, single_gate_metrics
 from stripefold.onnx.data import FeedBatches
 from stripefold.onnx.metric import (
     ACCURACY,
@@ -85,7 +85,7 @@ class OnnxGateJudge:
         options, names = self._options, list(self._constants)
         verdict = OnnxGateDecisions(metric=self.name, before=self.measure(self._switched.run, "as given"), chosen=names)
         if options.price or options.max_drop is not None:
-            verdict.alone = alone(names, self._with, partial(options.tell, "each gate alone"))
+            verdict.alone = single_gate_metrics(names, self._with, partial(options.tell, "each gate alone"))
         if options.max_drop is not None:
             order = cheapest_first(names, verdict.alone, priors)
             least = verdict.before - options.max_drop

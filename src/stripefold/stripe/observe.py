@@ -205,7 +205,7 @@ def _report(model: nn.Module, discovery: Discovery, sums: Accumulator, images: i
 
 def _uncalled(model: nn.Module, discovery: Discovery) -> tuple[str, ...]:
     """Layers that the run did not use; what is inside a site that ran is used in ways of its own."""
-    ran = {visit.name for graph in discovery.trace.graphs for visit in graph.visits}
+    ran = {visit.name for graph in discovery.trace.graphs for visit in graph.module_calls}
     sites = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Foldable) and n in ran)
     return tuple(name for name in discovery.trace.uncalled if not name.startswith(sites))
 

@@ -67,9 +67,9 @@ def tail_of(graph: Graph, gate: int, product: int) -> GateTail | None:
     index = gate
     while True:
         if steps:
-            for visit in sorted(graph.visits_giving.get(index, ()), key=lambda visit: (visit.first, -visit.last)):
+            for visit in sorted(graph.module_calls_giving.get(index, ()), key=lambda visit: (visit.first, -visit.last)):
                 if not visit.first <= product < visit.last:
-                    calls = len(graph.visits_of[visit.name])
+                    calls = len(graph.module_calls_of[visit.name])
                     found = GateTail(visit.name, visit.call, calls, tuple(steps))
                     return None if _reads_a_map(graph, gate, product) else found
         source = _only_source(graph, index)

@@ -16,8 +16,8 @@ from stripefold.branches.block import BranchBlock
 from stripefold.errors import ConfigError
 from stripefold.folding.fold import fold
 from stripefold_lab.training.config import FREE_ON_RESUME, TrainConfig
-from stripefold_lab.training.idle import canonical
 from stripefold_lab.training.loading import LoadedRun, load_run
+from stripefold_lab.training.unused_options import canonical
 
 SAME = ("task", "data", "limit_train", "limit_test")
 """Options in which compared runs may not differ: the images, and what they are judged by."""

@@ -15,10 +15,10 @@ from stripefold.records import record
 from stripefold_lab.sweep.draw import draw
 from stripefold_lab.sweep.spec import Specification
 from stripefold_lab.training.config import FREE_ON_RESUME
-from stripefold_lab.training.idle import DEFAULTS
 from stripefold_lab.training.paths import RunPaths
 from stripefold_lab.training.recipe import load_config
 from stripefold_lab.training.tasks import TASKS
+from stripefold_lab.training.unused_options import DEFAULTS
 from stripefold_lab.yaml_documents import read_yaml
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from stripefold.errors import ConfigError, DataError
 from stripefold_lab.processes import ALONE, ProcessRank
 from stripefold_lab.training import transforms
+from stripefold_lab.training.batch_sharding import BatchSharding, ShardedBatches
 from stripefold_lab.training.images import LabelledImages, choose, keep
 from stripefold_lab.training.loader import EpochLoader
 from stripefold_lab.training.preprocessing import Preprocessing
@@ -26,7 +27,6 @@ from stripefold_lab.training.scene_data import (
     open_scenes,
 )
 from stripefold_lab.training.seeding import EpochSampler, SeedKey, derive_seed
-from stripefold_lab.training.shares import ShareBatches, Shares
 from stripefold_lab.training.sources import DataSource, open_source
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def training_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE,
         data: The data set.
         config: The run's configuration.
         place: Of this process among those that share a batch.
-        even: Whether all of them get as many batches, by images that do not count (see ``Shares``).
+        even: Whether all of them get as many batches, by images that do not count (see ``BatchSharding``).
 
     Raises:
         ConfigError: If there are more processes than images.
@@ -230,14 +230,14 @@ def training_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE,
     count = len(data.train)
     if count < 2:
         raise DataError(f"{config.data} has {count} training images; training needs at least 2")
-    shares = Shares(
+    shares = BatchSharding(
         count=count,
         batch_size=min(config.batch_size, count),
         drop_last=count % config.batch_size == 1,
         place=place,
         even=even,
     )
-    batches = ShareBatches(EpochSampler(count, config.seed), shares)
+    batches = ShardedBatches(EpochSampler(count, config.seed), shares)
     return EpochLoader(data.train, batch_sampler=batches, **_loader_options(config))
 
 
@@ -248,7 +248,7 @@ def evaluation_loader(data: Data, config: TrainConfig, place: ProcessRank = ALON
         data: The data set.
         config: The run's configuration.
         place: Of this process among those that share a batch.
-        even: Whether all of them get as many batches, by images that do not count (see ``Shares``).
+        even: Whether all of them get as many batches, by images that do not count (see ``BatchSharding``).
 
     Raises:
         ConfigError: If there are more processes than images.
@@ -257,8 +257,8 @@ def evaluation_loader(data: Data, config: TrainConfig, place: ProcessRank = ALON
     count = len(data.test)
     if not count:
         raise DataError(f"{config.data} has no test images; put some under test/ or val/")
-    shares = Shares(count=count, batch_size=config.batch_size, place=place, even=even)
-    return EpochLoader(data.test, batch_sampler=ShareBatches(range(count), shares), **_loader_options(config))
+    shares = BatchSharding(count=count, batch_size=config.batch_size, place=place, even=even)
+    return EpochLoader(data.test, batch_sampler=ShardedBatches(range(count), shares), **_loader_options(config))
 
 
 def _loader_options(config: TrainConfig) -> dict[str, Any]:
