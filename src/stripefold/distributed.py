@@ -1,4 +1,4 @@
-"""What several processes do as one, and how they fail as one.
+"""Collectives that propagate failures: an error on one rank ends every rank with the same message.
 
 One process that raises while the others wait for it is a job that hangs. So what may fail is run through ``together``
 or ``from_first``: all of them hear of a failure, and all of them raise. A process that is killed cannot say so; the

@@ -1,4 +1,4 @@
-"""Several processes that work as one: where this one stands, and how they meet."""
+"""The processes of a job: rank and world size, and the process group they form."""
 
 from __future__ import annotations
 

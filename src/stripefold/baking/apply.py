@@ -1,4 +1,4 @@
-"""The surgery: constants go where the plan says, and the attention modules leave the model."""
+"""Applies a bake plan: constants are merged into layers, and the attention modules leave the model."""
 
 from __future__ import annotations
 

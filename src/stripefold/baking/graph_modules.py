@@ -21,8 +21,8 @@ from stripefold.graph.graph import Graph
 from stripefold.modules.example import Example, example_to, examples_of, run_example
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import first_parameter
+from stripefold.modules.preserve_state import on_copies
 from stripefold.modules.tensors import storage_of
-from stripefold.modules.undisturbed import on_copies
 from stripefold.stripe.discover import ChannelGate, Discovery, discover
 
 _PRODUCTS: tuple[object, ...] = (

@@ -1,4 +1,4 @@
-"""Constants in place of gates, by hooks: nothing of the model is changed, and all of it comes back.
+"""Overrides gates with constants by forward hooks; on exit the model is as it was.
 
 This is the cheap way to ask what baking a gate would cost, and it shares no code with the surgery, so that the one can
 be checked against the other.

@@ -1,4 +1,4 @@
-"""One call of ``bake``: look, judge, bake a copy, compare, report."""
+"""One call of ``bake``: analyse, decide, bake a copy, compare, report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example
 from stripefold.modules.modules import first_parameter
-from stripefold.modules.undisturbed import on_copies, undisturbed
+from stripefold.modules.preserve_state import on_copies, preserve_state
 from stripefold.stripe.batches import arguments_of
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
@@ -118,7 +118,7 @@ class BakeJob:
         if self._options.settle is None:
             look, judge, verdict = on_copies(lambda copied: self._decided(copied, discovery, example), self._model)
         else:
-            with undisturbed(self._model, own_parameters=True) as trained:
+            with preserve_state(self._model, own_parameters=True) as trained:
                 look, judge, verdict = self._decided(trained, discovery, example)
         self._write_numbers_(self._model)
         descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
@@ -281,7 +281,10 @@ class BakeJob:
         return replace(report, after=after, speed=speed)
 
     def _speed(self, made: nn.Module) -> Speed:
-        with undisturbed(self._model, own_parameters=True) as before, undisturbed(made, own_parameters=True) as after:
+        with (
+            preserve_state(self._model, own_parameters=True) as before,
+            preserve_state(made, own_parameters=True) as after,
+        ):
             pass  # the copies are what is wanted: nothing that watches a run may slow it down
         return side_by_side(before, after, self._data.first())
 

@@ -1,4 +1,4 @@
-"""The judgement on a model that is not changed: constants are put in the gates' place by hooks, and undone."""
+"""Decides which gates become constants, on the unchanged model: hooks put constants in the gates' place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of a baked model: top-1 accuracy, or a function of the user's."""
+"""The metric of a baked model: top-1 accuracy, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stripefold.baking.batches import Batches
 from stripefold.distributed import gathered, run_on_all_ranks, summed
 from stripefold.errors import BakeError
 from stripefold.modules.example import run_example
-from stripefold.modules.undisturbed import random_state_kept
+from stripefold.modules.preserve_state import random_state_kept
 
 Metric = Callable[[nn.Module], float]
 """Takes a model in evaluation mode; higher is better."""

@@ -1,4 +1,4 @@
-"""What computes nothing but a gate that became a constant: modules that can go, and operations that cannot.
+"""Modules and operations that compute nothing but a gate that became a constant: which of them can be removed.
 
 A block may compute its gate from several modules in its own forward (a pool, two layers, an activation, each an
 attribute of the block). The code of the block goes on calling them, so each is replaced by one that does nothing. What

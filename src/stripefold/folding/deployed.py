@@ -18,7 +18,7 @@ from stripefold.layers.substitute import has_call_hooks
 from stripefold.modules.float64 import KeepFloat64
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import first_parameter
-from stripefold.modules.undisturbed import undisturbed
+from stripefold.modules.preserve_state import preserve_state
 
 TensorShapes = Mapping[str, tuple[int, ...]]
 """Dotted path -> shape of the one tensor that a block is given."""
@@ -41,7 +41,7 @@ def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, weigh
     reason = _obstacle(block, shape)
     if reason is not None or shape is None:
         return reason or ""
-    with undisturbed(block) as copied, KeepFloat64():
+    with preserve_state(block) as copied, KeepFloat64():
         try:
             before = _twin(copied)
             after = _called(_twin(copied), method)

@@ -1,4 +1,4 @@
-"""Whether one tensor can hold the values of another: ``copy_`` turns 1e300 to infinity, and drops imaginary parts."""
+"""Checks that a tensor's dtype can hold given values: ``copy_`` turns 1e300 to infinity and drops imaginary parts."""
 
 from __future__ import annotations
 

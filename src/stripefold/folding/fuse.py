@@ -1,4 +1,4 @@
-"""``fuse=True``: merge what the model itself carries, where the trace shows that it is exact.
+"""``fuse=True``: merge the model's own BatchNorms and constants, where the trace shows that it is exact.
 
 Blocks that re-parameterize themselves come first; then one trace, one plan of what else is merged (``plan``), a look
 at whether the model still runs what it ran, and one writing.

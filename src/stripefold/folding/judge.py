@@ -1,4 +1,4 @@
-"""The numeric policy: how large an error may be, from the rounding noise of the reference itself."""
+"""The numeric tolerance: how large an error may be, from the rounding noise of the reference itself."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from stripefold.modules.example import Example, example_copy, example_to, placem
 from stripefold.modules.float64 import KeepFloat64, is_float64
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import first_parameter, takes_hooks
+from stripefold.modules.preserve_state import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
 from stripefold.modules.shared_state import shared_state_kept
-from stripefold.modules.undisturbed import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
 
 RECORD_LIMIT = 1 << 31
 """Bytes of layer outputs that are kept for the comparison layer by layer; the model's own output always is."""
@@ -142,7 +142,7 @@ def call(model: nn.Module, inputs: Example, *, copied_from: torch.dtype | None =
     """What a model returns, its random numbers put back; a float64 model computes in float64 throughout.
 
     Args:
-        model: a copy, as ``undisturbed`` gives it.
+        model: a copy, as ``preserve_state`` gives it.
         inputs: in its dtype, on its device.
         copied_from: the dtype of the model that this one is a float64 copy of, for messages; None: it is no copy.
 

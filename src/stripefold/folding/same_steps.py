@@ -1,4 +1,4 @@
-"""Does a model still run what it ran, once something stands in for its layers?
+"""Checks that a model runs the same steps once its layers are replaced.
 
 What stands in is an instance of the layer's class and has its attributes; code that asks for the exact type, for the
 children or for the parameters by name sees the difference, and may take another path.

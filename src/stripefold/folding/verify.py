@@ -18,7 +18,7 @@ from stripefold.modules.example import Example, examples_of
 from stripefold.modules.float64 import float64_copy, is_float64
 from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modules import NO_COPY, first_parameter, uninitialized
-from stripefold.modules.undisturbed import on_copies
+from stripefold.modules.preserve_state import on_copies
 
 
 @dataclass(frozen=True, kw_only=True)

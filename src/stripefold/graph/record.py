@@ -29,6 +29,7 @@ from stripefold.graph.operations import (
 from stripefold.graph.values import Values
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import takes_hooks
+from stripefold.modules.preserve_state import NoFusedAttention, written
 from stripefold.modules.tensors import (
     TensorKey,
     input_changed_by_hook,
@@ -38,7 +39,6 @@ from stripefold.modules.tensors import (
     tensors_of,
     unbroadcast_numel,
 )
-from stripefold.modules.undisturbed import NoFusedAttention, written
 
 
 @dataclass

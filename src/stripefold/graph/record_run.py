@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from stripefold.graph.graph import Graph
 from stripefold.graph.record import Recorder
 from stripefold.modules.example import placements, run_example
+from stripefold.modules.preserve_state import ParametersWrittenError, on_copies
 from stripefold.modules.tensors import storage_of
-from stripefold.modules.undisturbed import ParametersWrittenError, on_copies
 
 IsLayer = Callable[[nn.Module], bool]
 

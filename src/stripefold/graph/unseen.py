@@ -1,4 +1,4 @@
-"""What the examples did not show: layers that never ran, and the values that they may meet on another path.
+"""Layers that did not run on the examples, and the values they may meet on another path.
 
 Which layers run may hang on an argument, an attribute, a size, a value. A layer that did not run would be called by the
 code of the innermost module around it that did run. So every value which that code handles may go into the layer, or

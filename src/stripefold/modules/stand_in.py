@@ -1,4 +1,4 @@
-"""Modules that stand in the place of a user's layer, and that ``isinstance`` takes for it.
+"""Wrapper modules in the place of a user's layer, which ``isinstance`` takes for that layer.
 
 Code that asks ``isinstance(model.norm, nn.BatchNorm2d)`` (to split the weight decay, to initialise, to choose what to
 run) is to find a layer that carries gates as well. ``type(module)`` stays what it is: rules go by exact types.

@@ -1,4 +1,4 @@
-"""The judgement on a network that is not changed: constants stand in the gates' place in one session."""
+"""Decides which gates become constants, on the unchanged network: constants stand in for gates in one session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of an ONNX network: labels, a function of the user's, or agreement with the outputs it had before."""
+"""The metric of an ONNX network: accuracy, a function of the user's, or agreement with its original outputs."""
 
 from __future__ import annotations
 

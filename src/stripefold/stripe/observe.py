@@ -14,8 +14,8 @@ from stripefold.modules.example import Example, example_to, run_example
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
+from stripefold.modules.preserve_state import preserve_state, random_state_kept
 from stripefold.modules.structural_copy import structural_copy
-from stripefold.modules.undisturbed import random_state_kept, undisturbed
 from stripefold.progress import ImageProgress
 from stripefold.stripe.accumulate import Accumulator
 from stripefold.stripe.batches import Batch, arguments_of, batches
@@ -118,7 +118,7 @@ class _ObserveJob:
             sums = Accumulator(discovery, keep=self.keep, by_class=self.by_class)
             images = 0
             if discovery.gates:
-                with undisturbed(model, own_parameters=discovery.trace.writes_parameters) as copied:
+                with preserve_state(model, own_parameters=discovery.trace.writes_parameters) as copied:
                     images = self._pass(copied, itertools.chain([first], batches), Recording(discovery), sums)
         return _report(self.model, discovery, sums, images)
 

@@ -1,4 +1,4 @@
-"""Which attention modules write into what they are given, so that the model reads on there and not what they return."""
+"""Attention modules whose in-place result is used: they write into their input, and the model reads that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batches of a step, divided over processes: the batch is the step's, whatever their number.
+"""The batches of a step, divided over processes; the batch size is the step's, whatever their number.
 
 Every process takes its part of every batch, so that k processes see the batches one process would see. Where a last
 batch does not divide evenly the parts differ by an image; a process left without one computes on an image that does not

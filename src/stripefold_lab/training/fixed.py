@@ -1,4 +1,4 @@
-"""The same images at every look: some test images, at even distances, without drawing a random number."""
+"""A fixed subset of the test images, at even distances, without drawing a random number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which options of a run do nothing, so that runs that compute the same can be known for it."""
+"""Options with no effect, used to detect identical runs."""
 
 from __future__ import annotations
 
