@@ -138,10 +138,10 @@ def _planned(
 ) -> list[BakeSite]:
     """What baking the gates that have a place means, and why the others stay."""
     graphs = discovery.trace.graphs
-    ignoring = [_unused_in(graph, run, places) for graph, run in zip(graphs, discovery.runs, strict=True)]
+    dead_nodes = [_unused_in(graph, run, places) for graph, run in zip(graphs, discovery.runs, strict=True)]
     accept = Acceptance(model, training=training)
     replaced = [place.path for _, place in places.values() if isinstance(place, ReplacedModule)]
-    leaving = [Leaving(graph, dead, replaced) for graph, dead in zip(graphs, ignoring, strict=True)]
+    leaving = [Leaving(graph, dead, replaced) for graph, dead in zip(graphs, dead_nodes, strict=True)]
     parts = SpareParts(model, leaving, idle=idle)
     found = []
     for gate, place in places.values():
@@ -151,7 +151,7 @@ def _planned(
         if isinstance(place, str) or why is not None:
             found.append(BakeSite(gate=gate, how="keep", why=why or ""))
             continue
-        runs = [GateInRun(graph, dead, each) for graph, dead, each in zip(graphs, ignoring, own, strict=True)]
+        runs = [GateInRun(graph, dead, each) for graph, dead, each in zip(graphs, dead_nodes, own, strict=True)]
         beside = not training and all(run.has_sum for run in runs)
         reasons = f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there"
         targets: tuple[tuple[Direction, FoldTarget], ...] = ()

@@ -22,10 +22,10 @@ from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
 from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
 from stripefold.modules.adapters import under_adapters
 from stripefold.modules.all_or_nothing import AllOrNothing
-from stripefold.modules.borrowed import REMEDY, borrowed_module
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.leaked_modules import REMEDY, leaked_module
 from stripefold.modules.modes import kept_in_training
 from stripefold.modules.modules import (
     NO_COPY,
@@ -178,7 +178,7 @@ def _verified(model: nn.Module, plain: nn.Module, example: Example, check: Check
 
 
 def _check_own(model: nn.Module, plain: nn.Module, example: Example) -> None:
-    name = borrowed_module(plain, model, example)
+    name = leaked_module(plain, model, example)
     if name is not None:
         raise FoldError(
             f"the folded copy of {type(model).__name__} still runs {name!r} of the training model, gates and all: "

@@ -13,9 +13,9 @@ from torch import nn
 
 from stripefold.errors import TraceError
 from stripefold.folding.changes import Changes
-from stripefold.folding.deployed import TensorShapes
 from stripefold.folding.missed import MISSED, missed_by_the_code
 from stripefold.folding.plan import MergePlan, plan_merges
+from stripefold.folding.reparameterize import TensorShapes
 from stripefold.folding.static_constants import is_step
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.folding.weights import Float64Weights

@@ -147,7 +147,7 @@ class Graph:
     def ran(self) -> frozenset[str]:
         """The paths of all modules that were called, and of those that they lie in."""
         found: set[str] = set()
-        for path in self.visits_of:
+        for path in self.module_calls_of:
             while path not in found:
                 found.add(path)
                 path = path.rpartition(".")[0]

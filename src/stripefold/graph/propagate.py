@@ -47,13 +47,14 @@ class Flow:
         graph: of a trace.
         accept: what the layers take.
         dead: nodes that lead nowhere, or will not exist any more (a gate's own path, see ``unused``).
-        neutral: node -> the operand that it passes on unchanged: a product by ones, a sum with zeros, a norm merged.
+        identity_nodes: node -> the operand that it passes on unchanged: a product by ones, a sum with zeros, a norm
+            that was merged.
     """
 
     graph: Graph
     accept: Accept
     dead: Set[int] = frozenset()
-    neutral: Mapping[int, int] = field(default_factory=lambda: NONE)
+    identity_nodes: Mapping[int, int] = field(default_factory=lambda: NONE)
 
     def backward(self, change: Change, value: int, axis: int, *, user: int) -> FoldTarget | Refusal:
         """Where the change of a value goes against the flow.
@@ -177,8 +178,8 @@ class _Backward(_Walk):
             index = max(asked)
             carried = self._agreed(index, asked.pop(index))
             node = self.graph.nodes[index]
-            if index in self.flow.neutral:
-                asked.setdefault(self.flow.neutral[index], {})[index] = carried
+            if index in self.flow.identity_nodes:
+                asked.setdefault(self.flow.identity_nodes[index], {})[index] = carried
             elif node.kind == "layer":
                 self._end(node, index, carried)
             elif node.kind != "operation" or node.role != "activation":
@@ -297,7 +298,7 @@ class _Forward(_Walk):
             done.add(index)
             node = self.graph.nodes[index]
             changed = [i for i in dict.fromkeys(node.inputs) if i in carried]
-            if index != value and node.kind == "layer" and self.flow.neutral.get(index) not in changed:
+            if index != value and node.kind == "layer" and self.flow.identity_nodes.get(index) not in changed:
                 self._end(node, changed[0], carried)
                 continue
             seen = self.graph.seen_outside(index)
@@ -313,8 +314,8 @@ class _Forward(_Walk):
 
     def _through(self, index: int, changed: list[int], carried: Mapping[int, _Carried]) -> _Carried:
         node = self.graph.nodes[index]
-        if self.flow.neutral.get(index) in changed:
-            return carried[self.flow.neutral[index]]
+        if self.flow.identity_nodes.get(index) in changed:
+            return carried[self.flow.identity_nodes[index]]
         if node.role != "activation":
             raise StoppedError(f"{node.name!r} in {place(node)} compares or counts what is {self.moved}")
         row = operation(node, self.change)

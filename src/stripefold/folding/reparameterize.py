@@ -27,7 +27,9 @@ _SIDE = 24
 """Height and width at most given to a block that is checked: enough for its borders and its middle."""
 
 
-def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, weights: Float64Weights) -> nn.Module | str:
+def reparameterize_block(
+    block: nn.Module, method: str, shape: tuple[int, ...] | None, weights: Float64Weights
+) -> nn.Module | str:
     """The module that takes the block's place: the block itself where there is nothing to do, or why it stays.
 
     Args:

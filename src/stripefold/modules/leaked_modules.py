@@ -27,7 +27,7 @@ REMEDY = (
 )
 
 
-def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> str | None:
+def leaked_module(copied: nn.Module, model: nn.Module, example: Example) -> str | None:
     """The dotted path of the first module of ``model`` that a run of its copy calls, or None; both stay as they are.
 
     Args:
@@ -51,7 +51,7 @@ def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> st
     return found[0] if found else None
 
 
-def borrowed_object(copied: nn.Module, model: nn.Module) -> str | None:
+def leaked_object(copied: nn.Module, model: nn.Module) -> str | None:
     """Which list, dictionary or helper object of ``model`` a function of its copy uses in place of its own, in words.
 
     Many a hook only writes into such an object, and the copy computes the same. So ask where it does not.
