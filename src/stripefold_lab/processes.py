@@ -65,7 +65,7 @@ def torchrun_place() -> ProcessRank | None:
 
 
 @contextmanager
-def process_group(place: ProcessRank, *, backend: str = GLOO, timeout: float = TIMEOUT) -> Iterator[Any]:
+def joined(place: ProcessRank, *, backend: str = GLOO, timeout: float = TIMEOUT) -> Iterator[Any]:
     """The group of all processes, None for one alone; a group that is there already is used, and stays.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold_lab.processes import process_group, torchrun_place
+from stripefold_lab.processes import joined, torchrun_place
 from tests.crew import crew
 from tests.lifecycle import attached, images
 
@@ -70,7 +70,7 @@ def baked(kind: str, batches: list[Any], options: dict[str, Any], group: Any) ->
 
 def in_two(kind: str, rank: int) -> Any:
     batches = [] if kind == "nothing for one" and rank == 1 else share(rank)
-    with process_group(torchrun_place(), timeout=20) as group:
+    with joined(torchrun_place(), timeout=20) as group:
         try:
             model, report = baked(kind, batches, KINDS.get(kind, KINDS["budget"])(rank), group)
         except sf.errors.StripefoldError as error:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.accuracy.others import tasks_section
 from benchmarks.accuracy.scenes import configure, load_tasks, run_task, view_of
-from stripefold_lab.datasets import ShapesDataset
+from stripefold_lab.datasets import Shapes
 from stripefold_lab.datasets.ade20k import open_ade20k
 from stripefold_lab.datasets.voc import open_voc_boxes
 from stripefold_lab.datasets.write import write_ade20k, write_voc
@@ -23,8 +23,8 @@ SMALL = {"image_size": 64, "epochs": 1, "warmup_epochs": 0, "batch_size": 4, "ac
 
 def camvid(folder: Path) -> Path:
     """Three scenes to train on, two in `test`, one in `validation`, which is not looked at."""
-    write_ade20k(folder / "camvid", train=ShapesDataset(4, 64, 0), val=ShapesDataset(1, 64, 1))
-    write_ade20k(folder / "other", train=ShapesDataset(2, 64, 2), val=ShapesDataset(1, 64, 3))
+    write_ade20k(folder / "camvid", train=Shapes(4, 64, 0), val=Shapes(1, 64, 1))
+    write_ade20k(folder / "other", train=Shapes(2, 64, 2), val=Shapes(1, 64, 3))
     for kind in ("images", "annotations"):
         shutil.copytree(folder / "other" / kind / "training", folder / "camvid" / kind / "test")
     names = [line.split("\t")[-1] for line in (folder / "camvid" / "objectInfo150.txt").read_text().splitlines()[1:]]
@@ -33,7 +33,7 @@ def camvid(folder: Path) -> Path:
 
 
 def bccd(folder: Path) -> Path:
-    write_voc(folder / "bccd", train=ShapesDataset(5, 64, 0), val=ShapesDataset(2, 64, 1))
+    write_voc(folder / "bccd", train=Shapes(5, 64, 0), val=Shapes(2, 64, 1))
     lists = folder / "bccd" / "ImageSets" / "Main"
     (lists / "trainval.txt").write_text((lists / "train.txt").read_text())
     (lists / "test.txt").write_text((lists / "val.txt").read_text())

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import stripefold as sf
-from stripefold_lab.processes import leave, process_group, torchrun_place
+from stripefold_lab.processes import joined, leave, torchrun_place
 from tests.lifecycle import attached, images
 
 WORLD = 2
@@ -101,7 +101,7 @@ def main(asked: str, folder: str) -> None:
         "fsdp resumed": lambda rank: resumed(rank, folder),
     }
     place = torchrun_place()
-    with process_group(place):
+    with joined(place):
         for kind in asked.split(","):
             torch.save(kinds[kind](place.rank), os.path.join(folder, f"{kind} {place.rank}.pt"))
     leave(0)

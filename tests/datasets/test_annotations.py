@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from stripefold.errors import DataError
-from stripefold_lab.datasets import ShapesDataset
+from stripefold_lab.datasets import Shapes
 from stripefold_lab.datasets.coco import open_coco
 from stripefold_lab.datasets.coco_objects import object_mask, run_lengths
 from stripefold_lab.datasets.voc import MOST_CLASSES, open_voc_boxes, open_voc_maps
 from stripefold_lab.datasets.write import write_coco, write_voc
 
-TRAIN, VAL = ShapesDataset(count=2, size=40, seed=0), ShapesDataset(count=2, size=40, seed=1)
+TRAIN, VAL = Shapes(count=2, size=40, seed=0), Shapes(count=2, size=40, seed=1)
 HUGE = 10**400
 
 

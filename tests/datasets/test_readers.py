@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from stripefold.errors import DataError
-from stripefold_lab.datasets import IGNORED, ShapesDataset
+from stripefold_lab.datasets import IGNORED, Shapes
 from stripefold_lab.datasets.ade20k import open_ade20k
 from stripefold_lab.datasets.coco import open_coco
 from stripefold_lab.datasets.coco_objects import object_mask
@@ -20,7 +20,7 @@ from stripefold_lab.datasets.image_files import read_class_map
 from stripefold_lab.datasets.voc import VOC_CLASSES, open_voc_boxes, open_voc_maps
 from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
 
-TRAIN, VAL = ShapesDataset(count=3, size=40, seed=0), ShapesDataset(count=2, size=40, seed=1)
+TRAIN, VAL = Shapes(count=3, size=40, seed=0), Shapes(count=2, size=40, seed=1)
 
 
 @pytest.fixture

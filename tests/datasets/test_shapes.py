@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from stripefold.errors import DataError
-from stripefold_lab.datasets import ShapesDataset
+from stripefold_lab.datasets import Shapes
 from stripefold_lab.datasets.scene import box_of
 
 
 def test_seed_index_and_size_decide_alone() -> None:
-    scenes = ShapesDataset(count=8, size=48, seed=3)
-    again = ShapesDataset(count=20, size=48, seed=3)
+    scenes = Shapes(count=8, size=48, seed=3)
+    again = Shapes(count=20, size=48, seed=3)
     torch.manual_seed(5)
     for index in (7, 0, 3):
         assert torch.equal(scenes[index].image, again[index].image)
         assert torch.equal(scenes[index].boxes, again[index].boxes)
-    assert not torch.equal(scenes[0].image, ShapesDataset(count=8, size=48, seed=4)[0].image)
+    assert not torch.equal(scenes[0].image, Shapes(count=8, size=48, seed=4)[0].image)
     assert not torch.equal(scenes[0].image, scenes[1].image)
 
 
 def test_boxes_masks_and_class_map_tell_the_same() -> None:
-    scenes = ShapesDataset(count=40, size=64, seed=0)
+    scenes = Shapes(count=40, size=64, seed=0)
     counts, labels = set(), set()
     for index in range(len(scenes)):
         scene = scenes[index]
@@ -48,7 +48,7 @@ def test_boxes_masks_and_class_map_tell_the_same() -> None:
 def test_forms_differ() -> None:
     """A square fills its box, a disc pi/4 of it, a triangle half."""
     shares: dict[int, list[float]] = {1: [], 2: [], 3: []}
-    scenes = ShapesDataset(count=60, size=96, seed=1)
+    scenes = Shapes(count=60, size=96, seed=1)
     for index in range(len(scenes)):
         scene = scenes[index]
         for box, mask, label in zip(scene.boxes, scene.masks, scene.labels.tolist(), strict=True):
@@ -60,7 +60,7 @@ def test_forms_differ() -> None:
 
 def test_a_colour_says_nothing_about_the_class() -> None:
     means: dict[int, list[torch.Tensor]] = {1: [], 2: [], 3: []}
-    scenes = ShapesDataset(count=200, size=32, seed=2)
+    scenes = Shapes(count=200, size=32, seed=2)
     for index in range(len(scenes)):
         scene = scenes[index]
         for mask, label in zip(scene.masks, scene.labels.tolist(), strict=True):
@@ -72,11 +72,11 @@ def test_a_colour_says_nothing_about_the_class() -> None:
 
 def test_refuses_what_cannot_be_drawn() -> None:
     with pytest.raises(DataError, match="shapes of size 16, count 4: give a size from 32"):
-        ShapesDataset(count=4, size=16)
+        Shapes(count=4, size=16)
     with pytest.raises(DataError, match="count 0"):
-        ShapesDataset(count=0)
+        Shapes(count=0)
     with pytest.raises(IndexError, match="scene 4 of 4"):
-        ShapesDataset(count=4)[4]
+        Shapes(count=4)[4]
 
 
 def test_a_mask_without_pixels_has_an_empty_box() -> None:

@@ -20,7 +20,7 @@ from stripefold.folding.files import file_info, load_model_, save_model
 from stripefold.stripe.trajectory import Trajectory
 from stripefold_lab.bench.report import Report, Row, Spread
 from stripefold_lab.cli.train import parse_changes
-from stripefold_lab.datasets import ShapesDataset
+from stripefold_lab.datasets import Shapes
 from stripefold_lab.datasets.ade20k import open_ade20k
 from stripefold_lab.datasets.coco import open_coco
 from stripefold_lab.datasets.voc import open_voc_boxes, open_voc_maps
@@ -240,7 +240,7 @@ def _write_run(kind: str, folder: Path) -> Path:
 
 
 def _scenes(write: Callable[..., None], name: str, file: str, folder: Path) -> Path:
-    write(folder / name, ShapesDataset(count=2, size=32, seed=0), ShapesDataset(count=1, size=32, seed=1))
+    write(folder / name, Shapes(count=2, size=32, seed=0), Shapes(count=1, size=32, seed=1))
     return folder / name / file
 
 

@@ -11,7 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import stripefold as sf
 from stripefold.errors import ConfigError, VerifyError
-from stripefold_lab.datasets import ShapesDataset
+from stripefold_lab.datasets import Shapes
 from stripefold_lab.models import HeadOutputs, create_detector, create_segmenter, detector_names, segmenter_names
 from tests.zoo.prepare import Randomness
 
@@ -28,7 +28,7 @@ DETECTORS = {
 
 
 def scenes(size: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    shapes = ShapesDataset(count=4, size=size, seed=0)
+    shapes = Shapes(count=4, size=size, seed=0)
     return torch.stack([shapes[index].image for index in range(4)]).to(dtype) / 255
 
 

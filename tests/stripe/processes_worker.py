@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import stripefold as sf
-from stripefold_lab.processes import leave, process_group, torchrun_place
+from stripefold_lab.processes import joined, leave, torchrun_place
 from tests.stripe.gated import Stacked, images, seeded
 
 WORLD = 2
@@ -44,7 +44,7 @@ def observed(kind: str, folder: Path, rank: int) -> str:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     place = torchrun_place()
-    with process_group(place):
+    with joined(place):
         said = {kind: observed(kind, folder, place.rank) for kind in KINDS}
     (folder / f"{place.rank}.json").write_text(json.dumps(said), encoding="utf-8")
     leave(0)

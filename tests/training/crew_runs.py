@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import stripefold as sf
 from benchmarks.scale import cost_of
-from stripefold_lab.processes import ProcessRank, process_group, torchrun_place
+from stripefold_lab.processes import ProcessRank, joined, torchrun_place
 from stripefold_lab.training import build, runner, segmentation, sharding
 from stripefold_lab.training.config import TrainConfig
 from stripefold_lab.training.detection import BoxMeasures
@@ -180,7 +180,7 @@ def sent(rank: int) -> Any:
         seen.append(bucket.buffer().nbytes)
         return allreduce_hook(state, bucket)
 
-    with process_group(torchrun_place(), timeout=20):
+    with joined(torchrun_place(), timeout=20):
         wrapped = DistributedDataParallel(model)
         wrapped.register_comm_hook(None, count)
         wrapped(torch.randn(2, 1, 8, 8)).square().mean().backward()
@@ -193,7 +193,7 @@ def boxes(rank: int) -> Any:
     alone = BoxMeasures()
     for first in (0, 2, 4):
         alone.update(list(found[first : first + 2]), list(right[first : first + 2]))
-    with process_group(torchrun_place(), timeout=20) as group:
+    with joined(torchrun_place(), timeout=20) as group:
         shared = BoxMeasures(group=group)
         for image in {0: (0, 2), 1: (1, 3, 4)}[rank]:
             shared.update([found[image]], [right[image]])

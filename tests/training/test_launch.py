@@ -14,7 +14,7 @@ from stripefold.asr.gate import StaticGate
 from stripefold.distributed import gathered, is_lost, run_on_all_ranks, summed
 from stripefold.errors import ConfigError, ObserveError
 from stripefold_lab.models import create_model
-from stripefold_lab.processes import ALONE, ProcessRank, process_group
+from stripefold_lab.processes import ALONE, ProcessRank, joined
 from stripefold_lab.training import launch
 from stripefold_lab.training.batch_sharding import BatchSharding, ShardedBatches
 from stripefold_lab.training.config import TrainConfig
@@ -87,22 +87,22 @@ def test_groups_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(dist, "is_gloo_available", lambda: False)
         with pytest.raises(ConfigError, match="2 processes talk to each other through gloo, which this build of torch"):
-            process_group(pair).__enter__()
+            joined(pair).__enter__()
     with monkeypatch.context() as patch:
         patch.setattr(dist, "is_initialized", lambda: True)
         patch.setattr(dist, "get_world_size", lambda: 5)
         with pytest.raises(ConfigError, match="initialised with 5 processes, and 2 are asked for"):
-            process_group(pair).__enter__()
+            joined(pair).__enter__()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="process 0 is number 0 on its machine, which has 0 GPUs"):
-        process_group(pair, backend="cpu:gloo,cuda:nccl").__enter__()
+        joined(pair, backend="cpu:gloo,cuda:nccl").__enter__()
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(ConfigError, match=r"process 0 of 2 did not meet the others at None:None within 1 s \(.*MASTER"):
-        process_group(pair, timeout=1).__enter__()
+        joined(pair, timeout=1).__enter__()
 
 
 def test_one_process_asks_nobody() -> None:
-    with process_group(ALONE) as group:
+    with joined(ALONE) as group:
         assert group is None
         assert run_on_all_ranks(lambda: 3, group, ObserveError) == 3
         assert gathered(3, group, ObserveError) == [3]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stripefold.errors import ConfigError, DataError
-from stripefold_lab.datasets import IGNORED, Scene, ShapesDataset
+from stripefold_lab.datasets import IGNORED, Scene, Shapes
 from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
 from stripefold_lab.training import TrainConfig
 from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
@@ -112,7 +112,7 @@ def test_mirroring_follows_from_seed_epoch_and_index() -> None:
 
 
 def test_real_formats_give_the_same_batches_as_the_drawing(tmp_path: Path) -> None:
-    train, val = ShapesDataset(count=4, size=40, seed=0), ShapesDataset(count=3, size=40, seed=1)
+    train, val = Shapes(count=4, size=40, seed=0), Shapes(count=3, size=40, seed=1)
     write_coco(tmp_path / "coco", train, val)
     write_voc(tmp_path / "voc", train, val)
     write_ade20k(tmp_path / "ade", train, val)
@@ -148,6 +148,6 @@ def test_what_does_not_fit_is_refused(config: TrainConfig, changes: dict, error:
 
 
 def test_images_of_many_sizes_need_a_size(tmp_path: Path) -> None:
-    write_voc(tmp_path / "voc", ShapesDataset(count=2, size=40), ShapesDataset(count=2, size=40))
+    write_voc(tmp_path / "voc", Shapes(count=2, size=40), Shapes(count=2, size=40))
     with pytest.raises(ConfigError, match="differ in size; set image_size"):
         load_data(SEGMENT.with_overrides(data=f"voc:{tmp_path}/voc", image_size=None))

@@ -15,7 +15,7 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.errors import ConfigError, VerifyError
-from stripefold_lab.datasets import ShapesDataset
+from stripefold_lab.datasets import Shapes
 from stripefold_lab.training import TrainConfig, evaluate, load_config, recipe_names, train
 from stripefold_lab.training.agreement import DetectorReport, verify_detector, verify_task
 from stripefold_lab.training.build import build_model
@@ -193,7 +193,7 @@ def test_transformers_and_convnexts_train_by_command_and_fold_exactly(recipe: st
 
 def draw_folder(root: Path) -> None:
     """Two classes, eight training images and two test images each."""
-    scenes = ShapesDataset(count=20, size=32, seed=0)
+    scenes = Shapes(count=20, size=32, seed=0)
     for index in range(20):
         folder = root / ("train" if index < 16 else "test") / f"class{index % 2}"
         folder.mkdir(parents=True, exist_ok=True)

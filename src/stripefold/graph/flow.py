@@ -8,7 +8,7 @@ from stripefold.graph.channels import channel_axis
 from stripefold.graph.graph import Call, Graph, Node
 from stripefold.graph.operations import RESHAPES, is_batch_norm
 from stripefold.graph.ops import StoppedError, check_passes, joining_axis, operation
-from stripefold.graph.patterns import along, joined, varies
+from stripefold.graph.patterns import along, concatenated, varies
 
 
 def followed_by(graph: Graph, name: str) -> str | None:
@@ -76,7 +76,7 @@ def _scaled_after(graph: Graph, source: int, user: int, pattern: Tensor) -> Tens
         row = operation(node, "scale")
         if row.family == "join":  # beside what others bring, the channels are cancelled all the same
             shapes = [graph.nodes[i].shape for i in node.inputs]
-            return joined([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
+            return concatenated([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
         if row.family == "sum" or len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
             return None
         check_passes(node, "scale")

@@ -33,7 +33,7 @@ from stripefold.graph.ops import (
     place,
     summand_factors,
 )
-from stripefold.graph.patterns import NOT_SCALED, Shape, aligned, along, index_along, joined, varies
+from stripefold.graph.patterns import NOT_SCALED, Shape, aligned, along, concatenated, index_along, varies
 
 NONE: Mapping[int, int] = MappingProxyType({})
 _MOVED: dict[Change, str] = {"scale": "scaled", "shift": "shifted"}
@@ -356,7 +356,7 @@ class _Forward(_Walk):
         if len(factors) > 1:
             raise StoppedError(f"{node.name!r} in {place(node)} joins different multiples of what is {self.moved}")
         own = [carried[i].pattern if i in carried else None for i in node.inputs]
-        return _Carried(joined(own, self.shapes(node), joining_axis(node)), factors.pop())
+        return _Carried(concatenated(own, self.shapes(node), joining_axis(node)), factors.pop())
 
     def _end(self, node: Node, source: int, carried: Mapping[int, _Carried]) -> None:
         accepts = self.accepted(node, "input")

@@ -124,7 +124,7 @@ def bake(
         raise ConfigError(f"--recalibrate {recalibrate!r} is unknown, choose auto, yes or no")
     place, device = own_place(device)
     import stripefold as sf
-    from stripefold_lab.processes import process_group
+    from stripefold_lab.processes import joined
 
     named = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
     given = _given(source, data=data, data_dir=data_dir, preprocessing=prepared, **named)
@@ -135,7 +135,7 @@ def bake(
     options["finetune"] = _finetune(given, finetune_epochs, finetune_rate)
     moved: dict[str, Any] = {"way": settle_way, "lr": settle_rate, "distill": distill, "checkpoint": checkpoint}
     options["settle"] = _settle(given, settle, moved)
-    with process_group(place) as group:
+    with joined(place) as group:
         progress = ProgressLine(told=place.first)
         tell = progress.tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)

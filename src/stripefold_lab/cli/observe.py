@@ -91,7 +91,7 @@ def observe(
     refuse_preprocess(preprocess)
     check_names(model, None if data == NOISE else data)
     import stripefold as sf
-    from stripefold_lab.processes import process_group
+    from stripefold_lab.processes import joined
 
     place, device = own_place(device)
     named: dict[str, Any] = {"size": size, "pretrained": pretrained, "weights": weights, "weights_key": weights_key}
@@ -111,7 +111,7 @@ def observe(
     with ProgressLine(told=place.first) as progress:
         options: dict[str, Any] = {"max_images": images, "by_class": by_class}
         options["progress"] = partial(_seen, progress, len(place.part(images)))
-        with process_group(place) as group:
+        with joined(place) as group:
             report = sf.observe(given.model, batches, device=device, process_group=group, **options)
         if not place.first:
             return

@@ -20,7 +20,7 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class ShapesDataset:
+class Shapes:
     """Scenes of one to three shapes that do not overlap; scene ``i`` follows from (seed, i) and the size alone.
 
     A colour says nothing about the class, so that a network has to learn the forms.

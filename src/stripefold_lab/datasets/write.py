@@ -12,13 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from stripefold_lab.datasets.scene import Scene
-from stripefold_lab.datasets.shapes import CLASSES, ShapesDataset
+from stripefold_lab.datasets.shapes import CLASSES, Shapes
 
 PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
 """VOC's first colours; a class map shows them, and its pixels are the class numbers."""
 
 
-def write_coco(root: Path, train: ShapesDataset, val: ShapesDataset) -> None:
+def write_coco(root: Path, train: Shapes, val: Shapes) -> None:
     """Write ``annotations/instances_*.json`` and the images as PNG; squares become polygons, the rest run lengths.
 
     Args:
@@ -74,7 +74,7 @@ def _runs(mask: Tensor) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": [after - before for before, after in itertools.pairwise(ends)]}
 
 
-def write_voc(root: Path, train: ShapesDataset, val: ShapesDataset) -> None:
+def write_voc(root: Path, train: Shapes, val: Shapes) -> None:
     """Write ``JPEGImages``, ``SegmentationClass``, ``Annotations``, ``ImageSets`` and ``labels.txt``.
 
     Args:
@@ -110,7 +110,7 @@ def _voc_xml(scene: Scene, name: str) -> ElementTree.ElementTree[ElementTree.Ele
     return ElementTree.ElementTree(root)
 
 
-def write_ade20k(root: Path, train: ShapesDataset, val: ShapesDataset) -> None:
+def write_ade20k(root: Path, train: Shapes, val: Shapes) -> None:
     """Write ``images``, ``annotations`` and ``objectInfo150.txt``; the background is number 0, which does not count.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stripefold.distributed import broadcast_from_rank0, gathered, run_on_all_ranks
 from stripefold.errors import CheckpointError, ConfigError, DataError, TrainingError
 from stripefold.integrations.lightning import StripeCallback
-from stripefold_lab.processes import ProcessRank, process_group, waiting_group
+from stripefold_lab.processes import ProcessRank, joined, waiting_group
 from stripefold_lab.stdout import lossy_stdout
 from stripefold_lab.training.batch_noise import BatchNoise
 from stripefold_lab.training.build import build_model
@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> TrainResult:
     with (
         _threads(config.threads),
         torch.random.fork_rng(devices=[]),
-        process_group(place, backend=backend_of(config), timeout=config.timeout) as group,
+        joined(place, backend=backend_of(config), timeout=config.timeout) as group,
         ExitStack() as held,
     ):
         return _train(config, place, group, held)

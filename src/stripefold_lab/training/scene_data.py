@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stripefold.errors import DataError
-from stripefold_lab.datasets import IGNORED, Scene, Scenes, ShapesDataset
+from stripefold_lab.datasets import IGNORED, Scene, Scenes, Shapes
 from stripefold_lab.names import check_data_name
 from stripefold_lab.training.images import choice
 from stripefold_lab.training.seeding import SeedKey, derive_seed
@@ -44,7 +44,7 @@ def open_scenes(config: TrainConfig) -> tuple[Scenes, Scenes, int | None]:
     check_data_name(config.task, config.data)
     if config.data == "shapes":
         size = config.image_size or SHAPES_SIZE
-        train, test = (ShapesDataset(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS))
+        train, test = (Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS))
         return train, test, size
     readers: dict[tuple[str, str], Any] = {
         ("segmentation", "voc"): open_voc_maps,
