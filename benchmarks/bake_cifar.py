@@ -33,7 +33,7 @@ from benchmarks.train_graph import Step
 from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
 from stripefold.baking.finetune import FineTune, finetune
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.baking.judge import energies
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import cheapest_first, prior
@@ -98,7 +98,7 @@ class Trial:
 
     def accuracy(self, constants: Mapping[str, Tensor], part: str = "test") -> float:
         """Of the network with these gates constant, in percent."""
-        holding = constant_gates(self.model, self.discovery.gates, constants) if constants else nullcontext()
+        holding = override_gates(self.model, self.discovery.gates, constants) if constants else nullcontext()
         with holding:
             return accuracy(self.model, getattr(self, part))
 
@@ -218,7 +218,7 @@ def _recalibrated(trial: Trial, constants: Mapping[str, Tensor], images: list[tu
     products = [gate.product for gate in trial.discovery.gates]
     norms = norms_behind(trial.model, trial.discovery.trace.graph, products)
     before = Statistics.of(norms.values())
-    with constant_gates(trial.model, trial.discovery.gates, constants):
+    with override_gates(trial.model, trial.discovery.gates, constants):
         recalibrate_(trial.model, norms, Batches(images, "calibration", trial.model))
     value = trial.accuracy(constants)
     before.restore_()
@@ -231,7 +231,7 @@ def _tuned_constants(trial: Trial, constants: Mapping[str, Tensor]) -> dict[str,
     return finetune(
         trial.model,
         constants,
-        lambda values: constant_gates(trial.model, trial.discovery.gates, values),
+        lambda values: override_gates(trial.model, trial.discovery.gates, values),
         FineTune(steps=steps, lr=CONSTANT_RATE),
         batches=batches,
     )

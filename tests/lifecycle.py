@@ -89,7 +89,7 @@ def scatter_(model: nn.Module, seed: int = 3) -> nn.Module:
                 parameter += (0.5 * noise).to(parameter)
     for module in model.modules():
         if isinstance(module, StaticGate):
-            module.attention.revive_(module.psi.detach())
+            module.attention.reactivate_dead_units_(module.psi.detach())
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import importlib.metadata
 import os
@@ -27,6 +28,7 @@ USUAL_LINES, MAXIMUM_LINES, MAXIMUM_FUNCTION_LINES, MAXIMUM_POSITIONAL = 250, 40
 LIBRARY_LEVEL = {
     "errors": 0,
     "atomic": 0,
+    "progress": 0,
     "inputs": 1,
     "own_files": 1,
     "documents": 1,
@@ -229,3 +231,50 @@ def test_no_leftovers() -> None:
         text = path.read_text(encoding="utf-8")
         for word in ("TODO", "FIXME", "XXX", "raise NotImplementedError"):
             assert word not in text, f"{path.name}: {word}"
+
+
+def names_of_types(path: Path) -> list[str]:
+    """Classes anywhere in a file, and aliases and type variables of its top level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in names if name.strip("_")[:1].isupper() and not name.isupper()]
+
+
+def test_a_type_name_has_one_meaning() -> None:
+    homes: dict[str, set[str]] = {}
+    for path in FILES:
+        for name in names_of_types(path):
+            homes.setdefault(name, set()).add(str(path.relative_to(SOURCE)))
+    several = {name: sorted(where) for name, where in homes.items() if len(where) > 1}
+    assert not several
+
+
+def imported_when_loaded(path: Path, modules: set[str]) -> set[str]:
+    """The project's modules that a file imports as soon as it is imported itself."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            nodes += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += ast.iter_child_nodes(node)
+    return found & modules
+
+
+def test_no_import_circle() -> None:
+    """But through an ``__init__``, whose names are its package's own."""
+    paths = {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in FILES if path.stem != "__init__"
+    }
+    graph = {name: imported_when_loaded(path, set(paths)) for name, path in paths.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle

@@ -2,7 +2,7 @@
 
 ``gamma (a x + b) + beta`` is a BatchNorm with ``a gamma`` and ``beta + b gamma``. So the parameters are changed for a
 step, its gradients are brought back by the chain rule, and the parameters are put back bit for bit.
-Gates scale the changed parameters, which is what `stripefold_lab.training.noisy` does to the outputs.
+Gates scale the changed parameters, which is what `stripefold_lab.training.noise_hooks` does to the outputs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold_lab.training.batch_noise import BatchNoise
-from stripefold_lab.training.noisy import batch_norms
+from stripefold_lab.training.noise_hooks import batch_norms
 from stripefold_lab.training.seeding import derive_seed
 
 

@@ -1,4 +1,4 @@
-"""What several processes do as one, and how they fail as one.
+"""Collectives that propagate failures: an error on one rank ends every rank with the same message.
 
 One process that raises while the others wait for it is a job that hangs. So what may fail is run through ``together``
 or ``from_first``: all of them hear of a failure, and all of them raise. A process that is killed cannot say so; the
@@ -21,7 +21,7 @@ T = TypeVar("T")
 _LOST = ("closed by peer", "reset by peer", "timed out", "timeout", "broken pipe", "connection refused", "nccl", "gloo")
 
 
-def together(run: Callable[[], T], group: Any, error: type[StripefoldError]) -> T:
+def run_on_all_ranks(run: Callable[[], T], group: Any, error: type[StripefoldError]) -> T:
     """Run on every process, each for itself; where any fails, all of them raise.
 
     Args:
@@ -49,7 +49,7 @@ def together(run: Callable[[], T], group: Any, error: type[StripefoldError]) -> 
     return result
 
 
-def from_first(run: Callable[[], T], group: Any, error: type[StripefoldError]) -> T:
+def broadcast_from_rank0(run: Callable[[], T], group: Any, error: type[StripefoldError]) -> T:
     """Run on the first process only; the others wait for what it gives, and raise where it raises.
 
     Args:

@@ -1,4 +1,4 @@
-"""Several processes that work as one: where this one stands, and how they meet."""
+"""The processes of a job: rank and world size, and the process group they form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TIMEOUT = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ProcessRank:
     """Where a process stands among those of its job.
 
     Attributes:
@@ -45,27 +45,27 @@ class Place:
     def part(self, count: int) -> range:
         """This process's part of ``count`` things in a row; the parts in the order of the ranks are all of them.
 
-        >>> [list(Place(rank=rank, world=2).part(5)) for rank in (0, 1)]
+        >>> [list(ProcessRank(rank=rank, world=2).part(5)) for rank in (0, 1)]
         [[0, 1], [2, 3, 4]]
         """
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 
 
-ALONE = Place()
-_met: list[Place] = []
+ALONE = ProcessRank()
+_met: list[ProcessRank] = []
 """This process's place in each group that it has met the others in, one after the other."""
 
 
-def torchrun_place() -> Place | None:
+def torchrun_place() -> ProcessRank | None:
     """Where torchrun has put this process; None for one that it did not start."""
     if not dist.is_available() or not dist.is_torchelastic_launched():
         return None
     rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Place(rank=rank, world=world, local_rank=local_rank)
+    return ProcessRank(rank=rank, world=world, local_rank=local_rank)
 
 
 @contextmanager
-def joined(place: Place, *, backend: str = GLOO, timeout: float = TIMEOUT) -> Iterator[Any]:
+def joined(place: ProcessRank, *, backend: str = GLOO, timeout: float = TIMEOUT) -> Iterator[Any]:
     """The group of all processes, None for one alone; a group that is there already is used, and stays.
 
     Args:
@@ -101,7 +101,7 @@ def joined(place: Place, *, backend: str = GLOO, timeout: float = TIMEOUT) -> It
             dist.destroy_process_group()
 
 
-def _meet(place: Place, backend: str, timeout: float) -> None:
+def _meet(place: ProcessRank, backend: str, timeout: float) -> None:
     if backend == GLOO_AND_NCCL:
         if place.local_rank >= torch.cuda.device_count():
             raise ConfigError(
@@ -126,7 +126,7 @@ def _meet(place: Place, backend: str, timeout: float) -> None:
 
 
 @functools.cache
-def _store(place: Place, limit: timedelta) -> Any:
+def _store(place: ProcessRank, limit: timedelta) -> Any:
     from torch.distributed.rendezvous import rendezvous
 
     return next(rendezvous("env://", place.rank, place.world, timeout=limit))[0]

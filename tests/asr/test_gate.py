@@ -19,7 +19,7 @@ def gate(attention: str = "se", **options) -> StaticGate:
     torch.manual_seed(0)
     built = build_attention(attention, 8, 1, **options)
     psi = torch.full(built.descriptor_shape, 0.1)
-    built.revive_(psi)
+    built.reactivate_dead_units_(psi)
     return StaticGate(built, psi, options=options)
 
 
@@ -41,7 +41,7 @@ def test_no_cache_of_v() -> None:
 
 def test_identity_divides_by_the_start() -> None:
     made = gate()
-    start = made.keep_start_()
+    start = made.normalize_to_identity_()
     assert bool((made() == 1).all())
     with torch.no_grad():
         made.attention.mlp.expand.bias.add_(0.5)
@@ -53,7 +53,7 @@ def test_identity_divides_by_the_start() -> None:
 
 def test_a_plain_scale_that_moved_is_not_at_its_start() -> None:
     made = gate("scale")  # gives psi itself: what is remembered must not move with it
-    made.remember_birth_()
+    made.record_initial_scale_()
     assert made.is_at_start()
     with torch.no_grad():
         made.psi.add_(0.5)
@@ -63,7 +63,7 @@ def test_a_plain_scale_that_moved_is_not_at_its_start() -> None:
 def test_is_at_start() -> None:
     made = gate()
     assert not made.is_at_start()  # nothing remembered, nothing to say
-    made.remember_birth_()
+    made.record_initial_scale_()
     assert made.is_at_start()
     assert "_born" not in "".join(made.state_dict())
     assert copy.deepcopy(made).is_at_start()
@@ -72,7 +72,7 @@ def test_is_at_start() -> None:
         made.psi.add_(0.1)
     assert not made.is_at_start()
     frozen = gate()
-    frozen.remember_birth_()
+    frozen.record_initial_scale_()
     nn.Module.requires_grad_(frozen, False)
     assert not frozen.is_at_start()  # it was not meant to move
 

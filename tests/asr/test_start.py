@@ -15,7 +15,7 @@ from stripefold_lab.models import create_model
 from stripefold_lab.training import TrainConfig
 from stripefold_lab.training.build import build_model
 from stripefold_lab.training.data import ImageSpec
-from stripefold_lab.training.idle import canonical
+from stripefold_lab.training.unused_options import canonical
 
 SPEC = ImageSpec(classes=tuple("ab"), channels=3, size=32)
 

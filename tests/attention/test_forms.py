@@ -78,7 +78,7 @@ def test_every_parameter_matters_to_the_static_form(case: str) -> None:
     attention = build(case).double()
     randomise(attention)
     psi = seeded(*attention.descriptor_shape)
-    attention.revive_(psi)
+    attention.reactivate_dead_units_(psi)
 
     def v() -> Tensor:
         if not attention.chained:
@@ -146,7 +146,7 @@ def test_dynamic_gradients_reach_input_and_parameters(case: str) -> None:
     attention = build(case)
     randomise(attention)
     x = seeded(4, 16, 8, 8).float().requires_grad_()
-    attention.revive_(attention.squeeze(x)[0])
+    attention.reactivate_dead_units_(attention.squeeze(x)[0])
     attention(x).square().sum().backward()
     assert x.grad is not None
     for name, parameter in attention.named_parameters():

@@ -125,7 +125,7 @@ def test_global_context_starts_at_nothing_and_leaves_it() -> None:
 
 def test_a_static_gate_gives_up_what_reads_the_map() -> None:
     attention = build_attention("gc", 8)
-    attention.keep_excite_()
+    attention.drop_squeeze_parameters_()
     assert not any("context" in name for name, _ in attention.named_parameters())
     with pytest.raises(AttachError, match="a static gate reads no map"):
         attention(torch.zeros(2, 8, 3, 3))

@@ -88,7 +88,7 @@ def test_a_users_attention_joins(decorate: bool) -> None:
     assert torch.equal(attention(torch.ones(2, 5, 3)), torch.full((2, 5, 3), 0.5))
     assert torch.equal(attention.excite_static(torch.ones(3)), torch.full((3,), 0.5))
     assert attention.dead_units(torch.ones(3)) == 0
-    attention.revive_(torch.ones(3))
+    attention.reactivate_dead_units_(torch.ones(3))
     attention.check_start(torch.zeros(3))
     assert "halve" in attention_names()
 

@@ -26,7 +26,7 @@ def started(case: str, channels: int, seed: int) -> tuple[ChannelAttention, Tens
     attention = build(case, channels)
     psi = torch.full(attention.descriptor_shape, attention.default_psi)
     attention.check_start(psi)
-    attention.revive_(psi)
+    attention.reactivate_dead_units_(psi)
     return attention, psi.requires_grad_()
 
 
@@ -62,7 +62,7 @@ def test_every_gate_learns_from_the_start(case: str) -> None:
 
 @pytest.mark.parametrize("case", ["se", "se-r2", "se-unbiased", "spa", "cbam", "fca", "ge-theta+", "dia"])
 def test_without_revival_gates_are_born_dead(case: str) -> None:
-    """The control: what revive_ is for."""
+    """The control: what reactivate_dead_units_ is for."""
     dead = 0
     for seed in SEEDS:
         torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def test_without_revival_gates_are_born_dead(case: str) -> None:
         psi = torch.full(attention.descriptor_shape, 0.1)
         dead += attention.dead_units(psi) > 0
         before = attention.dead_units(psi)
-        attention.revive_(psi)
+        attention.reactivate_dead_units_(psi)
         assert attention.dead_units(psi) <= before
     assert dead > len(SEEDS) // 5
 
@@ -84,7 +84,7 @@ def test_revival_reaches_its_target_and_no_further(hidden: int) -> None:
         before = copy.deepcopy(perceptron.state_dict())
         psi = torch.full((8,), 0.1)
         live = hidden - perceptron.dead_units(psi)
-        perceptron.revive_(psi)
+        perceptron.reactivate_dead_units_(psi)
         assert hidden - perceptron.dead_units(psi) == max(live, target)
         changed = {name for name, value in perceptron.state_dict().items() if not torch.equal(value, before[name])}
         assert changed == (set() if live >= target else {"reduce.weight", "reduce.bias"})
@@ -109,7 +109,7 @@ def test_dead_units_are_counted_in_low_precision_too() -> None:
     attention = build_attention("se", 64).to(torch.bfloat16)
     psi = torch.full((64,), 0.1, dtype=torch.bfloat16)
     assert attention.dead_units(psi) == build_like(attention).dead_units(psi.float())
-    attention.revive_(psi)
+    attention.reactivate_dead_units_(psi)
     assert attention.get_parameter("mlp.reduce.weight").dtype == torch.bfloat16
 
 
@@ -123,7 +123,7 @@ def test_start_on_the_meta_device(case: str) -> None:
         attention = build(case)
         psi = torch.full(attention.descriptor_shape, 0.0)
     attention.check_start(psi)
-    attention.revive_(psi)
+    attention.reactivate_dead_units_(psi)
     assert attention.dead_units(psi) == 0
 
 
@@ -167,7 +167,7 @@ def test_zero_psi_is_left_by_all_others(case: str) -> None:
     attention = build(case)
     psi = torch.zeros(attention.descriptor_shape)
     attention.check_start(psi)
-    attention.revive_(psi)
+    attention.reactivate_dead_units_(psi)
     psi.requires_grad_()
     descend(attention, psi)
     assert psi.abs().max() > 0

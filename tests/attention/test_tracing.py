@@ -95,7 +95,7 @@ def test_static_form_is_traced(case: str, tracer: str) -> None:
 @pytest.mark.parametrize("case", ["se", "cbam", "eca", "srm", "dia"])
 def test_gradients_pass_the_tracer(case: str, tracer: str) -> None:
     module, x = Gate(case), torch.randn(3, 8)
-    module.attention.revive_(module.psi)
+    module.attention.reactivate_dead_units_(module.psi)
     expected = torch.autograd.grad(module(x).square().sum(), module.psi)[0]
     found = torch.autograd.grad(TRACERS[tracer](module, x)(x).square().sum(), module.psi)[0]
     assert expected.abs().max() > 0

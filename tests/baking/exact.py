@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.baking.apply import apply_, verify_baked
-from stripefold.baking.hold import can_hold, constant_gates
+from stripefold.baking.hold import can_hold, override_gates
 from stripefold.baking.sites import BakeSite, plan
 from stripefold.modules.example import Example, example_to, run_example
 from stripefold.stripe.discover import Discovery, discover
@@ -93,7 +93,7 @@ def bake_exactly(model: nn.Module, x: Example, *, names: Collection[str] | None 
     report = verify_baked(model, discovery.gates, baked, held, x)
     with torch.no_grad():
         output, dynamic = run_example(baked, x), run_example(model, x)
-        with constant_gates(model, discovery.gates, {name: torch.ones_like(v) for name, v in held.items()}):
+        with override_gates(model, discovery.gates, {name: torch.ones_like(v) for name, v in held.items()}):
             ones = run_example(model, x)
     spread = float((output - output.mean(0, keepdim=True)).abs().max() / output.abs().max())
     return Outcome(discovery, final, held, baked, report.error, error(output, dynamic), error(output, ones), spread)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.baking.modules import ConstantScale, ConstantShift
 from stripefold.baking.rebuild import KEY, rebuild_, structure
 from stripefold.errors import BakeError
@@ -197,7 +197,7 @@ def test_without_its_summand_the_constants_are_worse() -> None:
     discovery = discover(model, x)
     (layer,) = sf.observe(model, x).layers
     baked, _ = sf.bake(model, [x], recalibrate=False)
-    with torch.no_grad(), constant_gates(model, discovery.gates, {layer.name: layer.mean}):
+    with torch.no_grad(), override_gates(model, discovery.gates, {layer.name: layer.mean}):
         without = model(x)
     with torch.no_grad():
         assert error(without, model(x)) > 3 * error(baked(x), model(x))

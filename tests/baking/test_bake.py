@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.asr.site import Site
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.errors import BakeError, ObserveError
 from stripefold.stripe.discover import discover
 from tests.lifecycle import EXACT, TinyNet, assert_refused, attached, error, images, prepared, snapshot
@@ -37,7 +37,7 @@ def means(model: nn.Module) -> dict[str, Tensor]:
 
 def held(model: nn.Module, constants: dict[str, Tensor], x: Tensor) -> Tensor:
     """What the model gives with these gates constant, by hooks."""
-    with constant_gates(model, discover(model, x).gates, constants), torch.no_grad():
+    with override_gates(model, discover(model, x).gates, constants), torch.no_grad():
         return model(x)
 
 
@@ -104,7 +104,7 @@ def test_each_gate_alone_and_the_budget() -> None:
     metric = closeness(model)
     expected = {}
     for name, v in means(model).items():
-        with constant_gates(model, discover(model, images()).gates, {name: v}):
+        with override_gates(model, discover(model, images()).gates, {name: v}):
             expected[name] = metric(model)
     _, report = sf.bake(model, data(), metric=metric, recalibrate=False)
     assert report.before == 0

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import discover
 from tests.baking.nets import SE, InPlace, Net
@@ -96,7 +96,7 @@ def test_an_attention_in_place_is_baked_where_that_is_exact(body: Body, outcome:
     assert [site.outcome for site in report.sites] == [outcome]
     means = {layer.name: layer.mean for layer in sf.observe(model, labelled()).layers}
     with torch.no_grad():
-        with constant_gates(model, discover(model, x).gates, means):
+        with override_gates(model, discover(model, x).gates, means):
             held = model(x)
         assert error(baked(x), held) < EXACT
         assert error(baked(x), model(x)) > 1e-6

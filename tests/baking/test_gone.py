@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stripefold as sf
 from stripefold.baking.graph_modules import GateProbe, discover_probed_
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.stripe.discover import discover
 from tests.baking.nets import C
 from tests.lifecycle import EXACT, error, images, prepared, snapshot
@@ -120,7 +120,7 @@ def test_graph_modules(name: str, form: str) -> None:
     with torch.no_grad():
         probed, _ = discover_probed_(copied := copy.deepcopy(model), x)
         means = {layer.name: layer.mean for layer in sf.observe(model, x).layers}
-        with constant_gates(copied, probed.gates, means):
+        with override_gates(copied, probed.gates, means):
             held = copied(x)
         assert error(baked(x), held) < EXACT
         assert error(baked(x), model(x)) > 1e-4
@@ -387,7 +387,7 @@ def test_a_gate_beside_its_map_folds_as_one_plus_v(flip: bool) -> None:
     baked, report = sf.bake(model, [x], recalibrate=False)
     assert [site.outcome for site in report.sites] == ["folded"]
     (layer,) = sf.observe(model, x).layers
-    with torch.no_grad(), constant_gates(model, discover(model, x).gates, {layer.name: layer.mean}):
+    with torch.no_grad(), override_gates(model, discover(model, x).gates, {layer.name: layer.mean}):
         assert error(baked(x), model(x)) < EXACT
     again = prepared(Beside(SE(), flip=flip, again=True).double(), images(8)).eval()
     assert [site.outcome for site in sf.bake(again, [x], recalibrate=False)[1].sites] == ["multiply"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stripefold.baking.apply import apply_
 from stripefold.baking.constants import constants_of
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.baking.sites import plan
 from stripefold.errors import BakeError
 from stripefold.folding.weights import Float64Weights, why_overflowing
@@ -53,12 +53,12 @@ def test_an_unknown_gate() -> None:
         plan(model, discovery, ["conv"])
     with (
         pytest.raises(BakeError, match="no channel gate is called 'conv'"),
-        constant_gates(model, discovery.gates, {"conv": ONES}),
+        override_gates(model, discovery.gates, {"conv": ONES}),
     ):
         pass
     with (
         pytest.raises(BakeError, match=r"has shape \(2,\), expected \(6,\)"),
-        constant_gates(model, discovery.gates, {"se": ONES[:2]}),
+        override_gates(model, discovery.gates, {"se": ONES[:2]}),
     ):
         pass
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -87,7 +87,7 @@ def test_a_gate_that_changes_its_form() -> None:
     model, x = net(nets.own_product, {"gate": GateOnly})
     discovery = discover(model, x)
     model.gate.pool = nn.AdaptiveAvgPool2d(2)
-    held = constant_gates(model, discovery.gates, {discovery.gates[0].name: ONES})
+    held = override_gates(model, discovery.gates, {discovery.gates[0].name: ONES})
     with pytest.raises(BakeError, match="'gate.act' returned .*not one gate of 6"), torch.no_grad(), held:
         model(x)
 
@@ -95,7 +95,7 @@ def test_a_gate_that_changes_its_form() -> None:
 def test_a_map_without_the_channels() -> None:
     model, x = before_conv()
     discovery = discover(model, x)
-    held = constant_gates(model, discovery.gates, {"se": ONES})
+    held = override_gates(model, discovery.gates, {"se": ONES})
     with pytest.raises(BakeError, match="has no 6 channels on axis 1"), torch.no_grad(), held:
         model.se(torch.randn(2, 5, 4, 4, dtype=torch.float64))
 

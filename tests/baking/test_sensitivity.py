@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pytest
 import torch
 
-from stripefold.baking.sensitivity import alone, cheapest_first, greedy, prior
+from stripefold.baking.sensitivity import cheapest_first, greedy, prior, single_gate_metrics
 
 COST = {"a": 3.0, "b": 0.5, "c": 1.0, "d": -0.2}
 
@@ -35,7 +35,7 @@ def test_prior_at_its_ends() -> None:
 
 def test_alone_measures_each() -> None:
     seen: list[tuple[int, int]] = []
-    found = alone(list(COST), measure, lambda done, total: seen.append((done, total)))
+    found = single_gate_metrics(list(COST), measure, lambda done, total: seen.append((done, total)))
     assert found == {gate: 90 - cost for gate, cost in COST.items()}
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.baking.apply import apply_, verify_baked
-from stripefold.baking.hold import can_hold, constant_gates
+from stripefold.baking.hold import can_hold, override_gates
 from stripefold.baking.modules import ConstantGate, ConstantScale
 from stripefold.baking.sites import plan
 from stripefold.errors import BakeError
@@ -129,7 +129,7 @@ def test_a_gate_that_nothing_returns_stays() -> None:
     assert not can_hold(site.gate)
     with (
         pytest.raises(BakeError, match="no module returns the gate"),
-        constant_gates(model, discovery.gates, {site.name: torch.ones(C)}),
+        override_gates(model, discovery.gates, {site.name: torch.ones(C)}),
     ):
         pass
 
@@ -240,7 +240,7 @@ def test_hooks_leave_nothing_behind_and_gradients_reach_the_constants() -> None:
     v = {"se": torch.full((C,), 0.7, requires_grad=True)}
     with torch.no_grad():
         before = model(x)
-    with constant_gates(model, discovery.gates, v):
+    with override_gates(model, discovery.gates, v):
         model(x).square().mean().backward()
         assert v["se"].grad is not None
         assert bool((v["se"].grad != 0).all())
@@ -250,7 +250,7 @@ def test_hooks_leave_nothing_behind_and_gradients_reach_the_constants() -> None:
         assert error(first, before) > 1e-3
         assert torch.equal(model(x), before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    with pytest.raises(RuntimeError, match="stop"), constant_gates(model, discovery.gates, v):
+    with pytest.raises(RuntimeError, match="stop"), override_gates(model, discovery.gates, v):
         raise RuntimeError("stop")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -262,7 +262,7 @@ def test_two_calls_of_one_gate_are_held_one_by_one() -> None:
     assert names == ["se", "se#2"]
 
     def held(**v: Tensor) -> Tensor:
-        with torch.no_grad(), constant_gates(model, discovery.gates, v):
+        with torch.no_grad(), override_gates(model, discovery.gates, v):
             return model(x)
 
     ones = torch.ones(C)

@@ -27,7 +27,7 @@ from benchmarks.accuracy.train import Worker, describe_session, parse
 from benchmarks.cifar_data import Cifar, Labelled
 from benchmarks.stripes_record import share_of_few
 from stripefold_lab.training.batch_noise import BatchNoise
-from stripefold_lab.training.noisy import batch_norms, disturb, hooked
+from stripefold_lab.training.noise_hooks import batch_norms, disturb, hooked
 
 SPEC = image_spec(tuple("abcd"))
 

@@ -18,7 +18,7 @@ from stripefold_lab.bench.table1 import (
     DATA,
     FOLDED,
     PAPER,
-    Images,
+    ImageStatistics,
     build_networks,
     load,
     measure_table1,
@@ -31,7 +31,7 @@ QUICK = Settings(rounds=1, warmup=0)
 
 
 @pytest.mark.parametrize("images", DATA, ids=lambda images: images.name)
-def test_every_count_that_the_paper_prints(images: Images) -> None:
+def test_every_count_that_the_paper_prints(images: ImageStatistics) -> None:
     networks = build_networks(images)
     counted = {row: sum(p.numel() for p in network.parameters()) / 1e6 for row, network in networks.items()}
     for row, printed in PAPER[images.name].items():
@@ -42,7 +42,7 @@ def test_every_count_that_the_paper_prints(images: Images) -> None:
 
 
 def test_rows_are_what_they_say() -> None:
-    images = Images(name="CIFAR100", size=16, classes=10)
+    images = ImageStatistics(name="CIFAR100", size=16, classes=10)
     networks = build_networks(images, "resnet8")
     x = torch.randn(2, 3, 16, 16)
     outputs = {row: network(x) for row, network in networks.items()}
@@ -75,7 +75,7 @@ def test_changes_stand_beside_the_papers() -> None:
 
 
 def test_it_measures_every_row_once_for_each_data_set() -> None:
-    small = (Images(name="CIFAR100", size=8, classes=10), Images(name="STL10", size=16, classes=10))
+    small = (ImageStatistics(name="CIFAR100", size=8, classes=10), ImageStatistics(name="STL10", size=16, classes=10))
     reports = measure_table1(QUICK, batch=2, data=small, model="resnet8")
     assert [report.settings["data"] for report in reports] == ["CIFAR100", "STL10"]
     for report in reports:

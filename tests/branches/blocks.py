@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.branches.block import BranchBlock
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.registry import build_block, kind_named
 
 KINDS = sf.branch_names()
@@ -59,12 +59,12 @@ def options_for(kind: str, convolution: nn.Module) -> Mapping[str, Any] | None:
     if kind == "dilated":
         tried += [{"kernels": ((2, 1),)}]
     found = kind_named(kind)
-    return next((each for each in tried if found.refuse(Grid.of(convolution), **each) is None), None)
+    return next((each for each in tried if found.why_unsupported(ConvGeometry.of(convolution), **each) is None), None)
 
 
 def example_for(convolution: Any, batch: int = 4, seed: int = 0) -> Tensor:
     """The smallest map that the convolution and its padding mode accept, and a little more."""
-    grid = Grid.of(convolution)
+    grid = ConvGeometry.of(convolution)
     size = [
         max(d * (k - 1) + 1, before + 1, after + 1) + 2 * s
         for k, d, s, before, after in zip(

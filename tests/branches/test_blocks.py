@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from torch import nn
 
 from stripefold.branches.dbb import SequenceBranch
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError
 from tests.branches.blocks import (
     EXACT,
@@ -191,14 +191,14 @@ def test_grids_read_the_padding_as_torch_does() -> None:
         nn.Conv1d(1, 1, 4, padding="valid"),
         nn.Conv2d(1, 1, 3, padding=(2, 0)),
     ):
-        grid, amounts = Grid.of(convolution), list(convolution._reversed_padding_repeated_twice)
+        grid, amounts = ConvGeometry.of(convolution), list(convolution._reversed_padding_repeated_twice)
         if isinstance(convolution.padding, str):
             own = [amount for pair in reversed(list(zip(grid.before, grid.after, strict=True))) for amount in pair]
             assert own == amounts
         else:
             assert grid.before == grid.after == convolution.padding
     with pytest.raises(ValueError, match=r"a kernel of \(4, 4\) taps in steps of 1 is larger than one of \(3, 3\)"):
-        Grid.of(nn.Conv2d(1, 1, 3)).centred(4)
+        ConvGeometry.of(nn.Conv2d(1, 1, 3)).centred(4)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "acnet"])  # which is for maps of two axes

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from stripefold_lab.cli import progress as module
-from stripefold_lab.cli.progress import Progress
+from stripefold_lab.cli.progress import ProgressLine
 
 
 class Clock:
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress() as progress:
+    with ProgressLine() as progress:
         for now, done in ((0, 0), (4, 10), (11, 20), (12, 30), (30, 50)):
             clock.now = now
             progress.tell("images", done, 100)
@@ -36,7 +36,7 @@ def test_written_over_on_a_terminal(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with Progress() as progress:
+    with ProgressLine() as progress:
         progress.tell("images", 10, 20)
         progress.tell("writing\x1b[2J stripes.csv")
         progress.tell("rows", 3)
@@ -48,7 +48,7 @@ def test_written_over_on_a_terminal(
 @pytest.mark.parametrize("same", [None, "measurements"])
 def test_the_clock_is_that_of_a_stage(clock: Clock, capsys: pytest.CaptureFixture[str], same: str | None) -> None:
     """Another stage starts it anew; a name that changes within one does not."""
-    progress = Progress()
+    progress = ProgressLine()
     for now, what, done in ((0, "a", 0), (100, "b", 1), (200, "c", 2)):
         clock.now = now
         progress.tell(what, done, 4, same=same)
@@ -57,7 +57,7 @@ def test_the_clock_is_that_of_a_stage(clock: Clock, capsys: pytest.CaptureFixtur
 
 
 def test_only_the_first_process_speaks(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(told=False) as progress:
+    with ProgressLine(told=False) as progress:
         clock.now = 100
         progress.tell("images", 10, 20)
     assert capsys.readouterr().err == ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import VerifyError
-from stripefold.modules.borrowed import borrowed_object
+from stripefold.modules.leaked_modules import leaked_object
 from tests.lifecycle import error, images, prepared
 
 
@@ -118,7 +118,7 @@ def test_a_hook_that_uses_its_own_argument_comes_along(hold: Callable[[Net], Non
     model = made(hold)
     plain = sf.fold(model, fuse=True, example=images())
     assert error(plain(images()), model(images())) <= 1e-10
-    assert borrowed_object(plain, model) is None
+    assert leaked_object(plain, model) is None
 
 
 def test_another_difference_has_another_reason() -> None:

@@ -27,7 +27,7 @@ from stripefold_lab.datasets.voc import open_voc_boxes, open_voc_maps
 from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
 from stripefold_lab.models import create_model
 from stripefold_lab.sweep.draw import draw
-from stripefold_lab.sweep.folder import Outcome, open_sweep, read_outcome, write_outcome
+from stripefold_lab.sweep.folder import TrialOutcome, open_sweep, read_outcome, write_outcome
 from stripefold_lab.sweep.load import load_sweep
 from stripefold_lab.sweep.trials import list_settings, list_trials
 from stripefold_lab.training.build import build_model
@@ -154,7 +154,7 @@ def _write_outcome(folder: Path) -> Path:
     run = RunPaths(paths.run(trial.name))
     open_run(trial.config.with_overrides(run_dir=str(run.root), resume=True))
     run.summary.write_text("done")
-    write_outcome(paths, trial.name, Outcome(score=0.5, measure="accuracy", images=4, parameters=10, seconds=1.0))
+    write_outcome(paths, trial.name, TrialOutcome(score=0.5, measure="accuracy", images=4, parameters=10, seconds=1.0))
     return paths.outcome(trial.name)
 
 

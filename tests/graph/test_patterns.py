@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stripefold.graph.patterns import along, index_along, joined, regrouped, varies
+from stripefold.graph.patterns import along, concatenated, index_along, regrouped, varies
 
 SIZES = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4)
 
@@ -52,14 +52,14 @@ def test_sizes_that_do_not_fit_are_an_error() -> None:
 
 def test_a_concatenation_marks_what_is_not_scaled() -> None:
     shapes = [(2, 3, 4, 4), (2, 2, 4, 4)]
-    pattern = joined([along(shapes[0], 1), None], shapes, 1)
+    pattern = concatenated([along(shapes[0], 1), None], shapes, 1)
     assert index_along(pattern, (2, 5, 4, 4), 1) == (0, 1, 2, -1, -1)
     assert not varies(pattern, [0, 2, 3])
 
 
 def test_a_concatenation_along_another_axis_keeps_the_channels() -> None:
     shapes = [(2, 3, 4, 4), (2, 3, 2, 4)]
-    both = joined([along(shapes[0], 1), along(shapes[1], 1)], shapes, 2)
+    both = concatenated([along(shapes[0], 1), along(shapes[1], 1)], shapes, 2)
     assert index_along(both, (2, 3, 6, 4), 1) == (0, 1, 2)
-    one = joined([along(shapes[0], 1), None], shapes, 2)
+    one = concatenated([along(shapes[0], 1), None], shapes, 2)
     assert index_along(one, (2, 3, 6, 4), 1) is None  # scaled in some rows only

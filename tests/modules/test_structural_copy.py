@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
+from stripefold.modules.preserve_state import ParametersWrittenError, on_copies, preserve_state
 from stripefold.modules.structural_copy import structural_copies, structural_copy
-from stripefold.modules.undisturbed import ParametersWrittenError, on_copies, undisturbed
 
 
 class Holder:
@@ -108,7 +108,7 @@ def test_parameters_are_shared_and_protected() -> None:
         assert own.untyped_storage()._cdata == other.untyped_storage()._cdata
     for own, other in zip(model.buffers(), copied.buffers(), strict=True):
         assert own.untyped_storage()._cdata != other.untyped_storage()._cdata
-    with undisturbed(model) as run, pytest.raises(ParametersWrittenError, match="writes into a parameter"):
+    with preserve_state(model) as run, pytest.raises(ParametersWrittenError, match="writes into a parameter"):
         run[0].weight.data.mul_(2)
 
 
@@ -190,9 +190,9 @@ def test_what_cannot_be_copied_is_shared(kind: str) -> None:
 def test_modes_are_those_in_which_the_model_is_used() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
     model[1].train()
-    with undisturbed(model) as copied:
+    with preserve_state(model) as copied:
         assert [module.training for module in copied.modules()] == [False, False, True]
-    with undisturbed(model.train()) as copied:
+    with preserve_state(model.train()) as copied:
         assert not any(module.training for module in copied.modules())
     assert all(module.training for module in model.modules())
 
@@ -200,7 +200,7 @@ def test_modes_are_those_in_which_the_model_is_used() -> None:
 def test_random_numbers_are_put_back_only_where_they_were_drawn() -> None:
     model, x = nn.Sequential(nn.Linear(3, 3), nn.Dropout()).train(), torch.randn(2, 3)
     before = torch.get_rng_state()
-    with undisturbed(model) as copied:
+    with preserve_state(model) as copied:
         copied.train()(x)
         assert not torch.equal(torch.get_rng_state(), before)
     assert torch.equal(torch.get_rng_state(), before)

@@ -14,8 +14,8 @@ import pytest
 from stripefold import onnx as so
 from stripefold.errors import BakeError, ObserveError, OnnxError, VerifyError
 from stripefold.onnx import write
-from stripefold.onnx.data import Batches, Input
-from stripefold.onnx.metric import Agreement, as_run
+from stripefold.onnx.data import FeedBatches, Input
+from stripefold.onnx.metric import OutputAgreement, as_run
 from tests.onnx.exact import run, with_outputs
 from tests.onnx.nets import C, Graph, classifier, data, se_net
 
@@ -59,8 +59,8 @@ def test_agreement_is_stored_and_not_run_again() -> None:
         calls.append(1)
         return [feed["x"]]
 
-    batches = Batches(data(3), [Input("x", np.dtype(np.float32), None)])
-    judge = Agreement(batches, original)
+    batches = FeedBatches(data(3), [Input("x", np.dtype(np.float32), None)])
+    judge = OutputAgreement(batches, original)
     assert len(calls) == 3
     assert judge(lambda feed: [feed["x"]]) == 1e2
     assert judge(lambda feed: [feed["x"] * 1.5]) == pytest.approx(50)
@@ -79,14 +79,14 @@ def test_agreement_is_stored_and_not_run_again() -> None:
     ],
 )
 def test_agreement_of_each_kind_of_output(before: np.ndarray, after: np.ndarray, expected: float) -> None:
-    batches = Batches(data(1, 1), [Input("x", np.dtype(np.float32), None)])
-    assert Agreement(batches, lambda feed: [before])(lambda feed: [after]) == pytest.approx(expected)
+    batches = FeedBatches(data(1, 1), [Input("x", np.dtype(np.float32), None)])
+    assert OutputAgreement(batches, lambda feed: [before])(lambda feed: [after]) == pytest.approx(expected)
 
 
 def test_agreement_on_data_that_are_gone() -> None:
     left = [data(1)]
-    batches = Batches(lambda: left.pop() if left else iter(()), [Input("x", np.dtype(np.float32), None)])
-    judge = Agreement(batches, lambda feed: [feed["x"]])
+    batches = FeedBatches(lambda: left.pop() if left else iter(()), [Input("x", np.dtype(np.float32), None)])
+    judge = OutputAgreement(batches, lambda feed: [feed["x"]])
     with pytest.raises((BakeError, Exception), match="no batch the second time|holds no samples"):
         judge(lambda feed: [feed["x"]])
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from stripefold import onnx as so
 from stripefold.errors import DataError
-from stripefold.onnx.data import Batches, Input
+from stripefold.onnx.data import FeedBatches, Input
 from stripefold.onnx.images import Images
 from tests.onnx.nets import data
 
@@ -21,7 +21,7 @@ FIXED = Input("x", np.dtype(np.float32), (4, 3, 6, 5))
 
 
 def shapes(given: Any, *inputs: Input, **options: Any) -> list[tuple[int, ...]]:
-    return [batch.feed["x"].shape for batch in Batches(given, inputs or [IMAGES], **options)]
+    return [batch.feed["x"].shape for batch in FeedBatches(given, inputs or [IMAGES], **options)]
 
 
 def test_forms() -> None:
@@ -38,7 +38,7 @@ def test_forms() -> None:
         assert shapes(lambda one=one: one) == [(5, 3, 4, 4)]
         assert shapes(lambda one=one: iter([one, one])) == [(5, 3, 4, 4)] * 2
     assert shapes([array, array], limit=7) == [(5, 3, 4, 4), (2, 3, 4, 4)]
-    labelled = Batches([(array, np.arange(5)), (array, list(range(5)))][:1], [IMAGES], limit=3).first()
+    labelled = FeedBatches([(array, np.arange(5)), (array, list(range(5)))][:1], [IMAGES], limit=3).first()
     assert labelled.labels is not None
     assert labelled.labels.tolist() == [0, 1, 2]
     assert labelled.feed["x"].dtype == np.float32  # cast from float64
@@ -50,7 +50,7 @@ def test_npz(tmp_path: Path) -> None:
     assert shapes(tmp_path / "one.npz") == [(16, 3, 4, 4), (16, 3, 4, 4), (8, 3, 4, 4)]
     second = Input("y", np.dtype(np.int64), None)
     np.savez(tmp_path / "two.npz", x=array, y=np.zeros(40, np.int32))
-    batch = Batches(tmp_path / "two.npz", [IMAGES, second]).first()
+    batch = FeedBatches(tmp_path / "two.npz", [IMAGES, second]).first()
     assert batch.feed["y"].dtype == np.int64
     assert batch.labels is None
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and so on")
@@ -58,7 +58,7 @@ def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", x=np.asarray([{}], object))
     for name, match in (("broken", "cannot be read"), ("odd", "not of one length"), ("objects", "cannot be read")):
         with pytest.raises(DataError, match=match):
-            Batches(tmp_path / f"{name}.npz", [IMAGES])
+            FeedBatches(tmp_path / f"{name}.npz", [IMAGES])
 
 
 def test_what_does_not_fit() -> None:
@@ -82,7 +82,7 @@ def test_what_does_not_fit() -> None:
     ]
     for given, match in cases:
         with pytest.raises(DataError, match=match):
-            list(Batches(given, [IMAGES]))
+            list(FeedBatches(given, [IMAGES]))
     assert shapes(iter([array]), again=False) == [(5, 3, 4, 4)]
 
 
@@ -107,7 +107,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_of_images(folder: Path) -> None:
     assert shapes(folder, FIXED) == [(4, 3, 6, 5)]  # a fixed batch cannot take the rest
-    batches = list(Batches(Images(folder, size=(7, 9), batch=4, labels=True), [IMAGES]))
+    batches = list(FeedBatches(Images(folder, size=(7, 9), batch=4, labels=True), [IMAGES]))
     assert [batch.feed["x"].shape for batch in batches] == [(4, 3, 7, 9), (2, 3, 7, 9)]
     assert [batch.labels.tolist() for batch in batches if batch.labels is not None] == [[0, 0, 0, 1], [1, 1]]
     last = Input("x", np.dtype(np.float32), (None, None, None, 3))

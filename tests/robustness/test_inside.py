@@ -10,7 +10,7 @@ import stripefold as sf
 from stripefold.errors import ConfigError
 from stripefold_lab.robustness import noise_inside
 from stripefold_lab.robustness.inside import INSIDE, noisy_layers
-from stripefold_lab.training.noisy import backbone_layers, batch_norms, disturb
+from stripefold_lab.training.noise_hooks import backbone_layers, batch_norms, disturb
 from tests.lifecycle import EXACT, attached, error, images, snapshot, tiny
 
 WHERE = ["stem", "*bn1", "*bn2", "head"]

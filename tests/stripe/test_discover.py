@@ -100,7 +100,7 @@ def test_code_with_the_product_in_its_forward(gate: object) -> None:
     assert only.entry == "fc"
     assert only.axis == (3 if gate.__name__ == "channel_last" else 1)
     nodes = discovery.trace.graph.nodes
-    assert nodes[only.descriptor].spread == len(images()) * CHANNELS
+    assert nodes[only.descriptor].unbroadcast_numel == len(images()) * CHANNELS
     assert {only.gate, only.scaled} <= set(nodes[only.product].inputs)
 
 

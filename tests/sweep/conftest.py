@@ -11,7 +11,7 @@ import torch
 
 from stripefold_lab.sweep import Sweep
 from stripefold_lab.sweep.folder import SweepPaths, open_sweep
-from stripefold_lab.sweep.trial import Job, run_trial, versions
+from stripefold_lab.sweep.trial import TrialJob, run_trial, versions
 from stripefold_lab.sweep.trials import Trial, list_settings, list_trials
 from stripefold_lab.training import TrainConfig
 
@@ -43,7 +43,7 @@ class Room:
         self.settings = list_settings(sweep, drawn)
         self.trials = list_trials(sweep, self.settings)
 
-    def job(self, **changes: Any) -> Job:
+    def job(self, **changes: Any) -> TrialJob:
         values = {
             "root": str(self.paths.root),
             "spec": self.paths.spec.read_text(encoding="utf-8"),
@@ -52,7 +52,7 @@ class Room:
             "configs": {trial.name: trial.config.to_dict() for trial in self.trials},
             "gpus": 0.0,
         }
-        return Job(**{**values, **changes})
+        return TrialJob(**{**values, **changes})
 
     def run(self, trial: Trial) -> dict[str, Any]:
         return run_trial({"trial": trial.name}, self.job())

@@ -13,8 +13,8 @@ import torch
 from stripefold.errors import ConfigError, TrainingError
 from stripefold_lab.sweep import Sweep, plan_sweep, run_sweep
 from stripefold_lab.sweep.folder import (
-    Outcome,
     SweepPaths,
+    TrialOutcome,
     grow_sweep,
     open_sweep,
     read_error,
@@ -25,7 +25,7 @@ from stripefold_lab.sweep.folder import (
 from stripefold_lab.training.paths import RunPaths, claimed_run, open_run
 from tests.sweep.conftest import Room
 
-OUTCOME = Outcome(score=0.5, measure="accuracy", images=64, parameters=10, seconds=1.0)
+OUTCOME = TrialOutcome(score=0.5, measure="accuracy", images=64, parameters=10, seconds=1.0)
 
 
 def finish(room: Room, place: int, score: float = 0.5) -> None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import stripefold as sf
 from benchmarks.scale import cost_of
-from stripefold_lab.processes import Place, joined, torchrun_place
+from stripefold_lab.processes import ProcessRank, joined, torchrun_place
 from stripefold_lab.training import build, runner, segmentation, sharding
 from stripefold_lab.training.config import TrainConfig
 from stripefold_lab.training.detection import BoxMeasures
@@ -133,7 +133,7 @@ def at_step(step: int, act: Callable[[], None]) -> Callable[[int], None]:
 
 
 def everyone_takes_the_first_part(rank: int) -> None:
-    Place.part = lambda self, count: range(count // self.world)
+    ProcessRank.part = lambda self, count: range(count // self.world)
 
 
 def left_alone(folder: Path) -> dict[str, Any]:

@@ -9,21 +9,21 @@ from stripefold.asr.groups import param_groups
 from stripefold_lab.training import TrainConfig
 from stripefold_lab.training.build import build_model
 from stripefold_lab.training.data import ImageSpec
-from stripefold_lab.training.idle import IDLE, canonical, idle_options
 from stripefold_lab.training.schedule import rate_factor
 from stripefold_lab.training.tasks import make_task
+from stripefold_lab.training.unused_options import UNUSED, canonical, unused_options
 
 SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
 
 
-@pytest.mark.parametrize("form", sorted(IDLE))
+@pytest.mark.parametrize("form", sorted(UNUSED))
 def test_idle_options_do_nothing(form: str) -> None:
     odd = {
         "attention": "eca", "where": "norm", "repeats": 3, "psi": 0.7, "freeze": ("psi",),
         "attention_options": {"kernel_size": 5}, "gate_weight_decay": 0.3, "init": "identity",
         "start": "reference",
     }  # fmt: skip
-    changed = {name: odd[name] for name in (*IDLE[form], "init")}
+    changed = {name: odd[name] for name in (*UNUSED[form], "init")}
     config = TrainConfig(model="resnet8", form=form, **changed)
     assert canonical(config) == TrainConfig(model="resnet8", form=form)
     plain, other = (build_model(each, SPEC).state_dict() for each in (canonical(config), config))
@@ -57,7 +57,7 @@ def test_the_optimisers_and_the_schedules_own_options_are_idle_under_the_others(
     stepped = TrainConfig(schedule="step", milestones=(2, 3), decay=0.5)
     assert canonical(stepped) == stepped
     assert rate_factor(stepped, 2, 23) == 0.25
-    assert not {"momentum", "milestones"} & set(idle_options(stepped))
+    assert not {"momentum", "milestones"} & set(unused_options(stepped))
 
 
 def test_adamw_asks_for_no_momentum() -> None:

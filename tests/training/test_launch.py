@@ -11,15 +11,15 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.asr.gate import StaticGate
-from stripefold.distributed import gathered, is_lost, summed, together
+from stripefold.distributed import gathered, is_lost, run_on_all_ranks, summed
 from stripefold.errors import ConfigError, ObserveError
 from stripefold_lab.models import create_model
-from stripefold_lab.processes import ALONE, Place, joined
+from stripefold_lab.processes import ALONE, ProcessRank, joined
 from stripefold_lab.training import launch
+from stripefold_lab.training.batch_sharding import BatchSharding, ShardedBatches
 from stripefold_lab.training.config import TrainConfig
 from stripefold_lab.training.launch import environment_of, place_of, synchronised
 from stripefold_lab.training.sharding import units
-from stripefold_lab.training.shares import ShareBatches, Shares
 from tests.crew import slurm, torchrun
 
 TWO = TrainConfig(devices=2, accelerator="cpu")
@@ -40,10 +40,10 @@ def test_one_process_is_alone_whatever_job_it_runs_in(monkeypatch: pytest.Monkey
 def test_torchrun_and_slurm_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         started(patch, slurm(1, 2, 1))
-        assert place_of(TWO) == Place(rank=1, world=2, local_rank=1)
+        assert place_of(TWO) == ProcessRank(rank=1, world=2, local_rank=1)
         assert not place_of(TWO).first
     started(monkeypatch, torchrun(0, 2, 1))
-    assert place_of(TWO) == Place(rank=0, world=2, local_rank=0)
+    assert place_of(TWO) == ProcessRank(rank=0, world=2, local_rank=0)
 
 
 def test_refused_before_anybody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_configurations_that_cannot_be_divided(values: dict, message: str) -> No
 
 
 def test_groups_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = Place(rank=0, world=2)
+    pair = ProcessRank(rank=0, world=2)
     with monkeypatch.context() as patch:
         patch.setattr(dist, "is_gloo_available", lambda: False)
         with pytest.raises(ConfigError, match="2 processes talk to each other through gloo, which this build of torch"):
@@ -104,7 +104,7 @@ def test_groups_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_process_asks_nobody() -> None:
     with joined(ALONE) as group:
         assert group is None
-        assert together(lambda: 3, group, ObserveError) == 3
+        assert run_on_all_ranks(lambda: 3, group, ObserveError) == 3
         assert gathered(3, group, ObserveError) == [3]
         assert summed((1, 2.5), group, ObserveError) == [1, 2.5]
     assert is_lost(RuntimeError("Connection closed by peer [127.0.0.1]"))
@@ -114,10 +114,12 @@ def test_one_process_asks_nobody() -> None:
 
 @pytest.mark.parametrize(("count", "size", "world"), [(92, 30, 3), (7, 4, 2), (64, 16, 4), (5, 5, 5), (9, 2, 2)])
 def test_every_image_counts_once(count: int, size: int, world: int) -> None:
-    shares = [Shares(count=count, batch_size=size, place=Place(rank=rank, world=world)) for rank in range(world)]
-    given = [list(ShareBatches(range(count), share)) for share in shares]
+    shares = [
+        BatchSharding(count=count, batch_size=size, place=ProcessRank(rank=rank, world=world)) for rank in range(world)
+    ]
+    given = [list(ShardedBatches(range(count), share)) for share in shares]
     assert len({len(batches) for batches in given}) == 1  # nobody waits for a batch that another does not have
-    whole = list(ShareBatches(range(count), Shares(count=count, batch_size=size)))
+    whole = list(ShardedBatches(range(count), BatchSharding(count=count, batch_size=size)))
     for number, batch in enumerate(whole):
         parts = [batches[number][: share.counted(number)] for batches, share in zip(given, shares, strict=True)]
         assert [index for part in parts for index in part] == batch
@@ -125,14 +127,14 @@ def test_every_image_counts_once(count: int, size: int, world: int) -> None:
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         assert all(batches[number] for batches in given)
     uneven = [
-        list(ShareBatches(range(count), Shares(count=count, batch_size=size, place=s.place, even=False)))
+        list(ShardedBatches(range(count), BatchSharding(count=count, batch_size=size, place=s.place, even=False)))
         for s in shares
     ]
     assert Counter(index for batches in uneven for part in batches for index in part) == Counter(range(count))
 
 
 def test_batchnorm_is_synchronised_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = Place(rank=0, world=2)
+    pair = ProcessRank(rank=0, world=2)
     model = sf.attach(create_model("resnet20"), "se")
     assert synchronised(model, TWO, pair) is model
     monkeypatch.setattr(launch, "on_gpu", lambda config: True)

@@ -11,7 +11,7 @@ from stripefold.errors import ConfigError, TrainingError
 from stripefold_lab.training import TrainConfig, load_config, train
 from stripefold_lab.training import runner as runner_module
 from stripefold_lab.training.batch_noise import BatchNoise
-from stripefold_lab.training.noisy import training_noise
+from stripefold_lab.training.noise_hooks import training_noise
 from tests.lifecycle import EXACT, SITES, error, images, scatter_, snapshot, tiny
 
 RANDOM = {"kind": "random", "scale": 0.5, "shift": 0.5}

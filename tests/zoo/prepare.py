@@ -106,7 +106,7 @@ def randomise_gates_(model: nn.Module, randomness: Randomness) -> None:
                     std = 0.2 if name.endswith("bias") else parameter[0].numel() ** -0.5
                     randomness.fill_normal_(parameter, std)
                 randomness.fill_normal_(gate.psi, 1.0)
-                gate.attention.revive_(gate.psi)
+                gate.attention.reactivate_dead_units_(gate.psi)
             if isinstance(site.base, (*_PROJECTIONS, *_TRANSPOSED)):
                 site.base.weight.div_(site.scale().abs().mean().clamp(min=0.1))
 

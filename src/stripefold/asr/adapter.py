@@ -23,7 +23,7 @@ from stripefold.attention.registry import attention_class, attention_names
 from stripefold.documents import DocumentError, shown
 from stripefold.errors import AdapterError, AttachError, one_line
 from stripefold.folding.files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
-from stripefold.folding.fitting_values import misfit
+from stripefold.folding.fitting_values import why_out_of_range
 from stripefold.graph.positions import PositionPlace
 from stripefold.records import checked, record
 
@@ -259,7 +259,7 @@ def _load_gates(site: Gated, tensors: Mapping[str, Tensor], prefix: str) -> None
         if start is not None and isinstance(gate, StaticGate):
             kind = torch.promote_types(gate.psi.dtype, torch.float32)
             gate.start = torch.empty(start.shape, dtype=kind, device=gate.psi.device)
-    unfit = misfit(site.gates.state_dict(), own)
+    unfit = why_out_of_range(site.gates.state_dict(), own)
     if unfit is not None:
         raise AdapterError(f"the adapter's gates do not fit: {prefix}{unfit}")
     try:

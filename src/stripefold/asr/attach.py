@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from stripefold.asr.build import Chains
-from stripefold.asr.config import Form, GateConfig, Init, Psi, Start
+from stripefold.asr.config import GateConfig, GateForm, GateInit, Psi, PsiStart
 from stripefold.asr.plan import Planned, as_listed, check_inside_blocks, plan_gates
-from stripefold.asr.select import Selection, Where, select
+from stripefold.asr.select import SiteSelection, WhereWithOptions, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_names
@@ -30,13 +30,13 @@ def attach(
     model: nn.Module,
     attention: str = "se",
     *,
-    where: Where = "residual",
-    form: Form = "static",
+    where: WhereWithOptions = "residual",
+    form: GateForm = "static",
     repeats: int = 1,
     psi: Psi = None,
-    init: Init = "paper",
+    init: GateInit = "paper",
     freeze: Sequence[str] = (),
-    start: Start = "live",
+    start: PsiStart = "live",
     example: Example | None = None,
     attention_options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -53,13 +53,13 @@ def attach_(
     model: nn.Module,
     attention: str = "se",
     *,
-    where: Where = "residual",
-    form: Form = "static",
+    where: WhereWithOptions = "residual",
+    form: GateForm = "static",
     repeats: int = 1,
     psi: Psi = None,
-    init: Init = "paper",
+    init: GateInit = "paper",
     freeze: Sequence[str] = (),
-    start: Start = "live",
+    start: PsiStart = "live",
     example: Example | None = None,
     attention_options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -127,7 +127,7 @@ def _check_bare(model: nn.Module) -> None:
 
 
 def attach_at(
-    model: nn.Module, where: Mapping[str, Mapping[str, Any]], form: Form, places: Mapping[str, PositionPlace]
+    model: nn.Module, where: Mapping[str, Mapping[str, Any]], form: GateForm, places: Mapping[str, PositionPlace]
 ) -> nn.Module:
     """As ``attach`` with a mapping, in its order, for places of gates over positions that are known (no trace is made).
 
@@ -146,7 +146,9 @@ class _Known:
     places: Mapping[str, PositionPlace] | None = None
 
 
-def _attach(model: nn.Module, where: Where, config: GateConfig, known: _Known, *, in_place: bool) -> nn.Module:
+def _attach(
+    model: nn.Module, where: WhereWithOptions, config: GateConfig, known: _Known, *, in_place: bool
+) -> nn.Module:
     selection = _select(model, where, config, known)
     _check_selection(selection, where)
     if in_place and any(each.name == "" and not isinstance(each.module, Site) for each in selection.chosen):
@@ -182,7 +184,7 @@ def _swap_in(model: nn.Module, planned: Sequence[Planned], known: _Known) -> nn.
     return root
 
 
-def _select(model: nn.Module, where: Where, config: GateConfig, known: _Known) -> Selection:
+def _select(model: nn.Module, where: WhereWithOptions, config: GateConfig, known: _Known) -> SiteSelection:
     """Layers for gates on their channels, and places for gates over positions: ``where`` may ask for both."""
     if not isinstance(where, Mapping):
         if _over_positions(config, {}):
@@ -207,7 +209,7 @@ def _select(model: nn.Module, where: Where, config: GateConfig, known: _Known) -
             f"where= asks for a gate on the channels and for one over the positions of {sorted(twice)[0]!r}: attach "
             "the two in two calls"
         )
-    return Selection(found.chosen + other.chosen, found.refused + other.refused, other.cancelled)
+    return SiteSelection(found.chosen + other.chosen, found.refused + other.refused, other.cancelled)
 
 
 def _over_positions(config: GateConfig, options: object) -> bool:
@@ -217,7 +219,7 @@ def _over_positions(config: GateConfig, options: object) -> bool:
     return form == "static" and name in attention_names(acts="positions")
 
 
-def _check_selection(selection: Selection, where: Where) -> None:
+def _check_selection(selection: SiteSelection, where: WhereWithOptions) -> None:
     exact = {where} if isinstance(where, str) else set(where) if isinstance(where, (Sequence, Mapping)) else set()
     for refused in selection.refused:
         if refused.name in exact:
@@ -242,7 +244,7 @@ def _check_selection(selection: Selection, where: Where) -> None:
     )
 
 
-def _warn(selection: Selection, adding: Collection[str]) -> None:
+def _warn(selection: SiteSelection, adding: Collection[str]) -> None:
     """Name the gates that a normalisation behind takes away: what is ``adding`` goes only where it stands directly."""
     cancelled = [(each.name, each.norm) for each in selection.cancelled if each.directly or each.name not in adding]
     for name, norm in cancelled[:3]:

@@ -19,7 +19,7 @@ MIN_START = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class GatePlace:
     """Where a gate goes.
 
     Attributes:
@@ -53,7 +53,7 @@ class Chains:
         return model
 
 
-def build_gates(place: Place, config: GateConfig, chains: Chains) -> list[StaticGate | DynamicGate]:
+def build_gates(place: GatePlace, config: GateConfig, chains: Chains) -> list[StaticGate | DynamicGate]:
     """The gates of one site, in order.
 
     Args:
@@ -71,18 +71,18 @@ def build_gates(place: Place, config: GateConfig, chains: Chains) -> list[Static
         raise AttachError(f"cannot attach to {place.name!r}: {error}") from error
 
 
-def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -> StaticGate | DynamicGate:
+def _build_gate(place: GatePlace, config: GateConfig, chains: Chains, repeat: int) -> StaticGate | DynamicGate:
     key = _key(place, config, repeat)
     attention = chains.owners.get(key) or _attention(place, config)
     if config.form == "dynamic":
         return _dynamic_gate(place, config, chains, attention)
-    attention.keep_excite_()
+    attention.drop_squeeze_parameters_()
     psi = start_psi(attention, config.psi).to(place.like.device, place.like.dtype)
     if not psi.is_meta:
         attention.check_start(psi)
         # A shared attention is as the first gate of its chain needs it: whose start may have been measured already.
         if config.start == "live" and key not in chains.owners:
-            attention.revive_(psi)
+            attention.reactivate_dead_units_(psi)
     gate = StaticGate(attention, psi, previous=chains.last.get(key), options=config.options)
     if attention.chained:
         chains.owners[key] = attention
@@ -91,7 +91,7 @@ def _build_gate(place: Place, config: GateConfig, chains: Chains, repeat: int) -
     return gate
 
 
-def _dynamic_gate(place: Place, config: GateConfig, chains: Chains, attention: ChannelAttention) -> DynamicGate:
+def _dynamic_gate(place: GatePlace, config: GateConfig, chains: Chains, attention: ChannelAttention) -> DynamicGate:
     name = config.attention
     if not attention.dynamic:
         raise AttachError(f"attention {name!r} has no dynamic form: use form='static'")
@@ -108,13 +108,13 @@ def _dynamic_gate(place: Place, config: GateConfig, chains: Chains, attention: C
     return DynamicGate(attention, options=config.options, chain=chain, position=chain.join(place.name))
 
 
-def _key(place: Place, config: GateConfig, repeat: int = 0) -> tuple[object, ...]:
+def _key(place: GatePlace, config: GateConfig, repeat: int = 0) -> tuple[object, ...]:
     """What the gates of one chain have in common; a dynamic one squeezes maps, so their channel axis, too."""
     axis = place.axis if config.form == "dynamic" else None
     return (config.form, config.attention, place.channels, axis, repeat, repr(sorted(config.options.items())))
 
 
-def _attention(place: Place, config: GateConfig) -> ChannelAttention:
+def _attention(place: GatePlace, config: GateConfig) -> ChannelAttention:
     if odd := [name for name in ("name", "channels", "axis") if name in config.options]:
         known = ", ".join(attention_options(config.attention)) or "none"
         raise AttachError(f"attention {config.attention!r} has no option {odd[0]!r}; its options are: {known}")
@@ -153,14 +153,14 @@ def _finish(gate: StaticGate, config: GateConfig) -> None:
     if config.init == "identity":
         if gate.psi.is_meta:
             raise AttachError("init='identity' needs real weights, the layer is on the meta device")
-        start = gate.keep_start_()
+        start = gate.normalize_to_identity_()
         smallest = float(start.abs().min())
         if smallest < MIN_START and not gate.adds:
             raise AttachError(
                 "init='identity' divides by the starting scale, whose smallest entry is "
                 f"{smallest:.2g} (limit {MIN_START:g}). Choose another psi or attention, or init='paper'"
             )
-    gate.remember_birth_()
+    gate.record_initial_scale_()
     if "psi" in config.freeze:
         gate.psi.requires_grad_(False)
     if "theta" in config.freeze:

@@ -12,9 +12,9 @@ from torch import Tensor
 from stripefold.attention.registry import attention_class
 from stripefold.errors import AttachError
 
-Form = Literal["static", "dynamic"]
-Init = Literal["paper", "identity"]
-Start = Literal["live", "reference"]
+GateForm = Literal["static", "dynamic"]
+GateInit = Literal["paper", "identity"]
+PsiStart = Literal["live", "reference"]
 Psi = float | Tensor | Literal["random"] | None
 
 
@@ -35,20 +35,20 @@ class GateConfig:
     """
 
     attention: str = "se"
-    form: Form = "static"
+    form: GateForm = "static"
     repeats: int = 1
     psi: Psi = None
-    init: Init = "paper"
+    init: GateInit = "paper"
     freeze: tuple[str, ...] = ()
-    start: Start = "live"
+    start: PsiStart = "live"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "freeze", _parts(self.freeze))
         attention_class(self.attention)
-        _one_of("form", self.form, get_args(Form))
-        _one_of("init", self.init, get_args(Init))
-        _one_of("start", self.start, get_args(Start))
+        _one_of("form", self.form, get_args(GateForm))
+        _one_of("init", self.init, get_args(GateInit))
+        _one_of("start", self.start, get_args(PsiStart))
         for part in self.freeze:
             _one_of("freeze", part, ("psi", "theta"))
         if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 1:

@@ -83,14 +83,14 @@ class StaticGate(nn.Module):
         state = self._previous[0]._excite(dtype)[1] if self._previous else None
         return self.attention.excite_static(psi, state)  # type: ignore[call-arg, return-value]
 
-    def keep_start_(self) -> Tensor:
+    def normalize_to_identity_(self) -> Tensor:
         """Make the present scale count as 1, the present shift as 0 (``init="identity"``); returns it, shape (C,)."""
         with torch.no_grad():
             start = self.forward().detach().clone()  # the attention "scale" gives psi itself
         self.start = start
         return start
 
-    def remember_birth_(self) -> None:
+    def record_initial_scale_(self) -> None:
         """Note the present scale: ``is_at_start`` compares with it. Neither a buffer nor part of any file."""
         if not self.psi.is_meta:
             with torch.no_grad():

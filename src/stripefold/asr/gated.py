@@ -18,7 +18,7 @@ class Gated(StandIn, Foldable):
     """A module of the user's, ``base``, with gates on it; abstract.
 
     Every attribute but the gates is the module's own, for reading and for writing; what the gates change of a tensor,
-    a subclass says in ``seen``.
+    a subclass says in ``effective_tensor``.
 
     Args:
         base: the module; its hooks move here (``take_hooks_``) and back again at fold.
@@ -76,7 +76,7 @@ class Gated(StandIn, Foldable):
                 a = gate(dtype) if a is None else a + gate(dtype)
         return a
 
-    def seen(self, base: nn.Module, name: str, tensor: Tensor) -> Any:
+    def effective_tensor(self, base: nn.Module, name: str, tensor: Tensor) -> Any:
         """What a tensor of the base reads as from outside."""
         del base, name
         return tensor
@@ -87,7 +87,7 @@ class Gated(StandIn, Foldable):
         if name in modules or name == "base" or "base" not in modules or name.startswith("__"):
             return super().__getattr__(name)
         base = modules["base"]
-        return self.seen(base, name, getattr(base, name))
+        return self.effective_tensor(base, name, getattr(base, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         base = self.__dict__.get("_modules", {}).get("base")

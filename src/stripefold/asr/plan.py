@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from stripefold.asr.build import Chains, Place, build_gates
+from stripefold.asr.build import Chains, GatePlace, build_gates
 from stripefold.asr.config import GateConfig
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.asr.gated import Gated
 from stripefold.asr.position_site import InputSite, PoolSite
-from stripefold.asr.select import Candidate
+from stripefold.asr.select import SiteCandidate
 from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_class
 from stripefold.errors import AttachError, FoldError
@@ -38,7 +38,7 @@ class Planned:
         adds: whether they add to its output.
     """
 
-    candidate: Candidate
+    candidate: SiteCandidate
     gates: Gates
     adds: bool
 
@@ -54,13 +54,13 @@ class Planned:
         return module if isinstance(module, Site) else Site(module, rule)
 
 
-def as_listed(chosen: Sequence[Candidate], where: object) -> list[Candidate]:
+def as_listed(chosen: Sequence[SiteCandidate], where: object) -> list[SiteCandidate]:
     """The layers in the order in which a mapping glob -> options names them, which is the order of a chain there."""
     globs = list(where) if isinstance(where, Mapping) else []
     return sorted(chosen, key=lambda candidate: globs.index(candidate.glob))
 
 
-def plan_gates(candidate: Candidate, defaults: GateConfig, chains: Chains, like: Tensor | None) -> Planned:
+def plan_gates(candidate: SiteCandidate, defaults: GateConfig, chains: Chains, like: Tensor | None) -> Planned:
     """Build the gates of one layer.
 
     Args:
@@ -81,7 +81,7 @@ def plan_gates(candidate: Candidate, defaults: GateConfig, chains: Chains, like:
     return Planned(candidate=candidate, gates=build_gates(place, config, chains), adds=adds)
 
 
-def _at_channels(candidate: Candidate, config: GateConfig, *, adds: bool) -> Place:
+def _at_channels(candidate: SiteCandidate, config: GateConfig, *, adds: bool) -> GatePlace:
     name, module = candidate.name, candidate.module
     rule = rule_for(module)
     if rule is None:
@@ -96,7 +96,7 @@ def _at_channels(candidate: Candidate, config: GateConfig, *, adds: bool) -> Pla
         _check_second(name, module, config, adds=adds)
         module = module.base
     _check_rule(name, module, rule, judged=judged, shift=adds and config.form == "static")
-    return Place(name=name, channels=rule.channels(module), axis=rule.axis, like=_like(name, module))
+    return GatePlace(name=name, channels=rule.channels(module), axis=rule.axis, like=_like(name, module))
 
 
 def _check_rule(name: str, module: nn.Module, rule: Rule, *, judged: bool, shift: bool) -> None:
@@ -116,8 +116,8 @@ def _check_rule(name: str, module: nn.Module, rule: Rule, *, judged: bool, shift
 
 
 def _at_positions(
-    candidate: Candidate, found: PositionPlace, config: GateConfig, like: Tensor | None
-) -> tuple[Place, GateConfig]:
+    candidate: SiteCandidate, found: PositionPlace, config: GateConfig, like: Tensor | None
+) -> tuple[GatePlace, GateConfig]:
     """Where a gate over positions goes, and its configuration with the resolution in it."""
     name, module = candidate.name, candidate.module
     if isinstance(module, Site) and found.kind == "tokens":
@@ -134,7 +134,7 @@ def _at_positions(
     own = like if own is None else own
     assert own is not None  # a place lies behind a layer
     grid = found.grid if given is None else tuple(given)
-    place = Place(name=name, channels=found.channels, axis=found.axis, like=own)
+    place = GatePlace(name=name, channels=found.channels, axis=found.axis, like=own)
     return place, replace(config, options={**config.options, "grid": grid})
 
 

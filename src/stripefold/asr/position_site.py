@@ -105,7 +105,7 @@ class InputSite(PositionSite):
         assert s is not None  # a position site is made with a gate
         return flattened_scale(s, self.place.channels, self.place.axis)
 
-    def seen(self, base: nn.Module, name: str, tensor: Any) -> Any:
+    def effective_tensor(self, base: nn.Module, name: str, tensor: Any) -> Any:
         """The effective weight."""
         scaled = (self.input_rule.input or {}).get(name)
         if scaled is None or tensor is None:

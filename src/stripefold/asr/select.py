@@ -21,13 +21,14 @@ from stripefold.modules.example import Example, infer_example
 from stripefold.modules.globs import close_names, matching, renamed
 from stripefold.modules.held import held_by_functions, why_held
 from stripefold.modules.modules import tensor_owners
+from stripefold.modules.where import Where
 
 _KEYWORDS = ("residual", "norm", "affine", "positions")
-Where = str | Sequence[str] | Callable[[str, nn.Module], bool] | Mapping[str, Mapping[str, Any]]
+WhereWithOptions = Where | Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class SiteCandidate:
     """A layer that becomes (or already is) a site, with the ``where`` entry and options that chose it.
 
     ``place`` says what is known of one that takes a gate over positions.
@@ -60,15 +61,15 @@ class Cancelled:
 
 
 @dataclass(frozen=True)
-class Selection:
+class SiteSelection:
     """The result of a ``where``: sites, refused layers, and the sites whose scale a normalisation behind cancels."""
 
-    chosen: list[Candidate]
+    chosen: list[SiteCandidate]
     refused: list[Refused]
     cancelled: list[Cancelled]
 
 
-def select(model: nn.Module, where: Where, example: Example | None) -> Selection:
+def select(model: nn.Module, where: WhereWithOptions, example: Example | None) -> SiteSelection:
     """Resolve ``where`` on a model without changing it.
 
     Args:
@@ -86,7 +87,7 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
     chosen, cancelled = _choose(model, layers, where, example)
     owners, held = tensor_owners(model), held_by_functions(model)
     adapted = under_adapters(model)
-    sites: list[Candidate] = []
+    sites: list[SiteCandidate] = []
     refused: list[Refused] = []
     for candidate in chosen:
         reason = adapted.get(candidate.module) or _refusal(candidate, owners, held)
@@ -95,10 +96,10 @@ def select(model: nn.Module, where: Where, example: Example | None) -> Selection
         else:
             refused.append(Refused(name=candidate.name, kind=type(candidate.module).__name__, why=reason))
     names = {candidate.name for candidate in sites}
-    return Selection(sites, refused, [each for each in cancelled if each.name in names])
+    return SiteSelection(sites, refused, [each for each in cancelled if each.name in names])
 
 
-def _refusal(candidate: Candidate, owners: Mapping[int, list[str]], held: Mapping[nn.Module, str]) -> str | None:
+def _refusal(candidate: SiteCandidate, owners: Mapping[int, list[str]], held: Mapping[nn.Module, str]) -> str | None:
     """An existing site was judged when it was made."""
     name, module = candidate.name, candidate.module
     if isinstance(module, Gated) and not isinstance(module, Site):
@@ -124,8 +125,8 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _choose(
-    model: nn.Module, layers: dict[str, nn.Module], where: Where, example: Example | None
-) -> tuple[list[Candidate], list[Cancelled]]:
+    model: nn.Module, layers: dict[str, nn.Module], where: WhereWithOptions, example: Example | None
+) -> tuple[list[SiteCandidate], list[Cancelled]]:
     if where == "residual":
         return _residual(model, layers, example), []
     if where == "norm":
@@ -141,10 +142,10 @@ def _choose(
     return chosen, _cancelled(model, chosen, example)
 
 
-def _residual(model: nn.Module, layers: dict[str, nn.Module], example: Example | None) -> list[Candidate]:
+def _residual(model: nn.Module, layers: dict[str, nn.Module], example: Example | None) -> list[SiteCandidate]:
     graph = trace_for(model, example)
     return [
-        Candidate(name=tail.name, module=layers[tail.name], why=tail.why)
+        SiteCandidate(name=tail.name, module=layers[tail.name], why=tail.why)
         for tail in graph.residual_tails()
         if tail.name in layers
     ]
@@ -166,7 +167,7 @@ def trace_for(model: nn.Module, example: Example | None) -> Trace:
     return trace(model, example, is_layer=_has_rule)
 
 
-def _cancelled(model: nn.Module, chosen: list[Candidate], example: Example | None) -> list[Cancelled]:
+def _cancelled(model: nn.Module, chosen: list[SiteCandidate], example: Example | None) -> list[Cancelled]:
     """Sites whose scale a BatchNorm right behind undoes; found only where an example is at hand."""
     example = infer_example(model) if example is None else example
     if example is None or all(_is_norm(candidate.module) for candidate in chosen):
@@ -194,28 +195,30 @@ def _is_norm(module: nn.Module) -> bool:
     return rule is not None and rule.norm
 
 
-def _by_predicate(layers: dict[str, nn.Module], where: Callable[[str, nn.Module], bool], why: str) -> list[Candidate]:
-    return [Candidate(name=name, module=module, why=why) for name, module in layers.items() if where(name, module)]
+def _by_predicate(
+    layers: dict[str, nn.Module], where: Callable[[str, nn.Module], bool], why: str
+) -> list[SiteCandidate]:
+    return [SiteCandidate(name=name, module=module, why=why) for name, module in layers.items() if where(name, module)]
 
 
-def _by_globs(model: nn.Module, layers: dict[str, nn.Module], globs: Sequence[str]) -> list[Candidate]:
-    chosen: dict[str, Candidate] = {}
+def _by_globs(model: nn.Module, layers: dict[str, nn.Module], globs: Sequence[str]) -> list[SiteCandidate]:
+    chosen: dict[str, SiteCandidate] = {}
     for glob in globs:
         for name in _matches(model, layers, glob):
-            chosen.setdefault(name, Candidate(name=name, module=layers[name], why=f"matches {glob!r}"))
+            chosen.setdefault(name, SiteCandidate(name=name, module=layers[name], why=f"matches {glob!r}"))
     return [chosen[name] for name in layers if name in chosen]
 
 
 def _by_mapping(
     model: nn.Module, layers: dict[str, nn.Module], where: Mapping[str, Mapping[str, Any]]
-) -> list[Candidate]:
+) -> list[SiteCandidate]:
     """Later globs win, as in most configuration files."""
-    chosen: dict[str, Candidate] = {}
+    chosen: dict[str, SiteCandidate] = {}
     for glob, options in where.items():
         check_entry(glob, options)
         for name in _matches(model, layers, glob):
             why = f"matches {glob!r}"
-            chosen[name] = Candidate(name=name, module=layers[name], why=why, glob=glob, options=options)
+            chosen[name] = SiteCandidate(name=name, module=layers[name], why=why, glob=glob, options=options)
     return [chosen[name] for name in layers if name in chosen]
 
 

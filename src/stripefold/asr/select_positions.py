@@ -10,12 +10,13 @@ from torch import nn
 from stripefold.algebra.positions import map_scale
 from stripefold.asr.config import check_entry
 from stripefold.asr.position_site import PositionSite, weighted_pooling
-from stripefold.asr.select import Candidate, Refused, Selection, Where, globs_of, trace_for
+from stripefold.asr.select import Refused, SiteCandidate, SiteSelection, WhereWithOptions, globs_of, trace_for
 from stripefold.errors import AttachError, FoldError
+from stripefold.graph.absorption import Side
 from stripefold.graph.positions import PositionPlace, position_places
 from stripefold.layers.probe import probe, twin_of
 from stripefold.layers.refusal import altered, refusal, tied_to
-from stripefold.layers.rule import Side, rule_for
+from stripefold.layers.rule import rule_for
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.globs import close_names, matching
@@ -32,8 +33,8 @@ _WHERE_CHANNELS = ("residual", "norm", "affine")
 
 
 def select_positions(
-    model: nn.Module, where: Where, example: Example | None, known: Mapping[str, PositionPlace] | None = None
-) -> Selection:
+    model: nn.Module, where: WhereWithOptions, example: Example | None, known: Mapping[str, PositionPlace] | None = None
+) -> SiteSelection:
     """Resolve ``where`` to places for gates over positions, without changing the model.
 
     Args:
@@ -54,7 +55,7 @@ def select_positions(
     places, refused = _found(model, example) if known is None else (known, [])
     modules = dict(model.named_modules())
     owners, held = tensor_owners(model), held_by_functions(model)
-    chosen: list[Candidate] = []
+    chosen: list[SiteCandidate] = []
     for name, (why, glob) in _chosen(places, modules, where).items():
         place, module = places[name], modules[name]
         reason = _ASIDE if place.aside and where == EVERYWHERE else _refusal(place, module, owners)
@@ -63,8 +64,8 @@ def select_positions(
             refused.append(Refused(name=name, kind=type(module).__name__, why=reason))
             continue
         options = where[glob] if isinstance(where, Mapping) else {}
-        chosen.append(Candidate(name=name, module=module, why=why, glob=glob, options=options, place=place))
-    return Selection(chosen, refused, [])
+        chosen.append(SiteCandidate(name=name, module=module, why=why, glob=glob, options=options, place=place))
+    return SiteSelection(chosen, refused, [])
 
 
 def _found(model: nn.Module, example: Example | None) -> tuple[dict[str, PositionPlace], list[Refused]]:
@@ -89,7 +90,7 @@ def _found(model: nn.Module, example: Example | None) -> tuple[dict[str, Positio
 
 
 def _chosen(
-    places: Mapping[str, PositionPlace], modules: Mapping[str, nn.Module], where: Where
+    places: Mapping[str, PositionPlace], modules: Mapping[str, nn.Module], where: WhereWithOptions
 ) -> dict[str, tuple[str, str]]:
     """Path -> (why, the glob that chose it), in the order of the places; later globs win."""
     if where == EVERYWHERE:

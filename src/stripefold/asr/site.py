@@ -114,7 +114,7 @@ class Site(Gated):
         weight = base._parameters.get("weight")
         return weight is not None and weight.numel() > _output_elements(base, args[0], self.channels)
 
-    def seen(self, base: nn.Module, name: str, tensor: Any) -> Any:
+    def effective_tensor(self, base: nn.Module, name: str, tensor: Any) -> Any:
         """The effective tensor where the gates change one."""
         scaled = self.rule.output.get(name)
         if scaled is None:

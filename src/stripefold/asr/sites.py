@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.asr.gated import Gated
-from stripefold.asr.select import Candidate, Where, select
+from stripefold.asr.select import SiteCandidate, WhereWithOptions, select
 from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.errors import AttachError
 from stripefold.layers.rule import rule_for
@@ -66,7 +66,7 @@ class SiteTable(Sequence[SiteRow]):
         return "\n".join([*lines, *self.notes])
 
 
-def sites(model: nn.Module, where: Where = "residual", *, example: Example | None = None) -> SiteTable:
+def sites(model: nn.Module, where: WhereWithOptions = "residual", *, example: Example | None = None) -> SiteTable:
     """What ``attach`` would choose, and on an attached model also which gates are there; nothing is changed.
 
     Args:
@@ -91,7 +91,7 @@ def sites(model: nn.Module, where: Where = "residual", *, example: Example | Non
         return SiteTable(chosen, refused, notes)
 
 
-def _row(candidate: Candidate) -> SiteRow:
+def _row(candidate: SiteCandidate) -> SiteRow:
     module, place = candidate.module, candidate.place
     rule = rule_for(module)
     layer = module.base if isinstance(module, Gated) else module

@@ -11,7 +11,7 @@ from stripefold.attention.pooling import scale_channels, shift_channels
 from stripefold.errors import AttachError
 
 Acts = Literal["channels", "positions"]
-How = Literal["multiply", "add"]
+GateOperation = Literal["multiply", "add"]
 
 
 class ChannelAttention(nn.Module, ABC):
@@ -52,7 +52,7 @@ class ChannelAttention(nn.Module, ABC):
     """whether there is a dynamic form"""
     acts: ClassVar[Acts] = "channels"
     """what the numbers it gives belong to"""
-    how: ClassVar[How] = "multiply"
+    how: ClassVar[GateOperation] = "multiply"
     """what is done with them"""
     default_psi: ClassVar[float] = 0.1
     """the starting value of psi where none is asked for"""
@@ -113,7 +113,7 @@ class ChannelAttention(nn.Module, ABC):
         apply = shift_channels if self.how == "add" else scale_channels
         return apply(x, self.excite(self.squeeze(x)), self.axis)
 
-    def keep_excite_(self) -> None:
+    def drop_squeeze_parameters_(self) -> None:
         """Let go of parameters that only ``squeeze`` uses: a static gate would carry them without ever using them."""
 
     def check_start(self, psi: Tensor) -> None:
@@ -126,7 +126,7 @@ class ChannelAttention(nn.Module, ABC):
             AttachError: where psi and the parameters are at a saddle, with the reason.
         """
 
-    def revive_(self, psi: Tensor) -> None:
+    def reactivate_dead_units_(self, psi: Tensor) -> None:
         """Make enough hidden ReLU units live at this psi; parameters of an attention without ReLU stay.
 
         A constant input meets the same ReLU at every step, so a unit that is dead at the start stays dead.

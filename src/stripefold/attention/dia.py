@@ -11,7 +11,7 @@ from stripefold.attention.perceptron import Perceptron
 from stripefold.attention.pooling import mean_pool, scale_channels
 from stripefold.attention.registry import register_attention
 
-State = tuple[Tensor, Tensor]
+CellState = tuple[Tensor, Tensor]
 """(h, c), each of the shape of the scale"""
 
 
@@ -48,12 +48,12 @@ class DenseImplicitAttention(ChannelAttention):
         """The mean of each channel: (N, C, ...) -> (N, C)."""
         return mean_pool(x, self.axis)
 
-    def initial_state(self, descriptor: Tensor) -> State:
+    def initial_state(self, descriptor: Tensor) -> CellState:
         """Zeros for h and c, (*lead, C) each, as before the first site."""
         zero = torch.zeros_like(descriptor)
         return zero, zero
 
-    def step(self, descriptor: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def step(self, descriptor: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
         """One site of the chain.
 
         Args:
@@ -75,12 +75,12 @@ class DenseImplicitAttention(ChannelAttention):
         return self.step(descriptor)[0]
 
     def excite_static(  # type: ignore[override]  # a chained attention hands the state on
-        self, psi: Tensor, state: State | None = None
-    ) -> tuple[Tensor, State]:
+        self, psi: Tensor, state: CellState | None = None
+    ) -> tuple[Tensor, CellState]:
         """psi, (C,), and the state of the site before -> v, (C,), and the state for the next."""
         return self.step(psi, state)
 
-    def forward_chained(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward_chained(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
         """The dynamic form at one site of a chain.
 
         Args:
@@ -93,10 +93,10 @@ class DenseImplicitAttention(ChannelAttention):
         scale, following = self.step(self.squeeze(x), state)
         return scale_channels(x, scale, self.axis), following
 
-    def revive_(self, psi: Tensor) -> None:
-        """Make hidden units of A live at psi and of B at the zero state, see :meth:`Perceptron.revive_`."""
-        self.from_descriptor.revive_(psi)
-        self.from_state.revive_(torch.zeros_like(psi))
+    def reactivate_dead_units_(self, psi: Tensor) -> None:
+        """Hidden units of A live at psi and of B at the zero state, see :meth:`Perceptron.reactivate_dead_units_`."""
+        self.from_descriptor.reactivate_dead_units_(psi)
+        self.from_state.reactivate_dead_units_(torch.zeros_like(psi))
 
     def dead_units(self, psi: Tensor) -> int:
         """How many hidden units of A psi does not reach, and of B the zero state."""

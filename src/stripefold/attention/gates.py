@@ -1,4 +1,4 @@
-"""The last function of an excitation, which turns an unbounded number into a scale: the option ``gate=``."""
+"""The final activation of an excitation, which turns an unbounded number into a scale: the option ``gate=``."""
 
 from __future__ import annotations
 

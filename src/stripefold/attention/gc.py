@@ -68,6 +68,6 @@ class GlobalContext(ChannelAttention):
         hidden = F.layer_norm(linear(self.reduce, descriptor), self.norm.normalized_shape, weight, bias, self.norm.eps)
         return linear(self.expand, F.relu(hidden))
 
-    def keep_excite_(self) -> None:
+    def drop_squeeze_parameters_(self) -> None:
         """Let go of w and b."""
         self.context = None

@@ -73,10 +73,10 @@ class GatherExcite(ChannelAttention):
         gathered = self._gather(descriptor)
         return GATES[self.gate](gathered if self.mlp is None else self.mlp(gathered))
 
-    def revive_(self, psi: Tensor) -> None:
-        """In ``theta+``: at least max(1, hidden // 4) hidden units live at psi, see :meth:`Perceptron.revive_`."""
+    def reactivate_dead_units_(self, psi: Tensor) -> None:
+        """In ``theta+``: hidden units that are live at psi, see :meth:`Perceptron.reactivate_dead_units_`."""
         if self.mlp is not None:
-            self.mlp.revive_(self._gather(psi))
+            self.mlp.reactivate_dead_units_(self._gather(psi))
 
     def dead_units(self, psi: Tensor) -> int:
         """How many hidden units psi does not reach (0 but in ``theta+``)."""

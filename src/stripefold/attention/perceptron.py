@@ -49,7 +49,7 @@ class Perceptron(nn.Module):
         """The number of hidden units that none of the points reaches (0 on the meta device, which has no values)."""
         return 0 if points.is_meta else int(self.dead(points).sum())
 
-    def revive_(self, points: Tensor) -> None:
+    def reactivate_dead_units_(self, points: Tensor) -> None:
         """Make at least max(1, hidden // 4) hidden units live, and change nothing where so many already do.
 
         By chance half of them live. Where too few do, the first dead units change the sign of their row of W1 and b1.
@@ -92,9 +92,9 @@ class PerceptronAttention(ChannelAttention):
             stuck = (psi == 0).all()
             refuse_zero_start(self.name, stuck, "without biases the first layer")
 
-    def revive_(self, psi: Tensor) -> None:
-        """Make at least max(1, hidden // 4) hidden units live at psi, see :meth:`Perceptron.revive_`."""
-        self.mlp.revive_(self.hidden_inputs(psi))
+    def reactivate_dead_units_(self, psi: Tensor) -> None:
+        """Make at least max(1, hidden // 4) hidden units live at psi, see :meth:`Perceptron.reactivate_dead_units_`."""
+        self.mlp.reactivate_dead_units_(self.hidden_inputs(psi))
 
     def dead_units(self, psi: Tensor) -> int:
         """How many hidden units psi does not reach."""

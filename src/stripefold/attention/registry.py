@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from stripefold.attention.base import Acts, ChannelAttention, How
+from stripefold.attention.base import Acts, ChannelAttention, GateOperation
 from stripefold.documents import shown
 from stripefold.errors import AttachError
 
@@ -77,7 +77,7 @@ def _check_registration(name: object, cls: object) -> None:
         raise AttachError(f"cannot register {cls.__name__}: the name {name!r} belongs to {known.__name__}")
 
 
-def attention_names(*, acts: Acts | None = None, how: How | None = None) -> tuple[str, ...]:
+def attention_names(*, acts: Acts | None = None, how: GateOperation | None = None) -> tuple[str, ...]:
     """The registered names, in alphabetical order.
 
     Args:

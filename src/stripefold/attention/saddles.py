@@ -1,4 +1,4 @@
-"""The one refusal of a start that no gradient leaves."""
+"""Refuses an initialization at a saddle point, which no gradient leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The surgery: constants go where the plan says, and the attention modules leave the model."""
+"""Applies a bake plan: constants are merged into layers, and the attention modules leave the model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import fold_out_
-from stripefold.baking.hold import constant_gates, summand_of
+from stripefold.baking.hold import override_gates, summand_of
 from stripefold.baking.modules import ConstantGate, ConstantScale, ConstantShift, Idle, like_parameter
-from stripefold.baking.places import Place
+from stripefold.baking.places import ReplacedModule
 from stripefold.baking.sites import BakeSite, check_constants, decided
 from stripefold.baking.spare import Spare
 from stripefold.errors import BakeError
@@ -109,7 +109,7 @@ def verify_baked(
     Raises:
         VerifyError: they do not agree within the numeric policy (see ``verify``).
     """
-    with constant_gates(model, gates, constants):
+    with override_gates(model, gates, constants):
         return verify(model, baked, example)
 
 
@@ -156,13 +156,13 @@ def _idle(
     }
 
 
-def _constant(site: BakeSite, place: Place, v: Tensor, *, once: bool) -> nn.Module:
+def _constant(site: BakeSite, place: ReplacedModule, v: Tensor, *, once: bool) -> nn.Module:
     if site.target is not None:
         return nn.Identity()
     return ConstantScale(v, place.axis) if place.whole else ConstantGate(v, place.shape, once=once)
 
 
-def _affine(site: BakeSite, place: Place, v: Tensor) -> nn.Module:
+def _affine(site: BakeSite, place: ReplacedModule, v: Tensor) -> nn.Module:
     """What is left of v x + b: b where v went backward, b / v where it went forward, else both."""
     b = summand_of(site.gate, v)
     if site.target is not None:

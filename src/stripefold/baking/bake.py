@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from stripefold.baking.job import Job
+from stripefold.baking.job import BakeJob
 from stripefold.baking.options import BakeConfig, check_model, configured
 from stripefold.baking.report import BakeReport
 from stripefold.modules.example import Example
@@ -52,7 +52,7 @@ def bake(
     with Interruptible():
         chosen = configured(config, options)
         check_model(model)
-        job = Job(model, data, example, chosen)
+        job = BakeJob(model, data, example, chosen)
         made, report = job.baked()
         return job.at_home(made), report
 
@@ -71,7 +71,7 @@ def bake_(
     with Interruptible():
         chosen = configured(config, options)
         check_model(model)
-        job = Job(model, data, example, chosen, in_place=True)
+        job = BakeJob(model, data, example, chosen, in_place=True)
         _, report = job.baked()
         job.apply_()
         return report

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from stripefold.errors import BakeError
-
-Progress = Callable[[str, int, int], None]
-"""(what is going on, steps done, of how many; 0 where that is not known)"""
+from stripefold.progress import StepProgress
 
 
-class Named(Protocol):
+class NamedGate(Protocol):
     """A gate, as far as choosing among gates goes."""
 
     @property
@@ -22,7 +20,7 @@ class Named(Protocol):
         """Its name."""
 
 
-AnyGate = TypeVar("AnyGate", bound=Named)
+AnyGate = TypeVar("AnyGate", bound=NamedGate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ class BakeOptions:
     max_drop: float | None = None
     validation: Any = None
     speed: bool = False
-    progress: Progress | None = None
+    progress: StepProgress | None = None
 
     def __post_init__(self) -> None:
         drop = self.max_drop

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from stripefold.baking.excite import excite_of
+from stripefold.baking.options import ConstantKind
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.layer import LayerStripes
-
-Constants = Literal["mean", "descriptor", "energy", "least-squares"]
 
 
 def constants_of(
     model: nn.Module,
     discovery: Discovery,
     layers: Iterable[LayerStripes],
-    kind: Constants = "mean",
+    kind: ConstantKind = "mean",
     weighted: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """One v for every observed gate.

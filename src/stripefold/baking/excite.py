@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stripefold.attention.base import ChannelAttention
 from stripefold.errors import BakeError
 from stripefold.graph.graph import Graph
-from stripefold.graph.visits import Visit
+from stripefold.graph.module_calls import ModuleCall
 from stripefold.stripe.discover import ChannelGate
 
 _VIEWS = frozenset(
@@ -33,7 +33,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Step:
+class ExciteStep:
     """One step from the descriptor to the gate: a module, a function by name, or a reshape.
 
     Attributes:
@@ -62,7 +62,9 @@ class ExciteChain(ChannelAttention):
     excites = "the network's own modules"
     dynamic = False
 
-    def __init__(self, channels: int, parts: list[nn.Module], steps: tuple[Step, ...], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, channels: int, parts: list[nn.Module], steps: tuple[ExciteStep, ...], shape: tuple[int, ...]
+    ) -> None:
         super().__init__(channels)
         self.parts = nn.ModuleList(parts)
         self.steps = steps
@@ -141,7 +143,7 @@ def excite_chain(model: nn.Module, graph: Graph, gate: ChannelGate) -> ExciteCha
     if gate.descriptor < 0:
         return "its gate is not computed from one squeezed value"
     start = graph.nodes[gate.descriptor].shape
-    walk = _Walk(graph, gate)
+    walk = _ExciteWalk(graph, gate)
     reason = walk.go()
     if reason is not None:
         return reason
@@ -151,14 +153,14 @@ def excite_chain(model: nn.Module, graph: Graph, gate: ChannelGate) -> ExciteCha
     return chain
 
 
-class _Walk:
+class _ExciteWalk:
     """Follows the trace from the descriptor to the gate, one module or operation at a time."""
 
     def __init__(self, graph: Graph, gate: ChannelGate) -> None:
         self.graph, self.gate = graph, gate
         self.batch = graph.nodes[gate.descriptor].shape[0]
         self.names: list[str] = []
-        self.steps: list[Step] = []
+        self.steps: list[ExciteStep] = []
 
     def go(self) -> str | None:
         """Fill names and steps; returns what stands in the way, or None."""
@@ -166,7 +168,7 @@ class _Walk:
         while current != self.gate.gate:
             visit = self._module_after(current)
             if visit is not None:
-                self.steps.append(Step("module", len(self.names)))
+                self.steps.append(ExciteStep("module", len(self.names)))
                 self.names.append(visit.name)
                 current = visit.outputs[0]
                 continue
@@ -182,13 +184,13 @@ class _Walk:
     def _leads_on(self, index: int) -> bool:
         return bool(self.graph.values_behind[self.gate.gate] >> index & 1)
 
-    def _module_after(self, current: int) -> Visit | None:
+    def _module_after(self, current: int) -> ModuleCall | None:
         """The outermost module that makes something on the way from this value and nothing else."""
-        found = [v for v in self.graph.visits if v.inputs == (current,) and len(v.outputs) == 1 and v.name]
+        found = [v for v in self.graph.module_calls if v.inputs == (current,) and len(v.outputs) == 1 and v.name]
         found = [v for v in found if v.outputs[0] != current and self._leads_on(v.outputs[0]) and self._closed(v)]
         return min(found, key=lambda v: (v.first, -v.last), default=None)
 
-    def _closed(self, visit: Visit) -> bool:
+    def _closed(self, visit: ModuleCall) -> bool:
         """Whether what runs inside a module uses its input, constants and nothing else."""
         inside = range(visit.first, visit.last)
         sources = {i for index in inside for i in self.graph.nodes[index].inputs} - set(visit.inputs)
@@ -196,12 +198,12 @@ class _Walk:
 
     def _operation(self, index: int) -> str | None:
         node = self.graph.nodes[index]
-        if node.name in _BROADCASTS and node.spread <= self.batch * self.gate.channels:
+        if node.name in _BROADCASTS and node.unbroadcast_numel <= self.batch * self.gate.channels:
             return None  # made for the product: the scale is read before it
         if node.name in _VIEWS and node.shape[:1] == (self.batch,):
-            self.steps.append(Step("view", node.shape[1:]))
+            self.steps.append(ExciteStep("view", node.shape[1:]))
         elif node.name in _FUNCTIONS and len(node.inputs) == 1:
-            self.steps.append(Step("function", node.name))
+            self.steps.append(ExciteStep("function", node.name))
         else:
             return (
                 f"{node.name!r} in {node.where or 'the model itself'!r} stands between the squeezed value and the gate"

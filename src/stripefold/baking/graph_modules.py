@@ -21,8 +21,8 @@ from stripefold.graph.graph import Graph
 from stripefold.modules.example import Example, example_to, examples_of, run_example
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import first_parameter
+from stripefold.modules.preserve_state import on_copies
 from stripefold.modules.tensors import storage_of
-from stripefold.modules.undisturbed import on_copies
 from stripefold.stripe.discover import ChannelGate, Discovery, discover
 
 _PRODUCTS: tuple[object, ...] = (
@@ -257,7 +257,7 @@ def _sourced(graph: Graph, gate: ChannelGate, probe: Probe | None) -> ChannelGat
     if probe is None:
         return gate
     node = graph.nodes[gate.gate]
-    rows = bool(node.shape) and node.shape[0] * gate.channels == node.spread
+    rows = bool(node.shape) and node.shape[0] * gate.channels == node.unbroadcast_numel
     return replace(gate, source=probe.path, source_call=0, source_calls=1, rows_first=rows)
 
 
@@ -304,7 +304,7 @@ def _probes_in(
     """Gate -> its probe, of the gates of one graph module that runs once."""
     path = gates[0].where
     module = _graph(model, path)
-    calls = [visit for visit in graph.visits if visit.name == path]
+    calls = [visit for visit in graph.module_calls if visit.name == path]
     if len(calls) != 1:
         return {}
     nodes = range(calls[0].first, calls[0].last)

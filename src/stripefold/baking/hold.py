@@ -1,4 +1,4 @@
-"""Constants in place of gates, by hooks: nothing of the model is changed, and all of it comes back.
+"""Overrides gates with constants by forward hooks; on exit the model is as it was.
 
 This is the cheap way to ask what baking a gate would cost, and it shares no code with the surgery, so that the one can
 be checked against the other.
@@ -22,7 +22,7 @@ Blend = Callable[[str, Tensor, Tensor], Tensor]
 
 
 @contextmanager
-def constant_gates(
+def override_gates(
     model: nn.Module,
     gates: Sequence[ChannelGate],
     constants: Mapping[str, Tensor],

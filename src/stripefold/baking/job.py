@@ -1,4 +1,4 @@
-"""One call of ``bake``: look, judge, bake a copy, compare, report."""
+"""One call of ``bake``: analyse, decide, bake a copy, compare, report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
 from stripefold.baking.graph_modules import Probe, discover_probed_, insert_probes_
 from stripefold.baking.hold import can_hold
-from stripefold.baking.judge import Judge, Verdict, energies
+from stripefold.baking.judge import GateDecisions, GateJudge, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst
 from stripefold.baking.options import BakeConfig
 from stripefold.baking.recipe import Recipe
@@ -26,13 +26,13 @@ from stripefold.baking.sites import BakeSite, plan
 from stripefold.baking.speed import side_by_side
 from stripefold.baking.weighted import weighted_constants, with_summands
 from stripefold.baking.working_copy import check_copies, deep_copy, working_copy
-from stripefold.distributed import from_first
+from stripefold.distributed import broadcast_from_rank0
 from stripefold.errors import BakeError
 from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example
 from stripefold.modules.modules import first_parameter
-from stripefold.modules.undisturbed import on_copies, undisturbed
+from stripefold.modules.preserve_state import on_copies, preserve_state
 from stripefold.stripe.batches import arguments_of
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Look:
+class Analysis:
     """What is known of a model before anything is decided.
 
     Attributes:
@@ -62,7 +62,7 @@ class Look:
     notes: list[str]
 
 
-class Job:
+class BakeJob:
     """Everything one call needs. The user's model is changed by ``apply_`` alone.
 
     Everything is looked for in a copy that reads the model's own parameters, and that is only run on copies of itself:
@@ -118,7 +118,7 @@ class Job:
         if self._options.settle is None:
             look, judge, verdict = on_copies(lambda copied: self._decided(copied, discovery, example), self._model)
         else:
-            with undisturbed(self._model, own_parameters=True) as trained:
+            with preserve_state(self._model, own_parameters=True) as trained:
                 look, judge, verdict = self._decided(trained, discovery, example)
         self._write_numbers_(self._model)
         descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
@@ -131,10 +131,12 @@ class Job:
         _announce(made_report, look.discovery.trace.unseen)
         return made, made_report
 
-    def _decided(self, model: nn.Module, discovery: Discovery, example: Example) -> tuple[Look, Judge, Verdict]:
+    def _decided(
+        self, model: nn.Module, discovery: Discovery, example: Example
+    ) -> tuple[Analysis, GateJudge, GateDecisions]:
         """What is known and decided, from runs of a copy; the new statistics of its norms are kept."""
         look = self._look(model, discovery, example)
-        judge = Judge(model, look.discovery, look.constants, self._metric(), self._options)
+        judge = GateJudge(model, look.discovery, look.constants, self._metric(), self._options)
         descriptors = {s.name: s.descriptor_mean for s in look.stripes.layers if s.descriptor_mean is not None}
         verdict = judge.decide(look.priors, self._data, self._training, descriptors)
         norms = {name: model.get_submodule(name) for name in verdict.norms}
@@ -183,9 +185,9 @@ class Job:
 
     def _agreed(self, run: Callable[[], T]) -> T:
         """What the first process finds, on all of them: what may hang on a share must not decide differently."""
-        return from_first(run, self._group, BakeError)
+        return broadcast_from_rank0(run, self._group, BakeError)
 
-    def _look(self, model: nn.Module, discovery: Discovery, example: Example) -> Look:
+    def _look(self, model: nn.Module, discovery: Discovery, example: Example) -> Analysis:
         if not discovery.gates:
             others = f" ({len(discovery.others)} other products depend on the image)" if discovery.others else ""
             raise BakeError(
@@ -214,7 +216,7 @@ class Job:
         notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
         notes += _unseen(dict.fromkeys((*discovery.trace.unseen, *stripes.uncalled)))
         may = {name: constants[name] for name in names}
-        return Look(discovery, stripes, may, left, priors_of(stripes, energy), notes)
+        return Analysis(discovery, stripes, may, left, priors_of(stripes, energy), notes)
 
     def _left(
         self,
@@ -237,7 +239,7 @@ class Job:
                 left[site.name] = reasons[site.name].partition(":")[0]
         return left
 
-    def _report(self, look: Look, verdict: Verdict, final: list[BakeSite]) -> BakeReport:
+    def _report(self, look: Analysis, verdict: GateDecisions, final: list[BakeSite]) -> BakeReport:
         from stripefold import __version__
 
         options = self._options
@@ -271,7 +273,7 @@ class Job:
             versions={"stripefold": __version__, "torch": str(torch.__version__)},
         )
 
-    def _measured(self, made: nn.Module, report: BakeReport, judged: tuple[Judge, Verdict]) -> BakeReport:
+    def _measured(self, made: nn.Module, report: BakeReport, judged: tuple[GateJudge, GateDecisions]) -> BakeReport:
         """The report with what only the baked model can tell."""
         judge, verdict = judged
         after = on_copies(lambda own, model: judge.on(model).check_returned(own, verdict), made, self._model)
@@ -279,7 +281,10 @@ class Job:
         return replace(report, after=after, speed=speed)
 
     def _speed(self, made: nn.Module) -> Speed:
-        with undisturbed(self._model, own_parameters=True) as before, undisturbed(made, own_parameters=True) as after:
+        with (
+            preserve_state(self._model, own_parameters=True) as before,
+            preserve_state(made, own_parameters=True) as after,
+        ):
             pass  # the copies are what is wanted: nothing that watches a run may slow it down
         return side_by_side(before, after, self._data.first())
 

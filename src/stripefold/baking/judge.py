@@ -1,4 +1,4 @@
-"""The judgement on a model that is not changed: constants are put in the gates' place by hooks, and undone."""
+"""Decides which gates become constants, on the unchanged model: hooks put constants in the gates' place."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stripefold.asr.gate import StaticGate
 from stripefold.baking.batches import Batches
 from stripefold.baking.finetune import FineTune, finetune
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.baking.metric import Accuracy, Metric, measured
 from stripefold.baking.options import BakeConfig
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
-from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
+from stripefold.baking.sensitivity import GreedySelection, cheapest_first, greedy, single_gate_metrics
 from stripefold.baking.settle import Settling
 from stripefold.baking.settle_options import Settle
 from stripefold.baking.warm import asr_gates
@@ -36,7 +36,7 @@ _REPEATS, _SPREADS = 3, 4
 
 
 @dataclass
-class Verdict:
+class GateDecisions:
     """What was decided, and the figures on the way; see ``BakeReport`` for those.
 
     Attributes:
@@ -52,7 +52,7 @@ class Verdict:
     constants: dict[str, Tensor] = field(default_factory=dict)
     before: float | None = None
     alone: dict[str, float] = field(default_factory=dict)
-    selection: Selection | None = None
+    selection: GreedySelection | None = None
     constant: float | None = None
     recalibrated: float | None = None
     finetuned: float | None = None
@@ -68,7 +68,7 @@ class Verdict:
         return next((value for value in steps if value is not None), None)
 
 
-class Judge:
+class GateJudge:
     """Decides which gates become which constants.
 
     Args:
@@ -91,9 +91,9 @@ class Judge:
         self._constants, self._metric, self._options = constants, metric, options
         self._unchanged = AllOrNothing(model, commit=False)
 
-    def on(self, model: nn.Module) -> Judge:
+    def on(self, model: nn.Module) -> GateJudge:
         """The same judge with another copy to work on."""
-        return Judge(model, self._discovery, self._constants, self._metric, self._options)
+        return GateJudge(model, self._discovery, self._constants, self._metric, self._options)
 
     def decide(
         self,
@@ -101,7 +101,7 @@ class Judge:
         calibration: Batches,
         training: Batches,
         descriptors: Mapping[str, Tensor] | None = None,
-    ) -> Verdict:
+    ) -> GateDecisions:
         """Measure, choose, and repair; the model is left with the repaired statistics, and with nothing else.
 
         With ``settle``, all gates that may be baked are, and the model is left with the weights that were trained.
@@ -113,7 +113,7 @@ class Judge:
             descriptors: gate -> its mean descriptor (D,); for gates of ASR on the way.
         """
         with ran(self._model) as runs:
-            verdict = Verdict(before=self._measure({}, "as given"))
+            verdict = GateDecisions(before=self._measure({}, "as given"))
         if self._metric is not None and not runs:
             verdict.notes.append("the metric did not run the model that it was given, so that it judged nothing of it")
         chosen = self._choose(verdict, priors)
@@ -132,7 +132,7 @@ class Judge:
         with self._holding(constants), self._unchanged:
             return measured(self._metric, self._model, when)
 
-    def check_returned(self, made: nn.Module, verdict: Verdict) -> float | None:
+    def check_returned(self, made: nn.Module, verdict: GateDecisions) -> float | None:
         """The metric of the model that is returned, which must be what was judged.
 
         Args:
@@ -185,17 +185,17 @@ class Judge:
 
     @contextmanager
     def _holding(self, constants: Mapping[str, Tensor]) -> Iterator[None]:
-        with constant_gates(self._model, self._discovery.gates, constants):
+        with override_gates(self._model, self._discovery.gates, constants):
             yield
 
-    def _choose(self, verdict: Verdict, priors: Mapping[str, float]) -> Collection[str]:
+    def _choose(self, verdict: GateDecisions, priors: Mapping[str, float]) -> Collection[str]:
         options, names = self._options, list(self._constants)
         if options.settle is not None:  # what a gate costs now says little of what it costs once the weights know it
             return names
         judged = options.max_drop is not None or options.validation is not None or options.metric is not None
         if self._metric is None or not judged:
             return names
-        verdict.alone = alone(names, self._with, partial(options.tell, "each gate alone"))
+        verdict.alone = single_gate_metrics(names, self._with, partial(options.tell, "each gate alone"))
         if options.max_drop is None:
             return names
         order = cheapest_first(names, verdict.alone, priors)
@@ -204,7 +204,7 @@ class Judge:
         verdict.selection = greedy(order, self._with, least, partial(options.tell, "gates together"))
         return verdict.selection.baked
 
-    def _recalibrate(self, verdict: Verdict, calibration: Batches) -> None:
+    def _recalibrate(self, verdict: GateDecisions, calibration: Batches) -> None:
         wanted = self._options.recalibrate
         if verdict.trained and wanted == "auto":  # the statistics are those of the training
             return
@@ -241,7 +241,7 @@ class Judge:
         verdict.recalibrated, verdict.norms = value, tuple(norms)
 
     def _settle(
-        self, verdict: Verdict, training: Batches, priors: Mapping[str, float], descriptors: Mapping[str, Tensor]
+        self, verdict: GateDecisions, training: Batches, priors: Mapping[str, float], descriptors: Mapping[str, Tensor]
     ) -> None:
         options: Settle | None = self._options.settle
         if options is None:
@@ -259,7 +259,7 @@ class Judge:
         verdict.constants, verdict.trained = {name: constants[name] for name in verdict.constants}, True
         verdict.settled = self._measure(verdict.constants, "after the gates have settled")
 
-    def _finetune(self, verdict: Verdict, training: Batches) -> None:
+    def _finetune(self, verdict: GateDecisions, training: Batches) -> None:
         options: FineTune | None = self._options.finetune
         if options is None:
             return

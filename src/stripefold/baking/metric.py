@@ -1,4 +1,4 @@
-"""The judge of a baked model: top-1 accuracy, or a function of the user's."""
+"""The metric of a baked model: top-1 accuracy, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.baking.batches import Batches
-from stripefold.distributed import gathered, summed, together
+from stripefold.distributed import gathered, run_on_all_ranks, summed
 from stripefold.errors import BakeError
 from stripefold.modules.example import run_example
-from stripefold.modules.undisturbed import random_state_kept
+from stripefold.modules.preserve_state import random_state_kept
 
 Metric = Callable[[nn.Module], float]
 """Takes a model in evaluation mode; higher is better."""
@@ -42,7 +42,7 @@ class Accuracy:
         Raises:
             BakeError: a batch without class numbers, or outputs that are no finite logits of it.
         """
-        found = together(lambda: self._count(model), self._group, BakeError)
+        found = run_on_all_ranks(lambda: self._count(model), self._group, BakeError)
         hits, seen = summed(found, self._group, BakeError)
         self.step = 100 / seen
         return 100 * hits / seen
@@ -74,7 +74,7 @@ class OfFirst:
 
     def __call__(self, model: nn.Module) -> float:
         """What the metric gave on the first process."""
-        value = together(lambda: self._metric(model), self._group, BakeError)
+        value = run_on_all_ranks(lambda: self._metric(model), self._group, BakeError)
         return gathered(value, self._group, BakeError)[0]
 
 

@@ -1,4 +1,4 @@
-"""What stays in a baked model where a constant does not fold: an honest per-channel multiplication."""
+"""The per-channel multiplication that stays in a baked model where a constant does not fold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates on their way from v(x) to a trained constant: the constants, and how far each gate has come at a step."""
+"""Gates that are trained from v(x) to a constant: the constants, and how far each gate has come at a step."""
 
 from __future__ import annotations
 

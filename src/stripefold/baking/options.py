@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -10,17 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from stripefold.baking.common_options import BakeOptions, Progress
+from stripefold.baking.common_options import BakeOptions
 from stripefold.baking.finetune import FineTune
 from stripefold.baking.settle_options import Settle
 from stripefold.errors import BakeError
 from stripefold.modules.modules import is_sharded, uninitialized, unwrap_name, wrapped_inside
+from stripefold.modules.where import Where
 
-__all__ = ["BakeConfig", "Constants", "Progress", "Recalibrate", "To", "Where", "check_model", "configured"]
+__all__ = ["BakeConfig", "ConstantKind", "Recalibrate", "To", "Where", "check_model", "configured"]
 
-Constants = Literal["mean", "descriptor", "energy", "least-squares"]
+ConstantKind = Literal["mean", "descriptor", "energy", "least-squares"]
 To = Literal["plain", "asr"]
-Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 Recalibrate = bool | Literal["auto"]
 
 
@@ -55,7 +55,7 @@ class BakeConfig(BakeOptions):
             ``metric`` of yours is called by all, and the first one's value counts. None stays in this process.
     """
 
-    constants: Constants = "mean"
+    constants: ConstantKind = "mean"
     to: To = "plain"
     recalibrate: Recalibrate = "auto"
     finetune: FineTune | None = None
@@ -93,7 +93,7 @@ class BakeConfig(BakeOptions):
             )
 
     @property
-    def kind(self) -> Constants:
+    def kind(self) -> ConstantKind:
         """Which constants are taken: a gate of ASR starts at what the attention says to its mean descriptor."""
         asr = self.to == "asr" or (self.settle is not None and self.settle.way == "asr")
         return "descriptor" if asr else self.constants

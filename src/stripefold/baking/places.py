@@ -11,13 +11,13 @@ from stripefold.asr.gate import DynamicGate
 from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import probe_of
 from stripefold.graph.graph import Graph
+from stripefold.graph.module_calls import ModuleCall
 from stripefold.graph.operations import IN_ORDER
-from stripefold.graph.visits import Visit
 from stripefold.stripe.discover import ChannelGate, Discovery
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ReplacedModule:
     """What is replaced.
 
     Attributes:
@@ -38,9 +38,9 @@ class Place:
     in_graph: bool = False
 
 
-def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Place | str:
+def find_replaced_module(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> ReplacedModule | str:
     """The module that a gate's constant replaces in every run, or why there is none, in words."""
-    found: Place | str = _place_in(model, discovery.graph_of(gate), gate)
+    found: ReplacedModule | str = _place_in(model, discovery.graph_of(gate), gate)
     if isinstance(found, str):
         return found
     for graph, own in zip(discovery.trace.graphs, discovery.in_runs(gate.name), strict=True):
@@ -51,7 +51,7 @@ def find_place(model: nn.Module, discovery: Discovery, gate: ChannelGate) -> Pla
     return found
 
 
-def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
+def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> ReplacedModule | str:
     if gate.split > 1:
         return f"it weighs {gate.split} branches that are summed up: not a scale of one value"
     if gate.groups > 1:
@@ -59,7 +59,7 @@ def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
     probe = probe_of(model, gate)
     if probe is not None:
         path, shape = probe
-        return Place(path=path, whole=not shape, axis=_axis(graph, gate), shape=shape, in_graph=True)
+        return ReplacedModule(path=path, whole=not shape, axis=_axis(graph, gate), shape=shape, in_graph=True)
     site = _site_around(model, gate.where)
     if gate.affine and site is not None:
         return f"the attention on {site!r} adds a value that depends on the image, too"
@@ -71,12 +71,12 @@ def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> Place | str:
             return f"static gates stand on {site!r}, too: fold them first, which leaves the dynamic attention in place"
         if times > 1:
             return f"{gate.where!r} is called {times} times: one constant cannot stand for all of them"
-        if not all(visit.alone for visit in graph.visits_of.get(gate.where, ())):
+        if not all(visit.alone for visit in graph.module_calls_of.get(gate.where, ())):
             return (
                 f"{gate.where!r} is called with more than the feature map, or by keyword, and what would stand in its "
                 "place takes the feature map alone: call it as attention(x)"
             )
-        return Place(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
+        return ReplacedModule(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
     return _returning(graph, gate)
 
 
@@ -90,40 +90,40 @@ def dynamic_around(model: nn.Module, path: str) -> DynamicGate | None:
     return None
 
 
-def _returning(graph: Graph, gate: ChannelGate) -> Place | str:
+def _returning(graph: Graph, gate: ChannelGate) -> ReplacedModule | str:
     """The outermost module whose one output is the gate."""
     chain = [gate.gate]
     while (node := graph.nodes[chain[-1]]).kind == "operation" and node.name in IN_ORDER and len(node.inputs) == 1:
         chain.append(node.inputs[0])
-    visits = [v for index in chain for v in graph.visits_giving.get(index, ())]
-    visits = [v for v in visits if not v.first <= gate.product < v.last]
-    if not visits and gate.tail is not None:
-        visits = [v for v in graph.visits_of.get(gate.tail.module, ()) if v.call == gate.tail.call]
-    if not visits:
+    module_calls = [v for index in chain for v in graph.module_calls_giving.get(index, ())]
+    module_calls = [v for v in module_calls if not v.first <= gate.product < v.last]
+    if not module_calls and gate.tail is not None:
+        module_calls = [v for v in graph.module_calls_of.get(gate.tail.module, ()) if v.call == gate.tail.call]
+    if not module_calls:
         return (
             f"no module returns the gate: {gate.where or 'the model'!r} computes it in its own forward; move that "
             "computation into a module of its own, an nn.Sequential say"
         )
-    visit = min(visits, key=lambda v: (v.first, -v.last))
+    visit = min(module_calls, key=lambda v: (v.first, -v.last))
     if _calls(graph, visit.name) > 1:
         return f"{visit.name!r}, which returns the gate, is called {_calls(graph, visit.name)} times"
     shape = graph.nodes[visit.outputs[0]].shape
     batch = graph.nodes[visit.inputs[0]].shape[0] if _has_batch(graph, visit) else -1
     if shape[0] != batch or math.prod(shape[1:]) != gate.channels:
         return f"{visit.name!r} returns the gate in the shape {shape}, in which samples and channels are not told apart"
-    return Place(path=visit.name, whole=False, axis=_axis(graph, gate), shape=shape[1:])
+    return ReplacedModule(path=visit.name, whole=False, axis=_axis(graph, gate), shape=shape[1:])
 
 
 def _axis(graph: Graph, gate: ChannelGate) -> int:
     return -1 if gate.axis == len(graph.nodes[gate.product].shape) - 1 else gate.axis
 
 
-def _has_batch(graph: Graph, visit: Visit) -> bool:
+def _has_batch(graph: Graph, visit: ModuleCall) -> bool:
     return bool(visit.inputs) and len(graph.nodes[visit.inputs[0]].shape) > 0
 
 
 def _calls(graph: Graph, name: str) -> int:
-    return len(graph.visits_of.get(name, ()))
+    return len(graph.module_calls_of.get(name, ()))
 
 
 def _has_static_gates(model: nn.Module, path: str | None) -> bool:

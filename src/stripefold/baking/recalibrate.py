@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.baking.batches import Batches
-from stripefold.distributed import gathered, together
+from stripefold.distributed import gathered, run_on_all_ranks
 from stripefold.errors import BakeError
 from stripefold.graph.graph import Graph
 from stripefold.modules.example import run_example
@@ -82,7 +82,7 @@ def recalibrate_(model: nn.Module, norms: Mapping[str, _BatchNorm], batches: Bat
     """
     before = Statistics.of(norms.values())
     try:
-        inputs = together(lambda: _run(model, norms, batches), group, BakeError)
+        inputs = run_on_all_ranks(lambda: _run(model, norms, batches), group, BakeError)
         before.restore_()  # the runs moved them, and counted themselves
         parts = gathered([inputs[name].moments for name in norms], group, BakeError)
         for (name, norm), found in zip(norms.items(), zip(*parts, strict=True), strict=True):

@@ -17,8 +17,8 @@ from stripefold.baking.warm import warm_
 from stripefold.errors import BakeError
 from stripefold.modules.example import Example, example_to, examples_of, run_example
 from stripefold.modules.modules import first_parameter
+from stripefold.modules.preserve_state import preserve_state
 from stripefold.modules.tensors import tensors_in
-from stripefold.modules.undisturbed import undisturbed
 from stripefold.stripe.discover import Discovery
 
 
@@ -115,6 +115,6 @@ def _check_not_written(made: nn.Module, example: Example) -> None:
         ParametersWrittenError: it does.
     """
     like = first_parameter(made)
-    with undisturbed(made) as copied:
+    with preserve_state(made) as copied:
         for each in examples_of(example):
             run_example(copied, example_to(each, torch.device("cpu") if like is None else like.device, None))

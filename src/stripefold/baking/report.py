@@ -15,7 +15,7 @@ from stripefold.atomic import write_text
 from stripefold.baking import table
 from stripefold.errors import BakeError
 
-Outcome = Literal["folded", "multiply", "asr", "constant", "dynamic"]
+GateOutcome = Literal["folded", "multiply", "asr", "constant", "dynamic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class SiteResult:
     prior: float | None
     alone: float | None
     cumulative: float | None
-    outcome: Outcome
+    outcome: GateOutcome
     place: str
     why: str
     remaining: int = 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stripefold.baking.judge import Verdict
+from stripefold.baking.judge import GateDecisions
 from stripefold.baking.options import To
-from stripefold.baking.report import Outcome, SiteResult
+from stripefold.baking.report import GateOutcome, SiteResult
 from stripefold.baking.sites import BakeSite
 from stripefold.stripe.discover import ChannelGate
 from stripefold.stripe.report import StripeReport
@@ -15,7 +15,7 @@ from stripefold.stripe.report import StripeReport
 def site_results(
     gates: Sequence[ChannelGate],
     stripes: StripeReport,
-    verdict: Verdict,
+    verdict: GateDecisions,
     final: Sequence[BakeSite],
     *,
     to: To,
@@ -65,7 +65,7 @@ def site_results(
     return tuple(rows)
 
 
-def _outcome(site: BakeSite, to: To) -> tuple[Outcome, str, str]:
+def _outcome(site: BakeSite, to: To) -> tuple[GateOutcome, str, str]:
     """What became of a gate that was to be baked, where it went, and why there."""
     if site.how == "keep" or site.place is None:
         return "dynamic", "", site.why

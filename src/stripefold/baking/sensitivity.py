@@ -18,7 +18,7 @@ Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Selection:
+class GreedySelection:
     """What the greedy search decided.
 
     Attributes:
@@ -61,7 +61,7 @@ def priors_of(stripes: StripeReport, energy: Mapping[str, Tensor]) -> dict[str, 
     return {s.name: prior(s.mean, s.within_variance, energy.get(s.name)) for s in stripes.layers}
 
 
-def alone(gates: Sequence[str], measure: Measure, tick: Tick) -> dict[str, float]:
+def single_gate_metrics(gates: Sequence[str], measure: Measure, tick: Tick) -> dict[str, float]:
     """The metric with each gate constant and all others as they are.
 
     Args:
@@ -76,7 +76,7 @@ def alone(gates: Sequence[str], measure: Measure, tick: Tick) -> dict[str, float
     return found
 
 
-def greedy(order: Sequence[str], measure: Measure, least: float, tick: Tick) -> Selection:
+def greedy(order: Sequence[str], measure: Measure, least: float, tick: Tick) -> GreedySelection:
     """Bake one gate after the other, the cheapest first; one that would break the budget stays dynamic.
 
     Costs add up in ways that no single measurement shows, so the metric is measured anew with each one added.
@@ -94,7 +94,7 @@ def greedy(order: Sequence[str], measure: Measure, least: float, tick: Tick) -> 
         if metric[gate] >= least:
             baked.append(gate)
         tick(done, len(order))
-    return Selection(tuple(baked), metric)
+    return GreedySelection(tuple(baked), metric)
 
 
 def cheapest_first(gates: Sequence[str], alone: Mapping[str, float], priors: Mapping[str, float]) -> list[str]:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import StaticGate
 from stripefold.baking.batches import Batches
-from stripefold.baking.hold import constant_gates
+from stripefold.baking.hold import override_gates
 from stripefold.baking.movers import Course, Movers
 from stripefold.baking.settle_losses import Losses
 from stripefold.baking.settle_options import Settle
-from stripefold.baking.settle_state import Checkpoint, Position, fingerprint
+from stripefold.baking.settle_state import Checkpoint, TrainingPosition, fingerprint
 from stripefold.errors import BakeError
 from stripefold.modules.modules import first_parameter
 from stripefold.modules.tensors import tensors_in
@@ -80,7 +80,7 @@ class Settling:
         Raises:
             BakeError: no targets, a loss that is not finite, data in another order than before the interruption.
         """
-        position = Position() if self._checkpoint is None else self._checkpoint.load()
+        position = TrainingPosition() if self._checkpoint is None else self._checkpoint.load()
         try:
             self._model.train()
         except NotImplementedError as error:
@@ -101,14 +101,14 @@ class Settling:
         self._model.eval()
         return self._movers.constants()
 
-    def _step(self, batch: Batch, position: Position) -> None:
+    def _step(self, batch: Batch, position: TrainingPosition) -> None:
         autocast: Any = contextlib.nullcontext()
         if self._options.autocast is not None:
             # Without the cache: constants are leaves that are cast once per step.
             autocast = torch.autocast(self._device.type, self._options.autocast, cache_enabled=False)
         self._optimizer.zero_grad(set_to_none=True)
         blend = self._course.at(position.step)
-        with constant_gates(self._model, self._gates, self._movers.values(), blend), autocast:
+        with override_gates(self._model, self._gates, self._movers.values(), blend), autocast:
             loss = self._losses(self._model, batch) + self._course.penalty()
         if not bool(loss.isfinite()):
             raise BakeError(
@@ -119,7 +119,7 @@ class Settling:
         self._schedule.step()
         self._movers.keep_signs_()
 
-    def _batches_from(self, position: Position) -> Iterator[Batch]:
+    def _batches_from(self, position: TrainingPosition) -> Iterator[Batch]:
         """The batches that are left, each drawn after the same seed whether the run was interrupted or not."""
         behind = position.step - position.epoch_start
         while position.step < self._options.steps:
@@ -145,7 +145,7 @@ class Settling:
             behind = 0
             position.epoch, position.epoch_start = position.epoch + 1, position.step
 
-    def _begin_epoch(self, position: Position) -> None:
+    def _begin_epoch(self, position: TrainingPosition) -> None:
         data: Any = self._batches.data
         batches: Any = getattr(data, "batch_sampler", None)
         for each in (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)):

@@ -13,11 +13,11 @@ import torch
 from stripefold.baking.finetune import Loss
 from stripefold.errors import BakeError
 
-Way = Literal["first", "ramp", "staged", "penalty", "asr"]
-WAYS: tuple[Way, ...] = ("first", "ramp", "staged", "penalty", "asr")
+SettleMethod = Literal["first", "ramp", "staged", "penalty", "asr"]
+WAYS: tuple[SettleMethod, ...] = ("first", "ramp", "staged", "penalty", "asr")
 Optimise = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """Parameter groups, weights first and constants last -> an optimizer over them."""
-Schedule = Callable[[torch.optim.Optimizer], Any]
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 """An optimizer -> a learning rate schedule of torch, which is stepped after every step."""
 Divergence = Callable[[Any, Any], torch.Tensor]
 """(the model's output, that of the network as it was given) -> a scalar."""
@@ -51,13 +51,13 @@ class Settle:
     """
 
     steps: int = 1000
-    way: Way = "first"
+    way: SettleMethod = "first"
     over: float = 0.5
     penalty: float = 1.0
     lr: float = 1e-2
     constants_rate: float = 1.0
     optimizer: Optimise | None = None
-    schedule: Schedule | None = None
+    schedule: SchedulerFactory | None = None
     data: Any = None
     loss: Loss | None = None
     distill: float = 0.0

@@ -18,7 +18,7 @@ _VERSION = 1
 
 
 @dataclass
-class Position:
+class TrainingPosition:
     """Where the training stands.
 
     Attributes:
@@ -51,7 +51,7 @@ class Checkpoint:
         self._about = json.dumps(about, sort_keys=True)
         self._model, self._others = model, others
 
-    def save(self, position: Position) -> None:
+    def save(self, position: TrainingPosition) -> None:
         """Write it.
 
         Raises:
@@ -70,14 +70,14 @@ class Checkpoint:
                 f"settle: cannot write {os.fspath(self._path)}: {error.strerror or error}; is the folder there?"
             ) from error
 
-    def load(self) -> Position:
+    def load(self) -> TrainingPosition:
         """Go on from the file; the start where there is none.
 
         Raises:
             BakeError: it is damaged, or of another training.
         """
         if not os.path.exists(self._path):
-            return Position()
+            return TrainingPosition()
         path = os.fspath(self._path)
         try:
             content = torch.load(self._path, map_location="cpu", weights_only=True)
@@ -94,7 +94,7 @@ class Checkpoint:
                 tensor.copy_(content["tensors"][name])
         for name, other in self._others.items():
             other.load_state_dict(content["others"][name])
-        return Position(**{spec.name: position[spec.name] for spec in fields(Position)})
+        return TrainingPosition(**{spec.name: position[spec.name] for spec in fields(TrainingPosition)})
 
 
 def tensors_of_model(model: nn.Module) -> dict[str, Tensor]:

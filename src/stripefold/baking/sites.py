@@ -10,9 +10,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate
-from stripefold.baking.places import Place, dynamic_around, find_place
+from stripefold.baking.places import ReplacedModule, dynamic_around, find_replaced_module
 from stripefold.baking.spare import NOTHING, Leaving, Spare, SpareParts
-from stripefold.baking.targets import GateInRun, Way, targets_of
+from stripefold.baking.targets import Direction, GateInRun, targets_of
 from stripefold.errors import BakeError
 from stripefold.graph.absorption import FoldTarget
 from stripefold.graph.graph import Graph
@@ -21,7 +21,7 @@ from stripefold.layers.accepts import Acceptance
 from stripefold.modules.held import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate, Discovery
 
-How = Literal["backward", "forward", "multiply", "keep"]
+ConstantPlacement = Literal["backward", "forward", "multiply", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,10 @@ class BakeSite:
     """
 
     gate: ChannelGate
-    how: How
+    how: ConstantPlacement
     why: str
-    place: Place | None = None
-    targets: tuple[tuple[Way, FoldTarget], ...] = ()
+    place: ReplacedModule | None = None
+    targets: tuple[tuple[Direction, FoldTarget], ...] = ()
     spare: Spare = NOTHING
     beside: bool = False
     from_end: int = 1
@@ -123,7 +123,7 @@ def plan(
         places |= {name: (places[name][0], why) for name, why in stay.items()}
 
 
-Places = dict[str, tuple[ChannelGate, Place | str]]
+Places = dict[str, tuple[ChannelGate, ReplacedModule | str]]
 """Gate -> the module that its constant replaces, or why none can be."""
 
 
@@ -138,10 +138,10 @@ def _planned(
 ) -> list[BakeSite]:
     """What baking the gates that have a place means, and why the others stay."""
     graphs = discovery.trace.graphs
-    ignoring = [_unused_in(graph, run, places) for graph, run in zip(graphs, discovery.runs, strict=True)]
+    dead_nodes = [_unused_in(graph, run, places) for graph, run in zip(graphs, discovery.runs, strict=True)]
     accept = Acceptance(model, training=training)
-    replaced = [place.path for _, place in places.values() if isinstance(place, Place)]
-    leaving = [Leaving(graph, dead, replaced) for graph, dead in zip(graphs, ignoring, strict=True)]
+    replaced = [place.path for _, place in places.values() if isinstance(place, ReplacedModule)]
+    leaving = [Leaving(graph, dead, replaced) for graph, dead in zip(graphs, dead_nodes, strict=True)]
     parts = SpareParts(model, leaving, idle=idle)
     found = []
     for gate, place in places.values():
@@ -151,10 +151,10 @@ def _planned(
         if isinstance(place, str) or why is not None:
             found.append(BakeSite(gate=gate, how="keep", why=why or ""))
             continue
-        runs = [GateInRun(graph, dead, each) for graph, dead, each in zip(graphs, ignoring, own, strict=True)]
+        runs = [GateInRun(graph, dead, each) for graph, dead, each in zip(graphs, dead_nodes, own, strict=True)]
         beside = not training and all(run.has_sum for run in runs)
         reasons = f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there"
-        targets: tuple[tuple[Way, FoldTarget], ...] = ()
+        targets: tuple[tuple[Direction, FoldTarget], ...] = ()
         if place.whole:
             targets, reasons = targets_of(runs, accept, beside=beside)
         from_end = len(discovery.graph_of(gate).nodes[gate.product].shape) - gate.axis
@@ -211,7 +211,7 @@ def check_constants(gates: Sequence[ChannelGate], constants: Mapping[str, Tensor
 
 def _places(model: nn.Module, discovery: Discovery, gates: list[ChannelGate]) -> Places:
     """What each gate's constant replaces."""
-    found = {gate.name: (gate, find_place(model, discovery, gate)) for gate in gates}
+    found = {gate.name: (gate, find_replaced_module(model, discovery, gate)) for gate in gates}
     held = held_by_functions(model)
     # Two products of one gate in a graph have a probe each.
     taken = Counter(place.path for _, place in found.values() if not isinstance(place, str))
@@ -272,7 +272,7 @@ def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
     return replace(site, how="multiply", why="; ".join(reasons), targets=())
 
 
-def _not_in_training(gate: ChannelGate, place: Place) -> str | None:
+def _not_in_training(gate: ChannelGate, place: ReplacedModule) -> str | None:
     """Why no trainable gate can take the place of an attention, or None."""
     if place.in_graph:
         return "it stands in a torch.fx graph, where no layer can carry a trainable gate: bake it to a constant"

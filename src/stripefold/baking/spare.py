@@ -1,4 +1,4 @@
-"""What computes nothing but a gate that became a constant: modules that can go, and operations that cannot.
+"""Modules and operations that compute nothing but a gate that became a constant: which of them can be removed.
 
 A block may compute its gate from several modules in its own forward (a pool, two layers, an activation, each an
 attribute of the block). The code of the block goes on calling them, so each is replaced by one that does nothing. What
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from stripefold.baking.places import Place
+from stripefold.baking.places import ReplacedModule
 from stripefold.graph.graph import Graph, Node
+from stripefold.graph.module_calls import ModuleCall
 from stripefold.graph.operations import VIEWS, WEIGHTED
-from stripefold.graph.visits import Visit
 from stripefold.modules.held import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate
 
@@ -75,7 +75,7 @@ class SpareParts:
         found = (run.exposed(gate) for run, gate in present)
         return next((why for why in found if why is not None), None)
 
-    def of(self, gates: Sequence[ChannelGate | None], place: Place) -> Spare:
+    def of(self, gates: Sequence[ChannelGate | None], place: ReplacedModule) -> Spare:
         """What is left of one gate once its place is taken by a constant; of one in a graph, all of it is swept out.
 
         Args:
@@ -103,8 +103,8 @@ class _RunParts:
         self._modules, self._graph, self._dead, self._held = modules, leaving.graph, frozenset(leaving.dead), held
         self._idle, self._replaced = idle, tuple(leaving.replaced)
         self._replaced_paths = frozenset(self._replaced)
-        self._visits: dict[str, list[Visit]] = {}
-        for visit in self._graph.visits:
+        self._visits: dict[str, list[ModuleCall]] = {}
+        for visit in self._graph.module_calls:
             if visit.name:
                 self._visits.setdefault(visit.name, []).append(visit)
         self._gone = self._inside(call for path in self._replaced for call in self._visits.get(path, ()))
@@ -143,7 +143,7 @@ class _RunParts:
         """The modules that serve a gate alone -> the shape of what each returns for one sample."""
         found: dict[str, tuple[int, ...]] = {}
         # Code that looks at values must go on seeing them.
-        if not self._idle or gate.where in self._graph.decisions:
+        if not self._idle or gate.where in self._graph.data_dependent_reads:
             return found
         left = self._only_for(gate.gate) - self._gone
         names = {name for index in left for name in self._serving.get(index, ())}
@@ -172,14 +172,14 @@ class _RunParts:
                 todo.extend(self._graph.nodes[index].inputs)
         return found
 
-    def _inside(self, calls: Iterable[Visit]) -> set[int]:
+    def _inside(self, calls: Iterable[ModuleCall]) -> set[int]:
         return set(self._each(calls))
 
-    def _each(self, calls: Iterable[Visit]) -> Iterator[int]:
+    def _each(self, calls: Iterable[ModuleCall]) -> Iterator[int]:
         nodes = self._graph.nodes
         return (i for call in calls for i in range(call.first, call.last) if nodes[i].role != "constant")
 
-    def _shape(self, name: str, calls: list[Visit]) -> tuple[int, ...] | None:
+    def _shape(self, name: str, calls: list[ModuleCall]) -> tuple[int, ...] | None:
         """What something that does nothing has to return in a module's place; None where that is not clear."""
         nodes = self._graph.nodes
         if name in self._graph.read or why_held(self._modules[name], self._held) is not None:

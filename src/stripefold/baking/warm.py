@@ -152,7 +152,7 @@ def _gate(model: nn.Module, discovery: Discovery, site: BakeSite, descriptor: Te
     own = dynamic_around(model, site.place.path) if site.place is not None else None
     options = getattr(own, "options", None)
     gate = StaticGate(attention.to(like.device), like, options=options)
-    gate.remember_birth_()
+    gate.record_initial_scale_()
     return gate
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.baking.batches import Batches
-from stripefold.distributed import gathered, together
+from stripefold.distributed import gathered, run_on_all_ranks
 from stripefold.errors import BakeError
 from stripefold.graph.graph import Graph
 from stripefold.modules.example import run_example
@@ -50,7 +50,7 @@ def weighted_constants(
             for batch in batches:
                 run_example(model, batch.inputs)
 
-    together(run, group, BakeError)
+    run_on_all_ranks(run, group, BakeError)
     parts = gathered(sums, group, BakeError)
     found = {}
     for name in sums:
@@ -113,7 +113,7 @@ def with_summands(
             for batch in batches:
                 run_example(model, batch.inputs)
 
-    together(run, group, BakeError)
+    run_on_all_ranks(run, group, BakeError)
     parts = gathered(sums, group, BakeError)
     found: dict[str, tuple[float, ...]] = {}
     for name in sums:

@@ -7,8 +7,8 @@ import copy
 from torch import Tensor, nn
 
 from stripefold.errors import BakeError
-from stripefold.modules.borrowed import REMEDY, borrowed_module
 from stripefold.modules.example import Example
+from stripefold.modules.leaked_modules import REMEDY, leaked_module
 from stripefold.modules.modules import NO_COPY
 from stripefold.modules.structural_copy import structural_copy
 
@@ -37,7 +37,7 @@ def check_copies(model: nn.Module, example: Example) -> None:
     Raises:
         BakeError: a copy goes on with a module of the model.
     """
-    name = borrowed_module(_copy_on_same_parameters(model), model, example)
+    name = leaked_module(_copy_on_same_parameters(model), model, example)
     if name is not None:
         raise BakeError(
             f"a copy of {type(model).__name__} still runs {name!r} of the model itself, so that nothing baked in it "

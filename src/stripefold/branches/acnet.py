@@ -7,13 +7,13 @@ here for two or three axes.
 from __future__ import annotations
 
 from stripefold.branches.base import Branch
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.parts import ConvolutionBranch
 
 _NAMES = {2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
 
 
-def build(grid: Grid) -> dict[str, Branch]:
+def build(grid: ConvGeometry) -> dict[str, Branch]:
     """The branches.
 
     Args:
@@ -27,7 +27,7 @@ def build(grid: Grid) -> dict[str, Branch]:
     return branches
 
 
-def refuse(grid: Grid) -> str | None:
+def why_unsupported(grid: ConvGeometry) -> str | None:
     """Why a grid cannot have these branches."""
     if sum(size > 1 for size in grid.size) < 2:
         return f"its kernel {grid.size} is itself a bar: there is nothing asymmetric to add"

@@ -27,19 +27,19 @@ class Branch(nn.Module):
         """
 
     @abstractmethod
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         """Make the branch give zeros, in training and in eval mode, in such a way that it can learn to give more."""
 
 
-class LeadBranch(Branch):
+class PrimaryBranch(Branch):
     """The branch that carries the convolution's own numbers; every block has one, its first."""
 
     @abstractmethod
-    def adopt_(self, convolution: Any) -> None:
+    def load_conv_(self, convolution: Any) -> None:
         """Take over the weight, the bias and their flags."""
 
     @abstractmethod
-    def match_(self) -> None:
+    def init_identity_(self) -> None:
         """Compute in eval mode exactly what the adopted convolution does."""
 
     @abstractmethod

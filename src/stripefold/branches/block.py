@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.kernels import Merged, add_branches
-from stripefold.branches.base import Branch, LeadBranch, memory_format
-from stripefold.branches.grid import Grid
+from stripefold.branches.base import Branch, PrimaryBranch, memory_format
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError, FoldError
 from stripefold.layers.accepts import is_affine_map
 from stripefold.layers.refusal import altered
@@ -37,13 +37,13 @@ class BranchBlock(StandIn, Foldable):
     Args:
         convolution: what the block stands for; a plain layer with a rule.
         kind: the block's name.
-        branches: by name, the first one a ``LeadBranch``.
+        branches: by name, the first one a ``PrimaryBranch``.
     """
 
     def __init__(self, convolution: nn.Module, kind: str, branches: Mapping[str, Branch]) -> None:
         super().__init__()
         self.kind = kind
-        self.grid = Grid.of(convolution)
+        self.grid = ConvGeometry.of(convolution)
         self.rule = rule_for(convolution)
         self._had_bias = convolution._parameters.get("bias") is not None
         for name in _SETTINGS:
@@ -93,10 +93,10 @@ class BranchBlock(StandIn, Foldable):
         return None if shell is None else shell[0]
 
     @property
-    def lead(self) -> LeadBranch:
+    def lead(self) -> PrimaryBranch:
         """The branch that carries the convolution's own numbers."""
         first = next(iter(self.branches.values()))
-        assert isinstance(first, LeadBranch)
+        assert isinstance(first, PrimaryBranch)
         return first
 
     def merged(self) -> Merged:

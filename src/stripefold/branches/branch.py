@@ -11,7 +11,7 @@ from torch import nn
 from stripefold.branches.block import BranchBlock
 from stripefold.branches.calibrate import calibrate_
 from stripefold.branches.registry import build_block, check_options, kind_named
-from stripefold.branches.select import Where, select
+from stripefold.branches.select import select
 from stripefold.errors import BranchError
 from stripefold.folding.same_steps import check_same_steps, steps_of
 from stripefold.modules.all_or_nothing import AllOrNothing
@@ -19,14 +19,15 @@ from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modules import forget_compiled, move_call_hooks, replace_modules
 from stripefold.modules.root import check_bare, copy_of
 from stripefold.modules.stand_in import is_plain
+from stripefold.modules.where import Where
 
-Init = Literal["paper", "identity"]
+BranchInit = Literal["paper", "identity"]
 
 
-class Start(NamedTuple):
+class BranchStart(NamedTuple):
     """How the blocks begin: ``init``, ``data`` and ``example`` of ``branch_``."""
 
-    init: Init
+    init: BranchInit
     data: Any
     example: Any
 
@@ -36,7 +37,7 @@ def branch(
     kind: str,
     *,
     where: Where = "spatial",
-    init: Init = "paper",
+    init: BranchInit = "paper",
     data: Any = None,
     example: Any = None,
     options: Mapping[str, Any] | None = None,
@@ -48,7 +49,7 @@ def branch(
     with Interruptible():
         _check_bare(model)
         copied = copy_of(model, "branch_", BranchError)
-        return _branch(copied, kind, where, Start(init, data, example), options or {})
+        return _branch(copied, kind, where, BranchStart(init, data, example), options or {})
 
 
 def branch_(
@@ -56,7 +57,7 @@ def branch_(
     kind: str,
     *,
     where: Where = "spatial",
-    init: Init = "paper",
+    init: BranchInit = "paper",
     data: Any = None,
     example: Any = None,
     options: Mapping[str, Any] | None = None,
@@ -94,14 +95,14 @@ def branch_(
             raise BranchError(
                 "the model itself is the convolution and cannot be replaced in place: use model = branch(model, ...)"
             )
-        return _branch(model, kind, where, Start(init, data, example), options or {})
+        return _branch(model, kind, where, BranchStart(init, data, example), options or {})
 
 
 def _check_bare(model: nn.Module) -> None:
     check_bare(model, "branch", "put the blocks into the bare model", BranchError)
 
 
-def _branch(model: nn.Module, kind: str, where: Where, start: Start, options: Mapping[str, Any]) -> nn.Module:
+def _branch(model: nn.Module, kind: str, where: Where, start: BranchStart, options: Mapping[str, Any]) -> nn.Module:
     init, data = start.init, start.data
     _check_start(init, data)
     found = kind_named(kind)
@@ -126,7 +127,7 @@ def _branch(model: nn.Module, kind: str, where: Where, start: Start, options: Ma
 
 
 def _check_start(init: object, data: Any) -> None:
-    if init not in get_args(Init):
+    if init not in get_args(BranchInit):
         raise BranchError(f"init={init!r}: expected 'paper' or 'identity'")
     if data is not None and init != "identity":
         raise BranchError("data= measures the BatchNorms of init='identity'; init='paper' takes none")

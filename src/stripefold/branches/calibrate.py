@@ -19,8 +19,8 @@ from stripefold.branches.block import BranchBlock
 from stripefold.errors import BranchError
 from stripefold.modules.example import example_to, run_example
 from stripefold.modules.modules import first_parameter
+from stripefold.modules.preserve_state import preserve_state
 from stripefold.modules.stand_in import is_plain
-from stripefold.modules.undisturbed import undisturbed
 
 
 @dataclass
@@ -89,7 +89,7 @@ def _run(model: nn.Module, names: list[str], blocks: Mapping[str, BranchBlock], 
     like = first_parameter(model)
     assert like is not None  # there is a convolution
     count = 0
-    with undisturbed(model) as copied:
+    with preserve_state(model) as copied:
         for name in names:
             run = partial(_run_beside, blocks[name])
             copied.get_submodule(name).register_forward_pre_hook(run)

@@ -22,7 +22,7 @@ from stripefold.algebra.kernels import (
     merge_norm,
 )
 from stripefold.branches.base import Branch, norm_affine
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.parts import ConvolutionBranch, silence_norm_
 from stripefold.errors import BranchError
 
@@ -30,7 +30,7 @@ from stripefold.errors import BranchError
 class ResidualPointwise(nn.Module):
     """A 1x1 convolution that starts as the identity; kept as the difference from it, so that decay pulls it there."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: ConvGeometry) -> None:
         super().__init__()
         self.grid = grid
         self.difference = nn.Parameter(torch.zeros(grid.inputs, grid.inputs // grid.groups, *(1,) * grid.axes))
@@ -56,7 +56,7 @@ class SequenceBranch(Branch):
         average: average pooling in place of the second convolution; ``middle`` is then C_out.
     """
 
-    def __init__(self, grid: Grid, *, middle: int | None, average: bool = False) -> None:
+    def __init__(self, grid: ConvGeometry, *, middle: int | None, average: bool = False) -> None:
         super().__init__()
         self.grid = grid
         self.pointwise = ResidualPointwise(grid) if middle is None else grid.pointwise(middle)
@@ -90,7 +90,7 @@ class SequenceBranch(Branch):
         return merge_norm(kernel, bias, *norm_affine(self.bn))
 
     @torch.no_grad()
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         """See ``Branch``."""
         silence_norm_(self.bn)
 
@@ -98,7 +98,7 @@ class SequenceBranch(Branch):
 class AverageBranch(Branch):
     """The average over the kernel's taps, then a BatchNorm; for depthwise convolutions, where nothing is mixed."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: ConvGeometry) -> None:
         super().__init__()
         self.grid = grid
         self.bn = grid.norm()
@@ -115,7 +115,7 @@ class AverageBranch(Branch):
         return merge_norm(taps, None, scale, shift)
 
     @torch.no_grad()
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         """See ``Branch``."""
         silence_norm_(self.bn)
 
@@ -123,7 +123,7 @@ class AverageBranch(Branch):
 class ConcatenatedBranch(Branch):
     """Half of the channels from a 1x1 convolution, the other half from the kernel's size, as in an Inception unit."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: ConvGeometry) -> None:
         super().__init__()
         half = grid.outputs // 2
         self.point = ConvolutionBranch(grid, grid.centred(1), outputs=half)
@@ -137,13 +137,13 @@ class ConcatenatedBranch(Branch):
         """See ``Branch``."""
         return concatenate_branches([self.point.merged(), self.full.merged()])
 
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         """See ``Branch``."""
-        self.point.silence_()
-        self.full.silence_()
+        self.point.zero_init_()
+        self.full.zero_init_()
 
 
-def build(grid: Grid, *, middle: int | None = None, concatenation: bool = False) -> dict[str, Branch]:
+def build(grid: ConvGeometry, *, middle: int | None = None, concatenation: bool = False) -> dict[str, Branch]:
     """The branches.
 
     Args:
@@ -168,7 +168,7 @@ def build(grid: Grid, *, middle: int | None = None, concatenation: bool = False)
     return branches
 
 
-def refuse(grid: Grid, *, middle: int | None = None, concatenation: bool = False) -> str | None:
+def why_unsupported(grid: ConvGeometry, *, middle: int | None = None, concatenation: bool = False) -> str | None:
     """Why a grid cannot have these branches.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stripefold.branches.base import Branch
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.parts import ConvolutionBranch
 from stripefold.errors import BranchError
 
@@ -27,7 +27,7 @@ PAPER: dict[int, Kernels] = {
 }
 
 
-def build(grid: Grid, *, kernels: Kernels | None = None) -> dict[str, Branch]:
+def build(grid: ConvGeometry, *, kernels: Kernels | None = None) -> dict[str, Branch]:
     """The branches.
 
     Args:
@@ -40,7 +40,7 @@ def build(grid: Grid, *, kernels: Kernels | None = None) -> dict[str, Branch]:
     return branches
 
 
-def refuse(grid: Grid, *, kernels: Kernels | None = None) -> str | None:
+def why_unsupported(grid: ConvGeometry, *, kernels: Kernels | None = None) -> str | None:
     """Why a grid cannot have these branches.
 
     Raises:
@@ -57,13 +57,13 @@ def refuse(grid: Grid, *, kernels: Kernels | None = None) -> str | None:
     return None
 
 
-def _kernels(grid: Grid, kernels: Kernels | None) -> Kernels:
+def _kernels(grid: ConvGeometry, kernels: Kernels | None) -> Kernels:
     """The choice for this grid: by its shorter side, and for an even one by the odd number below it."""
     side = _shorter_side(grid)
     return PAPER.get(side - 1 + side % 2, ()) if kernels is None else kernels
 
 
-def _shorter_side(grid: Grid) -> int:
+def _shorter_side(grid: ConvGeometry) -> int:
     return min((size for size in grid.size if size > 1), default=1)
 
 

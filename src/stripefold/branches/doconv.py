@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.kernels import Merged, compose_depthwise
-from stripefold.branches.base import Branch, LeadBranch
-from stripefold.branches.grid import Grid
+from stripefold.branches.base import Branch, PrimaryBranch
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError
 
 MOST_DEPTH = 256
 
 
-class OverparameterizedBranch(LeadBranch):
+class OverparameterizedBranch(PrimaryBranch):
     """A convolution whose kernel is computed: K[o, i, m] = W[o, i, m] + sum over s of D[i, m, s] W[o, i, s].
 
     Args:
@@ -30,7 +30,7 @@ class OverparameterizedBranch(LeadBranch):
 
     bias: nn.Parameter | None
 
-    def __init__(self, grid: Grid, depth: int) -> None:
+    def __init__(self, grid: ConvGeometry, depth: int) -> None:
         super().__init__()
         self.grid, self.taps = grid, math.prod(grid.size)
         inner, outer = grid.inputs // grid.groups, grid.outputs // grid.groups
@@ -62,28 +62,28 @@ class OverparameterizedBranch(LeadBranch):
         return self._kernel(self.depthwise.double(), self.pointwise.double()), bias
 
     @torch.no_grad()
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         """See ``Branch``: W is 0 and has a gradient."""
         self.pointwise.zero_()
 
     @torch.no_grad()
-    def adopt_(self, convolution: Any) -> None:
-        """See ``LeadBranch``: W begins with the weight; what there is of it beyond the taps keeps its random start."""
+    def load_conv_(self, convolution: Any) -> None:
+        """See ``PrimaryBranch``: W begins with the weight; what is beyond the taps keeps its random start."""
         self.pointwise[..., : self.taps] = convolution.weight.reshape(*self.pointwise.shape[:3], -1)
         self.pointwise.requires_grad_(convolution.weight.requires_grad)
         self._parameters["bias"] = convolution.bias
 
     @torch.no_grad()
-    def match_(self) -> None:
-        """See ``LeadBranch``: D is 0."""
+    def init_identity_(self) -> None:
+        """See ``PrimaryBranch``: D is 0."""
         self.depthwise.zero_()
 
     def flags(self) -> tuple[bool, bool]:
-        """See ``LeadBranch``."""
+        """See ``PrimaryBranch``."""
         return self.pointwise.requires_grad, self.bias is not None and self.bias.requires_grad
 
 
-def build(grid: Grid, *, depth: int | None = None) -> dict[str, Branch]:
+def build(grid: ConvGeometry, *, depth: int | None = None) -> dict[str, Branch]:
     """The one branch.
 
     Args:
@@ -93,7 +93,7 @@ def build(grid: Grid, *, depth: int | None = None) -> dict[str, Branch]:
     return {"main": OverparameterizedBranch(grid, depth or math.prod(grid.size))}
 
 
-def refuse(grid: Grid, *, depth: int | None = None) -> str | None:
+def why_unsupported(grid: ConvGeometry, *, depth: int | None = None) -> str | None:
     """Why a grid cannot have this branch.
 
     Raises:

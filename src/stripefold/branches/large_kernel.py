@@ -6,12 +6,12 @@ Source: Scaling Up Your Kernels to 31x31 (RepLKNet), Ding et al. 2022, section 3
 from __future__ import annotations
 
 from stripefold.branches.base import Branch
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.parts import ConvolutionBranch
 from stripefold.errors import BranchError
 
 
-def build(grid: Grid, *, small: int = 5) -> dict[str, Branch]:
+def build(grid: ConvGeometry, *, small: int = 5) -> dict[str, Branch]:
     """The branches.
 
     Args:
@@ -21,7 +21,7 @@ def build(grid: Grid, *, small: int = 5) -> dict[str, Branch]:
     return {"main": ConvolutionBranch(grid), "small": ConvolutionBranch(grid, grid.centred(small))}
 
 
-def refuse(grid: Grid, *, small: int = 5) -> str | None:
+def why_unsupported(grid: ConvGeometry, *, small: int = 5) -> str | None:
     """Why a grid cannot have these branches.
 
     Raises:

@@ -6,14 +6,14 @@ Source: MobileOne: An Improved One Millisecond Mobile Backbone, Vasu et al. 2023
 from __future__ import annotations
 
 from stripefold.branches.base import Branch
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.parts import ConvolutionBranch, IdentityBranch
 from stripefold.errors import BranchError
 
 MOST_COPIES = 256
 
 
-def build(grid: Grid, *, copies: int = 4, identity: bool = True) -> dict[str, Branch]:
+def build(grid: ConvGeometry, *, copies: int = 4, identity: bool = True) -> dict[str, Branch]:
     """The branches.
 
     Args:
@@ -30,7 +30,7 @@ def build(grid: Grid, *, copies: int = 4, identity: bool = True) -> dict[str, Br
     return branches
 
 
-def refuse(grid: Grid, *, copies: int = 4, identity: bool = True) -> str | None:
+def why_unsupported(grid: ConvGeometry, *, copies: int = 4, identity: bool = True) -> str | None:
     """No grid is refused; a number of copies may be.
 
     Raises:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.kernels import Merged, embed_kernel, identity_kernel, merge_norm
-from stripefold.branches.base import Branch, LeadBranch, bare, norm_affine
-from stripefold.branches.grid import Grid, Window
+from stripefold.branches.base import Branch, PrimaryBranch, bare, norm_affine
+from stripefold.branches.geometry import ConvGeometry, KernelWindow
 
 
-class ConvolutionBranch(LeadBranch):
+class ConvolutionBranch(PrimaryBranch):
     """A convolution of any window of the grid, then a BatchNorm.
 
     Args:
@@ -21,7 +21,7 @@ class ConvolutionBranch(LeadBranch):
         outputs: its channels; None is the block's.
     """
 
-    def __init__(self, grid: Grid, window: Window | None = None, *, outputs: int | None = None) -> None:
+    def __init__(self, grid: ConvGeometry, window: KernelWindow | None = None, *, outputs: int | None = None) -> None:
         super().__init__()
         self.grid, self.window = grid, window or grid.whole
         self.conv = grid.convolution(self.window, outputs=outputs)
@@ -39,13 +39,13 @@ class ConvolutionBranch(LeadBranch):
         return merge_norm(kernel, None, *norm_affine(self.bn))
 
     @torch.no_grad()
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         """See ``Branch``: the BatchNorm's gain and shift are 0, and the gain has a gradient."""
         silence_norm_(self.bn)
 
     @torch.no_grad()
-    def adopt_(self, convolution: Any) -> None:
-        """See ``LeadBranch``: the bias becomes the BatchNorm's shift."""
+    def load_conv_(self, convolution: Any) -> None:
+        """See ``PrimaryBranch``: the bias becomes the BatchNorm's shift."""
         self.conv._parameters["weight"] = convolution.weight
         if convolution.bias is not None:
             norm: Any = self.bn
@@ -53,13 +53,13 @@ class ConvolutionBranch(LeadBranch):
             norm.bias.requires_grad_(convolution.bias.requires_grad)
 
     @torch.no_grad()
-    def match_(self) -> None:
-        """See ``LeadBranch``: the BatchNorm's gain undoes its division."""
+    def init_identity_(self) -> None:
+        """See ``PrimaryBranch``: the BatchNorm's gain undoes its division."""
         norm: Any = self.bn
         norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
 
     def flags(self) -> tuple[bool, bool]:
-        """See ``LeadBranch``."""
+        """See ``PrimaryBranch``."""
         weight, bias = bare(self.conv)._parameters["weight"], bare(self.bn)._parameters["bias"]
         assert weight is not None
         assert bias is not None
@@ -69,7 +69,7 @@ class ConvolutionBranch(LeadBranch):
 class IdentityBranch(Branch):
     """The input itself (what the middle tap reads of it), then a BatchNorm; for grids that keep the map."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: ConvGeometry) -> None:
         super().__init__()
         self.grid = grid
         self.bn = grid.norm()
@@ -87,7 +87,7 @@ class IdentityBranch(Branch):
         return merge_norm(kernel, None, scale, shift)
 
     @torch.no_grad()
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         """See ``Branch``."""
         silence_norm_(self.bn)
 

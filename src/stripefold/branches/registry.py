@@ -13,7 +13,7 @@ from torch import nn
 from stripefold.branches import acnet, dbb, dilated, doconv, large_kernel, mobileone, repvgg
 from stripefold.branches.base import memory_format
 from stripefold.branches.block import BranchBlock
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.probe import Build, probe_branches
 from stripefold.documents import shown
 from stripefold.errors import BranchError
@@ -24,7 +24,7 @@ Refuse = Callable[..., str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class BranchType:
     """One kind of block.
 
     Attributes:
@@ -55,7 +55,7 @@ class Kind:
         Raises:
             BranchError: a bad value of an option, or ``refuse`` gives neither a reason nor None.
         """
-        reason: object = self.refuse(Grid.of(convolution), **options)
+        reason: object = self.refuse(ConvGeometry.of(convolution), **options)
         if reason is None or (isinstance(reason, str) and reason):
             return reason
         raise BranchError(
@@ -66,32 +66,32 @@ class Kind:
 _KINDS = {
     kind.name: kind
     for kind in (
-        Kind(
-            name="acnet", build=acnet.build, refuse=acnet.refuse,
+        BranchType(
+            name="acnet", build=acnet.build, why_unsupported=acnet.why_unsupported,
             branches="k x k, k x 1, 1 x k", source="Ding et al. 2019 (ACNet)",
         ),
-        Kind(
-            name="dbb", build=dbb.build, refuse=dbb.refuse,
+        BranchType(
+            name="dbb", build=dbb.build, why_unsupported=dbb.why_unsupported,
             branches="k x k, 1 x 1, 1 x 1 then k x k, 1 x 1 then average", source="Ding et al. 2021 (DBB)",
         ),
-        Kind(
-            name="dilated", build=dilated.build, refuse=dilated.refuse,
+        BranchType(
+            name="dilated", build=dilated.build, why_unsupported=dilated.why_unsupported,
             branches="k x k, several small dilated kernels", source="Ding et al. 2024 (UniRepLKNet)",
         ),
-        Kind(
-            name="doconv", build=doconv.build, refuse=doconv.refuse,
+        BranchType(
+            name="doconv", build=doconv.build, why_unsupported=doconv.why_unsupported,
             branches="k x k as the product of two factors", source="Cao et al. 2020 (DO-Conv)",
         ),
-        Kind(
-            name="large_kernel", build=large_kernel.build, refuse=large_kernel.refuse,
+        BranchType(
+            name="large_kernel", build=large_kernel.build, why_unsupported=large_kernel.why_unsupported,
             branches="k x k, a small kernel", source="Ding et al. 2022 (RepLKNet)",
         ),
-        Kind(
-            name="mobileone", build=mobileone.build, refuse=mobileone.refuse,
+        BranchType(
+            name="mobileone", build=mobileone.build, why_unsupported=mobileone.why_unsupported,
             branches="several k x k, 1 x 1, identity", source="Vasu et al. 2023 (MobileOne)",
         ),
-        Kind(
-            name="repvgg", build=repvgg.build, refuse=repvgg.refuse,
+        BranchType(
+            name="repvgg", build=repvgg.build, why_unsupported=repvgg.why_unsupported,
             branches="k x k, 1 x 1, identity", source="Ding et al. 2021 (RepVGG)",
         ),
     )
@@ -144,7 +144,7 @@ def register_branch(
     return build
 
 
-def _never(grid: Grid, **options: Any) -> None:
+def _never(grid: ConvGeometry, **options: Any) -> None:
     """No grid is refused."""
 
 
@@ -186,12 +186,12 @@ def branch_names() -> tuple[str, ...]:
     return tuple(sorted(_KINDS))
 
 
-def describe() -> tuple[Kind, ...]:
+def describe() -> tuple[BranchType, ...]:
     """Every kind, in alphabetical order."""
     return tuple(_KINDS[name] for name in branch_names())
 
 
-def kind_named(name: str) -> Kind:
+def kind_named(name: str) -> BranchType:
     """The kind of that name.
 
     Raises:
@@ -206,7 +206,7 @@ def kind_named(name: str) -> Kind:
     )
 
 
-def check_options(kind: Kind, options: Mapping[str, Any]) -> None:
+def check_options(kind: BranchType, options: Mapping[str, Any]) -> None:
     """Refuse options that a kind does not have.
 
     Raises:
@@ -223,7 +223,7 @@ def check_options(kind: Kind, options: Mapping[str, Any]) -> None:
             )
 
 
-def build_block(kind: Kind, convolution: nn.Module, options: Mapping[str, Any], *, identity: bool) -> BranchBlock:
+def build_block(kind: BranchType, convolution: nn.Module, options: Mapping[str, Any], *, identity: bool) -> BranchBlock:
     """The block for one convolution, in its dtype, on its device, in its mode; the convolution stays as it is.
 
     Args:
@@ -236,16 +236,16 @@ def build_block(kind: Kind, convolution: nn.Module, options: Mapping[str, Any], 
     if kind.registered:
         probe_branches(kind.name, kind.build, convolution, options)
     with weight.device:
-        branches = dict(kind.build(Grid.of(convolution), **options))
+        branches = dict(kind.build(ConvGeometry.of(convolution), **options))
     for branch in branches.values():
         branch.to(weight.device, weight.dtype)
         if memory_format(weight) is not torch.contiguous_format:
             branch.to(memory_format=memory_format(weight))
     block = BranchBlock(convolution, kind.name, branches)
-    block.lead.adopt_(convolution)
+    block.lead.load_conv_(convolution)
     if identity:
-        block.lead.match_()
+        block.lead.init_identity_()
         for branch in list(branches.values())[1:]:
-            branch.silence_()
+            branch.zero_init_()
     block.train(convolution.training)
     return block

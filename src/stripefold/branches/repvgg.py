@@ -7,11 +7,11 @@ every kernel larger than 1. The 1x1 convolution and the input sit on the middle 
 from __future__ import annotations
 
 from stripefold.branches.base import Branch
-from stripefold.branches.grid import Grid
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.parts import ConvolutionBranch, IdentityBranch
 
 
-def build(grid: Grid, *, identity: bool = True) -> dict[str, Branch]:
+def build(grid: ConvGeometry, *, identity: bool = True) -> dict[str, Branch]:
     """The branches.
 
     Args:
@@ -27,6 +27,6 @@ def build(grid: Grid, *, identity: bool = True) -> dict[str, Branch]:
     return branches
 
 
-def refuse(grid: Grid, *, identity: bool = True) -> str | None:
+def why_unsupported(grid: ConvGeometry, *, identity: bool = True) -> str | None:
     """Why a grid cannot have these branches."""
     return "its kernel has one tap, in which a 1x1 branch adds nothing" if set(grid.size) == {1} else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from stripefold.branches.block import BranchBlock
-from stripefold.branches.registry import Kind
+from stripefold.branches.registry import BranchType
 from stripefold.errors import BranchError
 from stripefold.folding.same_steps import used_without_call
 from stripefold.layers.refusal import altered, refusal_in
@@ -18,8 +18,8 @@ from stripefold.modules.globs import close_names, matching, renamed
 from stripefold.modules.held import held_by_functions, why_held
 from stripefold.modules.modules import tensor_owners
 from stripefold.modules.stand_in import is_plain
+from stripefold.modules.where import Where
 
-Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SPATIAL = "spatial"
 
@@ -32,7 +32,7 @@ class Chosen:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def select(model: nn.Module, kind: Kind, where: Where, options: Mapping[str, Any], example: Any = None) -> Chosen:
+def select(model: nn.Module, kind: BranchType, where: Where, options: Mapping[str, Any], example: Any = None) -> Chosen:
     """Resolve ``where`` on a model without changing it.
 
     Raises:
@@ -97,7 +97,7 @@ def _is_spatial(module: nn.Module) -> bool:
 
 
 def _refusal(
-    name: str, module: nn.Module, kind: Kind, options: Mapping[str, Any], owners: Mapping[int, list[str]]
+    name: str, module: nn.Module, kind: BranchType, options: Mapping[str, Any], owners: Mapping[int, list[str]]
 ) -> str | None:
     """Why this module cannot be replaced, or None."""
     if isinstance(module, BranchBlock):
@@ -119,7 +119,7 @@ def _type_refusal(module: nn.Module) -> str | None:
     return f"{name} is no convolution"
 
 
-def _check(chosen: Chosen, kind: Kind, where: Where) -> None:
+def _check(chosen: Chosen, kind: BranchType, where: Where) -> None:
     exact = {where} if isinstance(where, str) else set() if callable(where) else set(where)
     for name, reason in chosen.refused.items():
         if name in exact:

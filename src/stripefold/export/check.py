@@ -21,8 +21,8 @@ from stripefold.folding.run import call, place
 from stripefold.modules.example import Example
 from stripefold.modules.float64 import float64_copy
 from stripefold.modules.modules import first_parameter
+from stripefold.modules.preserve_state import on_copies
 from stripefold.modules.tensors import tensors_of
-from stripefold.modules.undisturbed import on_copies
 
 
 def check_file(compute: Callable[[Example], Any], model: nn.Module, inputs: Mapping[str, Example]) -> tuple[Check, ...]:

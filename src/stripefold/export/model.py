@@ -16,8 +16,8 @@ from stripefold.errors import ExportError, TraceError, one_line
 from stripefold.export.batch import batch_size, several
 from stripefold.export.program import capture
 from stripefold.export.report import ExportReport
-from stripefold.export.write import Form, examples_for, samples_for, write_program, write_weights
-from stripefold.folding.files import Kind
+from stripefold.export.write import ExportFormat, examples_for, samples_for, write_program, write_weights
+from stripefold.folding.files import FileKind
 from stripefold.folding.fold import fold
 from stripefold.folding.run import DoesNotRunError
 from stripefold.graph.record_run import describe
@@ -27,7 +27,7 @@ from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modes import kept_in_training
 from stripefold.modules.modules import unwrapped
 
-SUFFIXES: dict[str, Form] = {".safetensors": "safetensors", ".pt2": "pt2", ".onnx": "onnx"}
+SUFFIXES: dict[str, ExportFormat] = {".safetensors": "safetensors", ".pt2": "pt2", ".onnx": "onnx"}
 _WHY_NOT = {
     "safetensors": "a weights file holds numbers only",
     "onnx": "ONNX knows neither a layout in memory nor compiled code, its runtimes choose both",
@@ -142,7 +142,7 @@ def on_cpu(model: nn.Module) -> nn.Module:
     return model if here else copy.deepcopy(model).cpu()
 
 
-def _form(path: Path, *, channels_last: bool, compiled: bool) -> Form:
+def _form(path: Path, *, channels_last: bool, compiled: bool) -> ExportFormat:
     """The form a path asks for, and whether it has the options."""
     form = SUFFIXES.get(path.suffix)
     if form is None:
@@ -155,7 +155,7 @@ def _form(path: Path, *, channels_last: bool, compiled: bool) -> Form:
     return "aot" if compiled else form
 
 
-def _kind(model: nn.Module, plain: nn.Module, *, fuse: bool, weights: bool) -> Kind:
+def _kind(model: nn.Module, plain: nn.Module, *, fuse: bool, weights: bool) -> FileKind:
     """What was done to the model, in the words of `save_model`."""
     if any(isinstance(module, Foldable) for module in plain.modules()):
         if fuse and weights:
@@ -169,7 +169,7 @@ def _kind(model: nn.Module, plain: nn.Module, *, fuse: bool, weights: bool) -> K
     return "folded" if any(isinstance(module, Foldable) for module in model.modules()) else "plain"
 
 
-def _about(kind: Kind, extra: Mapping[str, Any] | None, *, batch: int | str, layout: bool) -> dict[str, Any]:
+def _about(kind: FileKind, extra: Mapping[str, Any] | None, *, batch: int | str, layout: bool) -> dict[str, Any]:
     from stripefold import __version__
 
     versions = {"stripefold": __version__, "torch": torch.__version__}

@@ -18,7 +18,7 @@ from stripefold.errors import ExportError
 from stripefold.export.batch import TRACED, arguments_of, open_batch, resized
 from stripefold.graph.record_run import describe
 from stripefold.modules.example import Example
-from stripefold.modules.undisturbed import undisturbed
+from stripefold.modules.preserve_state import preserve_state
 
 KEY = "stripefold"
 ONNX_LIMIT = 2_000_000_000
@@ -40,7 +40,7 @@ def capture(model: nn.Module, example: Example, *, dynamic_batch: bool = True) -
     positional, keywords = arguments_of(example)
     shapes = open_batch(example) if dynamic_batch else None
     try:
-        with undisturbed(model) as captured:
+        with preserve_state(model) as captured:
             pass  # the copy is what is wanted: torch's own capture runs it under modes of its own
         with torch.no_grad():
             program = torch.export.export(captured, positional, keywords, dynamic_shapes=shapes, strict=False)

@@ -18,16 +18,16 @@ from stripefold.export.check import check_file
 from stripefold.export.program import compile_package, load_package, load_pt2, save_onnx, save_pt2
 from stripefold.export.report import Outcome
 from stripefold.export.session import OnnxModel
-from stripefold.folding.files import Kind, file_info, load_tensors, save_model
+from stripefold.folding.files import FileKind, file_info, load_tensors, save_model
 from stripefold.modules.example import Example, example_to
 
-Form = Literal["safetensors", "pt2", "aot", "onnx"]
+ExportFormat = Literal["safetensors", "pt2", "aot", "onnx"]
 BATCHES = (1, 3)
 """Batch sizes at which a file with an open batch is run: the special case, and one that was not traced."""
 
 
 def write_weights(
-    model: nn.Module, path: Path, kind: Kind, extra: Mapping[str, Any] | None, *, check: bool
+    model: nn.Module, path: Path, kind: FileKind, extra: Mapping[str, Any] | None, *, check: bool
 ) -> tuple[dict[str, Any], Outcome]:
     """Write the state dict of a folded model, and read it back bit for bit.
 
@@ -51,7 +51,7 @@ def write_weights(
 def write_program(
     program: ExportedProgram,
     path: Path,
-    form: Form,
+    form: ExportFormat,
     *,
     about: Mapping[str, Any],
     model: nn.Module,
@@ -156,7 +156,7 @@ def _at_batches(name: str, inputs: list[Example], fixed: int | None) -> dict[str
     return found
 
 
-def _reader(form: Form) -> Callable[[Path], Callable[[Example], Any]]:
+def _reader(form: ExportFormat) -> Callable[[Path], Callable[[Example], Any]]:
     """How a file of this form is read back, as a function of an example."""
     if form == "onnx":
         return OnnxModel

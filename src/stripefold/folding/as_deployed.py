@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, relative_errors
 from stripefold.modules.example import Example, example_copy, run_example
-from stripefold.modules.undisturbed import on_copies, random_state_kept
+from stripefold.modules.preserve_state import on_copies, random_state_kept
 
 _ROUNDING = 1e-5
 """What the kernels of that path may round otherwise, in models that compute in float32 inside."""

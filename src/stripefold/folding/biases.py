@@ -169,7 +169,7 @@ def _target_in(graph: Graph, accept: _WithoutNewKey, name: str) -> FoldTarget | 
         return None
     if times != 1 or len(results) != 1:
         return Refusal(f"called {times} times" if times != 1 else "returns several values, or its input")
-    unlike, rule = graph.unlike_its_type(name, taking=False), accept.rule(name)
+    unlike, rule = graph.why_not_plain_call(name, taking=False), accept.rule(name)
     if unlike is not None or rule is None:
         return Refusal(unlike or "it is no layer with a rule")
     flow = Flow(graph=graph, accept=accept, dead=unused_places(graph))

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from stripefold.atomic import atomic_path
 from stripefold.documents import DocumentError, parse_json
 from stripefold.errors import CheckpointError, one_line
-from stripefold.folding.fitting_values import misfit
+from stripefold.folding.fitting_values import why_out_of_range
 from stripefold.folding.pickled import is_pickled, read_pickled
 from stripefold.inputs import check_regular
 from stripefold.modules.foldable import Foldable
 from stripefold.records import record
 
-Kind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
+FileKind = Literal["plain", "attached", "folded", "fused", "baked", "adapter"]
 FORMAT = "stripefold"
 _MEANING = {
     "plain": "the weights of a plain model",
@@ -60,18 +60,22 @@ class FileInfo:
     """What a weights file says about itself.
 
     Attributes:
-        kind: see ``Kind``; "plain" for files of other origin.
+        kind: see ``FileKind``; "plain" for files of other origin.
         versions: of stripefold and torch that wrote it.
         extra: whatever else was stored (configuration, fingerprint).
     """
 
-    kind: Kind
+    kind: FileKind
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 def save_model(
-    model: nn.Module, path: str | os.PathLike[str], *, kind: Kind | None = None, extra: Mapping[str, Any] | None = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    kind: FileKind | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model's state dict, atomically, with metadata that says what it is.
 
@@ -92,7 +96,11 @@ def save_model(
 
 
 def save_tensors(
-    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], *, kind: Kind, extra: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    kind: FileKind,
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write named tensors as ``save_model`` does.
 
@@ -190,7 +198,7 @@ def load_model_(
     attached = any(isinstance(module, Foldable) for module in model.modules())
     _check_kind(os.fspath(path), about, attached)
     _check_keys(os.fspath(path), about, model, tensors, strict)
-    unfit = misfit(_own_state(model, about), tensors)
+    unfit = why_out_of_range(_own_state(model, about), tensors)
     if unfit is not None:
         raise CheckpointError(f"{os.fspath(path)} ({_MEANING[about.kind]}) does not fit the model: {unfit}")
     try:

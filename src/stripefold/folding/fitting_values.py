@@ -1,4 +1,4 @@
-"""Whether one tensor can hold the values of another: ``copy_`` turns 1e300 to infinity, and drops imaginary parts."""
+"""Checks that a tensor's dtype can hold given values: ``copy_`` turns 1e300 to infinity and drops imaginary parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+def why_out_of_range(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
     """The first tensor whose values its namesake cannot hold, in words; None where all can. Rounding is no misfit.
 
     Args:

@@ -22,10 +22,10 @@ from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
 from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
 from stripefold.modules.adapters import under_adapters
 from stripefold.modules.all_or_nothing import AllOrNothing
-from stripefold.modules.borrowed import REMEDY, borrowed_module
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.leaked_modules import REMEDY, leaked_module
 from stripefold.modules.modes import kept_in_training
 from stripefold.modules.modules import (
     NO_COPY,
@@ -37,7 +37,7 @@ from stripefold.modules.modules import (
     unwrapped,
 )
 
-Check = Literal["auto"] | bool
+CheckMode = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"
 
 
@@ -47,19 +47,19 @@ def fold(
     *,
     fuse: bool = ...,
     example: Example | None = ...,
-    check: Check = ...,
+    check: CheckMode = ...,
     report: Literal[False] = ...,
 ) -> nn.Module: ...
 @overload
 def fold(
-    model: nn.Module, *, fuse: bool = ..., example: Example | None = ..., check: Check = ..., report: Literal[True]
+    model: nn.Module, *, fuse: bool = ..., example: Example | None = ..., check: CheckMode = ..., report: Literal[True]
 ) -> tuple[nn.Module, FoldReport]: ...
 def fold(
     model: nn.Module,
     *,
     fuse: bool = False,
     example: Example | None = None,
-    check: Check = "auto",
+    check: CheckMode = "auto",
     report: bool = False,
 ) -> nn.Module | tuple[nn.Module, FoldReport]:
     """Fold a copy of the model; the training model stays as it is and shares no storage with the result.
@@ -104,19 +104,19 @@ def fold_(
     *,
     fuse: bool = ...,
     example: Example | None = ...,
-    check: Check = ...,
+    check: CheckMode = ...,
     report: Literal[False] = ...,
 ) -> nn.Module: ...
 @overload
 def fold_(
-    model: nn.Module, *, fuse: bool = ..., example: Example | None = ..., check: Check = ..., report: Literal[True]
+    model: nn.Module, *, fuse: bool = ..., example: Example | None = ..., check: CheckMode = ..., report: Literal[True]
 ) -> tuple[nn.Module, FoldReport]: ...
 def fold_(
     model: nn.Module,
     *,
     fuse: bool = False,
     example: Example | None = None,
-    check: Check = "auto",
+    check: CheckMode = "auto",
     report: bool = False,
 ) -> nn.Module | tuple[nn.Module, FoldReport]:
     """Fold in place, for models too large to copy.
@@ -164,7 +164,7 @@ def plan(model: nn.Module, *, fuse: bool = False, example: Example | None = None
         return FoldPlan(notes=gates.notes, unmoved=gates.unmoved, unseen=gates.unseen)
 
 
-def _verified(model: nn.Module, plain: nn.Module, example: Example, check: Check) -> str:
+def _verified(model: nn.Module, plain: nn.Module, example: Example, check: CheckMode) -> str:
     try:
         report = verify(model, plain, example)
         if report.fast_path is not None:
@@ -178,7 +178,7 @@ def _verified(model: nn.Module, plain: nn.Module, example: Example, check: Check
 
 
 def _check_own(model: nn.Module, plain: nn.Module, example: Example) -> None:
-    name = borrowed_module(plain, model, example)
+    name = leaked_module(plain, model, example)
     if name is not None:
         raise FoldError(
             f"the folded copy of {type(model).__name__} still runs {name!r} of the training model, gates and all: "
@@ -213,7 +213,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _example(model: nn.Module, example: Example | None, check: Check, fuse: bool) -> Example | None:
+def _example(model: nn.Module, example: Example | None, check: CheckMode, fuse: bool) -> Example | None:
     if check not in ("auto", True, False):
         raise FoldError(f"check={check!r}: expected 'auto', True or False")
     if example is None and (fuse or check is not False):

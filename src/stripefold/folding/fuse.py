@@ -1,4 +1,4 @@
-"""``fuse=True``: merge what the model itself carries, where the trace shows that it is exact.
+"""``fuse=True``: merge the model's own BatchNorms and constants, where the trace shows that it is exact.
 
 Blocks that re-parameterize themselves come first; then one trace, one plan of what else is merged (``plan``), a look
 at whether the model still runs what it ran, and one writing.
@@ -13,9 +13,9 @@ from torch import nn
 
 from stripefold.errors import TraceError
 from stripefold.folding.changes import Changes
-from stripefold.folding.deployed import Shapes
 from stripefold.folding.missed import MISSED, missed_by_the_code
 from stripefold.folding.plan import MergePlan, plan_merges
+from stripefold.folding.reparameterize import TensorShapes
 from stripefold.folding.static_constants import is_step
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.folding.weights import Float64Weights
@@ -61,10 +61,10 @@ def _with_blocks_(
     """Re-parameterize the blocks that know how, and their outermost first."""
     if not has_blocks(model):
         return None, model
-    shapes: Shapes = {
+    shapes: TensorShapes = {
         visit.name: graph.nodes[visit.inputs[0]].shape
         for graph in reversed(trace(model, example, is_layer=is_step).graphs)
-        for visit in reversed(graph.visits)
+        for visit in reversed(graph.module_calls)
         if visit.alone and offered(model.get_submodule(visit.name))
     }
     blocks = BlockFuser(shapes, weights, changes, kept_in_training(model))

@@ -1,4 +1,4 @@
-"""The numeric policy: how large an error may be, from the rounding noise of the reference itself."""
+"""The numeric tolerance: how large an error may be, from the rounding noise of the reference itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NothingComparedError(VerifyError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class EquivalenceResult:
     """What is said of several outputs: of the worst of them, of those that fail if any does.
 
     Attributes:
@@ -51,7 +51,7 @@ def judge(
     dtype: torch.dtype,
     *,
     tolerance: float | None = None,
-) -> Verdict:
+) -> EquivalenceResult:
     """Judge outputs by the noise of the reference.
 
     Args:
@@ -71,7 +71,9 @@ def judge(
     yardstick = noise if tolerance is not None else _yardsticks(truth, noise, dtype)
     allowed = {path: _tolerance(dtype, own) if tolerance is None else tolerance for path, own in yardstick.items()}
     where = max(errors, key=lambda path: (errors[path] > allowed[path], errors[path]))
-    return Verdict(where=where, error=errors[where], reference_error=yardstick[where], tolerance=allowed[where])
+    return EquivalenceResult(
+        where=where, error=errors[where], reference_error=yardstick[where], tolerance=allowed[where]
+    )
 
 
 def agreement(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float | None:

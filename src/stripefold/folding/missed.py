@@ -1,4 +1,4 @@
-"""Does the model still run what it ran, once norms are gone? Its code may want more of a norm than its call.
+"""Checks that a model runs the same modules once its norms are fused: its code may read attributes of a norm.
 
 A forward may ask a layer for its type (``isinstance(layer, nn.BatchNorm2d)``), for a tensor's dtype, for an option.
 What is left in a merged norm's place has none of these. So the examples run once more: the same modules have to be
@@ -45,7 +45,7 @@ def missed_by_the_code(model: nn.Module, example: Example, before: Trace, merged
 def _called(graph: Graph, merged: Sequence[str]) -> list[str]:
     """What was called, without what lies inside the norms: some leave an activation behind."""
     inside = tuple(f"{name}." for name in merged)
-    return [visit.name for visit in graph.visits if not visit.name.startswith(inside)]
+    return [visit.name for visit in graph.module_calls if not visit.name.startswith(inside)]
 
 
 def _near(path: str, merged: Sequence[str]) -> list[str]:

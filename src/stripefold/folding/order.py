@@ -1,4 +1,4 @@
-"""The order of folding: inside out, so that a gate inside a block is part of the block, and the block of a gate on it.
+"""The order of folding, from the inside out: a gate in a block before the block, a block before the gate on it.
 
 Where a layer is computed anew (a branch block), all of that happens in float64, and the layer is rounded once.
 """

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from stripefold.folding.sources import (
-    Change,
     ConstantSource,
     NormSource,
+    ScaleAndShift,
     Source,
     Standing,
     constant_sources,
@@ -86,7 +86,8 @@ class _Planner:
         self._acceptance = Acceptance(model)
         self._standing = Standing(self._acceptance)
         self._flows = [
-            Flow(graph=graph, accept=self._standing, dead=unused_places(graph), neutral={}) for graph in trace.graphs
+            Flow(graph=graph, accept=self._standing, dead=unused_places(graph), identity_nodes={})
+            for graph in trace.graphs
         ]
         self._plan = MergePlan(weights.fork())
         self._emptied: list[ConstantSource] = []
@@ -114,7 +115,7 @@ class _Planner:
                 return
 
     def _is_merged(self, source: Source) -> bool:
-        merged = all(each.result in self._flows[each.run].neutral for each in source.occurrences)
+        merged = all(each.result in self._flows[each.run].identity_nodes for each in source.occurrences)
         return (merged and bool(source.occurrences)) or source.name in self._standing.gone
 
     # One source.
@@ -159,7 +160,7 @@ class _Planner:
             reasons.append(weights)
         return reasons[0]
 
-    def _targets(self, source: Source, change: Change, axis: int, way: str) -> list[FoldTarget] | str:
+    def _targets(self, source: Source, change: ScaleAndShift, axis: int, way: str) -> list[FoldTarget] | str:
         """Where the parts of a change go, in the order of being written; or why they do not."""
         kinds = [kind for kind, vector in zip(_BACKWARD, change, strict=True) if vector is not None]
         targets: list[FoldTarget] = []
@@ -179,7 +180,9 @@ class _Planner:
             targets.append(joint)
         return targets
 
-    def _merged(self, source: Source, change: Change, axis: int, targets: Sequence[FoldTarget]) -> Float64Weights | str:
+    def _merged(
+        self, source: Source, change: ScaleAndShift, axis: int, targets: Sequence[FoldTarget]
+    ) -> Float64Weights | str:
         """The numbers with the source in its layers; or why they do not hold it."""
         first = source.occurrences[0]
         channels = self._trace.graphs[first.run].nodes[first.result].shape[first.axes[axis]]
@@ -217,9 +220,9 @@ class _Planner:
 
     def _pass_on(self, source: Source) -> None:
         for each in source.occurrences:
-            neutral = self._flows[each.run].neutral
-            assert isinstance(neutral, dict)
-            neutral[each.result] = each.moved
+            identity_nodes = self._flows[each.run].identity_nodes
+            assert isinstance(identity_nodes, dict)
+            identity_nodes[each.result] = each.moved
 
     def _empty(self, constant: ConstantSource) -> None:
         own = getattr(constant.holder, constant.key)

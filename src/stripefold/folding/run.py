@@ -18,15 +18,15 @@ from stripefold.modules.example import Example, example_copy, example_to, placem
 from stripefold.modules.float64 import KeepFloat64, is_float64
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import first_parameter, takes_hooks
+from stripefold.modules.preserve_state import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
 from stripefold.modules.shared_state import shared_state_kept
-from stripefold.modules.undisturbed import NoFusedAttention, ParametersWrittenError, on_copies, random_state_kept
 
 RECORD_LIMIT = 1 << 31
 """Bytes of layer outputs that are kept for the comparison layer by layer; the model's own output always is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunOutputs:
     """What two models gave for the same inputs.
 
     Attributes:
@@ -52,7 +52,7 @@ def place(model: nn.Module, inputs: Example, dtype: torch.dtype) -> Example:
     return example_to(inputs, like.device if like is not None else torch.device("cpu"), dtype)
 
 
-def run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
+def run_both(model: nn.Module, other: nn.Module, inputs: Example) -> RunOutputs:
     """Run copies of both on the example as it is given, or else in the type of the first parameter.
 
     Raises:
@@ -68,7 +68,7 @@ def run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
     raise failure
 
 
-def _run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
+def _run_both(model: nn.Module, other: nn.Module, inputs: Example) -> RunOutputs:
     common = _comparable(_layers(model), _layers(other))
     expected, recorded = _record(model, example_copy(inputs), common)
     errors: dict[str, float] = {}
@@ -80,7 +80,7 @@ def _run_both(model: nn.Module, other: nn.Module, inputs: Example) -> Outcome:
     found = _run(other, example_copy(inputs), common, compare)
     order = {name: index for index, name in enumerate(recorded)}
     layers = dict(sorted(errors.items(), key=lambda item: order[item[0]]))
-    return Outcome(inputs=inputs, expected=expected, found=found, layers=layers)
+    return RunOutputs(inputs=inputs, expected=expected, found=found, layers=layers)
 
 
 def _record(model: nn.Module, inputs: Example, names: Any) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
@@ -142,7 +142,7 @@ def call(model: nn.Module, inputs: Example, *, copied_from: torch.dtype | None =
     """What a model returns, its random numbers put back; a float64 model computes in float64 throughout.
 
     Args:
-        model: a copy, as ``undisturbed`` gives it.
+        model: a copy, as ``preserve_state`` gives it.
         inputs: in its dtype, on its device.
         copied_from: the dtype of the model that this one is a float64 copy of, for messages; None: it is no copy.
 

@@ -1,4 +1,4 @@
-"""Does a model still run what it ran, once something stands in for its layers?
+"""Checks that a model runs the same steps once its layers are replaced.
 
 What stands in is an instance of the layer's class and has its attributes; code that asks for the exact type, for the
 children or for the parameters by name sees the difference, and may take another path.
@@ -20,14 +20,14 @@ from stripefold.layers.rule import rule_for
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.foldable import Foldable
 
-Step = tuple[str, str]
+RunStep = tuple[str, str]
 """What ran, and where."""
 # Operations whose results have as many elements as the values say: a detector finds more or less with other weights.
 _COUNTING = names("nonzero masked_select unique _unique2 unique_dim nms batched_nms")
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedSteps:
     """What a model did on one input.
 
     Attributes:
@@ -36,12 +36,12 @@ class Run:
         depends: whether what ran hangs on values, so that other weights may take another path for good reason.
     """
 
-    steps: list[Step]
-    layers: list[Step]
+    steps: list[RunStep]
+    layers: list[RunStep]
     depends: bool
 
 
-Steps = list[Run]
+Steps = list[RecordedSteps]
 """For each input what a model did."""
 
 
@@ -66,11 +66,11 @@ def steps_of(model: nn.Module, example: Example | None, layers: Collection[nn.Mo
     return [_run(graph) for graph in graphs]
 
 
-def _run(graph: Graph) -> Run:
-    return Run(
+def _run(graph: Graph) -> RecordedSteps:
+    return RecordedSteps(
         steps=[(node.name, node.where) for node in graph.nodes if node.role == "activation" and node.name],
         layers=[(call.name, "") for call in graph.calls],
-        depends=bool(graph.decisions) or any(node.name in _COUNTING for node in graph.nodes),
+        depends=bool(graph.data_dependent_reads) or any(node.name in _COUNTING for node in graph.nodes),
     )
 
 
@@ -130,7 +130,7 @@ _ASKS = (
 )
 
 
-def _in_words(steps: list[Step], index: int) -> str:
+def _in_words(steps: list[RunStep], index: int) -> str:
     if index >= len(steps):
         return "it ended"
     name, where = steps[index]

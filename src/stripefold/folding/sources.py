@@ -23,7 +23,7 @@ from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.writable import why_not_writable
 
-Change = tuple[Tensor | None, Tensor | None]
+ScaleAndShift = tuple[Tensor | None, Tensor | None]
 """The scale and the shift, (C,) or one number each, float64."""
 _NEUTRAL = {"scale": 1.0, "addition": 0.0}
 
@@ -64,7 +64,7 @@ class Source(ABC):
     hindrance: str | None
 
     @abstractmethod
-    def change(self, weights: Float64Weights) -> Change | str:
+    def change(self, weights: Float64Weights) -> ScaleAndShift | str:
         """What it does to every channel, as exactly as it is known; or why it cannot be merged."""
 
     @abstractmethod
@@ -101,7 +101,7 @@ class ConstantSource(Source):
         value = weights.read(self.holder, self.key)
         return value is not None and bool((value == self.neutral).all()) and self.hindrance is None
 
-    def change(self, weights: Float64Weights) -> Change | str:
+    def change(self, weights: Float64Weights) -> ScaleAndShift | str:
         """See ``Source``."""
         value = weights.read(self.holder, self.key)
         assert value is not None  # the trace has found it
@@ -128,7 +128,7 @@ class NormSource(Source):
 
     layer: nn.Module
 
-    def change(self, weights: Float64Weights) -> Change | str:
+    def change(self, weights: Float64Weights) -> ScaleAndShift | str:
         """See ``Source``."""
         rule = rule_for(self.layer)
         numbers = None if rule is None else rule.affine_map(weights.view(self.layer))
@@ -231,7 +231,7 @@ def _why_not_one_call(graph: Graph, name: str) -> str | None:
         return f"a tensor of {name!r} is read outside its call"
     if len([i for i in set(graph.nodes[results[0]].inputs) if graph.nodes[i].role != "constant"]) != 1:
         return "it takes other inputs too"
-    unlike = graph.unlike_its_type(name, taking=True)
+    unlike = graph.why_not_plain_call(name, taking=True)
     return None if unlike is None else f"{name!r}: {unlike}"
 
 

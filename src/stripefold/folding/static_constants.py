@@ -147,7 +147,7 @@ def _shared(graph: Graph, chain: list[int], paths: list[str]) -> str | None:
 def _is_whole(graph: Graph, result: int, moved: int, module: nn.Module, path: str) -> bool:
     """Whether one call of a module, its only one, takes the moved value and returns the result, by one tensor."""
     tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
-    calls = [visit for visit in graph.visits if visit.name == path]
+    calls = [visit for visit in graph.module_calls if visit.name == path]
     return (
         bool(path)
         and len(tensors) == 1

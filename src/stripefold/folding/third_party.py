@@ -16,7 +16,7 @@ from torch import nn
 
 from stripefold.errors import FoldError
 from stripefold.folding.changes import Changes
-from stripefold.folding.deployed import Shapes, deployed
+from stripefold.folding.reparameterize import TensorShapes, reparameterize_block
 from stripefold.folding.weights import Float64Weights
 from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
 from stripefold.layers.rule import type_key
@@ -118,7 +118,7 @@ class BlockFuser:
     """
 
     def __init__(
-        self, shapes: Shapes, weights: Float64Weights, changes: Changes, kept: Collection[nn.Module] = ()
+        self, shapes: TensorShapes, weights: Float64Weights, changes: Changes, kept: Collection[nn.Module] = ()
     ) -> None:
         self._shapes, self._weights, self._changes, self._kept = shapes, weights, changes, kept
         self.notes: list[FoldNote] = []
@@ -173,7 +173,7 @@ class BlockFuser:
             why = f"{norm or 'it'} in it {STAYS_IN_TRAINING}"
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=why))
             return block
-        result = deployed(block, method, self._shapes.get(name), self._weights)
+        result = reparameterize_block(block, method, self._shapes.get(name), self._weights)
         if isinstance(result, str):
             self.notes.append(FoldNote(name=name, kind=kind, folded=False, why=result))
             return block

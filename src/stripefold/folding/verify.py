@@ -13,12 +13,12 @@ from stripefold.folding.as_deployed import fast_path_difference
 from stripefold.folding.judge import NothingComparedError, agreement, judge
 from stripefold.folding.outputs import compared
 from stripefold.folding.run import DoesNotRunError, call, place, run_both
-from stripefold.modules.borrowed import borrowed_object
 from stripefold.modules.example import Example, examples_of
 from stripefold.modules.float64 import float64_copy, is_float64
 from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.leaked_modules import leaked_object
 from stripefold.modules.modules import NO_COPY, first_parameter, uninitialized
-from stripefold.modules.undisturbed import on_copies
+from stripefold.modules.preserve_state import on_copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def verify(
 
 def _borrowed(model: nn.Module, other: nn.Module) -> str:
     """An object of the one that a function of the other uses, as the reason why they differ, or nothing."""
-    found = borrowed_object(other, model) or borrowed_object(model, other)
+    found = leaked_object(other, model) or leaked_object(model, other)
     if found is None:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""The one record of merged numbers: float64 copies of every tensor that folding changes, written once, rounded once.
+"""Float64 copies of merged weights: one record of every tensor that folding changes, written and rounded once.
 
 A LayerScale goes into a layer, then a BatchNorm does: in bfloat16 two roundings would be seen. Until ``write_`` the
 model's own tensors hold what they held.

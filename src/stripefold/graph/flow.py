@@ -8,7 +8,7 @@ from stripefold.graph.channels import channel_axis
 from stripefold.graph.graph import Call, Graph, Node
 from stripefold.graph.operations import RESHAPES, is_batch_norm
 from stripefold.graph.ops import StoppedError, check_passes, joining_axis, operation
-from stripefold.graph.patterns import along, joined, varies
+from stripefold.graph.patterns import along, concatenated, varies
 
 
 def followed_by(graph: Graph, name: str) -> str | None:
@@ -47,7 +47,7 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
         for user in set(graph.consumers[index]) - seen:
             seen.add(user)
             node = graph.nodes[user]
-            if node.role == "discrete" and user in graph.dead:  # the places of a maximum that nobody asks for
+            if node.role == "integer_dependent" and user in graph.dead:  # the places of a maximum that nobody asks for
                 continue
             after = _scaled_after(graph, index, user, pattern)
             if _normalises(node) and pattern.dim() > 1 and not _varies_but(pattern, 1):
@@ -76,7 +76,7 @@ def _scaled_after(graph: Graph, source: int, user: int, pattern: Tensor) -> Tens
         row = operation(node, "scale")
         if row.family == "join":  # beside what others bring, the channels are cancelled all the same
             shapes = [graph.nodes[i].shape for i in node.inputs]
-            return joined([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
+            return concatenated([pattern if i == source else None for i in node.inputs], shapes, joining_axis(node))
         if row.family == "sum" or len([i for i in set(node.inputs) if graph.nodes[i].role != "constant"]) != 1:
             return None
         check_passes(node, "scale")

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
-from stripefold.graph.visits import Visit
+from stripefold.graph.module_calls import ModuleCall
 
-Key = TypeVar("Key", str, int)
-Kind = Literal["input", "constant", "operation", "layer"]
+KeyT = TypeVar("KeyT", str, int)
+NodeKind = Literal["input", "constant", "operation", "layer"]
 # How a value depends on the model's input: not at all; only through integers or comparisons (ids, masks);
 # or as a feature map does.
-Role = Literal["constant", "discrete", "activation"]
+Role = Literal["constant", "integer_dependent", "activation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Node:
         inputs: Indices of the values it was computed from, in the order of the schema's arguments.
         role: How it depends on the model's input.
         shape: Its shape.
-        spread: The number of its distinct elements: a dimension made by broadcasting counts once.
+        unbroadcast_numel: The number of its distinct elements: a dimension made by broadcasting counts once.
         arguments: The arguments that are no tensors, by the names of the operation's schema, defaults included.
         position: Which of the operation's results it is.
         pointwise: Every element is a function of the elements at the same place of the operands, broadcast.
@@ -40,12 +40,12 @@ class Node:
         owners: The layers whose parameters a constant was computed from.
     """
 
-    kind: Kind
+    kind: NodeKind
     name: str = ""
     inputs: tuple[int, ...] = ()
     role: Role = "activation"
     shape: tuple[int, ...] = ()
-    spread: int = 0
+    unbroadcast_numel: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
     position: int = 0
     pointwise: bool = False
@@ -64,14 +64,14 @@ class Call:
         inputs: Shapes of the activations it was given.
         outputs: Shapes of what it returned.
         implicit: Its parameters were used by another module, and the layer itself was not called.
-        exchanged: A hook of the layer's own gave it something else than what it was called with.
+        input_changed_by_hook: A hook of the layer's own gave it something else than what it was called with.
     """
 
     name: str
     inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[tuple[int, ...], ...]
     implicit: bool = False
-    exchanged: bool = False
+    input_changed_by_hook: bool = False
 
 
 @dataclass
@@ -88,13 +88,13 @@ class Graph:
         outputs: Nodes that something outside the graph sees, and what: "is returned by the model", "is read by Python
             in 'head'".
         activations: The bit set of nodes whose role is "activation".
-        visits: Every call of a module, layer or not, in the order in which they returned.
+        module_calls: Every call of a module, layer or not, in the order in which they returned.
         tensors: Dotted path of a parameter or buffer -> its node, where the run used it outside layers.
         exposed: Nodes that a path which the examples did not take may use, or make otherwise, and how.
         meets_weights: Those of them that a layer with weights may meet.
         visible: Dotted path of a module -> the nodes that the code of its ``forward`` handles.
-        decisions: Dotted paths of the modules that took a value which depends on the input into Python: to branch on
-            it, perhaps, so that another input may run other layers.
+        data_dependent_reads: Dotted paths of the modules that took a value which depends on the input into Python: to
+            branch on it, perhaps, so that another input may run other layers.
         read: Layers of which a parameter or buffer was used outside the layer.
     """
 
@@ -105,12 +105,12 @@ class Graph:
     consumers: list[list[int]] = field(default_factory=list)
     outputs: dict[int, str] = field(default_factory=dict)
     activations: int = 0
-    visits: list[Visit] = field(default_factory=list)
+    module_calls: list[ModuleCall] = field(default_factory=list)
     tensors: dict[str, int] = field(default_factory=dict)
     exposed: dict[int, str] = field(default_factory=dict)
     meets_weights: set[int] = field(default_factory=set)
     visible: dict[str, set[int]] = field(default_factory=dict)
-    decisions: list[str] = field(default_factory=list)
+    data_dependent_reads: list[str] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
     _bits: dict[object, int] = field(default_factory=dict)
     _results: dict[str, list[int]] = field(default_factory=dict)
@@ -139,15 +139,15 @@ class Graph:
         return index
 
     @cached_property
-    def visits_of(self) -> dict[str, list[Visit]]:
+    def module_calls_of(self) -> dict[str, list[ModuleCall]]:
         """Every call of each module, by its path; looked up once per gate, of which there may be thousands."""
-        return _grouped((visit.name, visit) for visit in self.visits)
+        return _grouped((visit.name, visit) for visit in self.module_calls)
 
     @cached_property
     def ran(self) -> frozenset[str]:
         """The paths of all modules that were called, and of those that they lie in."""
         found: set[str] = set()
-        for path in self.visits_of:
+        for path in self.module_calls_of:
             while path not in found:
                 found.add(path)
                 path = path.rpartition(".")[0]
@@ -162,14 +162,18 @@ class Graph:
         return found
 
     @cached_property
-    def visits_giving(self) -> dict[int, list[Visit]]:
+    def module_calls_giving(self) -> dict[int, list[ModuleCall]]:
         """The calls of modules below the model whose one output is a node, by the node."""
-        return _grouped((visit.outputs[0], visit) for visit in self.visits if visit.name and len(visit.outputs) == 1)
+        return _grouped(
+            (visit.outputs[0], visit) for visit in self.module_calls if visit.name and len(visit.outputs) == 1
+        )
 
     @cached_property
-    def visits_taking(self) -> dict[int, list[Visit]]:
+    def module_calls_taking(self) -> dict[int, list[ModuleCall]]:
         """The calls of modules below the model whose one input is a node, by the node."""
-        return _grouped((visit.inputs[0], visit) for visit in self.visits if visit.name and len(visit.inputs) == 1)
+        return _grouped(
+            (visit.inputs[0], visit) for visit in self.module_calls if visit.name and len(visit.inputs) == 1
+        )
 
     @cached_property
     def fewest_rows(self) -> int:
@@ -193,7 +197,7 @@ class Graph:
         """Every value that a layer returned, over all its calls."""
         return self._results.get(name, [])
 
-    def unlike_its_type(self, name: str, *, taking: bool) -> str | None:
+    def why_not_plain_call(self, name: str, *, taking: bool) -> str | None:
         """Why the calls of a layer do not do what its type does with its input, or None.
 
         Args:
@@ -202,7 +206,7 @@ class Graph:
         """
         if any(_without_batch(self.nodes[i].inner) for i in self.results(name)):
             return "it is called without a batch axis, so that its channels lie on the first one"
-        if taking and any(call.exchanged for call in self.calls_of.get(name, [])):
+        if taking and any(call.input_changed_by_hook for call in self.calls_of.get(name, [])):
             return "a forward pre-hook changes what it is given"
         return None
 
@@ -221,9 +225,9 @@ def _without_batch(inner: tuple[str, ...]) -> bool:
     return {"unsqueeze", "squeeze"} <= set(inner) and not any("pool" in name for name in inner)
 
 
-def _grouped(pairs: Iterable[tuple[Key, Visit]]) -> dict[Key, list[Visit]]:
+def _grouped(pairs: Iterable[tuple[KeyT, ModuleCall]]) -> dict[KeyT, list[ModuleCall]]:
     """Calls by key, in the order in which they returned."""
-    found: dict[Key, list[Visit]] = {}
+    found: dict[KeyT, list[ModuleCall]] = {}
     for key, visit in pairs:
         found.setdefault(key, []).append(visit)
     return found

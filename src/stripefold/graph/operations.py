@@ -1,4 +1,4 @@
-"""The vocabulary of tensor operations: which names mean a sum, a product, a view, a weighted layer.
+"""Names of tensor operations by meaning: sums, products, views, weighted layers.
 
 Names are the dispatcher's, without ``aten::`` and a trailing underscore. What is not named here is judged by its
 operands alone. What an operation does to a scale or a shift of the channels stands in ``ops``.

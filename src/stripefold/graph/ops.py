@@ -1,9 +1,9 @@
 """One table: what every operation does to a per-channel scale, to a shift of the channels, and to the channel axis.
 
 A scale passes an operation where ``op(v (.) x) = v' (.) op(x)``, a shift where ``op(x + t) = op(x) + f t'``; v' and t'
-are rearranged as the operation moves elements (``Layout``, in both directions), f is a number. ``scale`` and ``shift``
-answer for one recorded call, by its arguments: ``Passes``, with its condition, or the reason why not. What the table
-does not name stops both.
+are rearranged as the operation moves elements (``Rearrangement``, in both directions), f is a number. ``scale`` and
+``shift`` answer for one recorded call, by its arguments: ``Passes``, with its condition, or the reason why not. What
+the table does not name stops both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stripefold.graph.operations import names
 from stripefold.graph.patterns import Shape, aligned, regrouped, varies
 
 Change = Literal["scale", "shift"]
-Family = Literal["one operand", "join", "sum", "product"]
+OperandFamily = Literal["one operand", "join", "sum", "product"]
 
 
 class StoppedError(Exception):
@@ -45,7 +45,7 @@ Question = Callable[[Node], Answer]
 Move = Callable[[Node, Shape, Tensor], Tensor]
 
 
-class Layout(NamedTuple):
+class Rearrangement(NamedTuple):
     """How an operation moves elements, as functions of (node, shape of the operand, pattern).
 
     Attributes:
@@ -68,10 +68,10 @@ class Operation:
         family: whether several operands may carry the change, and how they meet.
     """
 
-    layout: Layout
+    layout: Rearrangement
     scale: Question
     shift: Question
-    family: Family = "one operand"
+    family: OperandFamily = "one operand"
 
     def passes(self, change: Change, node: Node) -> Answer:
         """How a change passes a call of the operation, or why it does not."""
@@ -119,7 +119,7 @@ def _mixes(node: Node) -> StoppedError:
     return StoppedError(f"{node.name!r} in {place(node)} mixes the channels")
 
 
-def _stays_on(touched: Callable[[Node, int], Sequence[int]]) -> Layout:
+def _stays_on(touched: Callable[[Node, int], Sequence[int]]) -> Rearrangement:
     """Every element keeps its channel; along the touched axes neighbours are mixed."""
 
     def move(node: Node, before: Shape, pattern: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _stays_on(touched: Callable[[Node, int], Sequence[int]]) -> Layout:
             raise _mixes(node)
         return pattern
 
-    return Layout(move, move)
+    return Rearrangement(move, move)
 
 
 def _permutation(node: Node, rank: int) -> list[int]:
@@ -226,21 +226,23 @@ def _moved_along(node: Node, rank: int) -> list[int]:
     return [int(dim) % rank for dim in node.arguments["dims"]] or list(range(rank))
 
 
-def _last(dims: int) -> Layout:
+def _last(dims: int) -> Rearrangement:
     return _stays_on(lambda node, rank: range(rank - dims, rank))
 
 
 _IN_PLACE = _stays_on(lambda node, rank: ())
-_REGROUPED = Layout(
+_REGROUPED = Rearrangement(
     lambda node, before, pattern: regrouped(pattern, before, node.shape),
     lambda node, before, pattern: regrouped(pattern, node.shape, before),
 )
-_PERMUTED = Layout(lambda node, before, pattern: pattern.permute(_permutation(node, len(before))), _permuted_back)
-_EXPANDED = Layout(lambda node, before, pattern: aligned(pattern, len(node.shape)), _shrunk)
-_REDUCED = Layout(_reduced, _unreduced)
-_SLICED, _SPLIT = Layout(_sliced, _cut_back), Layout(_piece, _cut_back)
-_SELECTED = Layout(_selected, _unselected)
-_BROADCAST = Layout(
+_PERMUTED = Rearrangement(
+    lambda node, before, pattern: pattern.permute(_permutation(node, len(before))), _permuted_back
+)
+_EXPANDED = Rearrangement(lambda node, before, pattern: aligned(pattern, len(node.shape)), _shrunk)
+_REDUCED = Rearrangement(_reduced, _unreduced)
+_SLICED, _SPLIT = Rearrangement(_sliced, _cut_back), Rearrangement(_piece, _cut_back)
+_SELECTED = Rearrangement(_selected, _unselected)
+_BROADCAST = Rearrangement(
     lambda node, before, pattern: aligned(pattern, len(node.shape)), lambda node, before, pattern: pattern
 )
 
@@ -314,10 +316,10 @@ _RECTIFIED = _never("")
 
 def _row(
     listed: str,
-    layout: Layout,
+    layout: Rearrangement,
     scale: Question = _always,
     shift: Question = _always,
-    family: Family = "one operand",
+    family: OperandFamily = "one operand",
 ) -> dict[str, Operation]:
     return {name: Operation(layout=layout, scale=scale, shift=shift, family=family) for name in listed.split()}
 

@@ -52,7 +52,7 @@ def aligned(pattern: Tensor, rank: int) -> Tensor:
     return pattern.reshape((1,) * (rank - pattern.dim()) + tuple(pattern.shape))
 
 
-def joined(patterns: Sequence[Tensor | None], shapes: Sequence[Shape], axis: int) -> Tensor:
+def concatenated(patterns: Sequence[Tensor | None], shapes: Sequence[Shape], axis: int) -> Tensor:
     """The pattern of a concatenation; None stands for an operand that is not scaled.
 
     ``torch.cat`` passes over operands of shape (0,), whatever the rank of the others.

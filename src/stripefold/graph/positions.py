@@ -15,10 +15,10 @@ from typing import Literal
 
 from stripefold.graph.channels import axis_after, channel_axes, channel_axis, mixes_positions
 from stripefold.graph.graph import Graph, Node
+from stripefold.graph.module_calls import ModuleCall
 from stripefold.graph.operations import PRODUCTS, RESHAPES, VIEWS
-from stripefold.graph.visits import Visit
 
-Kind = Literal["tokens", "pooling", "flatten"]
+PositionKind = Literal["tokens", "pooling", "flatten"]
 _MEETINGS = frozenset({"add", "sub", "mul", "addcmul"})
 _AVERAGES = frozenset({"mean", *(f"{kind}avg_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_", "_adaptive_"))})
 _LAYOUTS = frozenset({"write"})  # torch restrides the mean of a channels_last map in place
@@ -39,7 +39,7 @@ class PositionPlace:
     """
 
     name: str
-    kind: Kind
+    kind: PositionKind
     grid: tuple[int, ...]
     channels: int
     axis: int = 1
@@ -183,10 +183,10 @@ def _flatten(graph: Graph, index: int, axes: list[int | None]) -> PositionPlace 
 
 def _pooling(graph: Graph, index: int, axes: list[int | None]) -> PositionPlace | NoPlace | None:
     """A module that does nothing but average all positions of a map (N, C, ...)."""
-    visits = [visit for visit in graph.visits if visit.first <= index < visit.last]
-    for visit in visits:
+    module_calls = [visit for visit in graph.module_calls if visit.first <= index < visit.last]
+    for visit in module_calls:
         place = _pooled(graph, visit, axes)
-        if place is not None and sum(each.name == place.name for each in graph.visits) == 1:
+        if place is not None and sum(each.name == place.name for each in graph.module_calls) == 1:
             return place
     node = graph.nodes[index]
     source = node.inputs[0]
@@ -201,7 +201,7 @@ def _pooling(graph: Graph, index: int, axes: list[int | None]) -> PositionPlace 
     return NoPlace(name=node.where, what=node.name, why=_why_not(node, axes[source]))
 
 
-def _pooled(graph: Graph, visit: Visit, axes: list[int | None]) -> PositionPlace | None:
+def _pooled(graph: Graph, visit: ModuleCall, axes: list[int | None]) -> PositionPlace | None:
     if not visit.name or len(visit.inputs) != 1 or len(set(visit.outputs)) != 1:
         return None
     source, result = graph.nodes[visit.inputs[0]], graph.nodes[visit.outputs[0]]

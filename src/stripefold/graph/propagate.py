@@ -33,7 +33,7 @@ from stripefold.graph.ops import (
     place,
     summand_factors,
 )
-from stripefold.graph.patterns import NOT_SCALED, Shape, aligned, along, index_along, joined, varies
+from stripefold.graph.patterns import NOT_SCALED, Shape, aligned, along, concatenated, index_along, varies
 
 NONE: Mapping[int, int] = MappingProxyType({})
 _MOVED: dict[Change, str] = {"scale": "scaled", "shift": "shifted"}
@@ -47,13 +47,14 @@ class Flow:
         graph: of a trace.
         accept: what the layers take.
         dead: nodes that lead nowhere, or will not exist any more (a gate's own path, see ``unused``).
-        neutral: node -> the operand that it passes on unchanged: a product by ones, a sum with zeros, a norm merged.
+        identity_nodes: node -> the operand that it passes on unchanged: a product by ones, a sum with zeros, a norm
+            that was merged.
     """
 
     graph: Graph
     accept: Accept
     dead: Set[int] = frozenset()
-    neutral: Mapping[int, int] = field(default_factory=lambda: NONE)
+    identity_nodes: Mapping[int, int] = field(default_factory=lambda: NONE)
 
     def backward(self, change: Change, value: int, axis: int, *, user: int) -> FoldTarget | Refusal:
         """Where the change of a value goes against the flow.
@@ -129,7 +130,7 @@ class _Walk:
             raise StoppedError(f"the weight of {name!r} is used without calling the layer")
         if name in self.graph.read:
             raise StoppedError(f"a tensor of {name!r} is read outside its call")
-        unlike = self.graph.unlike_its_type(name, taking=side == "input")
+        unlike = self.graph.why_not_plain_call(name, taking=side == "input")
         if unlike is not None:
             raise StoppedError(f"{name!r}: {unlike}")
         accepts = self.flow.accept(name, side, self.change)
@@ -177,8 +178,8 @@ class _Backward(_Walk):
             index = max(asked)
             carried = self._agreed(index, asked.pop(index))
             node = self.graph.nodes[index]
-            if index in self.flow.neutral:
-                asked.setdefault(self.flow.neutral[index], {})[index] = carried
+            if index in self.flow.identity_nodes:
+                asked.setdefault(self.flow.identity_nodes[index], {})[index] = carried
             elif node.kind == "layer":
                 self._end(node, index, carried)
             elif node.kind != "operation" or node.role != "activation":
@@ -251,7 +252,9 @@ class _Backward(_Walk):
     def _carriers(self, operands: Sequence[int], node: Node) -> list[int]:
         """The operands that have the result's shape without having been expanded to it."""
         nodes, size = self.graph.nodes, math.prod(node.shape)
-        full = (i for i in dict.fromkeys(operands) if nodes[i].shape == node.shape and nodes[i].spread == size)
+        full = (
+            i for i in dict.fromkeys(operands) if nodes[i].shape == node.shape and nodes[i].unbroadcast_numel == size
+        )
         return [i for i in full if nodes[i].role == "activation"]
 
     def _pieces(self, node: Node, carried: _Carried) -> Iterator[tuple[int, _Carried]]:
@@ -295,7 +298,7 @@ class _Forward(_Walk):
             done.add(index)
             node = self.graph.nodes[index]
             changed = [i for i in dict.fromkeys(node.inputs) if i in carried]
-            if index != value and node.kind == "layer" and self.flow.neutral.get(index) not in changed:
+            if index != value and node.kind == "layer" and self.flow.identity_nodes.get(index) not in changed:
                 self._end(node, changed[0], carried)
                 continue
             seen = self.graph.seen_outside(index)
@@ -311,8 +314,8 @@ class _Forward(_Walk):
 
     def _through(self, index: int, changed: list[int], carried: Mapping[int, _Carried]) -> _Carried:
         node = self.graph.nodes[index]
-        if self.flow.neutral.get(index) in changed:
-            return carried[self.flow.neutral[index]]
+        if self.flow.identity_nodes.get(index) in changed:
+            return carried[self.flow.identity_nodes[index]]
         if node.role != "activation":
             raise StoppedError(f"{node.name!r} in {place(node)} compares or counts what is {self.moved}")
         row = operation(node, self.change)
@@ -353,7 +356,7 @@ class _Forward(_Walk):
         if len(factors) > 1:
             raise StoppedError(f"{node.name!r} in {place(node)} joins different multiples of what is {self.moved}")
         own = [carried[i].pattern if i in carried else None for i in node.inputs]
-        return _Carried(joined(own, self.shapes(node), joining_axis(node)), factors.pop())
+        return _Carried(concatenated(own, self.shapes(node), joining_axis(node)), factors.pop())
 
     def _end(self, node: Node, source: int, carried: Mapping[int, _Carried]) -> None:
         accepts = self.accepted(node, "input")
@@ -379,4 +382,4 @@ def unused(graph: Graph, without: Mapping[int, Collection[int]]) -> frozenset[in
 
 def unused_places(graph: Graph) -> frozenset[int]:
     """The places of a maximum that nobody asks for; whatever else leads nowhere may be used in a way not recorded."""
-    return frozenset(i for i in unused(graph, {}) if graph.nodes[i].role == "discrete")
+    return frozenset(i for i in unused(graph, {}) if graph.nodes[i].role == "integer_dependent")

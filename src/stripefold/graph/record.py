@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.graph.graph import Call, Graph, Node, Role
+from stripefold.graph.module_calls import ModuleCalls, Results, is_alone
 from stripefold.graph.operations import (
     FACTORIES,
     INTO_PYTHON,
@@ -26,11 +27,18 @@ from stripefold.graph.operations import (
     WEIGHTED,
 )
 from stripefold.graph.values import Values
-from stripefold.graph.visits import Results, Visits, is_alone
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import takes_hooks
-from stripefold.modules.tensors import Key, exchanged, key_of, spread_of, storage_of, tensors_in, tensors_of
-from stripefold.modules.undisturbed import NoFusedAttention, written
+from stripefold.modules.preserve_state import NoFusedAttention, written
+from stripefold.modules.tensors import (
+    TensorKey,
+    input_changed_by_hook,
+    key_of,
+    storage_of,
+    tensors_in,
+    tensors_of,
+    unbroadcast_numel,
+)
 
 
 @dataclass
@@ -39,7 +47,7 @@ class _Frame:
 
     layer: nn.Module
     depth: int
-    given: tuple[Key, ...] = ()
+    given: tuple[TensorKey, ...] = ()
     used: list[int] = field(default_factory=list)
     inner: list[str] = field(default_factory=list)
     written: list[Tensor] = field(default_factory=list)
@@ -62,7 +70,7 @@ class Recorder(ThreadMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.values = Values()
-        self.visits = Visits()
+        self.module_calls = ModuleCalls()
         self.stack: list[nn.Module] = []
         self._names, self._layers, self._owners, self._holders = names, layers, owners, holders
         self._frame: _Frame | None = None
@@ -108,30 +116,32 @@ class Recorder(ThreadMode):
     def take_inputs(self, example: Any) -> None:
         """Make every tensor of the example an input node."""
         for tensor in tensors_in(example):
-            role: Role = "activation" if _is_continuous(tensor) else "discrete"
+            role: Role = "activation" if _is_continuous(tensor) else "integer_dependent"
             self._put(tensor, Node(kind="input", role=role))
 
     def take_outputs(self, outputs: Any) -> None:
         """Note what the model returned."""
         for index in self._known([tensor for _, tensor in tensors_of(outputs)]):
             self.graph.outputs[index] = "is returned by the model"
-        self.graph.visits = self.visits.done
+        self.graph.module_calls = self.module_calls.done
 
     def take_read(self, tensor: Tensor, name: str) -> None:
         """Note that a value has left torch: as a number, a list, an array."""
         if self._frame is not None or self.values.find(tensor) is None:
             return
-        node = Node(kind="operation", name=name, inputs=(self._node_of(tensor),), role="discrete", where=self.path)
+        node = Node(
+            kind="operation", name=name, inputs=(self._node_of(tensor),), role="integer_dependent", where=self.path
+        )
         self._read(self.graph.add(node))
 
     def _read(self, index: int) -> None:
         node = self.graph.nodes[index]
         self.graph.outputs[index] = f"is read by Python in {node.where or 'the model itself'!r}"
         if any(self.graph.nodes[i].role != "constant" for i in node.inputs):
-            self.graph.decisions.append(node.where)
+            self.graph.data_dependent_reads.append(node.where)
 
     def _put(self, tensor: Tensor, node: Node, *, weighted: bool = False) -> int:
-        node = replace(node, shape=tuple(tensor.shape), spread=spread_of(tensor))
+        node = replace(node, shape=tuple(tensor.shape), unbroadcast_numel=unbroadcast_numel(tensor))
         index = self.graph.add(node, weighted=weighted)
         self.values.set(tensor, index)
         self.graph.visible.setdefault(self.path, set()).add(index)
@@ -146,7 +156,7 @@ class Recorder(ThreadMode):
         if self._frame is None:
             inputs = self._known(args)
             self.graph.visible.setdefault(self.path, set()).update(inputs)
-            self.visits.enter(len(self.stack), len(self.graph.nodes), inputs)
+            self.module_calls.enter(len(self.stack), len(self.graph.nodes), inputs)
         if self._frame is None and (id(module) in self._layers or isinstance(module, nn.RNNBase)):
             self._frame = _Frame(module, len(self.stack), tuple(map(key_of, tensors_in(args))))
 
@@ -162,7 +172,7 @@ class Recorder(ThreadMode):
             self._frame = None
         if self._frame is None:
             results = Results(self._known(args), self._known(output), alone=is_alone(args, kwargs))
-            self.visits.leave(len(self.stack), self._names.get(id(module)), len(self.graph.nodes), results)
+            self.module_calls.leave(len(self.stack), self._names.get(id(module)), len(self.graph.nodes), results)
         if self.stack:
             self.stack.pop()
         if self._frame is None:
@@ -180,8 +190,8 @@ class Recorder(ThreadMode):
         node = Node(kind="operation", name=RECURRENT, inputs=inputs, role=role, where=name, inner=tuple(frame.inner))
         if id(frame.layer) in self._layers:
             call = self._add_call(name, inputs, [tuple(t.shape) for t in tensors_in(output)], implicit=False)
-            if exchanged(frame.given, arguments[0], frame.written):
-                self.graph.calls[call] = replace(self.graph.calls[call], exchanged=True)
+            if input_changed_by_hook(frame.given, arguments[0], frame.written):
+                self.graph.calls[call] = replace(self.graph.calls[call], input_changed_by_hook=True)
             node = replace(node, kind="layer", name=name, call=call)
         for tensor in fresh:
             index = self._put(tensor, node, weighted=node.call < 0)
@@ -235,7 +245,7 @@ class Recorder(ThreadMode):
         inputs = () if name in FACTORIES else tuple(self._node_of(tensor) for tensor in operands)
         constants = [self.graph.nodes[i] for i in inputs if self.graph.nodes[i].role == "constant"]
         if name in INTO_PYTHON:
-            node = Node(kind="operation", name=name, inputs=inputs, role="discrete", where=self.path)
+            node = Node(kind="operation", name=name, inputs=inputs, role="integer_dependent", where=self.path)
             self._read(self.graph.add(node))
         owners = frozenset().union(*(node.owners for node in constants))
         # A function of a weight: of a layer that is not being called, or of no layer at all.
@@ -262,8 +272,8 @@ class Recorder(ThreadMode):
         if roles <= {"constant"}:
             return "constant"
         if not _is_continuous(output):
-            return "discrete"
-        return "activation" if "activation" in roles or name in LOOKUPS else "discrete"
+            return "integer_dependent"
+        return "activation" if "activation" in roles or name in LOOKUPS else "integer_dependent"
 
     def _node_of(self, tensor: Tensor) -> int:
         """The node of a tensor; one not seen before is a parameter, a buffer or some other constant."""
@@ -285,7 +295,7 @@ class Recorder(ThreadMode):
             roles = [self.graph.nodes[i].role for i in inputs]
             role: Role = "activation" if "activation" in roles else roles[-1]
             node = Node(kind="operation", name="write", inputs=inputs, role=role, where=self.path)
-            node = replace(node, shape=key[2], spread=self.graph.nodes[old].spread)
+            node = replace(node, shape=key[2], unbroadcast_numel=self.graph.nodes[old].unbroadcast_numel)
             self.values.replace(key, self.graph.add(node))
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from stripefold.graph.graph import Graph
 from stripefold.graph.record import Recorder
 from stripefold.modules.example import placements, run_example
+from stripefold.modules.preserve_state import ParametersWrittenError, on_copies
 from stripefold.modules.tensors import storage_of
-from stripefold.modules.undisturbed import ParametersWrittenError, on_copies
 
 IsLayer = Callable[[nn.Module], bool]
 
@@ -27,7 +27,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """A recorded run: its graph, the dotted paths of all affine layers, whether it writes to the model's parameters."""
 
     graph: Graph
@@ -35,16 +35,16 @@ class Run:
     writes_parameters: bool = False
 
 
-def record_run(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Run | Failure:
+def record_run(model: nn.Module, example: Any, *, is_layer: IsLayer) -> RecordedRun | Failure:
     """Record one run of a copy; a failure is whatever the model raised on the last way to place the example."""
     tries: list[None] = []
     paths = list(_outermost_layers(model, is_layer))
 
-    def record(copied: nn.Module, inputs: Any) -> Run | Failure:
+    def record(copied: nn.Module, inputs: Any) -> RecordedRun | Failure:
         tries.append(None)
         return _record(copied, inputs, {path: copied.get_submodule(path) for path in paths})
 
-    found: Run | Failure | None = None
+    found: RecordedRun | Failure | None = None
     for inputs in placements(model, _as_dict(example)):
         tries.clear()
         found = on_copies(partial(record, inputs=inputs), model)
@@ -54,7 +54,7 @@ def record_run(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Run | Fa
     return found
 
 
-def _record(model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module]) -> Run | Failure:
+def _record(model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module]) -> RecordedRun | Failure:
     recorder = _recorder(model, layers)
     tensors = _tensors_of(model)  # before the run, which may put others in their places
     try:
@@ -66,7 +66,7 @@ def _record(model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module]) -> R
     except Exception as error:  # a user's forward may raise anything; the caller turns it into a TraceError
         return Failure(recorder.path, error)
     recorder.graph.tensors = _tensors_used(tensors, recorder)
-    return Run(recorder.graph, tuple(layers))
+    return RecordedRun(recorder.graph, tuple(layers))
 
 
 def describe(example: Any) -> str:

@@ -31,7 +31,7 @@ LONGEST_PROJECTION = 3
 
 
 @dataclass(frozen=True)
-class Tail:
+class ResidualTail:
     """The last affine layer of a residual branch: its dotted path and why it was chosen."""
 
     name: str
@@ -47,7 +47,7 @@ class Residual:
     shortcuts: tuple[int, ...]
 
 
-def residual_tails(graph: Graph) -> tuple[list[Tail], list[str]]:
+def residual_tails(graph: Graph) -> tuple[list[ResidualTail], list[str]]:
     """The tails in call order, each layer once; and for every branch without one, why."""
     search = _Search(graph)
     reasons: dict[str, str] = {}
@@ -60,7 +60,7 @@ def residual_tails(graph: Graph) -> tuple[list[Tail], list[str]]:
             if not ends:
                 place = graph.nodes[residual.node].where or "the model itself"
                 without.append(f"the branch added in {place} ends in {_describe(graph.nodes[branch])}")
-    return [Tail(name, reasons[name]) for name in first_calls(graph, reasons)], list(dict.fromkeys(without))
+    return [ResidualTail(name, reasons[name]) for name in first_calls(graph, reasons)], list(dict.fromkeys(without))
 
 
 def is_layer_scale(node: Node) -> bool:
@@ -159,8 +159,8 @@ class _Search:
     def _maps(self, factors: list[int]) -> list[int]:
         """The factors of a product that are feature maps and not gates on them."""
         nodes = self.graph.nodes
-        largest = max(nodes[i].spread for i in factors)
-        wide = [i for i in factors if nodes[i].spread == largest]
+        largest = max(nodes[i].unbroadcast_numel for i in factors)
+        wide = [i for i in factors if nodes[i].unbroadcast_numel == largest]
         ungated = [i for i in wide if not self._is_gate(i)] or wide
         depth = {i: self.graph.layers_behind[i].bit_count() for i in ungated}
         return [i for i in ungated if depth[i] == max(depth.values())]

@@ -1,4 +1,4 @@
-"""A change has to go into the same layers in every recorded run, and these may not run without it."""
+"""Propagation over several recorded runs: a change must go into the same layers in each."""
 
 from __future__ import annotations
 

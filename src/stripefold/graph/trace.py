@@ -13,8 +13,8 @@ from torch import nn
 from stripefold.errors import TraceError
 from stripefold.graph import flow
 from stripefold.graph.graph import Call, Graph
-from stripefold.graph.record_run import Failure, IsLayer, Run, describe, record_run
-from stripefold.graph.residual import Tail, residual_tails
+from stripefold.graph.record_run import Failure, IsLayer, RecordedRun, describe, record_run
+from stripefold.graph.residual import ResidualTail, residual_tails
 from stripefold.graph.unseen import expose_unseen
 from stripefold.modules.example import examples_of
 from stripefold.modules.modules import uninitialized
@@ -53,9 +53,9 @@ class Trace:
         """The run on the first example."""
         return self.graphs[0]
 
-    def residual_tails(self) -> list[Tail]:
+    def residual_tails(self) -> list[ResidualTail]:
         """The last affine layer of every residual branch, in call order, each once."""
-        found: dict[str, Tail] = {}
+        found: dict[str, ResidualTail] = {}
         for graph in self.graphs:
             for tail in residual_tails(graph)[0]:
                 found.setdefault(tail.name, tail)
@@ -109,7 +109,7 @@ def trace(model: nn.Module, example: Any, *, is_layer: IsLayer) -> Trace:
     lazy = uninitialized(model)
     if lazy is not None:
         raise TraceError(lazy)
-    runs: list[Run] = []
+    runs: list[RecordedRun] = []
     for each in examples_of(example):
         result = record_run(model, each, is_layer=is_layer)
         if isinstance(result, Failure):

@@ -1,4 +1,4 @@
-"""What the examples did not show: layers that never ran, and the values that they may meet on another path.
+"""Layers that did not run on the examples, and the values they may meet on another path.
 
 Which layers run may hang on an argument, an attribute, a size, a value. A layer that did not run would be called by the
 code of the innermost module around it that did run. So every value which that code handles may go into the layer, or
@@ -18,7 +18,7 @@ from torch import nn
 from stripefold.graph.alternatives import is_alternative
 from stripefold.graph.graph import Graph
 from stripefold.modules.mentions import may_call
-from stripefold.modules.tensor_mentions import Named, tensors_named
+from stripefold.modules.tensor_mentions import NamedPlaces, tensors_named
 
 # Nothing changes by going past one of these, but they may be taken in place of what does something.
 _NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -95,7 +95,7 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
 
 def _mark_named(tree: _Tree, graphs: Sequence[Graph], layers: frozenset[str]) -> None:
     """Count a layer as read whose tensors the code of a module names, also where the runs did not come by."""
-    known: dict[type, Named] = {}
+    known: dict[type, NamedPlaces] = {}
     for path in tree.called - layers:
         for layer, _ in tensors_named(tree.modules[path], known):
             name = tree.first.get(id(layer))
@@ -135,7 +135,7 @@ def _tree(model: nn.Module, graphs: Sequence[Graph]) -> _Tree:
         tree.first.setdefault(id(module), path)
         tree.modules[path] = module
     for graph in graphs:
-        tree.called |= {visit.name for visit in graph.visits} | {call.name for call in graph.calls}
+        tree.called |= {visit.name for visit in graph.module_calls} | {call.name for call in graph.calls}
     return tree
 
 
@@ -168,7 +168,7 @@ def _expose_shared(tree: _Tree, path: str, graphs: Sequence[Graph]) -> None:
 
 def _around(graph: Graph, name: str) -> Iterator[int]:
     """What the calls of a module were given, and what they returned."""
-    for visit in graph.visits:
+    for visit in graph.module_calls:
         if visit.name == name:
             yield from (*visit.inputs, *visit.outputs)
     for index in graph.results(name):

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stripefold.modules.tensors import Key, count_of, key_of, overlap
+from stripefold.modules.tensors import TensorKey, count_of, key_of, overlap
 
 
 class Values:
     """Tensor -> node index, by storage and layout."""
 
     def __init__(self) -> None:
-        self._nodes: dict[Key, int] = {}
-        self._by_storage: dict[int, list[Key]] = {}
+        self._nodes: dict[TensorKey, int] = {}
+        self._by_storage: dict[int, list[TensorKey]] = {}
         self._alive: list[Tensor] = []
 
     def set(self, tensor: Tensor, node: int) -> None:
@@ -39,7 +39,7 @@ class Values:
         """The node of this very view, or None."""
         return self._nodes.get(key_of(tensor))
 
-    def overlapping(self, tensor: Tensor) -> list[tuple[Key, int, bool]]:
+    def overlapping(self, tensor: Tensor) -> list[tuple[TensorKey, int, bool]]:
         """The other known views that a write to ``tensor`` changes: key, node, and whether nothing old is left."""
         own = key_of(tensor)
         changed = []
@@ -48,6 +48,6 @@ class Values:
                 changed.append((key, self._nodes[key], count_of(own) >= count_of(key)))
         return changed
 
-    def replace(self, key: Key, node: int) -> None:
+    def replace(self, key: TensorKey, node: int) -> None:
         """Give a view, known by its key, a new version."""
         self._nodes[key] = node

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from stripefold.errors import FoldError
 from stripefold.graph.absorption import Accepts, Side
 from stripefold.graph.ops import Change
-from stripefold.layers.probe import Side as ProbedSide
-from stripefold.layers.probe import check_affine, probe
+from stripefold.layers.probe import ProbedSide, check_affine, probe
 from stripefold.layers.refusal import altered, refusal, tied_to
 from stripefold.layers.rule import Rule, rule_for
 from stripefold.layers.shift import shift_key

@@ -20,13 +20,13 @@ from stripefold.layers.rule import Rule
 from stripefold.layers.shift import shifted
 from stripefold.layers.substitute import forward_with, substituted
 
-Side = Literal["output", "input", "shift", "input shift"]
+ProbedSide = Literal["output", "input", "shift", "input shift"]
 _SEED = 20240611
 _LARGE = 1 << 13  # numbers in a tensor above which a smaller twin is probed
 _passed: dict[tuple[object, ...], Rule] = {}
 
 
-def probe(layer: nn.Module, rule: Rule, side: Side = "output") -> None:
+def probe(layer: nn.Module, rule: Rule, side: ProbedSide = "output") -> None:
     """Check that ``rule`` scales ``layer`` exactly, in eval mode and float64.
 
     Args:
@@ -104,7 +104,7 @@ _CLAIM = {
 _REMEDY = "Register a rule that fits with register_rule(Type, rule=Rule(...)), or leave the layer out with where=..."
 
 
-def _measure(layer: nn.Module, rule: Rule, side: Side) -> float:
+def _measure(layer: nn.Module, rule: Rule, side: ProbedSide) -> float:
     """The probe on a small twin where the layer is large and the small twin runs, else on one of its size."""
     if rule.shrink is not None and any(p.numel() > _LARGE for p in _tensors(layer).values()):
         try:
@@ -114,7 +114,7 @@ def _measure(layer: nn.Module, rule: Rule, side: Side) -> float:
     return _relative_error(layer, rule, side, {})
 
 
-def _relative_error(layer: nn.Module, rule: Rule, side: Side, sizes: Any) -> float:
+def _relative_error(layer: nn.Module, rule: Rule, side: ProbedSide, sizes: Any) -> float:
     generator = torch.Generator("cpu").manual_seed(_SEED)
     twin = twin_of(layer, generator, sizes)
     inputs = rule.example(twin, generator)
@@ -197,7 +197,7 @@ def _tensors(layer: nn.Module) -> dict[str, Tensor]:
     return {k: t for k, t in (*layer._parameters.items(), *layer._buffers.items()) if t is not None}
 
 
-def _signature(layer: nn.Module, rule: Rule, side: Side) -> tuple[object, ...]:
+def _signature(layer: nn.Module, rule: Rule, side: ProbedSide) -> tuple[object, ...]:
     """What decides how a layer computes: its type and code, its shapes, its plain attributes, its children."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in _tensors(layer).items())
     simple = (bool, int, float, str, tuple, type(None))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,12 +16,12 @@ from torch import Tensor, fx, nn
 from stripefold.algebra.rounding import overflows
 from stripefold.algebra.scale import scale_dim, scale_dim_
 from stripefold.errors import FoldError
+from stripefold.graph.absorption import Side
 
 ScaleFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(layer, tensor, v) -> scaled tensor``: pure, differentiable, any dtype."""
 ShiftFunction = Callable[[nn.Module, Tensor | None, Tensor], Tensor]
 """``(layer, tensor or None, shift) -> the tensor with the shift in it``, all in float64."""
-Side = Literal["output", "input"]
 
 
 @dataclass(frozen=True)

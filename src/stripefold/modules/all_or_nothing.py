@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import CONTAINERS, SHAPELESS, is_helper
+from stripefold.modules.preserve_state import written
 from stripefold.modules.tensors import storage_of
-from stripefold.modules.undisturbed import written
 
 _NO_STORAGE = (RuntimeError, NotImplementedError)
 """What tensors raise that have no memory to read or write: on the meta device, of some subclasses."""

@@ -1,4 +1,4 @@
-"""A tensor that is computed and therefore must not be written to.
+"""A read-only tensor: computed from parameters, so that writing to it would be lost.
 
 ``site.weight`` is the product of a gate and a parameter: a write to it would be lost in silence, so it is refused.
 """

@@ -1,4 +1,4 @@
-"""What a public call owes when Ctrl-C, or anything like it, cuts it short: the thread and random state as they were.
+"""Cleans up after Ctrl-C and other interruptions of a public call: modes of the thread and random state.
 
 Context managers do not promise that. An interrupt may come just as one is left: then its end never runs, or much later,
 when somebody lets go of the traceback. So every public call is one block of ``Interruptible``, which puts back what the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from stripefold.modules.undisturbed import undisturbed
+from stripefold.modules.preserve_state import preserve_state
 
 
 def kept_in_training(model: nn.Module) -> frozenset[nn.Module]:
@@ -21,7 +21,7 @@ def kept_in_training(model: nn.Module) -> frozenset[nn.Module]:
         return frozenset(module for module in modules if module.training)
     if not any(_switches(module) for module in modules):
         return frozenset()
-    with undisturbed(model) as copied:
+    with preserve_state(model) as copied:
         return frozenset(own for own, other in zip(modules, copied.modules(), strict=True) if other.training)
 
 

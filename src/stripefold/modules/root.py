@@ -1,4 +1,4 @@
-"""The model that is changed: bare, and where it is copied, a copy that runs nothing of the original."""
+"""Unwraps the model to change; where it is copied, the copy runs no module of the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run in float64 leaves in class attributes and module globals, which no copy of a model has of its own.
+"""Restores class attributes and module globals after a float64 run; copies of a model share them.
 
 A cache of grids on a class, a list of a hook's at module level, a function under ``lru_cache``: an ordinary run leaves
 ordinary tensors there, which is what such a place is for. A run in another type than the user's must leave none: what

@@ -1,4 +1,4 @@
-"""Modules that stand in the place of a user's layer, and that ``isinstance`` takes for it.
+"""Wrapper modules in the place of a user's layer, which ``isinstance`` takes for that layer.
 
 Code that asks ``isinstance(model.norm, nn.BatchNorm2d)`` (to split the weight decay, to initialise, to choose what to
 run) is to find a layer that carries gates as well. ``type(module)`` stays what it is: rules go by exact types.
@@ -17,7 +17,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 
-Kind = TypeVar("Kind", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _BY_TYPE = frozenset(
     {
         "convert_sync_batchnorm",  # torch, timm
@@ -117,6 +117,6 @@ def _unfilled(cls: type[nn.Module]) -> nn.Module:
     return object.__new__(cls)
 
 
-def is_plain(module: object, types: type[Kind] | tuple[type[Kind], ...]) -> TypeGuard[Kind]:
+def is_plain(module: object, types: type[ModuleT] | tuple[type[ModuleT], ...]) -> TypeGuard[ModuleT]:
     """Whether a module is itself of these types, and does not just stand in for one."""
     return isinstance(module, types) and not isinstance(module, StandIn)

@@ -42,11 +42,11 @@ _METADATA = frozenset(
 _DEPTH = 6
 
 
-Named = frozenset[tuple[tuple[str, ...] | None, str]]
+NamedPlaces = frozenset[tuple[tuple[str, ...] | None, str]]
 """Attributes that code takes, each with the way there from ``self``; None where that is not written out."""
 
 
-def tensors_named(module: nn.Module, known: dict[type, Named]) -> Iterator[tuple[nn.Module, str]]:
+def tensors_named(module: nn.Module, known: dict[type, NamedPlaces]) -> Iterator[tuple[nn.Module, str]]:
     """The modules below a module whose tensors its forward, or what that calls by name, may read or write directly.
 
     Args:
@@ -75,7 +75,7 @@ def tensors_named(module: nn.Module, known: dict[type, Named]) -> Iterator[tuple
                 yield below, name
 
 
-def _names_of(module: nn.Module) -> Named:
+def _names_of(module: nn.Module) -> NamedPlaces:
     return frozenset(each for code, own in _reachable(module) for each in _named(code, own))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Key = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
+TensorKey = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
 
 
 def tensors_in(structure: Any) -> Iterator[Tensor]:
@@ -57,20 +57,20 @@ def storage_of(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def key_of(tensor: Tensor) -> Key:
+def key_of(tensor: Tensor) -> TensorKey:
     """What tells two tensors apart: storage, offset, shape, strides, type."""
     if tensor.layout is not torch.strided:
         return (id(tensor), 0, tuple(tensor.shape), (), tensor.dtype)
     return (storage_of(tensor), int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
 
-def exchanged(given: tuple[Key, ...], arguments: Any, written: Iterable[Tensor]) -> bool:
+def input_changed_by_hook(given: tuple[TensorKey, ...], arguments: Any, written: Iterable[Tensor]) -> bool:
     """Whether the tensors among some arguments are others than those given, or were written to."""
     arrived = tuple(map(key_of, tensors_in(arguments)))
     return arrived != given or bool({key[0] for key in arrived} & set(map(storage_of, written)))
 
 
-def spread_of(tensor: Tensor) -> int:
+def unbroadcast_numel(tensor: Tensor) -> int:
     """The number of distinct elements: dimensions of stride 0 (made by ``expand``) count once."""
     if tensor.layout is not torch.strided:
         return tensor.numel()
@@ -85,7 +85,7 @@ def overlapping(first: Tensor, second: Tensor) -> bool:
     return overlap(key_of(first), key_of(second))
 
 
-def count_of(key: Key) -> int:
+def count_of(key: TensorKey) -> int:
     """How many elements a view has, those that a broadcast repeats once."""
     count = 1
     for size, stride in zip(key[2], key[3], strict=False):
@@ -93,7 +93,7 @@ def count_of(key: Key) -> int:
     return count
 
 
-def overlap(first: Key, second: Key) -> bool:
+def overlap(first: TensorKey, second: TensorKey) -> bool:
     """Whether two views of one storage share an element; certain for slices of one layout, else by address range."""
     if first[3] == second[3] and first[3]:
         return all(_meet(a, b) for a, b in zip(_box(first), _box(second), strict=True))
@@ -104,12 +104,12 @@ def _meet(first: tuple[int, int], second: tuple[int, int]) -> bool:
     return first[0] < second[1] and second[0] < first[1]
 
 
-def _range(key: Key) -> tuple[int, int]:
+def _range(key: TensorKey) -> tuple[int, int]:
     last = sum((size - 1) * stride for size, stride in zip(key[2], key[3], strict=False))
     return key[1], key[1] + last + 1
 
 
-def _box(key: Key) -> list[tuple[int, int]]:
+def _box(key: TensorKey) -> list[tuple[int, int]]:
     """Per dimension the interval of coordinates, in the common frame that equal strides span."""
     rest, box = key[1], {}
     for dim in sorted(range(len(key[3])), key=lambda d: -key[3][d]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from stripefold.onnx.shapes import Shapes, view_axis
+from stripefold.onnx.shapes import ValueShapes, view_axis
 from stripefold.onnx.values import attribute_ints
 
 _SECOND = frozenset(
@@ -25,7 +25,7 @@ _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _LOOKAHEAD = 12
 
 
-def axis_behind(value: ir.Value, shapes: Shapes) -> int | None:
+def axis_behind(value: ir.Value, shapes: ValueShapes) -> int | None:
     """The channel axis of a value, carried along from the layers behind it."""
     shape = shapes.get(value.name or "")
     while shape is not None:
@@ -53,7 +53,7 @@ def axis_behind(value: ir.Value, shapes: Shapes) -> int | None:
     return None
 
 
-def _source(node: ir.Node, shapes: Shapes) -> ir.Value | None:
+def _source(node: ir.Node, shapes: ValueShapes) -> ir.Value | None:
     """The input of a node that has the rank and the size of its output, if there is one."""
     shape = shapes.get(node.outputs[0].name or "", ())
     for value in node.inputs:
@@ -62,7 +62,7 @@ def _source(node: ir.Node, shapes: Shapes) -> ir.Value | None:
     return None
 
 
-def axis_ahead(value: ir.Value, shapes: Shapes) -> int | None:
+def axis_ahead(value: ir.Value, shapes: ValueShapes) -> int | None:
     """The channel axis that the next layer takes a value to have, or None."""
     order: list[int] = list(range(len(shapes.get(value.name or "", ()))))
     for _ in range(_LOOKAHEAD):

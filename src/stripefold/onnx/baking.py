@@ -10,40 +10,41 @@ from typing import Any
 import onnx
 
 from stripefold.errors import BakeError
-from stripefold.onnx.data import Batches
+from stripefold.onnx.data import FeedBatches
 from stripefold.onnx.fold import Folded, fold_constants
-from stripefold.onnx.judge import Judge, Verdict
-from stripefold.onnx.metric import Metric
+from stripefold.onnx.judge import OnnxGateDecisions, OnnxGateJudge
+from stripefold.onnx.metric import OnnxMetric
 from stripefold.onnx.observation import Observation, inputs_of, runtime_versions, watch
-from stripefold.onnx.options import Options, Progress, Where
-from stripefold.onnx.read import Network, Source, read_network
+from stripefold.onnx.options import GateNames, Options
+from stripefold.onnx.read import ModelSource, OnnxNetwork, read_network
 from stripefold.onnx.report import OnnxBakeReport
 from stripefold.onnx.results import operations, site_results
 from stripefold.onnx.session import Session
 from stripefold.onnx.shapes import other_shapes, run_shapes
 from stripefold.onnx.speed import side_by_side
-from stripefold.onnx.statistics import Kind
-from stripefold.onnx.switched import Constants, Switched
+from stripefold.onnx.statistics import OnnxConstantKind
+from stripefold.onnx.switched import GateConstants, Switched
 from stripefold.onnx.write import Comparison, compare, to_proto, write_model
+from stripefold.progress import StepProgress
 
 _COMPARED = 2  # batches on which the baked network is compared
 
 
 def bake(
-    source: Source,
+    source: ModelSource,
     data: Any,
     *,
     output: str | os.PathLike[str] | None = None,
-    constants: Kind = "least-squares",
-    where: Where | None = None,
-    metric: Metric | None = None,
+    constants: OnnxConstantKind = "least-squares",
+    where: GateNames | None = None,
+    metric: OnnxMetric | None = None,
     max_drop: float | None = None,
     validation: Any = None,
     price: bool = True,
     speed: bool = False,
     max_images: int | None = None,
     threads: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> tuple[onnx.ModelProto, OnnxBakeReport]:
     """Replace the dynamic channel attention of an ONNX network by constants, and fold those into its layers.
 
@@ -85,18 +86,18 @@ def bake(
         output=output, constants=constants, where=where, metric=metric, max_drop=max_drop, validation=validation,
         price=price, speed=speed, max_images=max_images, threads=threads, progress=progress,
     )  # fmt: skip
-    return _Job(read_network(source), data, options).run()
+    return _OnnxBakeJob(read_network(source), data, options).run()
 
 
-class _Job:
-    def __init__(self, network: Network, data: Any, options: Options) -> None:
+class _OnnxBakeJob:
+    def __init__(self, network: OnnxNetwork, data: Any, options: Options) -> None:
         self._network, self._options = network, options
         inputs = inputs_of(network)
         self._names = [each.name for each in inputs]
-        self._data = Batches(data, inputs, limit=options.max_images)
+        self._data = FeedBatches(data, inputs, limit=options.max_images)
         self._validation = self._data
         if options.validation is not None:
-            self._validation = Batches(options.validation, inputs, limit=options.max_images, name="validation")
+            self._validation = FeedBatches(options.validation, inputs, limit=options.max_images, name="validation")
 
     def run(self) -> tuple[onnx.ModelProto, OnnxBakeReport]:
         """Observe, judge, fold, compare, write."""
@@ -109,7 +110,7 @@ class _Job:
         dtypes = {name: seen.dtype for name, seen in observation.gates.items()}
         switched = Switched(network, gates, dtypes, threads=options.threads)
         priors = {name: seen.prior for name, seen in observation.gates.items()}
-        judge = Judge(switched, constants, self._names, self._validation, options)
+        judge = OnnxGateJudge(switched, constants, self._names, self._validation, options)
         verdict = judge.decide(priors)
         baked = [gate for gate in gates if gate.name in verdict.chosen]
         if not baked:
@@ -131,7 +132,7 @@ class _Job:
             write_model(proto, options.output, lambda file: self._compared(file, switched, plain, held))
         return proto, report
 
-    def _compared(self, session: Session, switched: Switched, plain: Switched, held: Constants) -> Comparison:
+    def _compared(self, session: Session, switched: Switched, plain: Switched, held: GateConstants) -> Comparison:
         """Compare with the switched network; operation by operation, and with nudged constants, it shows rounding."""
         feeds = [batch.feed for batch in itertools.islice(self._data, _COMPARED)]
         nudged = switched.nudged(held)
@@ -141,7 +142,7 @@ class _Job:
     def _report(
         self,
         observation: Observation,
-        verdict: Verdict,
+        verdict: OnnxGateDecisions,
         proto: onnx.ModelProto,
         folded: Mapping[str, Folded],
         *,

@@ -49,7 +49,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Batch:
+class FeedBatch:
     """One batch.
 
     Attributes:
@@ -65,7 +65,7 @@ class Batch:
     number: int
 
 
-class Batches:
+class FeedBatches:
     """Data that can be read again and again, as inputs of one network.
 
     Args:
@@ -92,7 +92,7 @@ class Batches:
         self._name, self._inputs, self._limit = name, list(inputs), limit
         self._source = self._opened(data)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[FeedBatch]:
         """The batches.
 
         Raises:
@@ -109,7 +109,7 @@ class Batches:
         if not seen:
             raise DataError(f"{self._name} holds no samples: the gates' values are learned from them")
 
-    def first(self) -> Batch:
+    def first(self) -> FeedBatch:
         """The first batch."""
         return next(iter(self))
 
@@ -164,7 +164,7 @@ class Batches:
         fixed = self._inputs[0].shape[0] if self._inputs[0].shape else None
         return fixed or _BATCH
 
-    def _batch(self, given: Any, number: int, room: int | None) -> Batch:
+    def _batch(self, given: Any, number: int, room: int | None) -> FeedBatch:
         where = f"batch {number} of {self._name}"
         labels = None
         if _is_pair(given):
@@ -182,7 +182,7 @@ class Batches:
             size = room if fixed is None else size
             arrays = {name: array[:size] for name, array in arrays.items()}
             labels = None if labels is None else labels[:size]
-        return Batch(arrays, _labels(labels, size, where), size, number)
+        return FeedBatch(arrays, _labels(labels, size, where), size, number)
 
 
 def _is_array(data: Any) -> bool:

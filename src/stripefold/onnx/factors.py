@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from stripefold.onnx.shapes import Shapes
+from stripefold.onnx.shapes import ValueShapes
 from stripefold.onnx.values import ancestors, constant
 
 _VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Identity", "Cast", "Expand", "Tile"})
@@ -27,7 +27,7 @@ _POOLS = frozenset(
 _FACTOR_KINDS_LOOKED_THROUGH = 8
 
 
-def compact(value: ir.Value, shapes: Shapes) -> ir.Value:
+def compact(value: ir.Value, shapes: ValueShapes) -> ir.Value:
     """The value before it was widened to the shape of its partner."""
     node = value.producer()
     while node is not None and node.op_type in _WIDENING and node.inputs[0] is not None:
@@ -47,7 +47,7 @@ def extents(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return tuple(lead + axis for axis, size in enumerate(shape) if size > 1)
 
 
-def pooled_operand(first: ir.Value, second: ir.Value, shape: tuple[int, ...], shapes: Shapes) -> int | None:
+def pooled_operand(first: ir.Value, second: ir.Value, shape: tuple[int, ...], shapes: ValueShapes) -> int | None:
     """Which factor of (N, C, 1, 1) times (N, C, 1, 1) was pooled from the other."""
     if len(shape) < 3 or any(size > 1 for size in shape[2:]):
         return None
@@ -97,7 +97,7 @@ def ending(value: ir.Value) -> str:
     return "input" if node is None else node.op_type
 
 
-def reduces_a_map(factor: ir.Value, shapes: Shapes, dependent: set[str]) -> bool:
+def reduces_a_map(factor: ir.Value, shapes: ValueShapes, dependent: set[str]) -> bool:
     """Whether anything behind a factor has positions beside samples and channels."""
     for value in ancestors(factor):
         shape = shapes.get(value.name or "", ())

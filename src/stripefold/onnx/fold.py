@@ -11,13 +11,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from stripefold.onnx.gates import Gate
-from stripefold.onnx.paths import Way
-from stripefold.onnx.read import Network
-from stripefold.onnx.scale import CannotFoldError, Context, Scale, label
+from stripefold.onnx.paths import ScalePath
+from stripefold.onnx.read import OnnxNetwork
+from stripefold.onnx.scale import AxisScale, CannotFoldError, Context, label
 from stripefold.onnx.session import Array
-from stripefold.onnx.shapes import Shapes
+from stripefold.onnx.shapes import ValueShapes
 from stripefold.onnx.values import ancestors, users, values_of, weights_are_inputs
-from stripefold.onnx.weights import Weights, add_constant
+from stripefold.onnx.weights import OnnxWeights, add_constant
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class _Constant:
 
 
 def fold_constants(
-    network: Network,
+    network: OnnxNetwork,
     gates: Sequence[Gate],
     constants: Mapping[str, Array],
     dtypes: Mapping[str, str],
-    shapes: Sequence[Shapes],
+    shapes: Sequence[ValueShapes],
 ) -> tuple[ir.Model, dict[str, Folded], list[str]]:
     """Bake gates.
 
@@ -89,7 +89,7 @@ def fold_constants(
     for one in held:
         _merge_sum(one)
     _remove_unused(model)
-    weights = Weights(model)
+    weights = OnnxWeights(model)
     folded: dict[str, Folded] = {}
     for absorb in (False, True):
         for one in held:
@@ -160,14 +160,14 @@ def _merge_sum(one: _Constant) -> None:
     _bypass(total, product)
 
 
-def _fold(context: Context, weights: Weights, one: _Constant, *, absorb: bool) -> Folded | str:
+def _fold(context: Context, weights: OnnxWeights, one: _Constant, *, absorb: bool) -> Folded | str:
     """Try the ways of one constant; why none of them leads anywhere."""
     if one.node.graph is None:  # it served another gate's attention alone
         return Folded("folded", "", "nothing needs what it scales any more")
-    scale = Scale(one.values, one.gate.axis)
+    scale = AxisScale(one.values, one.gate.axis)
     reasons = []
     for how, words in (("back", "into the layer in front"), ("forward", "into the layers behind")):
-        way = Way(context, absorb=absorb)
+        way = ScalePath(context, absorb=absorb)
         try:
             edits = way.back(one.scaled, scale) if how == "back" else way.forward(one.node.outputs[0], scale)
         except CannotFoldError as error:

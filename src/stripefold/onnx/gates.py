@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from stripefold.onnx.axes import axis_ahead, axis_behind
 from stripefold.onnx.factors import compact, ending, extents, is_normalising, pooled_operand, reduces_a_map
-from stripefold.onnx.shapes import Shapes
+from stripefold.onnx.shapes import ValueShapes
 from stripefold.onnx.values import ancestors, data_dependent
 
 
@@ -56,7 +56,7 @@ class Other:
     why: str
 
 
-def find_gates(model: ir.Model, shapes: Shapes) -> tuple[list[Gate], list[Other]]:
+def find_gates(model: ir.Model, shapes: ValueShapes) -> tuple[list[Gate], list[Other]]:
     """Look at every product of a network.
 
     Args:
@@ -94,7 +94,7 @@ class _Found:
     factor: ir.Value  # before it was widened to the map's shape
     axis: int
 
-    def gate(self, name: str, node: ir.Node, shapes: Shapes, depth: float) -> Gate:
+    def gate(self, name: str, node: ir.Node, shapes: ValueShapes, depth: float) -> Gate:
         product, given, scaled = node.outputs[0], node.inputs[self.operand], node.inputs[1 - self.operand]
         assert product.name and given is not None and given.name and scaled is not None and scaled.name  # noqa: PT018
         shape = shapes[product.name]
@@ -118,7 +118,7 @@ def _is_product(node: ir.Node, dependent: set[str]) -> bool:
     return all(value is not None and value.name in dependent for value in node.inputs)
 
 
-def _judged(model: ir.Model, node: ir.Node, shapes: Shapes, dependent: set[str]) -> _Found | str:
+def _judged(model: ir.Model, node: ir.Node, shapes: ValueShapes, dependent: set[str]) -> _Found | str:
     """The gate that a product is, or why it is none."""
     first, second = (compact(value, shapes) for value in node.inputs if value is not None)
     shape = shapes.get(node.outputs[0].name or "", ())
@@ -144,7 +144,7 @@ def _judged(model: ir.Model, node: ir.Node, shapes: Shapes, dependent: set[str])
     return _Found(operand, factor, axis)
 
 
-def _channel_axis(node: ir.Node, scaled: ir.Value, axes: list[int], shapes: Shapes) -> int | str:
+def _channel_axis(node: ir.Node, scaled: ir.Value, axes: list[int], shapes: ValueShapes) -> int | str:
     """The axis along which a factor differs, if that is the channels'; else why not."""
     if not axes:
         return "one number for a whole sample"

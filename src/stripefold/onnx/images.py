@@ -16,9 +16,9 @@ from stripefold.onnx.session import Array
 
 Fit = Literal["stretch", "crop", "pad"]
 Order = Literal["rgb", "bgr", "gray"]
-Layout = Literal["nchw", "nhwc"]
+ImageLayout = Literal["nchw", "nhwc"]
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-_CHOICES = {"fit": get_args(Fit), "order": get_args(Order), "layout": (*get_args(Layout), None)}
+_CHOICES = {"fit": get_args(Fit), "order": get_args(Order), "layout": (*get_args(ImageLayout), None)}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Images:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     order: Order = "rgb"
-    layout: Layout | None = None
+    layout: ImageLayout | None = None
     labels: bool = False
     batch: int = 16
 
@@ -107,7 +107,7 @@ class Images:
         order = {name: index for index, name in enumerate(sorted({parts[0] for parts in names}))}
         return np.asarray([order[parts[0]] for parts in names])
 
-    def _image(self, path: Path, size: tuple[int, int], layout: Layout) -> Array:
+    def _image(self, path: Path, size: tuple[int, int], layout: ImageLayout) -> Array:
         pixels = self._pixels(path, size) * np.float32(self.scale)
         pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         prepared: Array = pixels.transpose(2, 0, 1) if layout == "nchw" else pixels
@@ -143,13 +143,13 @@ class Images:
         return whole
 
 
-def _layout(shape: Sequence[int | None] | None) -> Layout:
+def _layout(shape: Sequence[int | None] | None) -> ImageLayout:
     if shape is None or len(shape) != 4:
         raise DataError(f"images need a network whose first input has four axes, this one has {shape}")
     return "nhwc" if shape[-1] in (1, 3) and shape[1] not in (1, 3) else "nchw"
 
 
-def _size(shape: Sequence[int | None] | None, layout: Layout) -> tuple[int, int]:
+def _size(shape: Sequence[int | None] | None, layout: ImageLayout) -> tuple[int, int]:
     sizes = tuple(shape or ())[2:] if layout == "nchw" else tuple(shape or ())[1:3]
     if len(sizes) != 2 or sizes[0] is None or sizes[1] is None:
         raise DataError("the network takes images of any size: say which, such as size=48x192")

@@ -1,4 +1,4 @@
-"""The judgement on a network that is not changed: constants stand in the gates' place in one session."""
+"""Decides which gates become constants, on the unchanged network: constants stand in for gates in one session."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from stripefold.baking.sensitivity import Selection, alone, cheapest_first, greedy
-from stripefold.onnx.data import Batches
-from stripefold.onnx.metric import ACCURACY, AGREEMENT, Accuracy, Agreement, Metric, Run, as_run, measured
+from stripefold.baking.sensitivity import GreedySelection, cheapest_first, greedy, single_gate_metrics
+from stripefold.onnx.data import FeedBatches
+from stripefold.onnx.metric import (
+    ACCURACY,
+    AGREEMENT,
+    OnnxAccuracy,
+    OnnxMetric,
+    OutputAgreement,
+    RunNetwork,
+    as_run,
+    measured,
+)
 from stripefold.onnx.options import Options
-from stripefold.onnx.switched import Constants, Switched
+from stripefold.onnx.switched import GateConstants, Switched
 
 
 @dataclass
-class Verdict:
+class OnnxGateDecisions:
     """Which gates become constant, and the figures on the way.
 
     Attributes:
@@ -29,12 +38,12 @@ class Verdict:
     metric: str
     before: float
     alone: dict[str, float] = field(default_factory=dict)
-    selection: Selection | None = None
+    selection: GreedySelection | None = None
     chosen: list[str] = field(default_factory=list)
     constant: float | None = None
 
 
-class Judge:
+class OnnxGateJudge:
     """Decides which gates become constant.
 
     Args:
@@ -46,20 +55,20 @@ class Judge:
     """
 
     def __init__(
-        self, switched: Switched, constants: Constants, names: Sequence[str], batches: Batches, options: Options
+        self, switched: Switched, constants: GateConstants, names: Sequence[str], batches: FeedBatches, options: Options
     ) -> None:
         self._switched, self._constants, self._names = switched, constants, names
         self._options = options
         original = as_run(switched.run, names)
         if options.metric is not None:
-            self._metric: Metric = options.metric
+            self._metric: OnnxMetric = options.metric
             self.name = getattr(options.metric, "__name__", "metric")
         elif batches.first().labels is not None:
-            self._metric, self.name = Accuracy(batches), ACCURACY
+            self._metric, self.name = OnnxAccuracy(batches), ACCURACY
         else:
-            self._metric, self.name = Agreement(batches, original), AGREEMENT
+            self._metric, self.name = OutputAgreement(batches, original), AGREEMENT
 
-    def measure(self, run: Run, when: str) -> float:
+    def measure(self, run: RunNetwork, when: str) -> float:
         """The metric of a network.
 
         Raises:
@@ -67,16 +76,16 @@ class Judge:
         """
         return measured(self._metric, as_run(run, self._names), when)
 
-    def decide(self, priors: Mapping[str, float]) -> Verdict:
+    def decide(self, priors: Mapping[str, float]) -> OnnxGateDecisions:
         """Measure and choose.
 
         Args:
             priors: gate -> a guess of what it costs, which decides between equals.
         """
         options, names = self._options, list(self._constants)
-        verdict = Verdict(metric=self.name, before=self.measure(self._switched.run, "as given"), chosen=names)
+        verdict = OnnxGateDecisions(metric=self.name, before=self.measure(self._switched.run, "as given"), chosen=names)
         if options.price or options.max_drop is not None:
-            verdict.alone = alone(names, self._with, partial(options.tell, "each gate alone"))
+            verdict.alone = single_gate_metrics(names, self._with, partial(options.tell, "each gate alone"))
         if options.max_drop is not None:
             order = cheapest_first(names, verdict.alone, priors)
             least = verdict.before - options.max_drop

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from stripefold.onnx.scale import CannotFoldError, Context, Scale, label
+from stripefold.onnx.scale import AxisScale, CannotFoldError, Context, label
 from stripefold.onnx.session import Array
 from stripefold.onnx.values import attribute_int
-from stripefold.onnx.weights import Edit, Weights
+from stripefold.onnx.weights import Edit, OnnxWeights
 
-Rule = Callable[[Context, ir.Node, Scale], list[Edit]]
+OnnxRule = Callable[[Context, ir.Node, AxisScale], list[Edit]]
 _EPSILON = 1e-5  # BatchNormalization's own
 
 
@@ -25,7 +25,7 @@ def _edit(context: Context, node: ir.Node, index: int, change: Callable[[Array],
     if context.constant(node.inputs[index]) is None:
         raise CannotFoldError(f"{label(node)} takes weights that are computed or given by the caller")
 
-    def edit(weights: Weights) -> None:
+    def edit(weights: OnnxWeights) -> None:
         values = weights.get(node, index)
         assert values is not None
         weights.set(node, index, change(values))
@@ -37,7 +37,7 @@ def _has(node: ir.Node, index: int) -> bool:
     return index < len(node.inputs) and node.inputs[index] is not None
 
 
-def _need_axis(node: ir.Node, scale: Scale, axis: int) -> None:
+def _need_axis(node: ir.Node, scale: AxisScale, axis: int) -> None:
     if scale.axis != axis:
         raise CannotFoldError(f"the channels of {label(node)} lie on another axis")
 
@@ -46,14 +46,14 @@ def _columns(values: Array, scale: Array, axis: int) -> Array:
     return values * scale.reshape([-1 if each == axis % values.ndim else 1 for each in range(values.ndim)])
 
 
-def conv_out(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def conv_out(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """Conv: weight (out, in / groups, ...) and bias (out,)."""
     _need_axis(node, scale, 1)
     edits = [_edit(context, node, 1, lambda weight: _columns(weight, scale.values, 0))]
     return edits + ([_edit(context, node, 2, lambda bias: bias * scale.values)] if _has(node, 2) else [])
 
 
-def conv_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def conv_in(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """Conv: group by group, over the input channels."""
     _need_axis(node, scale, 1)
     groups = attribute_int(node, "group", 1)
@@ -67,7 +67,7 @@ def conv_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
     return [_edit(context, node, 1, change)]
 
 
-def conv_transpose_out(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def conv_transpose_out(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """ConvTranspose: weight (in, out / groups, ...) and bias (out,)."""
     _need_axis(node, scale, 1)
     groups = attribute_int(node, "group", 1)
@@ -82,13 +82,13 @@ def conv_transpose_out(context: Context, node: ir.Node, scale: Scale) -> list[Ed
     return edits + ([_edit(context, node, 2, lambda bias: bias * scale.values)] if _has(node, 2) else [])
 
 
-def conv_transpose_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def conv_transpose_in(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """ConvTranspose: the first axis of the weight."""
     _need_axis(node, scale, 1)
     return [_edit(context, node, 1, lambda weight: _columns(weight, scale.values, 0))]
 
 
-def gemm_out(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def gemm_out(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """Gemm: the columns of B, and C, which may be broadcast."""
     _need_axis(node, scale, 1)
     axis = 0 if attribute_int(node, "transB", 0) else 1
@@ -96,7 +96,7 @@ def gemm_out(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
     return edits + ([_edit(context, node, 2, lambda bias: bias * scale.values)] if _has(node, 2) else [])
 
 
-def gemm_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def gemm_in(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """Gemm: the rows of B."""
     _need_axis(node, scale, 1)
     if attribute_int(node, "transA", 0):
@@ -105,7 +105,7 @@ def gemm_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
     return [_edit(context, node, 1, lambda weight: _columns(weight, scale.values, axis))]
 
 
-def matmul_out(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def matmul_out(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """MatMul: the columns of a constant second factor, or the rows of a constant first one."""
     rank = len(context.shape(node.outputs[0]))
     right, left = context.constant(node.inputs[1]), context.constant(node.inputs[0])
@@ -116,7 +116,7 @@ def matmul_out(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
     raise CannotFoldError(f"{label(node)} has no constant factor along the channels")
 
 
-def matmul_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def matmul_in(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """MatMul: the rows of a constant second factor, or the columns of a constant first one."""
     right, left = context.constant(node.inputs[1]), context.constant(node.inputs[0])
     if right is not None and right.ndim >= 1 and scale.axis == len(context.shape(node.inputs[0])) - 1:
@@ -127,7 +127,7 @@ def matmul_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
     raise CannotFoldError(f"{label(node)} has no constant factor along the channels")
 
 
-def norm_out(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def norm_out(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """Normalisations: their own scale and bias."""
     rank = len(context.shape(node.outputs[0]))
     _need_axis(node, scale, rank - 1 if node.op_type == "LayerNormalization" else 1)
@@ -143,7 +143,7 @@ def norm_out(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
     return edits
 
 
-def batch_norm_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
+def batch_norm_in(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """BatchNormalization on a scaled input: its mean goes into its bias, so that no number divides by the scale."""
     _need_axis(node, scale, 1)
     if attribute_int(node, "training_mode", 0) or any(output.uses() for output in node.outputs[1:]):
@@ -154,7 +154,7 @@ def batch_norm_in(context: Context, node: ir.Node, scale: Scale) -> list[Edit]:
         raise CannotFoldError(f"{label(node)} has no numbers for each channel alone")
     checked = [_edit(context, node, index, lambda values: values) for index in (1, 2, 3, 4)]
 
-    def edit(weights: Weights) -> None:
+    def edit(weights: OnnxWeights) -> None:
         gain, bias, mean, variance = (weights.get(node, index) for index in (1, 2, 3, 4))
         assert gain is not None and bias is not None and mean is not None and variance is not None  # noqa: PT018
         weights.set(node, 2, bias - gain * mean / np.sqrt(variance + least))
@@ -169,7 +169,7 @@ def _shape(context: Context, node: ir.Node, index: int) -> tuple[int, ...] | Non
     return None if found is None else found.shape
 
 
-OUT: dict[str, Rule] = {
+OUT: dict[str, OnnxRule] = {
     "Conv": conv_out,
     "ConvTranspose": conv_transpose_out,
     "Gemm": gemm_out,
@@ -180,7 +180,7 @@ OUT: dict[str, Rule] = {
     "GroupNormalization": norm_out,
 }
 """Operation -> how it takes a scale at its output."""
-IN: dict[str, Rule] = {
+IN: dict[str, OnnxRule] = {
     "Conv": conv_in,
     "ConvTranspose": conv_transpose_in,
     "Gemm": gemm_in,

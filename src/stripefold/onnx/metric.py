@@ -1,4 +1,4 @@
-"""The judge of an ONNX network: labels, a function of the user's, or agreement with the outputs it had before."""
+"""The metric of an ONNX network: accuracy, a function of the user's, or agreement with its original outputs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from stripefold.errors import BakeError
-from stripefold.onnx.data import Batches
+from stripefold.onnx.data import FeedBatches
 from stripefold.onnx.session import Array, Feed
 
-Run = Callable[[Feed], list[Array]]
+RunNetwork = Callable[[Feed], list[Array]]
 """Input arrays by name -> all outputs."""
-Metric = Callable[[Run], float]
+OnnxMetric = Callable[[RunNetwork], float]
 """Takes a network as a function of its inputs; higher is better."""
 ACCURACY = "top-1 accuracy in percent"
 AGREEMENT = "agreement with the original in percent"
@@ -22,13 +22,13 @@ _SUM_TOLERANCE = 1e-3
 _LEAST_CLASSES = 3  # of an output with more than one position, to be read as probabilities
 
 
-class Accuracy:
+class OnnxAccuracy:
     """Top-1 accuracy in percent; the first output holds the scores (N, classes)."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: FeedBatches) -> None:
         self._batches = batches
 
-    def __call__(self, run: Run) -> float:
+    def __call__(self, run: RunNetwork) -> float:
         """Run all batches.
 
         Raises:
@@ -56,7 +56,7 @@ class Accuracy:
         return 100 * hits / seen
 
 
-class Agreement:
+class OutputAgreement:
     """How far the outputs are what the original gave, in percent; those are stored once.
 
     Scores (N, classes), and probabilities along the last axis, agree where the largest is the same; whole numbers where
@@ -67,11 +67,11 @@ class Agreement:
         original: the network as it was given.
     """
 
-    def __init__(self, batches: Batches, original: Run) -> None:
+    def __init__(self, batches: FeedBatches, original: RunNetwork) -> None:
         self._batches = batches
         self._stored = [[_kept(output) for output in original(batch.feed)] for batch in batches]
 
-    def __call__(self, run: Run) -> float:
+    def __call__(self, run: RunNetwork) -> float:
         """Run all batches.
 
         Raises:
@@ -116,7 +116,7 @@ def _is_scores(output: Array) -> bool:
     return output.shape[-1] >= _LEAST_CLASSES and bool((summed < _SUM_TOLERANCE).all()) and bool((output >= 0).all())
 
 
-def measured(metric: Metric, run: Run, when: str) -> float:
+def measured(metric: OnnxMetric, run: RunNetwork, when: str) -> float:
     """What the metric says, as a number.
 
     Raises:
@@ -132,7 +132,7 @@ def measured(metric: Metric, run: Run, when: str) -> float:
     return number
 
 
-def as_run(run: Callable[[Feed], list[Array]], names: Sequence[str]) -> Run:
+def as_run(run: Callable[[Feed], list[Array]], names: Sequence[str]) -> RunNetwork:
     """A network as the user's metric may call it: with arrays by name, or with the array of a single input."""
 
     def call(feed: Any) -> list[Array]:

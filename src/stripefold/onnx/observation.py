@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stripefold.errors import ObserveError
-from stripefold.onnx.data import Batches, Input
+from stripefold.onnx.data import FeedBatches, Input
 from stripefold.onnx.gates import Gate, Other, find_gates
-from stripefold.onnx.read import Network, Source, read_network
+from stripefold.onnx.read import ModelSource, OnnxNetwork, read_network
 from stripefold.onnx.shapes import run_shapes
 from stripefold.onnx.statistics import GateStatistics
 from stripefold.onnx.switched import Watched
 from stripefold.onnx.values import data_inputs
+from stripefold.progress import ImageProgress
 
 if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
 
-Progress = Callable[[int], None]
-
 
 def observe(
-    source: Source,
+    source: ModelSource,
     data: Any,
     *,
     max_images: int | None = None,
     keep: int = 256,
     by_class: bool = False,
     threads: int = 0,
-    progress: Progress | None = None,
+    progress: ImageProgress | None = None,
 ) -> StripeReport:
     """Stripe Observation of an ONNX network: the statistics of every dynamic channel attention over data.
 
@@ -57,7 +55,7 @@ def observe(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ObserveError(f"{name}={value!r}: expected a number of images, 0 or more")
     network = read_network(source)
-    batches = Batches(data, inputs_of(network), limit=max_images, again=False)
+    batches = FeedBatches(data, inputs_of(network), limit=max_images, again=False)
     return _report(network, watch(network, batches, keep=keep, by_class=by_class, threads=threads, progress=progress))
 
 
@@ -81,19 +79,19 @@ class Observation:
         return [each.gate for each in self.gates.values()]
 
 
-def inputs_of(network: Network) -> list[Input]:
+def inputs_of(network: OnnxNetwork) -> list[Input]:
     """What the caller must give a network."""
     return [Input.of(value) for value in data_inputs(network.model())]
 
 
 def watch(
-    network: Network,
-    batches: Batches,
+    network: OnnxNetwork,
+    batches: FeedBatches,
     *,
     keep: int = 0,
     by_class: bool = False,
     threads: int = 0,
-    progress: Progress | None = None,
+    progress: ImageProgress | None = None,
 ) -> Observation:
     """Find the gates on the first batch, and add up what all batches show of them."""
     watched: Watched | None = None
@@ -115,7 +113,7 @@ def watch(
     return Observation(statistics, others, images)
 
 
-def _report(network: Network, observation: Observation) -> StripeReport:
+def _report(network: OnnxNetwork, observation: Observation) -> StripeReport:
     import torch
 
     from stripefold import __version__

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from stripefold.baking.common_options import BakeOptions, Progress
+from stripefold.baking.common_options import BakeOptions
 from stripefold.errors import BakeError
-from stripefold.onnx.statistics import KINDS, Kind
+from stripefold.onnx.statistics import KINDS, OnnxConstantKind
 
-__all__ = ["Options", "Progress", "Where"]
+__all__ = ["GateNames", "Options"]
 
-Where = str | Sequence[str] | Callable[[str], bool]
+GateNames = str | Sequence[str] | Callable[[str], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Options(BakeOptions):
     judged: ClassVar[str] = "network"
 
     output: str | os.PathLike[str] | None
-    constants: Kind
+    constants: OnnxConstantKind
     price: bool
     max_images: int | None
     threads: int

@@ -7,9 +7,9 @@ import onnx_ir as ir
 
 from stripefold.onnx.layers import IN, OUT
 from stripefold.onnx.scale import (
+    AxisScale,
     CannotFoldError,
     Context,
-    Scale,
     check_full,
     concat_parts,
     label,
@@ -17,12 +17,12 @@ from stripefold.onnx.scale import (
     through,
 )
 from stripefold.onnx.values import users
-from stripefold.onnx.weights import Edit, Weights
+from stripefold.onnx.weights import Edit, OnnxWeights
 
 _LONGEST = 64  # operations on one way, all branches together
 
 
-class Way:
+class ScalePath:
     """One attempt to move a scale; remembers the layers it reaches.
 
     Args:
@@ -40,7 +40,7 @@ class Way:
         if self._steps > _LONGEST:
             raise CannotFoldError("the way to a layer is too long")
 
-    def back(self, value: ir.Value, scale: Scale) -> list[Edit]:
+    def back(self, value: ir.Value, scale: AxisScale) -> list[Edit]:
         """The edits that make a value come out scaled; nothing but the one operation that scales it may use it.
 
         Raises:
@@ -67,7 +67,7 @@ class Way:
             raise CannotFoldError(f"{label(node)} has no input")
         return self.back(source, through(self._context, node, scale, back=True))
 
-    def _back_sum(self, node: ir.Node, scale: Scale) -> list[Edit]:
+    def _back_sum(self, node: ir.Node, scale: AxisScale) -> list[Edit]:
         static = static_operand(self._context, node)
         edits: list[Edit] = []
         for index, value in enumerate(node.inputs):
@@ -78,7 +78,7 @@ class Way:
                 edits += self.back(value, scale)
         return edits
 
-    def _back_product(self, node: ir.Node, scale: Scale) -> list[Edit]:
+    def _back_product(self, node: ir.Node, scale: AxisScale) -> list[Edit]:
         static = static_operand(self._context, node)
         if static is None or (node.op_type == "Div" and static[0] == 0):
             raise CannotFoldError(f"{label(node)} of two values that depend on the data does not lead to a layer")
@@ -89,22 +89,22 @@ class Way:
             divides = node.op_type == "Div"
             if divides and not (np.abs(scale.values) > 0).all():
                 raise CannotFoldError(f"{label(node)} cannot divide by a constant of 0")
-            taken = Scale(1 / scale.values, scale.axis) if divides else scale
+            taken = AxisScale(1 / scale.values, scale.axis) if divides else scale
             self.layers.append(label(node))
             return [_rescaled(node, static[0], taken, rank)]
         check_full(self._context, node, 1 - static[0], scale)
         return self.back(source, scale)
 
-    def _back_concat(self, node: ir.Node, scale: Scale) -> list[Edit]:
+    def _back_concat(self, node: ir.Node, scale: AxisScale) -> list[Edit]:
         axis, ends = concat_parts(self._context, node, len(self._context.shape(node.outputs[0])))
         edits: list[Edit] = []
         for index, value in enumerate(node.inputs):
             part = scale.values[ends[index] : ends[index + 1]] if axis == scale.axis else scale.values
             if value is not None:
-                edits += self.back(value, Scale(part, scale.axis))
+                edits += self.back(value, AxisScale(part, scale.axis))
         return edits
 
-    def forward(self, value: ir.Value, scale: Scale) -> list[Edit]:
+    def forward(self, value: ir.Value, scale: AxisScale) -> list[Edit]:
         """The edits that let all that take a value scale it themselves.
 
         Raises:
@@ -120,7 +120,7 @@ class Way:
             raise CannotFoldError("nothing takes the scaled map")
         return edits
 
-    def _forward_into(self, node: ir.Node, index: int, scale: Scale) -> list[Edit]:
+    def _forward_into(self, node: ir.Node, index: int, scale: AxisScale) -> list[Edit]:
         if node.op_type in IN and node.domain == "":
             if index != 0 and node.op_type != "MatMul":
                 raise CannotFoldError(f"{label(node)} takes the map as its weights")
@@ -136,17 +136,17 @@ class Way:
             raise CannotFoldError(f"{label(node)} takes the map beside its first input")
         return self.forward(node.outputs[0], through(self._context, node, scale, back=False))
 
-    def _concatenated(self, node: ir.Node, index: int, scale: Scale) -> Scale:
+    def _concatenated(self, node: ir.Node, index: int, scale: AxisScale) -> AxisScale:
         axis, ends = concat_parts(self._context, node, len(self._context.shape(node.outputs[0])))
         if axis != scale.axis:
             raise CannotFoldError(f"{label(node)} puts scaled and other values side by side")
         values = np.ones(ends[-1])
         values[ends[index] : ends[index + 1]] = scale.values
-        return Scale(values, axis)
+        return AxisScale(values, axis)
 
 
-def _rescaled(node: ir.Node, index: int, scale: Scale, rank: int) -> Edit:
-    def edit(weights: Weights) -> None:
+def _rescaled(node: ir.Node, index: int, scale: AxisScale, rank: int) -> Edit:
+    def edit(weights: OnnxWeights) -> None:
         values = weights.get(node, index)
         assert values is not None
         weights.set(node, index, scale.times(values, rank))

@@ -16,7 +16,7 @@ from stripefold.errors import OnnxError
 from stripefold.inputs import check_regular
 from stripefold.onnx.tensors import check_tensors, load_external
 
-Source = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
+ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 """What is taken as a network: a file, its bytes, or a model in memory."""
 
 MOST_BYTES = 2**31 - 1  # of one protobuf message
@@ -30,7 +30,7 @@ _QUANTISED = frozenset(
 
 
 @dataclass(frozen=True)
-class Network:
+class OnnxNetwork:
     """A network that was read and judged.
 
     Attributes:
@@ -48,7 +48,7 @@ class Network:
         return ir.from_proto(self.proto)
 
 
-def read_network(source: Source) -> Network:
+def read_network(source: ModelSource) -> OnnxNetwork:
     """Read a network.
 
     Args:
@@ -71,7 +71,7 @@ def read_network(source: Source) -> Network:
     except TypeError as error:  # what is no UTF-8 comes as bytes
         raise OnnxError(f"{name} has names that are no text: it is damaged") from error
     _check(proto, name)
-    network = Network(proto, name, size)
+    network = OnnxNetwork(proto, name, size)
     try:
         network.model()
     except Exception as error:  # the library raises classes of its own, and what it trips over
@@ -79,7 +79,7 @@ def read_network(source: Source) -> Network:
     return network
 
 
-def _proto(source: Source) -> tuple[onnx.ModelProto, str, int]:
+def _proto(source: ModelSource) -> tuple[onnx.ModelProto, str, int]:
     if isinstance(source, ir.Model):
         proto = ir.to_proto(source)
         return proto, source.graph.name or "the model", proto.ByteSize()

@@ -8,12 +8,12 @@ import onnx
 
 from stripefold.baking.report import SiteResult
 from stripefold.onnx.fold import Folded
-from stripefold.onnx.judge import Verdict
+from stripefold.onnx.judge import OnnxGateDecisions
 from stripefold.onnx.observation import Observation
 
 
 def site_results(
-    observation: Observation, verdict: Verdict, folded: Mapping[str, Folded], budget: float | None
+    observation: Observation, verdict: OnnxGateDecisions, folded: Mapping[str, Folded], budget: float | None
 ) -> tuple[SiteResult, ...]:
     """One row per gate, in the order of the network.
 

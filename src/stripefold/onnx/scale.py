@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from stripefold.onnx.session import Array
-from stripefold.onnx.shapes import Shapes, view_axis
+from stripefold.onnx.shapes import ValueShapes, view_axis
 from stripefold.onnx.values import attribute_int, attribute_ints, attribute_text, constant, opset
 
 
@@ -18,7 +18,7 @@ class CannotFoldError(Exception):
 
 
 @dataclass(frozen=True)
-class Scale:
+class AxisScale:
     """One number per index of one axis.
 
     Attributes:
@@ -52,8 +52,8 @@ class Context:
     """
 
     model: ir.Model
-    shapes: Shapes
-    more: Sequence[Shapes] = ()
+    shapes: ValueShapes
+    more: Sequence[ValueShapes] = ()
 
     def shape(self, value: ir.Value | None) -> tuple[int, ...]:
         """The shape of a value as it was seen.
@@ -85,7 +85,7 @@ _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _REDUCING = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"})
 
 
-def through(context: Context, node: ir.Node, scale: Scale, *, back: bool) -> Scale:
+def through(context: Context, node: ir.Node, scale: AxisScale, *, back: bool) -> AxisScale:
     """The scale on the other side of an operation that commutes with it.
 
     Args:
@@ -103,13 +103,13 @@ def through(context: Context, node: ir.Node, scale: Scale, *, back: bool) -> Sca
         raise CannotFoldError(f"{where} is no operation that is known to commute with a scale")
     if kind == "Transpose":
         order = attribute_ints(node, "perm") or list(range(len(before)))[::-1]
-        return Scale(scale.values, order[scale.axis] if back else order.index(scale.axis))
+        return AxisScale(scale.values, order[scale.axis] if back else order.index(scale.axis))
     if kind in _VIEWS:
         ends = (node.outputs[0], node.inputs[0]) if back else (node.inputs[0], node.outputs[0])
         axis = context.view_axis(ends[0], ends[1], scale.axis)
         if axis is None:
             raise CannotFoldError(f"{where} takes the channels apart, or depends on the size of the input")
-        return Scale(scale.values, axis)
+        return AxisScale(scale.values, axis)
     known = kind in _LINEAR or (kind in _POSITIVE and _not_negative(scale)) or _other(context, node, scale)
     if kind in _POSITIVE and not known:
         raise CannotFoldError(f"{where} does not commute with a negative constant")
@@ -121,7 +121,7 @@ def through(context: Context, node: ir.Node, scale: Scale, *, back: bool) -> Sca
     return scale
 
 
-def _other(context: Context, node: ir.Node, scale: Scale) -> bool:
+def _other(context: Context, node: ir.Node, scale: AxisScale) -> bool:
     if node.op_type == "Clip":
         return _is_relu(context, node) and _not_negative(scale)
     if node.op_type in ("Resize", "Upsample"):
@@ -131,7 +131,7 @@ def _other(context: Context, node: ir.Node, scale: Scale) -> bool:
     return node.op_type in _REDUCING and _reduces_others(context, node, scale)
 
 
-def _not_negative(scale: Scale) -> bool:
+def _not_negative(scale: AxisScale) -> bool:
     return bool((scale.values >= 0).all())
 
 
@@ -157,7 +157,7 @@ def _pads_with_zeros(context: Context, node: ir.Node) -> bool:
     return found is not None and not found.any()
 
 
-def _pads_others(context: Context, node: ir.Node, scale: Scale) -> bool:
+def _pads_others(context: Context, node: ir.Node, scale: AxisScale) -> bool:
     """Whether the axis of the scale is left alone."""
     if len(node.inputs) > 3:
         return False
@@ -168,7 +168,7 @@ def _pads_others(context: Context, node: ir.Node, scale: Scale) -> bool:
     return pads is not None and not pads[scale.axis] and not pads[scale.axis + len(pads) // 2]
 
 
-def _reduces_others(context: Context, node: ir.Node, scale: Scale) -> bool:
+def _reduces_others(context: Context, node: ir.Node, scale: AxisScale) -> bool:
     axes = attribute_ints(node, "axes")
     if axes is None and len(node.inputs) > 1:
         found = context.constant(node.inputs[1])
@@ -189,7 +189,7 @@ def static_operand(context: Context, node: ir.Node) -> tuple[int, Array] | None:
     return None
 
 
-def check_full(context: Context, node: ir.Node, index: int, scale: Scale) -> None:
+def check_full(context: Context, node: ir.Node, index: int, scale: AxisScale) -> None:
     """See that an operand already has the channels of the result, which another operand does not bring in.
 
     Raises:

@@ -10,17 +10,17 @@ import onnx_ir as ir
 
 from stripefold.errors import OnnxError
 from stripefold.onnx.data import Input
-from stripefold.onnx.read import Network
+from stripefold.onnx.read import OnnxNetwork
 from stripefold.onnx.session import Array, Feed, Session
 
-Shapes = dict[str, tuple[int, ...]]
+ValueShapes = dict[str, tuple[int, ...]]
 
 _NO_TENSORS = frozenset(
     {"SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceEmpty", "SplitToSequence", "Optional", "ZipMap"}
 )
 
 
-def run_shapes(network: Network, feed: Feed) -> Shapes:
+def run_shapes(network: OnnxNetwork, feed: Feed) -> ValueShapes:
     """Name -> shape of every value for one input; only shapes are kept, so it takes no more memory than a run.
 
     Raises:
@@ -49,7 +49,7 @@ def run_shapes(network: Network, feed: Feed) -> Shapes:
     return shapes
 
 
-def other_shapes(network: Network, feed: Feed, inputs: Sequence[Input]) -> list[Shapes]:
+def other_shapes(network: OnnxNetwork, feed: Feed, inputs: Sequence[Input]) -> list[ValueShapes]:
     """The same for inputs of other sizes: each open axis twice as long, as far as the network runs on that.
 
     One run shows two sizes that are equal by chance, or a batch of one; what holds in all runs holds by construction.

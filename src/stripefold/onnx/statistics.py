@@ -11,8 +11,8 @@ from stripefold.onnx.gates import Gate
 from stripefold.onnx.session import Array
 from stripefold.onnx.switched import Seen
 
-Kind = Literal["mean", "energy", "least-squares"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+OnnxConstantKind = Literal["mean", "energy", "least-squares"]
+KINDS: tuple[OnnxConstantKind, ...] = get_args(OnnxConstantKind)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class GateStatistics:
             before, seen_before = self._class_sums.get(int(label), (np.zeros(self.gate.channels), 0))
             self._class_sums[int(label)] = before + chosen.sum(0), seen_before + len(chosen)
 
-    def constant(self, kind: Kind) -> Array:
+    def constant(self, kind: OnnxConstantKind) -> Array:
         """The constant (C,) that stands for v.
 
         "mean": of v over the images. "energy" and "least-squares" are one and the same, in each channel

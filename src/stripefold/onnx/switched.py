@@ -10,11 +10,11 @@ import onnx_ir as ir
 
 from stripefold.errors import ObserveError
 from stripefold.onnx.gates import Gate
-from stripefold.onnx.read import Network
+from stripefold.onnx.read import OnnxNetwork
 from stripefold.onnx.session import Array, Feed, Session
 from stripefold.onnx.values import opset, values_of
 
-Constants = Mapping[str, Array]
+GateConstants = Mapping[str, Array]
 """Gate -> v (C,)."""
 
 _AXES_AS_INPUT = 18  # ReduceSumSquare
@@ -36,7 +36,7 @@ class Switched:
 
     def __init__(
         self,
-        network: Network,
+        network: OnnxNetwork,
         gates: Sequence[Gate],
         dtypes: Mapping[str, str],
         *,
@@ -51,7 +51,7 @@ class Switched:
         self._session = Session(model, network.name, threads=threads, optimised=optimised)
         self.outputs = self._session.outputs
 
-    def run(self, feed: Feed, constants: Constants | None = None) -> list[Array]:
+    def run(self, feed: Feed, constants: GateConstants | None = None) -> list[Array]:
         """All outputs, with these gates constant and the others dynamic.
 
         Raises:
@@ -67,7 +67,7 @@ class Switched:
             switches[_name("value", index)] = value.reshape(shape).astype(dtype)
         return self._session.run({**feed, **switches})
 
-    def nudged(self, constants: Constants) -> Constants:
+    def nudged(self, constants: GateConstants) -> GateConstants:
         """The constants with every second one moved by one step of their type, as rounding moves folded weights."""
         found = {}
         for gate, dtype in zip(self._gates, self._dtypes, strict=True):
@@ -96,7 +96,7 @@ class Seen:
 class Watched:
     """A network that also gives the values of its gates, and the energy of what they scale."""
 
-    def __init__(self, network: Network, gates: Sequence[Gate], *, threads: int = 0) -> None:
+    def __init__(self, network: OnnxNetwork, gates: Sequence[Gate], *, threads: int = 0) -> None:
         self._gates = list(gates)
         model = network.model()
         values = values_of(model)

@@ -10,11 +10,11 @@ import onnx_ir as ir
 from stripefold.onnx.session import Array
 from stripefold.onnx.values import constant, values_of, weights_are_inputs
 
-Edit = Callable[["Weights"], None]
+Edit = Callable[["OnnxWeights"], None]
 """One change of the weights of one operation."""
 
 
-class Weights:
+class OnnxWeights:
     """The constant inputs of a graph's operations, as they will be.
 
     Args:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from stripefold.atomic import atomic_path
 from stripefold.errors import BakeError, OnnxError, VerifyError
-from stripefold.onnx.read import MOST_BYTES, Network
+from stripefold.onnx.read import MOST_BYTES, OnnxNetwork
 from stripefold.onnx.session import Array, Feed, Session
 
 TOLERANCE = 1e-5
@@ -114,7 +114,7 @@ def _check_equal(name: str, before: Array, after: Array) -> None:
         )
 
 
-def to_proto(model: ir.Model, network: Network) -> onnx.ModelProto:
+def to_proto(model: ir.Model, network: OnnxNetwork) -> onnx.ModelProto:
     """The baked graph as a message, valid and with the interface of the original.
 
     Raises:

@@ -40,7 +40,7 @@ def axis_behind(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
             continue
         sources = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role == "activation"]
         # The factor of full rank first: a gate is reshaped in ways that hide its channels.
-        sources.sort(key=lambda i: -graph.nodes[i].spread)
+        sources.sort(key=lambda i: -graph.nodes[i].unbroadcast_numel)
         missing = [i for i in sources[:2] if i not in memo]
         if missing:
             todo.append(missing[0])
@@ -97,7 +97,7 @@ def groups_of_samples(graph: Graph, index: int, axis: int, layer_axes: LayerAxes
         sources = [i for i in dict.fromkeys(graph.nodes[index].inputs) if graph.nodes[i].role == "activation"]
         if not sources or not graph.nodes[index].shape:
             return 1
-        before = max(sources, key=lambda i: graph.nodes[i].spread)
+        before = max(sources, key=lambda i: graph.nodes[i].unbroadcast_numel)
         shape = graph.nodes[before].shape
         if not merged and shape[:1] == (rows,) and axis < len(shape):
             channels = shape[axis]

@@ -92,6 +92,6 @@ def _entered(graph: Graph, node: int, gate: int) -> Descriptor:
         if len(made.inputs) == 1 and made.inputs[0] in same and keeps_order(graph, index):
             same.add(index)
     same = {index for index in same if graph.nodes[index].shape[:1] == graph.nodes[node].shape[:1]}
-    calls = [v for index in sorted(same) for v in graph.visits_taking.get(index, []) if v.last <= gate + 1]
+    calls = [v for index in sorted(same) for v in graph.module_calls_taking.get(index, []) if v.last <= gate + 1]
     first = min(calls, key=lambda visit: (visit.first, -visit.last), default=None)
     return Descriptor(node) if first is None else Descriptor(node, first.name, first.call)

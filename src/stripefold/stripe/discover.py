@@ -11,16 +11,16 @@ from typing import Any
 from torch import nn
 
 from stripefold.graph.graph import Graph
+from stripefold.graph.module_calls import ModuleCall
 from stripefold.graph.operations import WHOLE_VIEWS
 from stripefold.graph.trace import Trace, trace
-from stripefold.graph.visits import Visit
 from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable
 from stripefold.stripe.axes import groups_of_samples
 from stripefold.stripe.descriptor import Descriptor, descriptor_of
 from stripefold.stripe.products import Product, affine_sum, compact, keeps_order, products
 from stripefold.stripe.read_on import read_on
-from stripefold.stripe.tail import Tail, tail_of
+from stripefold.stripe.tail import GateTail, tail_of
 from stripefold.stripe.values import Expected
 
 
@@ -81,7 +81,7 @@ class ChannelGate:
     where_calls: int = 1
     read_on: bool = False
     groups: int = 1
-    tail: Tail | None = None
+    tail: GateTail | None = None
     run: int = 0
     affine: bool = False
     summand: tuple[float, ...] = ()
@@ -171,7 +171,7 @@ def discover(model: nn.Module, example: Any) -> Discovery:
         for key in {(other.name, other.why) for other in rest} - set(others):
             others[key] = [other for other in rest if (other.name, other.why) == key]
     found = Discovery(_named(recorded, runs), tuple(other for each in others.values() for other in each), recorded)
-    written = {visit.name for graph in recorded.graphs for visit in graph.visits if visit.written}
+    written = {visit.name for graph in recorded.graphs for visit in graph.module_calls if visit.written}
     suspects = {gate.where for gate in found.gates if gate.whole and gate.where in written}
     read = read_on(model, example, suspects, is_layer=_is_layer)
     return found.changed(lambda gate: replace(gate, read_on=gate.where in read))
@@ -232,7 +232,7 @@ def _look(graph: Graph, gate: ChannelGate) -> object:
 
 def _unseen(graph: Graph) -> Iterator[tuple[str, str]]:
     """Where values that depend on the image leave what can be followed, and why that matters."""
-    for where in dict.fromkeys(graph.decisions):
+    for where in dict.fromkeys(graph.data_dependent_reads):
         yield where, "it reads values that depend on the image into Python: what it scales by them is not seen"
     roles = {graph.nodes[index].role for index, why in graph.outputs.items() if "returned" in why}
     if roles == {"constant"} and any(node.kind == "input" and node.role == "activation" for node in graph.nodes):
@@ -288,31 +288,31 @@ def _described(
     )
 
 
-def _call_of(graph: Graph, node: int, name: str) -> Visit | None:
+def _call_of(graph: Graph, node: int, name: str) -> ModuleCall | None:
     """The innermost call of a module during which a value was made."""
-    calls = [visit for visit in graph.visits_of.get(name, []) if visit.first <= node < visit.last]
+    calls = [visit for visit in graph.module_calls_of.get(name, []) if visit.first <= node < visit.last]
     return min(calls, key=lambda visit: visit.last - visit.first, default=None)
 
 
 def _times(graph: Graph, name: str) -> int:
-    return len(graph.visits_of.get(name, []))
+    return len(graph.module_calls_of.get(name, []))
 
 
-def _source(graph: Graph, product: Product) -> Visit | None:
+def _source(graph: Graph, product: Product) -> ModuleCall | None:
     """The call whose one output is the gate; the one nearest to the computation, without broadcast dimensions."""
     chain = [product.factor]
     while keeps_order(graph, chain[-1]):
         chain.append(graph.nodes[chain[-1]].inputs[0])
-    given = (graph.visits_giving.get(index) for index in reversed(chain))
-    return next((visits[0] for visits in given if visits), None)
+    given = (graph.module_calls_giving.get(index) for index in reversed(chain))
+    return next((module_calls[0] for module_calls in given if module_calls), None)
 
 
 def _has_rows_first(graph: Graph, index: int, channels: int) -> bool:
     node = graph.nodes[index]
-    return bool(node.shape) and node.shape[0] * channels == node.spread
+    return bool(node.shape) and node.shape[0] * channels == node.unbroadcast_numel
 
 
-def _is_whole(graph: Graph, product: Product, call: Visit) -> bool:
+def _is_whole(graph: Graph, product: Product, call: ModuleCall) -> bool:
     """Whether a call takes the scaled value only, and its result is the product, views apart."""
     return (
         len(call.inputs) == 1

@@ -130,7 +130,7 @@ def _after(graph: Graph, index: int, given: list[Growth]) -> Growth | None:
     """What an operation makes of it; None where that is not known."""
     node = graph.nodes[index]
     moving = [growth for growth in given if growth != CONSTANT]
-    if not moving or node.role == "discrete":
+    if not moving or node.role == "integer_dependent":
         return CONSTANT
     if node.kind == "layer":
         return _through_layer(node, moving)
@@ -139,7 +139,7 @@ def _after(graph: Graph, index: int, given: list[Growth]) -> Growth | None:
     if node.name == "var_mean":
         return moving[0] if node.position > 0 else _power(moving[0], 2.0)
     if node.name in ("add", "sub", "rsub"):
-        return _sum(node, given, [graph.nodes[i].spread for i in node.inputs])
+        return _sum(node, given, [graph.nodes[i].unbroadcast_numel for i in node.inputs])
     if node.name == "div":
         return Growth(given[0].degree - given[1].degree, affine=_affine(given)) if len(given) == 2 else moving[0]
     if node.name in ("clamp", "clamp_min", "clamp_max", "hardtanh", "threshold"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from stripefold.modules.example import Example, example_to, run_example
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
+from stripefold.modules.preserve_state import preserve_state, random_state_kept
 from stripefold.modules.structural_copy import structural_copy
-from stripefold.modules.undisturbed import random_state_kept, undisturbed
+from stripefold.progress import ImageProgress
 from stripefold.stripe.accumulate import Accumulator
 from stripefold.stripe.batches import Batch, arguments_of, batches
 from stripefold.stripe.diagnose import first_not_finite, module_that_failed
@@ -23,8 +24,6 @@ from stripefold.stripe.discover import Discovery, discover
 from stripefold.stripe.processes import merged_over_processes
 from stripefold.stripe.recording import Recording
 from stripefold.stripe.report import StripeReport
-
-Progress = Callable[[int], None]
 
 
 def observe(
@@ -36,7 +35,7 @@ def observe(
     max_images: int | None = None,
     keep: int = 256,
     by_class: bool = False,
-    progress: Progress | None = None,
+    progress: ImageProgress | None = None,
     process_group: Any = None,
 ) -> StripeReport:
     """Stripe Observation: the statistics of every dynamic channel attention over a data set.
@@ -78,7 +77,7 @@ def observe(
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise ObserveError(f"{name}={value!r}: expected a number of images, 0 or more")
         bare = _unwrapped(model)
-        job = _Job(bare, device, keep, by_class, progress)
+        job = _ObserveJob(bare, device, keep, by_class, progress)
 
         def run() -> StripeReport | None:
             return job.run(batches(data, bare, arguments=arguments_of(example), max_images=max_images), example)
@@ -91,14 +90,14 @@ def observe(
         return report
 
 
-class _Job:
+class _ObserveJob:
     def __init__(
         self,
         model: nn.Module,
         device: torch.device | str | None,
         keep: int,
         by_class: bool,
-        progress: Progress | None,
+        progress: ImageProgress | None,
     ) -> None:
         self.model, self.device = model, device
         self.keep, self.by_class, self.progress = keep, by_class, progress
@@ -119,7 +118,7 @@ class _Job:
             sums = Accumulator(discovery, keep=self.keep, by_class=self.by_class)
             images = 0
             if discovery.gates:
-                with undisturbed(model, own_parameters=discovery.trace.writes_parameters) as copied:
+                with preserve_state(model, own_parameters=discovery.trace.writes_parameters) as copied:
                     images = self._pass(copied, itertools.chain([first], batches), Recording(discovery), sums)
         return _report(self.model, discovery, sums, images)
 
@@ -206,7 +205,7 @@ def _report(model: nn.Module, discovery: Discovery, sums: Accumulator, images: i
 
 def _uncalled(model: nn.Module, discovery: Discovery) -> tuple[str, ...]:
     """Layers that the run did not use; what is inside a site that ran is used in ways of its own."""
-    ran = {visit.name for graph in discovery.trace.graphs for visit in graph.visits}
+    ran = {visit.name for graph in discovery.trace.graphs for visit in graph.module_calls}
     sites = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Foldable) and n in ran)
     return tuple(name for name in discovery.trace.uncalled if not name.startswith(sites))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from stripefold.distributed import gathered, together
+from stripefold.distributed import gathered, run_on_all_ranks
 from stripefold.errors import ObserveError
 from stripefold.stripe.report import StripeReport
 
@@ -25,6 +25,6 @@ def merged_over_processes(run: Callable[[], StripeReport | None], group: Any) ->
     """
     if not dist.is_available() or not dist.is_initialized():
         raise ObserveError("process_group is given, but torch.distributed is not initialised: leave it out")
-    report = together(run, group, ObserveError)
+    report = run_on_all_ranks(run, group, ObserveError)
     reports = [found for found in gathered(report, group, ObserveError) if found is not None]
     return reduce(StripeReport.merge, reports) if reports else None

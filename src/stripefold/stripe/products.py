@@ -100,7 +100,9 @@ def affine_sum(graph: Graph, product: Product, layer_axes: LayerAxes) -> int:
 def _depends_on_a_map(graph: Graph, index: int) -> bool:
     """Whether a value is a feature map or computed from one; a comparison with a threshold is, too (a hard gate)."""
     role = graph.nodes[index].role
-    return role == "activation" or (role == "discrete" and bool(graph.values_behind[index] & graph.activations))
+    return role == "activation" or (
+        role == "integer_dependent" and bool(graph.values_behind[index] & graph.activations)
+    )
 
 
 def compact(graph: Graph, index: int) -> int:
@@ -298,7 +300,7 @@ def _shows_one_value_often(graph: Graph, index: int) -> bool:
             todo.extend(node.inputs)
         else:
             shown.add(current)
-    return graph.nodes[index].spread > sum(graph.nodes[i].spread for i in shown)
+    return graph.nodes[index].unbroadcast_numel > sum(graph.nodes[i].unbroadcast_numel for i in shown)
 
 
 def _reduces_a_map(graph: Graph, index: int) -> bool:

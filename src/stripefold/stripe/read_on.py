@@ -1,4 +1,4 @@
-"""Which attention modules write into what they are given, so that the model reads on there and not what they return."""
+"""Attention modules whose in-place result is used: they write into their input, and the model reads that."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripefold.graph.graph import Graph
+from stripefold.graph.module_calls import ModuleCall
 from stripefold.graph.record_run import IsLayer
 from stripefold.graph.trace import trace
-from stripefold.graph.visits import Visit
 from stripefold.modules.structural_copy import structural_copy
 
 
@@ -40,14 +40,16 @@ def read_on(model: nn.Module, example: Any, names: Collection[str], *, is_layer:
 
 
 def _read_in(graph: Graph, names: Collection[str]) -> frozenset[str]:
-    return frozenset(visit.name for visit in graph.visits if visit.name in names and _is_read(graph, visit, graph.dead))
+    return frozenset(
+        visit.name for visit in graph.module_calls if visit.name in names and _is_read(graph, visit, graph.dead)
+    )
 
 
 def _copy(module: nn.Module, args: Any, output: Any) -> Any:
     return output.clone() if isinstance(output, Tensor) else output
 
 
-def _is_read(graph: Graph, visit: Visit, dead: Collection[int]) -> bool:
+def _is_read(graph: Graph, visit: ModuleCall, dead: Collection[int]) -> bool:
     """Whether a value made during a call is used after it, or returned by the model; the copy is the node behind it."""
     made = range(visit.first, visit.last)
     users = {user for index in made for user in graph.consumers[index] if user > visit.last and user not in dead}

@@ -139,7 +139,7 @@ class Recording:
                 value = next(tensors_in((args, kwargs)), None)
                 if gate.entry_call == call and value is not None:
                     node = self._discovery.graph_of(gate).nodes[gate.descriptor]
-                    self._descriptors[i] = self._keep(value, node.spread // node.shape[0])
+                    self._descriptors[i] = self._keep(value, node.unbroadcast_numel // node.shape[0])
 
         return hook
 

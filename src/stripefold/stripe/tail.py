@@ -30,7 +30,7 @@ _WITH_NUMBER = _names("add sub rsub mul div")
 
 
 @dataclass(frozen=True)
-class Tail:
+class GateTail:
     """What stands between a module and a gate.
 
     Attributes:
@@ -53,7 +53,7 @@ class Tail:
         return z
 
 
-def tail_of(graph: Graph, gate: int, product: int) -> Tail | None:
+def tail_of(graph: Graph, gate: int, product: int) -> GateTail | None:
     """The tail of a gate that no module returns, or None.
 
     Also None where the same code reads the map by a function of its own (pools it, say), which no constant would stop.
@@ -67,10 +67,10 @@ def tail_of(graph: Graph, gate: int, product: int) -> Tail | None:
     index = gate
     while True:
         if steps:
-            for visit in sorted(graph.visits_giving.get(index, ()), key=lambda visit: (visit.first, -visit.last)):
+            for visit in sorted(graph.module_calls_giving.get(index, ()), key=lambda visit: (visit.first, -visit.last)):
                 if not visit.first <= product < visit.last:
-                    calls = len(graph.visits_of[visit.name])
-                    found = Tail(visit.name, visit.call, calls, tuple(steps))
+                    calls = len(graph.module_calls_of[visit.name])
+                    found = GateTail(visit.name, visit.call, calls, tuple(steps))
                     return None if _reads_a_map(graph, gate, product) else found
         source = _only_source(graph, index)
         if source is None:

@@ -38,7 +38,7 @@ class Content:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class CheckpointState:
     """What a checkpoint holds beside that: the last epoch's (sample, mean), and the means in full."""
 
     last: dict[str, tuple[Tensor, Tensor]]
@@ -73,7 +73,7 @@ def _with_means(kept: Kept, epochs: int, gate: str) -> Kept:
     return replace(kept, channel_means=means)
 
 
-def read_state(state: Any) -> tuple[dict[str, Any], State]:
+def read_state(state: Any) -> tuple[dict[str, Any], CheckpointState]:
     """What a checkpoint holds: the content, to be read as a file's, and the rest.
 
     Args:
@@ -84,7 +84,7 @@ def read_state(state: Any) -> tuple[dict[str, Any], State]:
     """
     content = dict(state) if isinstance(state, Mapping) else {}
     try:
-        held = record(State, {name: content.pop(name, None) for name in ("last", "means")}, "the trajectory")
+        held = record(CheckpointState, {name: content.pop(name, None) for name in ("last", "means")}, "the trajectory")
         gates = read_content(content).gates
         for gate, (sample, mean) in held.last.items():
             exact, like = held.means.get(gate), getattr(gates.get(gate), "channel_means", None)

@@ -56,7 +56,7 @@ class Expected:
 
     def __init__(self, graph: Graph, gate: ChannelGate) -> None:
         self.signature: Signature = traced_signature(graph, gate.product)
-        calls = [v for v in graph.visits_of.get(gate.where, []) if v.call == gate.where_call]
+        calls = [v for v in graph.module_calls_of.get(gate.where, []) if v.call == gate.where_call]
         first, last = (calls[0].first, calls[0].last) if calls else (0, len(graph.nodes))
         alike = [i for i in range(first, last) if _is_product_in(graph, i, gate.where)]
         alike = [i for i in alike if traced_signature(graph, i) == self.signature]

@@ -23,7 +23,7 @@ BACKBONE, COPY, FOLDED = "ResNet164", "identical copy", "ASR(SE), folded"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class ImageStatistics:
     """What the images of a data set look like."""
 
     name: str
@@ -41,7 +41,7 @@ class Printed:
 
 
 NOTHING = Printed()
-DATA = (Images(name="CIFAR100", size=32, classes=100), Images(name="STL10", size=96, classes=10))
+DATA = (ImageStatistics(name="CIFAR100", size=32, classes=100), ImageStatistics(name="STL10", size=96, classes=10))
 ATTENTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "+ IE": ("ie", {}),
     "+ SE": ("se", {}),
@@ -75,7 +75,7 @@ PAPER: Mapping[str, Mapping[str, Printed]] = {
 COLUMNS = ("network", "parameters", "paper", "images/s", "change", "quartiles", "paper")
 
 
-def build_networks(images: Images, model: str = NETWORK) -> dict[str, nn.Module]:
+def build_networks(images: ImageStatistics, model: str = NETWORK) -> dict[str, nn.Module]:
     """Every row's network, with random weights from a fixed seed, in evaluation mode.
 
     Args:
@@ -93,7 +93,7 @@ def build_networks(images: Images, model: str = NETWORK) -> dict[str, nn.Module]
 
 
 def measure_table1(
-    settings: Settings, *, batch: int = 8, data: Sequence[Images] = DATA, model: str = NETWORK, date: str = ""
+    settings: Settings, *, batch: int = 8, data: Sequence[ImageStatistics] = DATA, model: str = NETWORK, date: str = ""
 ) -> list[Report]:
     """Time every row at one batch size, a report for each data set.
 

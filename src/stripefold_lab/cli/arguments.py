@@ -13,11 +13,11 @@ from stripefold_lab.names import check_model_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from stripefold_lab.processes import Place
+    from stripefold_lab.processes import ProcessRank
 
 MODEL_NAME_HELP = "A model's name: resnet20, resnet164, or any of timm or torchvision."
 Attention = Annotated[str, typer.Option(help="Which channel attention; `stripefold attention` lists them.")]
-Where = Annotated[
+WhereOption = Annotated[
     list[str] | None, typer.Option(help="residual, norm, affine, or a glob of layer names; may be given again.")
 ]
 Classes = Annotated[int, typer.Option(help="Number of classes.")]
@@ -25,7 +25,7 @@ Size = Annotated[int | None, typer.Option(help="Side of the images; the model's 
 Device = Annotated[str, typer.Option(help="auto (the GPU where there is one), cpu, cuda, cuda:1, mps ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
 DataDir = Annotated[str | None, typer.Option(help="Where torchvision's data sets lie.")]
-Weights = Annotated[
+WeightsOption = Annotated[
     Path | None, typer.Option(help="Weights of a model that is given by name: .safetensors, .pth, .pth.tar, .bin.")
 ]
 WeightsKey = Annotated[
@@ -37,7 +37,7 @@ Mean = Annotated[
 Std = Annotated[str | None, typer.Option(help="Deviation per channel, likewise.")]
 Crop = Annotated[float | None, typer.Option(help="Share of the resized image that is seen; the network's own.")]
 CropMode = Annotated[str | None, typer.Option(help="center, squash or border; the network's own.")]
-Interpolation = Annotated[str | None, typer.Option(help="bilinear, bicubic, nearest ...; the network's own.")]
+InterpolationOption = Annotated[str | None, typer.Option(help="bilinear, bicubic, nearest ...; the network's own.")]
 
 
 def preprocessing_option(
@@ -101,7 +101,7 @@ def resolve_device(name: str) -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def own_place(device: str) -> tuple[Place, str]:
+def own_place(device: str) -> tuple[ProcessRank, str]:
     """Where torchrun has put this process, if it did, and the device that is its own: ``cuda`` is one GPU each.
 
     Raises:

@@ -15,12 +15,12 @@ from stripefold_lab.cli.arguments import (
     CropMode,
     DataDir,
     Device,
-    Interpolation,
+    InterpolationOption,
     Mean,
     Size,
     Std,
-    Weights,
     WeightsKey,
+    WeightsOption,
     own_place,
     preprocessing_option,
 )
@@ -28,7 +28,7 @@ from stripefold_lab.cli.bake_report import make_bake_folders, print_made, save_b
 from stripefold_lab.cli.deployable import check_names
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import check_weights_file
-from stripefold_lab.cli.progress import Progress
+from stripefold_lab.cli.progress import ProgressLine
 from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from stripefold.baking.report import BakeReport
     from stripefold.baking.settle_options import Settle
     from stripefold_lab.cli.deployable import Deployable
-    from stripefold_lab.processes import Place
+    from stripefold_lab.processes import ProcessRank
 
 _CHOSEN = "The gates were chosen by the same test images that the figures are of."
 _RECALIBRATE: dict[str, Any] = {"auto": "auto", "yes": True, "no": False}
@@ -62,7 +62,7 @@ def bake(
         typer.Option(help="folder:PATH, cifar10, digits ...; for ONNX also FILE.npz, FILE.py:FUNCTION."),
     ] = None,
     data_dir: DataDir = None,
-    weights: Weights = None,
+    weights: WeightsOption = None,
     weights_key: WeightsKey = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
     size: Size = None,
@@ -70,7 +70,7 @@ def bake(
     std: Std = None,
     crop: Crop = None,
     crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
+    interpolation: InterpolationOption = None,
     images: Annotated[int, typer.Option(min=2, help="How many training images calibrate.")] = 1024,
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images judge; all if not given.")
@@ -136,7 +136,7 @@ def bake(
     moved: dict[str, Any] = {"way": settle_way, "lr": settle_rate, "distill": distill, "checkpoint": checkpoint}
     options["settle"] = _settle(given, settle, moved)
     with joined(place) as group:
-        progress = Progress(told=place.first)
+        progress = ProgressLine(told=place.first)
         tell = progress.tell if place.first else None
         model, made = sf.bake(given.model, calibration, device=device, progress=tell, process_group=group, **options)
     if not place.first:
@@ -206,7 +206,7 @@ def _check_to(given: Deployable, to: str, output: Path | None) -> None:
         )
 
 
-def _images(given: Deployable, images: int, test_images: int | None, place: Place) -> tuple[Any, Any]:
+def _images(given: Deployable, images: int, test_images: int | None, place: ProcessRank) -> tuple[Any, Any]:
     """Training images as in training, and test images; of several processes each has its part."""
     from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
 

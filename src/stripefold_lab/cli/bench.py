@@ -13,7 +13,7 @@ from stripefold_lab.cli.arguments import (
     Attention,
     Device,
     Size,
-    Where,
+    WhereOption,
     named_model,
     resolve_device,
     where_option,
@@ -36,7 +36,7 @@ def bench(
     ] = None,
     *,
     attention: Attention = "se",
-    where: Where = None,
+    where: WhereOption = None,
     mode: Annotated[str, typer.Option(help="inference or training.")] = "inference",
     deploy: Annotated[bool, typer.Option("--deploy", help="Every deployed form, in images per second.")] = False,
     table1: Annotated[

@@ -97,7 +97,7 @@ def deployable(
         preprocessing: What takes the place of the run's, or the network's, own.
         same_classes: Whether the images have to be of as many classes as a run tells apart.
         looks: Whether images are looked at at all; if not, none are opened.
-        named: Fields of ``Named``, for a model that is given by name.
+        named: Fields of ``ModelByName``, for a model that is given by name.
 
     Raises:
         CheckpointError: A file that is no run's, or no weights of the model.
@@ -108,7 +108,7 @@ def deployable(
     changes: dict[str, Any] = {"data": data, "data_dir": data_dir, "preprocessing": preprocessing or None}
     changes = {name: value for name, value in changes.items() if value is not None}
     if not is_path(source):
-        return _from_name(source, changes, Named(**given))
+        return _from_name(source, changes, ModelByName(**given))
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         advice = "; another size is for Python: stripefold.export.export_model(model, path, example=...)"
@@ -117,7 +117,7 @@ def deployable(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
+class ModelByName:
     """What is said of a model that is given by name.
 
     Attributes:
@@ -189,7 +189,7 @@ def _from_run(source: str, changes: dict[str, Any], *, same_classes: bool, looks
     )  # fmt: skip
 
 
-def _from_name(name: str, changes: dict[str, Any], named: Named) -> Deployable:
+def _from_name(name: str, changes: dict[str, Any], named: ModelByName) -> Deployable:
     from stripefold.folding.files import load_model_
     from stripefold.modules.example import infer_example
     from stripefold_lab.models.preprocessing import declared_preprocessing
@@ -226,7 +226,7 @@ def _from_name(name: str, changes: dict[str, Any], named: Named) -> Deployable:
     )
 
 
-def _built(name: str, spec: ImageSpec | None, named: Named) -> nn.Module:
+def _built(name: str, spec: ImageSpec | None, named: ModelByName) -> nn.Module:
     from stripefold_lab.cli.arguments import named_model
 
     return named_model(
@@ -244,7 +244,7 @@ def _noise(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _data_for(name: str, size: Any, changes: dict[str, Any], named: Named) -> tuple[Data, TrainConfig]:
+def _data_for(name: str, size: Any, changes: dict[str, Any], named: ModelByName) -> tuple[Data, TrainConfig]:
     """The images for a named network, prepared as it declares.
 
     Raises:

@@ -13,12 +13,12 @@ from stripefold_lab.cli.arguments import (
     Crop,
     CropMode,
     DataDir,
-    Interpolation,
+    InterpolationOption,
     Mean,
     Size,
     Std,
-    Weights,
     WeightsKey,
+    WeightsOption,
     preprocessing_option,
 )
 from stripefold_lab.cli.deployable import check_names, deployable, is_path
@@ -41,7 +41,7 @@ def evaluate(
         str | None, typer.Option(help="folder:PATH, cifar10, digits ...; the run's own if not given.")
     ] = None,
     data_dir: DataDir = None,
-    weights: Weights = None,
+    weights: WeightsOption = None,
     weights_key: WeightsKey = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
     size: Size = None,
@@ -49,7 +49,7 @@ def evaluate(
     std: Std = None,
     crop: Crop = None,
     crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
+    interpolation: InterpolationOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on test images: accuracy and loss, mIoU, or mAP."""

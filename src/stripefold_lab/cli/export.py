@@ -12,11 +12,11 @@ from stripefold_lab.cli.arguments import (
     Crop,
     CropMode,
     DataDir,
-    Interpolation,
+    InterpolationOption,
     Mean,
     Std,
-    Weights,
     WeightsKey,
+    WeightsOption,
     preprocessing_option,
 )
 from stripefold_lab.cli.deployable import check_names
@@ -56,13 +56,13 @@ def export(
     classes: Annotated[int | None, typer.Option(help="Number of classes, for a model's name.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images, for a model's name.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Published weights, for a model's name.")] = False,
-    weights: Weights = None,
+    weights: WeightsOption = None,
     weights_key: WeightsKey = None,
     mean: Mean = None,
     std: Std = None,
     crop: Crop = None,
     crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
+    interpolation: InterpolationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Fold a model, write it as weights, as a program or as ONNX, and check the file before it is there."""

@@ -13,7 +13,7 @@ from stripefold_lab.cli.output import check_weights_file, make_folder, print_lin
 from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
-    from stripefold.folding.files import Kind
+    from stripefold.folding.files import FileKind
     from stripefold_lab.training.loading import LoadedRun
 
 
@@ -71,7 +71,7 @@ def _fold_run(source: Path, output: Path | None, *, fuse: bool) -> None:
     detects = run.config.task == "detection"
     plain, report = sf.fold(run.model, fuse=fuse, example=example, check=False if detects else "auto", report=True)
     check = verify_task("detection", run.model, plain, example) if detects else None
-    kind: Kind = "fused" if fuse else "attached" if dynamic else "folded"
+    kind: FileKind = "fused" if fuse else "attached" if dynamic else "folded"
     make_folder(output.parent)
     sf.save_model(plain, output, kind=kind, extra=run.about)
     print_line(report)

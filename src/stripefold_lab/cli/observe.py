@@ -16,19 +16,19 @@ from stripefold_lab.cli.arguments import (
     CropMode,
     DataDir,
     Device,
-    Interpolation,
+    InterpolationOption,
     Mean,
     Size,
     Std,
-    Weights,
     WeightsKey,
+    WeightsOption,
     own_place,
     preprocessing_option,
 )
 from stripefold_lab.cli.deployable import Deployable, check_names, deployable, is_path
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import print_line
-from stripefold_lab.cli.progress import Progress
+from stripefold_lab.cli.progress import ProgressLine
 from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from stripefold.stripe.report import StripeReport
     from stripefold.stripe.trajectory import Trajectory
-    from stripefold_lab.processes import Place
+    from stripefold_lab.processes import ProcessRank
 
 NOISE = "noise"
 _CLASSES = 1000  # what pretrained weights know; the gates do not depend on it
@@ -66,7 +66,7 @@ def observe(
     by_class: Annotated[bool, typer.Option("--by-class", help="How much of what varies is the class?")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Load the named model's published weights.")] = False,
-    weights: Weights = None,
+    weights: WeightsOption = None,
     weights_key: WeightsKey = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Classes of a named model with weights: 1000.")] = None,
     size: Size = None,
@@ -74,7 +74,7 @@ def observe(
     std: Std = None,
     crop: Crop = None,
     crop_mode: CropMode = None,
-    interpolation: Interpolation = None,
+    interpolation: InterpolationOption = None,
     device: Device = "auto",
     preprocess: Preprocess = None,
 ) -> None:
@@ -108,7 +108,7 @@ def observe(
         **named,
     )
     batches = _batches(given, images, place, noise=data == NOISE)
-    with Progress(told=place.first) as progress:
+    with ProgressLine(told=place.first) as progress:
         options: dict[str, Any] = {"max_images": images, "by_class": by_class}
         options["progress"] = partial(_seen, progress, len(place.part(images)))
         with joined(place) as group:
@@ -130,7 +130,7 @@ def _observe_onnx(
     paper: str | None,
     as_json: bool,
 ) -> None:
-    with Progress() as progress:
+    with ProgressLine() as progress:
         seen = partial(_seen, progress, images)
         report = observe_onnx(path, data, preprocess, images=images, by_class=by_class, progress=seen)
         page = _write(report, out, str(path), paper, partial(_writing, progress))
@@ -157,7 +157,7 @@ def _check_paper(paper: str | None, out: Path | None) -> None:
         raise ConfigError("--paper writes pictures: say where with --out")
 
 
-def _check_named(name: str, data: str | None, named: dict[str, Any], place: Place) -> dict[str, Any]:
+def _check_named(name: str, data: str | None, named: dict[str, Any], place: ProcessRank) -> dict[str, Any]:
     """What is added to the options of a model's name: the gates do not depend on how many classes there are.
 
     Raises:
@@ -175,7 +175,7 @@ def _check_named(name: str, data: str | None, named: dict[str, Any], place: Plac
     return {"classes": named["classes"] or _CLASSES, "channels": 3}
 
 
-def _batches(given: Deployable, images: int, place: Place, *, noise: bool) -> Iterable[Any]:
+def _batches(given: Deployable, images: int, place: ProcessRank, *, noise: bool) -> Iterable[Any]:
     from stripefold_lab.training.fixed import fixed_images
 
     if noise:
@@ -185,7 +185,7 @@ def _batches(given: Deployable, images: int, place: Place, *, noise: bool) -> It
     return fixed_images(given.data, images, _BATCH, place)
 
 
-def _noise(shape: tuple[int, ...], images: int, place: Place) -> Iterable[Any]:
+def _noise(shape: tuple[int, ...], images: int, place: ProcessRank) -> Iterable[Any]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -233,9 +233,9 @@ def _say(text: str) -> None:
     print(f"stripefold: {printable(text)}", file=sys.stderr)
 
 
-def _seen(progress: Progress, images: int, count: int) -> None:
+def _seen(progress: ProgressLine, images: int, count: int) -> None:
     progress.tell("images", count, images)
 
 
-def _writing(progress: Progress, name: str) -> None:
+def _writing(progress: ProgressLine, name: str) -> None:
     progress.tell(f"writing {name}")

@@ -10,7 +10,7 @@ import typer
 
 from stripefold.errors import ConfigError
 from stripefold_lab.cli.bake_report import make_bake_folders, print_made, save_bake_report
-from stripefold_lab.cli.progress import Progress
+from stripefold_lab.cli.progress import ProgressLine
 from stripefold_lab.cli.users_code import users_function
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def bake_onnx(
     if output is not None:
         _check_output(output, path, overwrite=overwrite)
     make_bake_folders(report, output)
-    with Progress() as progress:
+    with ProgressLine() as progress:
         made = bake(path, data_of(path, data, preprocess), output=output, progress=progress.tell, **options)[1]
     written = [f"written: {output}"] if made.path else []
     if report is not None:  # before anything is said: nobody may be left to hear it

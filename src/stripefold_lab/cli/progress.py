@@ -12,7 +12,7 @@ LINE_EVERY = 10.0
 """Seconds between two lines where standard error is no terminal."""
 
 
-class Progress:
+class ProgressLine:
     """One line that is written over on a terminal; elsewhere a line now and then.
 
     Args:
@@ -26,7 +26,7 @@ class Progress:
         self._stage = ("", 0, 0)
         self._started = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:

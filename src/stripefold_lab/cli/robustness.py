@@ -11,7 +11,7 @@ import typer
 from stripefold.errors import ConfigError
 from stripefold.own_files import check_own_files
 from stripefold_lab.cli.output import make_folder, print_line, print_table
-from stripefold_lab.cli.progress import Progress
+from stripefold_lab.cli.progress import ProgressLine
 
 
 def robustness(
@@ -45,7 +45,7 @@ def robustness(
         check_own_files(out, FILES, ConfigError)
     from stripefold_lab.robustness import measure_robustness, write_robustness
 
-    with Progress() as shown:
+    with ProgressLine() as shown:
         report = measure_robustness(
             sources,
             kinds=None if kinds is None else _words(kinds),

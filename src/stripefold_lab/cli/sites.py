@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stripefold_lab.cli.arguments import MODEL_NAME_HELP, AsJson, Classes, Size, Where, named_model, where_option
+from stripefold_lab.cli.arguments import MODEL_NAME_HELP, AsJson, Classes, Size, WhereOption, named_model, where_option
 from stripefold_lab.cli.output import print_json, print_line
 from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users, users_model
 
@@ -16,7 +16,7 @@ def sites(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_NAME_HELP, show_default=False)] = None,
     *,
     own: OwnModel = None,
-    where: Where = None,
+    where: WhereOption = None,
     classes: Classes = 10,
     size: Size = None,
     as_json: AsJson = False,

@@ -1,4 +1,4 @@
-"""What every reader does: open a file, and say in words what is wrong with it."""
+"""Opens files for the dataset readers, with errors that say what is wrong with them."""
 
 from __future__ import annotations
 

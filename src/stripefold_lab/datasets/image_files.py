@@ -1,4 +1,4 @@
-"""Image files as what they are: of any depth, orientation and colours, or refused by name.
+"""Reads image files of any depth, orientation and colours, or refuses them by name.
 
 Pillow decodes. What it would do in silence is done in the open here: 16 bits of grey stay 16 bits, an image is turned
 as its EXIF orientation says, and transparent pixels, several frames and numbers without a known range are refused.

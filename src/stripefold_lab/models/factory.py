@@ -1,4 +1,4 @@
-"""One door to every model: our own names first, then timm's, then torchvision's."""
+"""Builds a model by name: our own names first, then timm's, then torchvision's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a detector's heads give before anything is sorted out: numbers that can be compared one by one."""
+"""Raw outputs of a detector's heads, before non-maximum suppression, to compare number by number."""
 
 from __future__ import annotations
 

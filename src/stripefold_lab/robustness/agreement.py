@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stripefold.asr.detach import detach
 from stripefold.folding.verify import verify
 from stripefold_lab.models.heads import HeadOutputs
-from stripefold_lab.robustness.networks import Network, fold_quietly
+from stripefold_lab.robustness.networks import MeasuredNetwork, fold_quietly
 from stripefold_lab.robustness.report import Equivalence
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Inside(Protocol):
         """The context."""
 
 
-class Agreement:
+class FoldAgreement:
     """Compares every run with gates, kind after kind.
 
     Args:
@@ -38,7 +38,7 @@ class Agreement:
         task: A detector is compared by what its heads give before non-maximum suppression.
     """
 
-    def __init__(self, networks: Sequence[Network], data: Data, task: str) -> None:
+    def __init__(self, networks: Sequence[MeasuredNetwork], data: Data, task: str) -> None:
         self.found: list[Equivalence] = []
         example = data.spec.example().double()
         self._trios = [_trio(network, example) for network in networks if network.gated is not None]
@@ -70,7 +70,7 @@ class Agreement:
         return verify(*pair, images, raise_on_mismatch=strict).error
 
 
-def _trio(network: Network, example: Tensor) -> tuple[str, nn.Module, nn.Module, nn.Module]:
+def _trio(network: MeasuredNetwork, example: Tensor) -> tuple[str, nn.Module, nn.Module, nn.Module]:
     """Attached, folded and without gates, in float64: the fold is rounded to nothing coarser."""
     attached = copy.deepcopy(network.gated).double()  # type: ignore[union-attr]
     return network.source, attached, fold_quietly(attached, example), fold_quietly(detach(attached), example)

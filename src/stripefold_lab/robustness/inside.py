@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stripefold.errors import ConfigError
 from stripefold_lab.robustness.kinds import KINDS
-from stripefold_lab.training.noisy import backbone_layers, batch_norms, disturb, hooked
+from stripefold_lab.training.noise_hooks import backbone_layers, batch_norms, disturb, hooked
 from stripefold_lab.training.seeding import derive_seed
 
 KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -8,12 +8,12 @@ from typing import Literal
 
 from stripefold.errors import ConfigError
 
-Family = Literal["noise", "corruption", "inside"]
+DisturbanceFamily = Literal["noise", "corruption", "inside"]
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class Disturbance:
     """One kind of disturbance.
 
     Attributes:
@@ -23,7 +23,7 @@ class Kind:
         origin: Whose the strengths are.
     """
 
-    family: Family
+    family: DisturbanceFamily
     strengths: tuple[float, float, float, float, float]
     unit: str
     origin: str = "ours"
@@ -35,25 +35,25 @@ class Kind:
 
 _CIFAR_C = "as in the script of CIFAR-10-C"
 _TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5)
-KINDS: dict[str, Kind] = {
-    "gaussian-noise": Kind(
+KINDS: dict[str, Disturbance] = {
+    "gaussian-noise": Disturbance(
         family="noise", strengths=(0.04, 0.06, 0.08, 0.09, 0.10), unit="standard deviation", origin=_CIFAR_C
     ),
-    "uniform-noise": Kind(family="noise", strengths=(0.05, 0.1, 0.15, 0.2, 0.3), unit="half width"),
-    "salt-and-pepper": Kind(
+    "uniform-noise": Disturbance(family="noise", strengths=(0.05, 0.1, 0.15, 0.2, 0.3), unit="half width"),
+    "salt-and-pepper": Disturbance(
         family="noise", strengths=(0.01, 0.02, 0.03, 0.05, 0.07), unit="share of values", origin=_CIFAR_C
     ),
-    "gaussian-blur": Kind(
+    "gaussian-blur": Disturbance(
         family="corruption", strengths=(0.4, 0.6, 0.8, 1.0, 1.5), unit="standard deviation in 32nds of the side"
     ),
-    "pixelate": Kind(family="corruption", strengths=(0.8, 0.65, 0.5, 0.35, 0.25), unit="share of the side kept"),
-    "jpeg": Kind(family="corruption", strengths=(80, 65, 58, 50, 40), unit="quality", origin=_CIFAR_C),
-    "brightness": Kind(family="corruption", strengths=(1.2, 1.4, 1.6, 1.8, 2.0), unit="factor"),
-    "contrast": Kind(family="corruption", strengths=(0.75, 0.5, 0.4, 0.3, 0.15), unit="factor", origin=_CIFAR_C),
-    "batch-constant": Kind(family="inside", strengths=_TENTHS, unit="N_a - 1 and N_b"),
-    "batch-random": Kind(family="inside", strengths=_TENTHS, unit="deviation of N_a and N_b"),
-    "layer-constant": Kind(family="inside", strengths=_TENTHS, unit="share of the layer's deviation"),
-    "layer-random": Kind(family="inside", strengths=_TENTHS, unit="share of the layer's deviation"),
+    "pixelate": Disturbance(family="corruption", strengths=(0.8, 0.65, 0.5, 0.35, 0.25), unit="share of the side kept"),
+    "jpeg": Disturbance(family="corruption", strengths=(80, 65, 58, 50, 40), unit="quality", origin=_CIFAR_C),
+    "brightness": Disturbance(family="corruption", strengths=(1.2, 1.4, 1.6, 1.8, 2.0), unit="factor"),
+    "contrast": Disturbance(family="corruption", strengths=(0.75, 0.5, 0.4, 0.3, 0.15), unit="factor", origin=_CIFAR_C),
+    "batch-constant": Disturbance(family="inside", strengths=_TENTHS, unit="N_a - 1 and N_b"),
+    "batch-random": Disturbance(family="inside", strengths=_TENTHS, unit="deviation of N_a and N_b"),
+    "layer-constant": Disturbance(family="inside", strengths=_TENTHS, unit="share of the layer's deviation"),
+    "layer-random": Disturbance(family="inside", strengths=_TENTHS, unit="share of the layer's deviation"),
 }
 
 

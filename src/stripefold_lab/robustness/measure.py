@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,11 +14,12 @@ import torch
 
 from stripefold import __version__
 from stripefold.errors import ConfigError, DataError
-from stripefold_lab.robustness.agreement import Agreement, Inside
+from stripefold.progress import StepProgress
+from stripefold_lab.robustness.agreement import FoldAgreement, Inside
 from stripefold_lab.robustness.corruptions import Corruption
 from stripefold_lab.robustness.inside import INSIDE, noise_inside, noisy_layers
 from stripefold_lab.robustness.kinds import KINDS, choose_kinds, choose_severities
-from stripefold_lab.robustness.networks import Network, load_networks
+from stripefold_lab.robustness.networks import MeasuredNetwork, load_networks
 from stripefold_lab.robustness.report import CLEAN, RobustnessReport, Score
 from stripefold_lab.training.data import Data
 from stripefold_lab.training.evaluation import evaluate_model
@@ -26,8 +27,6 @@ from stripefold_lab.training.tasks import TASKS
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
-
-Progress = Callable[[str, int, int], None]
 
 
 def measure_robustness(
@@ -37,7 +36,7 @@ def measure_robustness(
     severities: Iterable[int] | None = None,
     images: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> RobustnessReport:
     """Compare what runs left under noise in the image, common corruptions, and noise in their layers.
 
@@ -106,7 +105,7 @@ def _suitable(asked: tuple[str, ...] | None, config: TrainConfig) -> tuple[str, 
     return tuple(kind for kind in choose_kinds(asked) if kind not in INSIDE)
 
 
-def _check_layers(networks: Sequence[Network], inside: Sequence[str]) -> None:
+def _check_layers(networks: Sequence[MeasuredNetwork], inside: Sequence[str]) -> None:
     """Noise is paired by the layers' names: every network must have the same ones."""
     for kind in inside:
         names = [_layer_names(network, kind) for network in networks]
@@ -120,7 +119,7 @@ def _check_layers(networks: Sequence[Network], inside: Sequence[str]) -> None:
                 )
 
 
-def _layer_names(network: Network, kind: str) -> set[str]:
+def _layer_names(network: MeasuredNetwork, kind: str) -> set[str]:
     try:
         return set(noisy_layers(network.model, kind))
     except ConfigError as error:
@@ -131,14 +130,20 @@ class _Work:
     """The measurements of one report."""
 
     def __init__(
-        self, networks: Sequence[Network], data: Data, config: TrainConfig, *, seed: int, progress: Progress | None
+        self,
+        networks: Sequence[MeasuredNetwork],
+        data: Data,
+        config: TrainConfig,
+        *,
+        seed: int,
+        progress: StepProgress | None,
     ) -> None:
         self.networks = networks
         self.labels = tuple(dict.fromkeys(network.label for network in networks))
         self.data = data
         self.config = config
         self.seed = seed
-        self.agreement = Agreement(networks, data, config.task)
+        self.agreement = FoldAgreement(networks, data, config.task)
         self._tell = progress or (lambda what, done, total: None)
 
     def measure(self, conditions: Sequence[tuple[str, int]]) -> tuple[Score, ...]:
@@ -172,6 +177,6 @@ class _Work:
             return lambda model, *, images: nullcontext()
         return functools.partial(noise_inside, kind=kind, severity=severity, seed=self.seed)
 
-    def _score(self, network: Network, data: Data, kind: str, severity: int) -> float:
+    def _score(self, network: MeasuredNetwork, data: Data, kind: str, severity: int) -> float:
         with self._inside(kind, severity)(network.model, images=len(data.test)):
             return evaluate_model(network.model, data, self.config, kind=kind, source=network.source).score

@@ -16,8 +16,8 @@ from stripefold.branches.block import BranchBlock
 from stripefold.errors import ConfigError
 from stripefold.folding.fold import fold
 from stripefold_lab.training.config import FREE_ON_RESUME, TrainConfig
-from stripefold_lab.training.idle import canonical
 from stripefold_lab.training.loading import LoadedRun, load_run
+from stripefold_lab.training.unused_options import canonical
 
 SAME = ("task", "data", "limit_train", "limit_test")
 """Options in which compared runs may not differ: the images, and what they are judged by."""
@@ -26,7 +26,7 @@ IGNORED = FREE_ON_RESUME | {"seed", "threads", "accelerator", "observe_every", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class MeasuredNetwork:
     """One network to measure.
 
     Attributes:
@@ -44,7 +44,7 @@ class Network:
     gated: nn.Module | None = None
 
 
-def load_networks(sources: Sequence[str | Path], **overrides: Any) -> tuple[list[Network], LoadedRun]:
+def load_networks(sources: Sequence[str | Path], **overrides: Any) -> tuple[list[MeasuredNetwork], LoadedRun]:
     """Read runs; one with static gates gives two networks, attached and folded.
 
     Args:
@@ -97,20 +97,20 @@ def _short(value: Any) -> str:
     return f"{len(value)} ({', '.join(value[:3])} ...)" if isinstance(value, tuple) else repr(value)
 
 
-def _networks(label: str, group: dict[int, LoadedRun]) -> list[Network]:
+def _networks(label: str, group: dict[int, LoadedRun]) -> list[MeasuredNetwork]:
     """Of one group, seeds rising: first all attached, then all folded ones."""
     ordered = [group[seed] for seed in sorted(group)]
-    plain: list[Network] = []
-    folded: list[Network] = []
+    plain: list[MeasuredNetwork] = []
+    folded: list[MeasuredNetwork] = []
     for run in ordered:
         common: dict[str, Any] = {"seed": run.config.seed, "source": str(run.path)}
         model = run.model.eval()
         if not _has_static_gates(model):
-            plain.append(Network(label=label, model=model, **common))
+            plain.append(MeasuredNetwork(label=label, model=model, **common))
             continue
-        plain.append(Network(label=f"{label}, attached", model=model, **common))
+        plain.append(MeasuredNetwork(label=f"{label}, attached", model=model, **common))
         merged = fold_quietly(model, run.spec.example())
-        folded.append(Network(label=f"{label}, folded", model=merged, gated=model, **common))
+        folded.append(MeasuredNetwork(label=f"{label}, folded", model=merged, gated=model, **common))
     return [*plain, *folded]
 
 

@@ -15,10 +15,10 @@ from stripefold.records import record
 from stripefold_lab.sweep.draw import draw
 from stripefold_lab.sweep.spec import Specification
 from stripefold_lab.training.config import FREE_ON_RESUME
-from stripefold_lab.training.idle import DEFAULTS
 from stripefold_lab.training.paths import RunPaths
 from stripefold_lab.training.recipe import load_config
 from stripefold_lab.training.tasks import TASKS
+from stripefold_lab.training.unused_options import DEFAULTS
 from stripefold_lab.yaml_documents import read_yaml
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """What a finished run is judged by.
 
     Attributes:
@@ -208,7 +208,7 @@ def _to_yaml(sweep: Sweep, drawn: list[dict[str, Any]]) -> str:
     return str(yaml.safe_dump(values, sort_keys=False))
 
 
-def read_outcome(paths: SweepPaths, trial: Trial) -> Outcome | None:
+def read_outcome(paths: SweepPaths, trial: Trial) -> TrialOutcome | None:
     """What a run is judged by, or None where it is not finished: not trained to its end, or with other options.
 
     Args:
@@ -242,14 +242,14 @@ def outcome_fault(paths: SweepPaths, trial: Trial) -> str | None:
     return None
 
 
-def _load_outcome(paths: SweepPaths, trial: Trial) -> Outcome:
-    outcome = record(Outcome, read_json(paths.outcome(trial.name)))
+def _load_outcome(paths: SweepPaths, trial: Trial) -> TrialOutcome:
+    outcome = record(TrialOutcome, read_json(paths.outcome(trial.name)))
     if outcome.measure != TASKS[trial.config.task].score:
         raise ConfigError(f"its measure is {outcome.measure!r}, not that of the task {trial.config.task!r}")
     return outcome
 
 
-def write_outcome(paths: SweepPaths, trial: str, outcome: Outcome) -> None:
+def write_outcome(paths: SweepPaths, trial: str, outcome: TrialOutcome) -> None:
     """Write down what a run is judged by, and forget why it failed before.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stripefold.errors import ConfigError, TrainingError
 from stripefold_lab.sweep.folder import SweepPaths, write_error
 from stripefold_lab.sweep.session import Interrupts, Machines, ray_session
-from stripefold_lab.sweep.trial import Job, run_trial, versions
+from stripefold_lab.sweep.trial import TrialJob, run_trial, versions
 
 if TYPE_CHECKING:
     from stripefold_lab.sweep.trials import Trial
@@ -47,7 +47,7 @@ def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, liste
     """
     with Interrupts() as interrupts, ray_session(machines.address, interrupts) as ray:
         resources = _resources(trials, machines, [node for node in ray.nodes() if node["Alive"]])
-        job = Job(
+        job = TrialJob(
             root=str(paths.root),
             spec=paths.spec.read_text(encoding="utf-8"),
             directory=str(Path.cwd()),
@@ -84,7 +84,7 @@ def _may_use_gpus(trials: Sequence[Trial]) -> bool:
     return any(trial.config.accelerator != "cpu" for trial in trials)
 
 
-def _tuner(tune: Any, job: Job, resources: dict[str, float], parallel: int | None, ends: Any) -> Any:
+def _tuner(tune: Any, job: TrialJob, resources: dict[str, float], parallel: int | None, ends: Any) -> Any:
     def called(trial: Any) -> str:
         return str(trial.config["trial"])
 

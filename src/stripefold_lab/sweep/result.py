@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stripefold_lab.sweep.folder import Outcome, SweepPaths, outcome_fault, read_error, read_outcome
+from stripefold_lab.sweep.folder import SweepPaths, TrialOutcome, outcome_fault, read_error, read_outcome
 from stripefold_lab.sweep.statistics import LEVEL, Estimate, estimate, joint_level, paired
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SettingRow:
     """One setting.
 
     Attributes:
@@ -58,9 +58,9 @@ class SweepResult:
     folder: Path
     sweep: Sweep
     trials: Sequence[Trial]
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, TrialOutcome]
     failed: Mapping[str, str]
-    rows: Sequence[Row]
+    rows: Sequence[SettingRow]
     files: Sequence[Path] = ()
 
     @property
@@ -120,7 +120,7 @@ def collect(sweep: Sweep, settings: Sequence[Setting], trials: Sequence[Trial], 
     )
 
 
-def compare(settings: Sequence[Setting], scores: Mapping[str, Mapping[int, float]]) -> list[Row]:
+def compare(settings: Sequence[Setting], scores: Mapping[str, Mapping[int, float]]) -> list[SettingRow]:
     """One row per setting.
 
     Args:
@@ -134,7 +134,7 @@ def compare(settings: Sequence[Setting], scores: Mapping[str, Mapping[int, float
         mine = scores[setting.label]
         differences = [] if setting.control is None else paired(mine, scores[setting.control])
         rows.append(
-            Row(
+            SettingRow(
                 setting=setting,
                 scores=mine,
                 score=estimate(list(mine.values())),

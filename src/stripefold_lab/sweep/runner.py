@@ -24,7 +24,7 @@ from stripefold_lab.training.locks import locked
 if TYPE_CHECKING:
     from stripefold_lab.sweep.spec import Sweep
 
-Progress = Callable[[str], None]
+Announce = Callable[[str], None]
 
 
 def plan_sweep(sweep: Sweep, folder: str | Path) -> SweepResult:
@@ -45,7 +45,7 @@ def plan_sweep(sweep: Sweep, folder: str | Path) -> SweepResult:
 
 
 def run_sweep(
-    sweep: Sweep, folder: str | Path, *, machines: Machines | None = None, progress: Progress | None = None
+    sweep: Sweep, folder: str | Path, *, machines: Machines | None = None, progress: Announce | None = None
 ) -> SweepResult:
     """Train every run that is not finished, then write the tables and the picture.
 
@@ -96,7 +96,7 @@ def write_result(result: SweepResult) -> SweepResult:
     return dataclasses.replace(result, files=(*write_tables(result), *write_texts(result), *write_pictures(result)))
 
 
-def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell: Progress) -> None:
+def _train(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, tell: Announce) -> None:
     waiting = [trial for trial in trials if read_outcome(paths, trial) is None]
     done = len(trials) - len(waiting)
     if done:

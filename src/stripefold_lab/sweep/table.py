@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from stripefold.atomic import atomic_path
 from stripefold.errors import ConfigError, TrainingError
 from stripefold_lab.sweep.statistics import LEVEL, Estimate
-from stripefold_lab.training.idle import idle_options
+from stripefold_lab.training.unused_options import unused_options
 
 if TYPE_CHECKING:
-    from stripefold_lab.sweep.result import Row, SweepResult
+    from stripefold_lab.sweep.result import SettingRow, SweepResult
     from stripefold_lab.training.config import TrainConfig
 
 TEXT = ("control", "error")
@@ -75,7 +75,7 @@ def _score(found: Estimate | None) -> str:
     return f"{100 * found.mean:.2f}" + ("" if found.spread is None else f" ± {100 * found.spread:.2f}")
 
 
-def _difference(row: Row) -> str:
+def _difference(row: SettingRow) -> str:
     found = row.difference
     if found is None:
         return "" if row.setting.control is None else "no pair of runs"
@@ -155,7 +155,7 @@ def run_records(result: SweepResult) -> list[dict[str, Any]]:
 
 def _options(result: SweepResult, config: TrainConfig) -> dict[str, Any]:
     """What varies, and what makes the control; None where an option does nothing."""
-    values, idle = config.to_dict(), idle_options(config)
+    values, idle = config.to_dict(), unused_options(config)
     names = dict.fromkeys([*(result.sweep.control or {}), *result.sweep.varying])
     return {name: None if name in idle else values[name] for name in names}
 

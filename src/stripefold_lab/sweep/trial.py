@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from stripefold.errors import ConfigError
-from stripefold_lab.sweep.folder import Outcome, SweepPaths, write_error, write_outcome
+from stripefold_lab.sweep.folder import SweepPaths, TrialOutcome, write_error, write_outcome
 
 WAIT_SECONDS = 60.0
 """How long a killed run's process may take to be gone before the run goes on in another."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrialJob:
     """What a run's process must know; plain values, because it may be on another machine.
 
     Attributes:
@@ -39,7 +39,7 @@ class Job:
     gpus: float
 
 
-def run_trial(point: Mapping[str, Any], job: Job) -> dict[str, Any]:
+def run_trial(point: Mapping[str, Any], job: TrialJob) -> dict[str, Any]:
     """Train one run to its end, or from its last checkpoint to its end.
 
     A run that fails is a result as well; what Ray itself may repeat is only a process that was lost.
@@ -65,7 +65,7 @@ def run_trial(point: Mapping[str, Any], job: Job) -> dict[str, Any]:
     return {"score": outcome.score, "error": ""}
 
 
-def check_shared(job: Job) -> None:
+def check_shared(job: TrialJob) -> None:
     """Refuse a machine that does not see the sweep's folder or has other versions.
 
     Args:
@@ -98,7 +98,7 @@ def versions() -> dict[str, str]:
     return {"stripefold": stripefold.__version__, "torch": version("torch")}
 
 
-def _train(job: Job, name: str, paths: SweepPaths) -> Outcome:
+def _train(job: TrialJob, name: str, paths: SweepPaths) -> TrialOutcome:
     if not job.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # newer versions of Ray leave them in sight of runs that got none
     if Path(job.directory).is_dir():
@@ -108,7 +108,7 @@ def _train(job: Job, name: str, paths: SweepPaths) -> Outcome:
     from stripefold_lab.training.tasks import TASKS
 
     result = train(TrainConfig(**{**job.configs[name], "run_dir": str(paths.run(name)), "resume": True}))
-    return Outcome(
+    return TrialOutcome(
         score=result.deployed.score,
         measure=TASKS[result.config.task].score,
         images=result.deployed.images,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stripefold.errors import ConfigError
-from stripefold_lab.training.idle import canonical
+from stripefold_lab.training.unused_options import canonical
 
 if TYPE_CHECKING:
     from stripefold_lab.sweep.spec import Sweep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from stripefold.folding.verify import EquivalenceReport, verify
 from stripefold_lab.models.heads import HeadOutputs
 
+if TYPE_CHECKING:
+    from stripefold_lab.training.detection import Objects
+
+
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.01, 1e-3
 """In pixels and in probability: far above float32 noise, far below what a user would notice."""
-Objects = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

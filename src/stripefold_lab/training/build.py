@@ -54,12 +54,12 @@ def build_model(config: TrainConfig, spec: ImageSpec, *, images: Tensor | None =
         ConfigError: As for ``build_backbone``; also if the network does not run on such images.
     """
     from stripefold.asr.attach import attach_
-    from stripefold.asr.config import Form
+    from stripefold.asr.config import GateForm
 
     model = build_backbone(config, spec)
     if config.branch is not None:
         _put_blocks(model, config, images)
-    forms: dict[str, tuple[Form, ...]] = {
+    forms: dict[str, tuple[GateForm, ...]] = {
         "none": (), "static": ("static",), "dynamic": ("dynamic",), "both": ("static", "dynamic"),
     }  # fmt: skip
     where = list(config.where) if isinstance(config.where, tuple) else config.where

@@ -13,25 +13,25 @@ from stripefold_lab.training.batch_noise import BatchNoise
 from stripefold_lab.training.preprocessing import Preprocessing
 from stripefold_lab.training.values import LOWER, check_names, check_processes, check_range, coerce
 
-Task = Literal["classification", "segmentation", "detection"]
-Form = Literal["static", "dynamic", "both", "none"]
+TaskName = Literal["classification", "segmentation", "detection"]
+AttentionForm = Literal["static", "dynamic", "both", "none"]
 Augmentation = Literal["none", "flip", "shift", "crop-flip", "resized-crop"]
 OptimizerName = Literal["sgd", "adamw"]
-Schedule = Literal["step", "cosine", "constant"]
+ScheduleName = Literal["step", "cosine", "constant"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
-Progress = Literal["auto", "bar", "lines", "none"]
+ProgressDisplay = Literal["auto", "bar", "lines", "none"]
 Strategy = Literal["auto", "ddp", "ddp-unused", "fsdp"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": get_args(Task),
-    "form": get_args(Form),
+    "task": get_args(TaskName),
+    "form": get_args(AttentionForm),
     "init": ("paper", "identity"),
     "start": ("live", "reference"),
     "augmentation": get_args(Augmentation),
     "optimizer": get_args(OptimizerName),
-    "schedule": get_args(Schedule),
+    "schedule": get_args(ScheduleName),
     "precision": get_args(Precision),
-    "progress": get_args(Progress),
+    "progress": get_args(ProgressDisplay),
     "strategy": get_args(Strategy),
 }
 # What may differ between a run and its continuation: none of it changes the numbers, the number of processes no more
@@ -123,7 +123,7 @@ class TrainConfig:
     1
     """
 
-    task: Task = "classification"
+    task: TaskName = "classification"
     data: str = "digits"
     data_dir: str | None = None
     download: bool = False
@@ -138,7 +138,7 @@ class TrainConfig:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     attention: str = "se"
-    form: Form = "static"
+    form: AttentionForm = "static"
     where: str | tuple[str, ...] = "residual"
     repeats: int = 1
     psi: float | Literal["random"] | None = None
@@ -157,7 +157,7 @@ class TrainConfig:
     nesterov: bool = False
     weight_decay: float = 1e-4
     gate_weight_decay: float | None = None
-    schedule: Schedule = "cosine"
+    schedule: ScheduleName = "cosine"
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
     warmup_epochs: int = 0
@@ -182,7 +182,7 @@ class TrainConfig:
     run_dir: str | None = None
     resume: bool = False
     extend: bool = False
-    progress: Progress = "auto"
+    progress: ProgressDisplay = "auto"
     tensorboard: bool = True
 
     def __post_init__(self) -> None:

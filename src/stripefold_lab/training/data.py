@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stripefold.errors import ConfigError, DataError
-from stripefold_lab.processes import ALONE, Place
+from stripefold_lab.processes import ALONE, ProcessRank
 from stripefold_lab.training import transforms
-from stripefold_lab.training.images import Images, choose, keep
+from stripefold_lab.training.batch_sharding import BatchSharding, ShardedBatches
+from stripefold_lab.training.images import LabelledImages, choose, keep
 from stripefold_lab.training.loader import EpochLoader
 from stripefold_lab.training.preprocessing import Preprocessing
 from stripefold_lab.training.scene_data import (
@@ -25,9 +26,8 @@ from stripefold_lab.training.scene_data import (
     collate,
     open_scenes,
 )
-from stripefold_lab.training.seeding import EpochSampler, Key, derive_seed
-from stripefold_lab.training.shares import ShareBatches, Shares
-from stripefold_lab.training.sources import Source, open_source
+from stripefold_lab.training.seeding import EpochSampler, SeedKey, derive_seed
+from stripefold_lab.training.sources import DataSource, open_source
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
@@ -62,7 +62,7 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
         seed: Seed of the run.
     """
 
-    def __init__(self, images: Images, transform: transforms.Transform, seed: int) -> None:
+    def __init__(self, images: LabelledImages, transform: transforms.Transform, seed: int) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
@@ -70,7 +70,7 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, key: SeedKey) -> tuple[Tensor, int]:
         epoch, index = key
         image, label = self.images[index]
         # Nothing else reads this generator's state: a training step seeds it anew.
@@ -90,11 +90,11 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        images: Images,
+        images: LabelledImages,
         pixels: transforms.Transform,
         normalise: transforms.Transform,
         *,
-        change: transforms.Change | None = None,
+        change: transforms.ImageTransform | None = None,
     ) -> None:
         self.images = images
         self.pixels = pixels
@@ -109,7 +109,7 @@ class PlainImages(Dataset[tuple[Tensor, int]]):
         image = self.pixels(image)
         return self.normalise(image if self.change is None else self.change(image, index)), label
 
-    def changed(self, change: transforms.Change | None) -> PlainImages:
+    def changed(self, change: transforms.ImageTransform | None) -> PlainImages:
         """The same images with something done to each before it is normalised."""
         return PlainImages(self.images, self.pixels, self.normalise, change=change)
 
@@ -195,7 +195,7 @@ def _load_scenes(config: TrainConfig) -> Data:
     )
 
 
-def _before(source: Source, channels: int) -> list[transforms.Transform]:
+def _before(source: DataSource, channels: int) -> list[transforms.Transform]:
     same = source.channels == channels
     return [transforms.scale_to_unit, *([] if same else [functools.partial(transforms.to_channels, channels)])]
 
@@ -212,7 +212,7 @@ def _augmentation(name: str, size: int) -> list[transforms.Transform]:
     return steps
 
 
-def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> EpochLoader:
+def training_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE, *, even: bool = True) -> EpochLoader:
     """Batches (N, C, size, size) and (N,) in the order of (seed, epoch), or a process's part of each.
 
     A last batch of a single image is left out: BatchNorm needs two values per channel.
@@ -221,7 +221,7 @@ def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, ev
         data: The data set.
         config: The run's configuration.
         place: Of this process among those that share a batch.
-        even: Whether all of them get as many batches, by images that do not count (see ``Shares``).
+        even: Whether all of them get as many batches, by images that do not count (see ``BatchSharding``).
 
     Raises:
         ConfigError: If there are more processes than images.
@@ -230,25 +230,25 @@ def training_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, ev
     count = len(data.train)
     if count < 2:
         raise DataError(f"{config.data} has {count} training images; training needs at least 2")
-    shares = Shares(
+    shares = BatchSharding(
         count=count,
         batch_size=min(config.batch_size, count),
         drop_last=count % config.batch_size == 1,
         place=place,
         even=even,
     )
-    batches = ShareBatches(EpochSampler(count, config.seed), shares)
+    batches = ShardedBatches(EpochSampler(count, config.seed), shares)
     return EpochLoader(data.train, batch_sampler=batches, **_loader_options(config))
 
 
-def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, even: bool = True) -> EpochLoader:
+def evaluation_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE, *, even: bool = True) -> EpochLoader:
     """Batches (N, C, size, size) and (N,) of the test images in their order, or a process's part of each.
 
     Args:
         data: The data set.
         config: The run's configuration.
         place: Of this process among those that share a batch.
-        even: Whether all of them get as many batches, by images that do not count (see ``Shares``).
+        even: Whether all of them get as many batches, by images that do not count (see ``BatchSharding``).
 
     Raises:
         ConfigError: If there are more processes than images.
@@ -257,8 +257,8 @@ def evaluation_loader(data: Data, config: TrainConfig, place: Place = ALONE, *, 
     count = len(data.test)
     if not count:
         raise DataError(f"{config.data} has no test images; put some under test/ or val/")
-    shares = Shares(count=count, batch_size=config.batch_size, place=place, even=even)
-    return EpochLoader(data.test, batch_sampler=ShareBatches(range(count), shares), **_loader_options(config))
+    shares = BatchSharding(count=count, batch_size=config.batch_size, place=place, even=even)
+    return EpochLoader(data.test, batch_sampler=ShardedBatches(range(count), shares), **_loader_options(config))
 
 
 def _loader_options(config: TrainConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from stripefold.folding.files import Kind, save_model
+from stripefold.folding.files import FileKind, save_model
 from stripefold.folding.fold import fold
 from stripefold.folding.verify import EquivalenceReport
 from stripefold_lab.training.agreement import DetectorReport, verify_task
@@ -89,5 +89,5 @@ def _folded(model: nn.Module, example: Tensor, task: str) -> tuple[nn.Module, Eq
 
 def _save(result_of: nn.Module, path: Path, record: EpochRecord, config: TrainConfig) -> Path:
     """Dynamic attention cannot be folded: such a file says "attached", and a backbone's own says "plain"."""
-    kind: Kind | None = "folded" if config.folds and not config.keeps_attention else None
+    kind: FileKind | None = "folded" if config.folds and not config.keeps_attention else None
     return save_model(result_of, path, kind=kind, extra=record.about)

@@ -1,4 +1,4 @@
-"""The same images at every look: some test images, at even distances, without drawing a random number."""
+"""A fixed subset of the test images, at even distances, without drawing a random number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from stripefold_lab.processes import ALONE, Place
+from stripefold_lab.processes import ALONE, ProcessRank
 
 if TYPE_CHECKING:
     from stripefold_lab.training.data import Data
@@ -43,7 +43,7 @@ class FixedImages:
         return len(self.images)  # type: ignore[arg-type]
 
 
-def fixed_images(data: Data, count: int, batch_size: int, place: Place = ALONE) -> FixedImages:
+def fixed_images(data: Data, count: int, batch_size: int, place: ProcessRank = ALONE) -> FixedImages:
     """Test images at even distances: a folder's images are sorted by class, and the first ones would be of one class.
 
     Args:

@@ -13,7 +13,7 @@ from stripefold.errors import DataError
 from stripefold_lab.datasets.image_files import read_image
 
 
-class Images(Protocol):
+class LabelledImages(Protocol):
     """Indexable pairs of an image (C, H, W), bytes or floats in 0..1, and the number of its class."""
 
     def __len__(self) -> int: ...
@@ -67,7 +67,7 @@ class Part:
         indices: Which ones.
     """
 
-    images: Images
+    images: LabelledImages
     indices: list[int]
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class Part:
         return self.images[self.indices[index]]
 
 
-def keep(images: Images) -> ArrayImages:
+def keep(images: LabelledImages) -> ArrayImages:
     """All images decoded, as one tensor of bytes; those that are held in memory stay as they are.
 
     Args:
@@ -100,7 +100,7 @@ def keep(images: Images) -> ArrayImages:
     return ArrayImages(torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found]))
 
 
-def choose(images: Images, limit: int | None) -> Images:
+def choose(images: LabelledImages, limit: int | None) -> LabelledImages:
     """At most ``limit`` of the images: the same random choice in every run, so that runs stay comparable.
 
     Args:

@@ -12,7 +12,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from stripefold.errors import ConfigError
-from stripefold_lab.processes import ALONE, GLOO, GLOO_AND_NCCL, Place, torchrun_place
+from stripefold_lab.processes import ALONE, GLOO, GLOO_AND_NCCL, ProcessRank, torchrun_place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
 
 
-def place_of(config: TrainConfig) -> Place:
+def place_of(config: TrainConfig) -> ProcessRank:
     """Where this process stands among those that the configuration asks for.
 
     Args:
@@ -51,7 +51,7 @@ def place_of(config: TrainConfig) -> Place:
     return found or ALONE
 
 
-def _slurm_place() -> Place | None:
+def _slurm_place() -> ProcessRank | None:
     names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if not all(name in os.environ for name in names):
         return None
@@ -61,10 +61,12 @@ def _slurm_place() -> Place | None:
         raise ConfigError(f"these SLURM settings cannot be used: {error}") from error
     # Where the processes meet: found in the job's list of nodes unless the variables are set.
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
-    return Place(rank=environment.global_rank(), world=environment.world_size(), local_rank=environment.local_rank())
+    return ProcessRank(
+        rank=environment.global_rank(), world=environment.world_size(), local_rank=environment.local_rank()
+    )
 
 
-def environment_of(place: Place) -> ClusterEnvironment:
+def environment_of(place: ProcessRank) -> ClusterEnvironment:
     """What Lightning is told about the processes; one that is alone is alone, whatever job it runs in.
 
     Args:
@@ -105,7 +107,7 @@ def _check_machine(config: TrainConfig) -> None:
         )
 
 
-def synchronised(model: nn.Module, config: TrainConfig, place: Place) -> nn.Module:
+def synchronised(model: nn.Module, config: TrainConfig, place: ProcessRank) -> nn.Module:
     """The model whose BatchNorms normalise over the whole batch of a step, where the run asks for that.
 
     Left to itself (None) a run does so on several GPUs, so that the statistics do not depend on their number.

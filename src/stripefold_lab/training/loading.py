@@ -15,7 +15,7 @@ from stripefold.branches.block import BranchBlock
 from stripefold.documents import DocumentError
 from stripefold.errors import CheckpointError, ConfigError, DataError, one_line
 from stripefold.folding.files import FileInfo, file_info, load_model_, load_tensors
-from stripefold.folding.fitting_values import misfit
+from stripefold.folding.fitting_values import why_out_of_range
 from stripefold.folding.fold import fold
 from stripefold.records import checked, record
 from stripefold_lab.training.build import build_backbone, build_model
@@ -137,7 +137,7 @@ def _from_checkpoint(path: Path, overrides: dict[str, Any]) -> LoadedRun:
     checkpoint = read_checkpoint(path)
     config, spec, opens = _about(checkpoint[KEY], overrides, path)
     model, state = build_model(config, spec), model_state(checkpoint)
-    unfit = misfit(model.state_dict(), state)
+    unfit = why_out_of_range(model.state_dict(), state)
     if unfit is not None:
         raise CheckpointError(f"{path} does not fit the model its configuration describes: {unfit}")
     try:

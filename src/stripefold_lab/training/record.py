@@ -22,7 +22,7 @@ from stripefold_lab.training.tasks import TASKS, WORDS, shown
 if TYPE_CHECKING:
     from stripefold_lab.training.paths import RunPaths
 
-Row = dict[str, float]
+MetricsRow = dict[str, float]
 
 
 class EpochRecord(Checkpoint):
@@ -57,7 +57,7 @@ class EpochRecord(Checkpoint):
         self.epochs = epochs
         self.lines = lines
         self.tensorboard = tensorboard
-        self.rows: list[Row] = []
+        self.rows: list[MetricsRow] = []
         self._writer: Any = None
         self._started = 0.0
         self._resumed = 0
@@ -106,7 +106,7 @@ class EpochRecord(Checkpoint):
             self.write_table()
             self._log(row)
 
-    def _row(self, trainer: lightning.Trainer) -> Row:
+    def _row(self, trainer: lightning.Trainer) -> MetricsRow:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {
             "epoch": trainer.current_epoch + 1,
@@ -137,7 +137,7 @@ class EpochRecord(Checkpoint):
         except OSError as error:
             raise TrainingError(write_failure(self.paths.metrics, error)) from error
 
-    def _log(self, row: Row) -> None:
+    def _log(self, row: MetricsRow) -> None:
         if self._writer is not None:
             for name in self.columns[2:]:
                 self._writer.add_scalar(name, row[name], int(row["epoch"]))
@@ -161,7 +161,7 @@ class EpochRecord(Checkpoint):
             self._writer = None
 
 
-def best_row(rows: list[Row], task: str = "classification") -> Row:
+def best_row(rows: list[MetricsRow], task: str = "classification") -> MetricsRow:
     """The first epoch of the highest score on the test images.
 
     Args:

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from stripefold.distributed import from_first, gathered, together
+from stripefold.distributed import broadcast_from_rank0, gathered, run_on_all_ranks
 from stripefold.errors import CheckpointError, ConfigError, DataError, TrainingError
 from stripefold.integrations.lightning import StripeCallback
-from stripefold_lab.processes import Place, joined, waiting_group
+from stripefold_lab.processes import ProcessRank, joined, waiting_group
 from stripefold_lab.stdout import lossy_stdout
 from stripefold_lab.training.batch_noise import BatchNoise
 from stripefold_lab.training.build import build_model
+from stripefold_lab.training.callbacks import check_observable, run_observer
 from stripefold_lab.training.checkpoint import write_failure
 from stripefold_lab.training.data import Data, evaluation_loader, load_data, training_loader
 from stripefold_lab.training.fingerprint import describe, differing_data
 from stripefold_lab.training.finish import finish
 from stripefold_lab.training.launch import backend_of, place_of, synchronised
 from stripefold_lab.training.loading import load_run
-from stripefold_lab.training.noisy import batch_norms, training_noise
-from stripefold_lab.training.observing import check_observable, run_observer
+from stripefold_lab.training.noise_hooks import batch_norms, training_noise
 from stripefold_lab.training.paths import RunPaths, claimed_run, write_config
 from stripefold_lab.training.record import EpochRecord
 from stripefold_lab.training.resume import check_resumable, restore_best
@@ -76,16 +76,16 @@ def train(config: TrainConfig) -> TrainResult:
         return _train(config, place, group, held)
 
 
-def _train(config: TrainConfig, place: Place, group: Any, held: ExitStack) -> TrainResult:
+def _train(config: TrainConfig, place: ProcessRank, group: Any, held: ExitStack) -> TrainResult:
     waiting = waiting_group(group)
     data = _data(config, place, group)
     loaders = [make(data, config, place) for make in (training_loader, evaluation_loader)]
-    model = together(lambda: _model(data, config), group, TrainingError)
-    about = together(lambda: describe(data), group, DataError)
+    model = run_on_all_ranks(lambda: _model(data, config), group, TrainingError)
+    about = run_on_all_ranks(lambda: describe(data), group, DataError)
     # The first process holds the run's folder until everything is written.
-    paths = from_first(lambda: held.enter_context(claimed_run(config)), group, ConfigError)
+    paths = broadcast_from_rank0(lambda: held.enter_context(claimed_run(config)), group, ConfigError)
     behind = _epochs_behind(config, paths, about, group)
-    from_first(lambda: _begin(config, paths), group, TrainingError)
+    broadcast_from_rank0(lambda: _begin(config, paths), group, TrainingError)
     record = EpochRecord(
         paths,
         {**about, "config": config.with_overrides(resume=False, extend=False).to_dict()},
@@ -109,7 +109,7 @@ def _train(config: TrainConfig, place: Place, group: Any, held: ExitStack) -> Tr
         finished.append(finish(trained, data, config, record, seconds=seconds, epochs_run=epochs_run))
         return replace(finished[0], model=nn.Identity(), folded=nn.Identity())
 
-    told = from_first(end, waiting, TrainingError)
+    told = broadcast_from_rank0(end, waiting, TrainingError)
     return finished[0] if finished else _with_models(told)
 
 
@@ -120,13 +120,13 @@ def _with_models(told: TrainResult) -> TrainResult:
     return replace(told, model=model, folded=folded)
 
 
-def _data(config: TrainConfig, place: Place, group: Any) -> Data:
+def _data(config: TrainConfig, place: ProcessRank, group: Any) -> Data:
     """The data set; where it may have to be downloaded, one process of a machine does so before the others look."""
     if config.download and place.local_rank == 0:
-        together(lambda: load_data(config), group, DataError)
+        run_on_all_ranks(lambda: load_data(config), group, DataError)
     elif config.download:
-        together(lambda: None, group, DataError)
-    return together(lambda: load_data(config), group, DataError)
+        run_on_all_ranks(lambda: None, group, DataError)
+    return run_on_all_ranks(lambda: load_data(config), group, DataError)
 
 
 def _model(data: Data, config: TrainConfig) -> nn.Module:
@@ -137,7 +137,7 @@ def _model(data: Data, config: TrainConfig) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
-def _trained(model: nn.Module, paths: RunPaths, place: Place) -> nn.Module:
+def _trained(model: nn.Module, paths: RunPaths, place: ProcessRank) -> nn.Module:
     """The trained model, in eval mode, on the CPU.
 
     One that was trained over several processes may be in parts, or have other BatchNorms: it is read from its file.
@@ -156,7 +156,7 @@ def _calibration_images(data: Data, config: TrainConfig) -> Tensor | None:
 
 def _epochs_behind(config: TrainConfig, paths: RunPaths, about: dict[str, Any], group: Any) -> int:
     """How many epochs the run to be resumed has behind it, once it is sure to be this run, on the same data."""
-    behind = together(lambda: check_resumable(config, paths, about), group, CheckpointError)
+    behind = run_on_all_ranks(lambda: check_resumable(config, paths, about), group, CheckpointError)
     found = gathered((behind, about), group, CheckpointError)
     if len({epochs for epochs, _ in found}) > 1:
         raise ConfigError(
@@ -188,7 +188,9 @@ def _progress(config: TrainConfig) -> str:
     return "bar" if sys.stdout is not None and sys.stdout.isatty() else "lines"
 
 
-def _fit(task: Task, loaders: list[Any], record: EpochRecord, observer: StripeCallback | None, place: Place) -> None:
+def _fit(
+    task: Task, loaders: list[Any], record: EpochRecord, observer: StripeCallback | None, place: ProcessRank
+) -> None:
     config, last = task.config, record.paths.last
     noise = training_noise(task.model, BatchNoise.read(config.batch_noise), config.seed)
     with quiet(), plain_errors(record.paths), lossy_stdout(), noise as extra:

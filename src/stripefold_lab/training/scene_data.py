@@ -15,8 +15,8 @@ from stripefold.errors import DataError
 from stripefold_lab.datasets import IGNORED, Scene, Scenes, Shapes
 from stripefold_lab.names import check_data_name
 from stripefold_lab.training.images import choice
-from stripefold_lab.training.seeding import Key, derive_seed
-from stripefold_lab.training.transforms import Change, Transform, normalise, resize, scale_to_unit
+from stripefold_lab.training.seeding import SeedKey, derive_seed
+from stripefold_lab.training.transforms import ImageTransform, Transform, normalise, resize, scale_to_unit
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
@@ -158,7 +158,7 @@ class TrainingScenes(Dataset[tuple[Tensor, Target]]):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
+    def __getitem__(self, key: SeedKey) -> tuple[Tensor, Target]:
         epoch, index = key
         flip = self.flips and derive_seed(self.seed, "augmentation", epoch, index) % 2 == 1
         return self.fitting(self.scenes[index], flip=flip, train=True)
@@ -173,7 +173,7 @@ class PlainScenes(Dataset[tuple[Tensor, Target]]):
         change: What happens to an image before it is normalised; None is nothing.
     """
 
-    def __init__(self, scenes: Scenes, fitting: Fitting, *, change: Change | None = None) -> None:
+    def __init__(self, scenes: Scenes, fitting: Fitting, *, change: ImageTransform | None = None) -> None:
         self.scenes = scenes
         self.fitting = fitting
         self.change = change
@@ -186,7 +186,7 @@ class PlainScenes(Dataset[tuple[Tensor, Target]]):
         told = None if change is None else lambda image: change(image, index)
         return self.fitting(self.scenes[index], flip=False, train=False, change=told)
 
-    def changed(self, change: Change | None) -> PlainScenes:
+    def changed(self, change: ImageTransform | None) -> PlainScenes:
         """The same scenes with something done to each image before it is normalised."""
         return PlainScenes(self.scenes, self.fitting, change=change)
 

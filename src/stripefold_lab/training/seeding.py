@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-Key = tuple[int, int]
+SeedKey = tuple[int, int]
 
 
 def derive_seed(seed: int, purpose: str, *position: int) -> int:
@@ -31,7 +31,7 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-class EpochSampler(Sampler[Key]):
+class EpochSampler(Sampler[SeedKey]):
     """Every index once per epoch, in an order that follows from (seed, epoch); gives keys (epoch, index).
 
     The epoch travels with the index, so that worker processes that outlive an epoch know which one it is.
@@ -53,7 +53,7 @@ class EpochSampler(Sampler[Key]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[SeedKey]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
         order = torch.randperm(self.length, generator=generator)
         return iter([(self.epoch, index) for index in order.tolist()])

@@ -11,7 +11,7 @@ import torch
 
 from stripefold.errors import DataError
 from stripefold_lab.names import check_data_name
-from stripefold_lab.training.images import ArrayImages, FileImages, Images
+from stripefold_lab.training.images import ArrayImages, FileImages, LabelledImages
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
@@ -22,7 +22,7 @@ CIFAR_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DataSource:
     """A data set as it lies there.
 
     Attributes:
@@ -36,8 +36,8 @@ class Source:
         middle: Share of the shorter side that testing looks at.
     """
 
-    train: Images
-    test: Images
+    train: LabelledImages
+    test: LabelledImages
     classes: tuple[str, ...]
     channels: int
     image_size: int | None
@@ -46,7 +46,7 @@ class Source:
     middle: float = 1.0
 
 
-def open_source(config: TrainConfig) -> Source:
+def open_source(config: TrainConfig) -> DataSource:
     """The data set that ``config.data`` names.
 
     Args:
@@ -64,7 +64,7 @@ def open_source(config: TrainConfig) -> Source:
     return _torchvision(config)
 
 
-def _digits() -> Source:
+def _digits() -> DataSource:
     """Scikit-learn's 1797 handwritten digits, 8x8: 1437 to train and 360 to test, each class in proportion."""
     try:
         from sklearn.datasets import load_digits
@@ -75,7 +75,7 @@ def _digits() -> Source:
     images = torch.from_numpy(digits.images).float()[:, None] / 16
     labels = torch.from_numpy(digits.target).long()
     train, test = train_test_split(range(len(labels)), test_size=360, stratify=digits.target, random_state=0)
-    return Source(
+    return DataSource(
         train=ArrayImages(images[train], labels[train]),
         test=ArrayImages(images[test], labels[test]),
         classes=tuple("0123456789"),
@@ -86,7 +86,7 @@ def _digits() -> Source:
     )
 
 
-def _folder(root: Path) -> Source:
+def _folder(root: Path) -> DataSource:
     if not root.is_dir():
         raise DataError(f"no folder {root}; data=folder:PATH needs PATH/train and PATH/test (or PATH/val)")
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
@@ -107,7 +107,7 @@ def _folder(root: Path) -> Source:
         else None
     )
     mean, std = IMAGENET_STATISTICS
-    return Source(
+    return DataSource(
         train=train, test=test, classes=classes, channels=3, image_size=size, mean=mean, std=std,
         middle=1.0 if size is not None and size < 128 else 0.875,
     )  # fmt: skip
@@ -130,7 +130,7 @@ def _scan(folder: Path) -> tuple[tuple[str, ...], FileImages]:
     return tuple(found.classes), FileImages(list(found.samples))
 
 
-def _torchvision(config: TrainConfig) -> Source:
+def _torchvision(config: TrainConfig) -> DataSource:
     try:
         from torchvision import datasets
     except ImportError as error:
@@ -148,46 +148,46 @@ def _torchvision(config: TrainConfig) -> Source:
         raise DataError(f"{config.data} was looked for in {root.absolute()}: {error}; {cure}") from error
 
 
-def _cifar(datasets: Any, root: str, options: dict[str, Any], kind: str) -> Source:
+def _cifar(datasets: Any, root: str, options: dict[str, Any], kind: str) -> DataSource:
     train, test = (getattr(datasets, kind)(root, train=part, **options) for part in (True, False))
     arrays = [
         ArrayImages(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets))
         for part in (train, test)
     ]
     mean, std = CIFAR_STATISTICS
-    return Source(
+    return DataSource(
         train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=3, image_size=32, mean=mean, std=std
     )
 
 
-def _stl10(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+def _stl10(datasets: Any, root: str, options: dict[str, Any]) -> DataSource:
     train, test = (datasets.STL10(root, split=part, **options) for part in ("train", "test"))
     arrays = [ArrayImages(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()) for part in (train, test)]
     mean, std = IMAGENET_STATISTICS
-    return Source(
+    return DataSource(
         train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=3, image_size=96, mean=mean, std=std
     )
 
 
-def _fashion(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+def _fashion(datasets: Any, root: str, options: dict[str, Any]) -> DataSource:
     train, test = (datasets.FashionMNIST(root, train=part, **options) for part in (True, False))
     arrays = [ArrayImages(part.data[:, None], part.targets) for part in (train, test)]
-    return Source(
+    return DataSource(
         train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=1, image_size=28,
         mean=(0.2860,), std=(0.3530,),
     )  # fmt: skip
 
 
-def _imagenet(datasets: Any, root: str, options: dict[str, Any]) -> Source:
+def _imagenet(datasets: Any, root: str, options: dict[str, Any]) -> DataSource:
     train, test = (datasets.ImageNet(root, split=part, **options) for part in ("train", "val"))
     mean, std = IMAGENET_STATISTICS
-    return Source(
+    return DataSource(
         train=FileImages(train.samples), test=FileImages(test.samples), channels=3, image_size=None, mean=mean, std=std,
         classes=tuple(names[0] for names in train.classes), middle=0.875,
     )  # fmt: skip
 
 
-OPENERS: dict[str, Callable[[Any, str, dict[str, Any]], Source]] = {
+OPENERS: dict[str, Callable[[Any, str, dict[str, Any]], DataSource]] = {
     "cifar10": lambda datasets, root, options: _cifar(datasets, root, options, "CIFAR10"),
     "cifar100": lambda datasets, root, options: _cifar(datasets, root, options, "CIFAR100"),
     "stl10": _stl10,

@@ -13,14 +13,14 @@ from stripefold_lab.training.tasks import TASKS, WORDS, shown
 if TYPE_CHECKING:
     from torch import nn
 
-    from stripefold_lab.training.record import Row
+    from stripefold_lab.training.record import MetricsRow
     from stripefold_lab.training.results import TrainResult
 
 LISTED = 8
 """How many names a line gives before it only counts."""
 
 
-def write_summary(result: TrainResult, rows: list[Row]) -> None:
+def write_summary(result: TrainResult, rows: list[MetricsRow]) -> None:
     """Write ``summary.md``.
 
     Args:
@@ -36,7 +36,7 @@ def write_summary(result: TrainResult, rows: list[Row]) -> None:
         raise TrainingError(write_failure(result.summary_file, error)) from error
 
 
-def summary_text(result: TrainResult, rows: list[Row]) -> str:
+def summary_text(result: TrainResult, rows: list[MetricsRow]) -> str:
     """The summary as Markdown.
 
     Args:
@@ -106,7 +106,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + more if names else "none"
 
 
-def _time(result: TrainResult, rows: list[Row]) -> str:
+def _time(result: TrainResult, rows: list[MetricsRow]) -> str:
     total = sum(row["seconds"] for row in rows)
     return (
         f"## Time\n\n{total:.1f} s for {len(rows)} epochs ({total / len(rows):.2f} s each); {result.epochs_run} "

@@ -18,8 +18,8 @@ from stripefold_lab.training.seeding import derive_seed
 from stripefold_lab.training.sharding import average_buffers_, shard_
 
 if TYPE_CHECKING:
+    from stripefold_lab.training.batch_sharding import BatchSharding
     from stripefold_lab.training.config import TrainConfig
-    from stripefold_lab.training.shares import Shares
 
 CHECK_EVERY = 50
 """Steps between looks at the loss on an accelerator, where a look waits for the device; on a CPU it is every step."""
@@ -90,11 +90,11 @@ class Task(lightning.LightningModule, ABC):
         return loss
 
     @property
-    def shares(self) -> Shares:
+    def shares(self) -> BatchSharding:
         """How the batches are divided that the loop is going through."""
         trainer: Any = self.trainer
         loader = trainer.train_dataloader if trainer.training else trainer.val_dataloaders
-        shares: Shares = loader.batch_sampler.shares
+        shares: BatchSharding = loader.batch_sampler.shares
         return shares
 
     def weighted(self, loss: Tensor, batch: Any, batch_idx: int) -> Tensor:

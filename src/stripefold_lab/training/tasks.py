@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Judged:
+class TaskMetrics:
     """What a task is judged by.
 
     Attributes:
@@ -25,11 +25,11 @@ class Judged:
     measures: tuple[str, ...]
 
 
-TASKS: dict[str, Judged] = {
-    "classification": Judged("accuracy", ("loss", "accuracy")),
-    "segmentation": Judged("miou", ("loss", "pixel_accuracy", "miou")),
+TASKS: dict[str, TaskMetrics] = {
+    "classification": TaskMetrics("accuracy", ("loss", "accuracy")),
+    "segmentation": TaskMetrics("miou", ("loss", "pixel_accuracy", "miou")),
     # Torchvision's detectors give no loss in eval mode.
-    "detection": Judged("map50", ("map", "map50")),
+    "detection": TaskMetrics("map50", ("map", "map50")),
 }
 WORDS = {
     "accuracy": "accuracy",

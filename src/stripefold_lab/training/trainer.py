@@ -28,7 +28,7 @@ from stripefold_lab.training.sharding import Sharded
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stripefold_lab.processes import Place
+    from stripefold_lab.processes import ProcessRank
     from stripefold_lab.training.config import TrainConfig
     from stripefold_lab.training.paths import RunPaths
 
@@ -45,7 +45,7 @@ QUIET = (
 
 
 def make_trainer(
-    config: TrainConfig, callbacks: Sequence[lightning.Callback], place: Place, *, root: Path, bar: bool
+    config: TrainConfig, callbacks: Sequence[lightning.Callback], place: ProcessRank, *, root: Path, bar: bool
 ) -> lightning.Trainer:
     """The trainer of a run.
 
@@ -97,7 +97,7 @@ def _leave_signals(trainer: Any) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None
 
 
-def _strategy(config: TrainConfig, place: Place) -> Any:
+def _strategy(config: TrainConfig, place: ProcessRank) -> Any:
     if place.world == 1:
         return "auto"
     timeout = timedelta(seconds=config.timeout)

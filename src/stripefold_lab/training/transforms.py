@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Transform = Callable[[Tensor], Tensor]
-Change = Callable[[Tensor, int], Tensor]
+ImageTransform = Callable[[Tensor, int], Tensor]
 """From an image (C, H, W) in 0..1 and its index in the data set to another such image."""
 
 

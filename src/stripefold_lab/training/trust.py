@@ -1,4 +1,4 @@
-"""What the configuration in a file may decide: the network, never what is opened, started or downloaded here.
+"""Which options a file's configuration may set: those of the network, never what is opened, started or downloaded.
 
 A file may come from anywhere. Its run's folder, whose ``config.yaml`` lies beside it, is the user's own word.
 """

@@ -1,4 +1,4 @@
-"""The batches of a step, divided over processes: the batch is the step's, whatever their number.
+"""The batches of a step, divided over processes; the batch size is the step's, whatever their number.
 
 Every process takes its part of every batch, so that k processes see the batches one process would see. Where a last
 batch does not divide evenly the parts differ by an image; a process left without one computes on an image that does not
@@ -14,11 +14,11 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from stripefold.errors import ConfigError
-from stripefold_lab.processes import ALONE, Place
+from stripefold_lab.processes import ALONE, ProcessRank
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
+class BatchSharding:
     """How ``count`` samples in batches of ``batch_size`` are divided.
 
     Attributes:
@@ -31,7 +31,7 @@ class Shares:
     Raises:
         ConfigError: If there are more processes than samples.
 
-    >>> shares = [Shares(count=5, batch_size=4, place=Place(rank=rank, world=2)) for rank in (0, 1)]
+    >>> shares = [BatchSharding(count=5, batch_size=4, place=ProcessRank(rank=rank, world=2)) for rank in (0, 1)]
     >>> [[share.counted(batch) for batch in range(len(share))] for share in shares]
     [[2, 0], [2, 1]]
     """
@@ -39,7 +39,7 @@ class Shares:
     count: int
     batch_size: int
     drop_last: bool = False
-    place: Place = ALONE
+    place: ProcessRank = ALONE
     even: bool = True
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Shares:
         return [batch[index] for index in self.place.part(len(batch))] or batch[:1]
 
 
-class ShareBatches(Sampler[list[Any]]):
+class ShardedBatches(Sampler[list[Any]]):
     """This process's part of every batch, in the order of a sampler.
 
     Args:
@@ -80,7 +80,7 @@ class ShareBatches(Sampler[list[Any]]):
         shares: How they are divided.
     """
 
-    def __init__(self, sampler: Iterable[Any], shares: Shares) -> None:
+    def __init__(self, sampler: Iterable[Any], shares: BatchSharding) -> None:
         self.sampler = sampler
         self.shares = shares
 

@@ -1,4 +1,4 @@
-"""Stripe Observation in this package's runs: the callback of a run, and what is refused before it starts."""
+"""The Stripe Observation callback of a training run, and its checks before training."""
 
 from __future__ import annotations
 

@@ -18,16 +18,18 @@ from stripefold.layers.substitute import has_call_hooks
 from stripefold.modules.float64 import KeepFloat64
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import first_parameter
-from stripefold.modules.undisturbed import undisturbed
+from stripefold.modules.preserve_state import preserve_state
 
-Shapes = Mapping[str, tuple[int, ...]]
+TensorShapes = Mapping[str, tuple[int, ...]]
 """Dotted path -> shape of the one tensor that a block is given."""
 _SEED = 20240611
 _SIDE = 24
 """Height and width at most given to a block that is checked: enough for its borders and its middle."""
 
 
-def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, weights: Float64Weights) -> nn.Module | str:
+def reparameterize_block(
+    block: nn.Module, method: str, shape: tuple[int, ...] | None, weights: Float64Weights
+) -> nn.Module | str:
     """The module that takes the block's place: the block itself where there is nothing to do, or why it stays.
 
     Args:
@@ -41,7 +43,7 @@ def deployed(block: nn.Module, method: str, shape: tuple[int, ...] | None, weigh
     reason = _obstacle(block, shape)
     if reason is not None or shape is None:
         return reason or ""
-    with undisturbed(block) as copied, KeepFloat64():
+    with preserve_state(block) as copied, KeepFloat64():
         try:
             before = _twin(copied)
             after = _called(_twin(copied), method)

@@ -1,4 +1,4 @@
-"""Runs a model without leaving a mark: on a structural copy, in the mode in which it is used, random state kept.
+"""Runs a model and restores all state afterwards: on a structural copy, in the mode of use, random state kept.
 
 Everything here is of this thread: modes of torch that are switched are thread-local ones, and random state is put back
 only where the run itself has drawn from it.
@@ -28,7 +28,7 @@ class ParametersWrittenError(Exception):
 
 
 @contextmanager
-def undisturbed(model: nn.Module, *, own_parameters: bool = False) -> Iterator[nn.Module]:
+def preserve_state(model: nn.Module, *, own_parameters: bool = False) -> Iterator[nn.Module]:
     """A copy to run, without gradients; the model stays as it is, whatever the run does.
 
     The copy is in the mode in which the model is used: as it stands where the model is in evaluation mode (a norm that
@@ -51,7 +51,7 @@ def on_copies(action: Callable[..., T], *models: nn.Module) -> T:
     for own_parameters in (False, True):
         try:
             with ExitStack() as stack:
-                return action(*(stack.enter_context(undisturbed(m, own_parameters=own_parameters)) for m in models))
+                return action(*(stack.enter_context(preserve_state(m, own_parameters=own_parameters)) for m in models))
         except ParametersWrittenError:
             if own_parameters:
                 raise

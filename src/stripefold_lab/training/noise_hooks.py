@@ -1,4 +1,4 @@
-"""Where noise enters a network, whatever is attached to it, and the noise of a run while it trains."""
+"""Hooks that add noise to a network's layers, and the noise of a training run."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visit:
+class ModuleCall:
     """One call of a module.
 
     Attributes:
@@ -51,11 +51,11 @@ def is_alone(args: Any, kwargs: Any) -> bool:
     return len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
 
 
-class Visits:
+class ModuleCalls:
     """Collects the calls; those inside an opaque layer are not among them."""
 
     def __init__(self) -> None:
-        self.done: list[Visit] = []
+        self.done: list[ModuleCall] = []
         self._open: list[tuple[int, int, tuple[int, ...]]] = []
         self._counts: Counter[str] = Counter()
 
@@ -74,7 +74,7 @@ class Visits:
             _, first, inputs = self._open.pop()
             if name is None:
                 return
-            visit = Visit(
+            visit = ModuleCall(
                 name=name, call=self._counts[name], inputs=inputs, outputs=results.outputs, first=first, last=last,
                 alone=results.alone, written=inputs != results.inputs,
             )  # fmt: skip

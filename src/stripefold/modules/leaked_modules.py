@@ -1,4 +1,4 @@
-"""See that a copy of a model runs its own modules, and uses its own objects.
+"""Detects copies of a model that still call the original's modules, or use its objects.
 
 A ``forward`` or a hook that was put on a module and is a closure holds on to the model it was written for. A deep copy
 keeps the closure as it is, so the copy goes on with the original's modules, and what is done to its own has no effect.
@@ -18,8 +18,8 @@ from torch import nn
 from stripefold.modules.example import Example, example_to, examples_of, run_example
 from stripefold.modules.held import held_by_functions, inside
 from stripefold.modules.modules import first_parameter, is_helper, takes_hooks
+from stripefold.modules.preserve_state import random_state_kept
 from stripefold.modules.structural_copy import structural_copies
-from stripefold.modules.undisturbed import random_state_kept
 
 REMEDY = (
     "a forward or a hook that was put on a module holds on to it. Use types.MethodType for a forward, and the hook's "
@@ -27,7 +27,7 @@ REMEDY = (
 )
 
 
-def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> str | None:
+def leaked_module(copied: nn.Module, model: nn.Module, example: Example) -> str | None:
     """The dotted path of the first module of ``model`` that a run of its copy calls, or None; both stay as they are.
 
     Args:
@@ -51,7 +51,7 @@ def borrowed_module(copied: nn.Module, model: nn.Module, example: Example) -> st
     return found[0] if found else None
 
 
-def borrowed_object(copied: nn.Module, model: nn.Module) -> str | None:
+def leaked_object(copied: nn.Module, model: nn.Module) -> str | None:
     """Which list, dictionary or helper object of ``model`` a function of its copy uses in place of its own, in words.
 
     Many a hook only writes into such an object, and the copy computes the same. So ask where it does not.

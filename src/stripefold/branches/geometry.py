@@ -23,7 +23,7 @@ _NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class KernelWindow:
     """A kernel on a grid.
 
     Attributes:
@@ -38,7 +38,7 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class ConvGeometry:
     """A convolution without its numbers.
 
     Attributes:
@@ -64,7 +64,7 @@ class Grid:
     mode: str
 
     @classmethod
-    def of(cls, convolution: Any) -> Grid:
+    def of(cls, convolution: Any) -> ConvGeometry:
         """The grid of an ``nn.Conv1d``, ``Conv2d`` or ``Conv3d``."""
         before, after = _paddings(convolution)
         return cls(
@@ -95,11 +95,11 @@ class Grid:
         return self.inputs == self.outputs and set(self.stride) == {1}
 
     @property
-    def whole(self) -> Window:
+    def whole(self) -> KernelWindow:
         """The convolution's own kernel."""
-        return Window(size=self.size, step=(1,) * self.axes, offset=(0,) * self.axes)
+        return KernelWindow(size=self.size, step=(1,) * self.axes, offset=(0,) * self.axes)
 
-    def centred(self, size: int | Sequence[int], step: int = 1) -> Window:
+    def centred(self, size: int | Sequence[int], step: int = 1) -> KernelWindow:
         """A kernel in the middle (of an even grid: before it); an axis of the grid with one tap keeps one.
 
         Args:
@@ -115,9 +115,9 @@ class Grid:
         if any(own > whole for own, whole in zip(reach, self.size, strict=True)):
             raise ValueError(f"a kernel of {taps} taps in steps of {step} is larger than one of {self.size}")
         offset = tuple((whole - own) // 2 for own, whole in zip(reach, self.size, strict=True))
-        return Window(size=taps, step=(step,) * self.axes, offset=offset)
+        return KernelWindow(size=taps, step=(step,) * self.axes, offset=offset)
 
-    def convolution(self, window: Window, *, outputs: int | None = None) -> nn.Module:
+    def convolution(self, window: KernelWindow, *, outputs: int | None = None) -> nn.Module:
         """A convolution for a window of this grid; it pads by itself where ``frame`` leaves that to it."""
         dilation = tuple(own * step for own, step in zip(self.dilation, window.step, strict=True))
         return _CONVOLUTIONS[self.axes](
@@ -169,7 +169,7 @@ class Grid:
             result = _FUNCTIONS[self.axes](x, taps, stride=self.stride, dilation=self.dilation, groups=self.outputs)
         return result
 
-    def frame(self, x: Tensor, window: Window) -> Tensor:
+    def frame(self, x: Tensor, window: KernelWindow) -> Tensor:
         """What a window reads: x (N, C, *map) padded or cropped, unless its convolution pads by itself."""
         if self._own_padding(window) is not None:
             return x
@@ -187,7 +187,7 @@ class Grid:
         """The map that the middle tap reads, (N, C, *map), for a grid without stride."""
         return _pad(x, self._margins(self.centred(1)), self.mode)
 
-    def _margins(self, window: Window) -> list[tuple[int, int]]:
+    def _margins(self, window: KernelWindow) -> list[tuple[int, int]]:
         """Padding in front and behind, per axis; negative where the window does not reach that far."""
         margins = []
         for axis, (size, step, offset) in enumerate(zip(window.size, window.step, window.offset, strict=True)):
@@ -196,7 +196,7 @@ class Grid:
             margins.append((self.before[axis] - offset * reach, self.after[axis] - behind * reach))
         return margins
 
-    def _own_padding(self, window: Window) -> Axes | None:
+    def _own_padding(self, window: KernelWindow) -> Axes | None:
         """Padding that a convolution applies by itself, or None where it cannot."""
         margins = self._margins(window)
         if self.mode == "zeros" and all(front == behind >= 0 for front, behind in margins):
