@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.algebra.kernels import Merged, identity_kernel
-from stripefold.branches import Branch, ConvolutionBranch, Grid, IdentityBranch, registry
+from stripefold.branches import Branch, ConvGeometry, ConvolutionBranch, IdentityBranch, registry
 from stripefold.branches.registry import describe
 from stripefold.errors import BranchError
 from tests.branches.blocks import example_for
@@ -22,7 +22,7 @@ from tests.lifecycle import EXACT, error, images, tiny
 class Skip(Branch):
     """The input itself, times one learned number per channel."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: ConvGeometry) -> None:
         super().__init__()
         self.grid, self.factor = grid, nn.Parameter(torch.ones(grid.outputs))
 
@@ -35,16 +35,16 @@ class Skip(Branch):
         return identity_kernel(grid.outputs, grid.groups, grid.size, middle, device=factor.device) * factor, None
 
     @torch.no_grad()
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         self.factor.zero_()
 
 
-def skip(grid: Grid, *, point: bool = True) -> dict[str, Branch]:
+def skip(grid: ConvGeometry, *, point: bool = True) -> dict[str, Branch]:
     branches: dict[str, Branch] = {"main": ConvolutionBranch(grid), "skip": Skip(grid)}
     return branches | ({"point": ConvolutionBranch(grid, grid.centred(1))} if point else {})
 
 
-def no_skip(grid: Grid, *, point: bool = True) -> str | None:
+def no_skip(grid: ConvGeometry, *, point: bool = True) -> str | None:
     return None if grid.keeps_map else "its output has another shape than its input"
 
 
@@ -77,7 +77,7 @@ def test_a_block_of_ones_own_trains_folds_and_verifies(init: Any) -> None:
     assert sf.verify(model, plain, x).error < EXACT
     with torch.no_grad():  # the control: a block without its own branch computes something else
         for block in model.blocks:
-            block.conv1.branches["skip"].silence_()
+            block.conv1.branches["skip"].zero_init_()
     assert error(model(x), plain(x)) > 1e-3
 
 
@@ -99,7 +99,7 @@ def test_on_convolutions_of_every_kind(convolution: nn.Module) -> None:
 
 def test_the_decorator_with_options_and_a_random_state_that_stays() -> None:
     @sf.register_branch("twice")
-    def twice(grid: Grid, *, copies: int = 2) -> dict[str, Branch]:
+    def twice(grid: ConvGeometry, *, copies: int = 2) -> dict[str, Branch]:
         return {f"copy{index}": ConvolutionBranch(grid) for index in range(copies)}
 
     torch.manual_seed(0)
@@ -116,15 +116,15 @@ def test_the_decorator_with_options_and_a_random_state_that_stays() -> None:
         sf.branch(tiny(), "twic")
 
 
-def positional(grid: Grid, point: bool = True) -> dict[str, Branch]:
+def positional(grid: ConvGeometry, point: bool = True) -> dict[str, Branch]:
     return {}
 
 
-def without_default(grid: Grid, *, point: bool) -> dict[str, Branch]:
+def without_default(grid: ConvGeometry, *, point: bool) -> dict[str, Branch]:
     return {}
 
 
-def anything(*grids: Grid, **options: Any) -> dict[str, Branch]:
+def anything(*grids: ConvGeometry, **options: Any) -> dict[str, Branch]:
     return {}
 
 
@@ -169,7 +169,7 @@ class Curved(Skip):
 
 class Loud(Skip):
     @torch.no_grad()
-    def silence_(self) -> None:
+    def zero_init_(self) -> None:
         self.factor.fill_(1e-3)
 
 
@@ -185,12 +185,12 @@ class Broken(Skip):
 
 class NeverMatches(ConvolutionBranch):
     @torch.no_grad()
-    def match_(self) -> None:
+    def init_identity_(self) -> None:
         pass
 
 
-def blocks_with(make: Callable[[Grid], Any]) -> Callable[[Grid], Any]:
-    def build(grid: Grid) -> Mapping[str, Any]:
+def blocks_with(make: Callable[[ConvGeometry], Any]) -> Callable[[ConvGeometry], Any]:
+    def build(grid: ConvGeometry) -> Mapping[str, Any]:
         return {"main": ConvolutionBranch(grid), "own": make(grid)}
 
     return build
@@ -201,15 +201,18 @@ def blocks_with(make: Callable[[Grid], Any]) -> Callable[[Grid], Any]:
     [
         (blocks_with(WrongKernel), r"branch 'own' computes something else than its merged kernel \(relative error"),
         (blocks_with(Curved), "branch 'own' computes something else than its merged kernel"),
-        (blocks_with(Loud), "branch 'own' gives other numbers than zeros after silence_"),
+        (blocks_with(Loud), "branch 'own' gives other numbers than zeros after zero_init_"),
         (blocks_with(Narrow), r"branch 'own' gives the shape \(2, 8, 5, 4\), and its merged kernel \(2, 8, 5, 5\)"),
         (blocks_with(Broken), r"it cannot be tried \(KeyError: 'gone'\)"),
         (blocks_with(lambda grid: nn.Identity()), "'own' is Identity, which is no Branch"),
         (lambda grid: {"a.b": ConvolutionBranch(grid)}, r"it cannot be tried \(KeyError: .*a\.b"),
         (lambda grid: {}, "it gives dict where a mapping of names to branches is due"),
         (lambda grid: [ConvolutionBranch(grid)], "it gives list where a mapping"),
-        (lambda grid: {"input": IdentityBranch(grid)}, "its first branch 'input' is no LeadBranch"),
-        (lambda grid: {"main": NeverMatches(grid)}, "branch 'main' after match_ computes something else than the conv"),
+        (lambda grid: {"input": IdentityBranch(grid)}, "its first branch 'input' is no PrimaryBranch"),
+        (
+            lambda grid: {"main": NeverMatches(grid)},
+            "branch 'main' after init_identity_ computes something else than the conv",
+        ),
     ],
 )
 def test_a_wrong_block_is_refused_where_it_is_used(build: Any, message: str) -> None:

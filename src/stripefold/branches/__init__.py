@@ -13,18 +13,18 @@ A user's own block joins with :func:`register_branch`.
 
 from __future__ import annotations
 
-from stripefold.branches.base import Branch, LeadBranch
-from stripefold.branches.grid import Grid, Window
+from stripefold.branches.base import Branch, PrimaryBranch
+from stripefold.branches.geometry import ConvGeometry, KernelWindow
 from stripefold.branches.parts import ConvolutionBranch, IdentityBranch
 from stripefold.branches.registry import branch_names, register_branch
 
 __all__ = [
     "Branch",
     "ConvolutionBranch",
-    "Grid",
+    "ConvGeometry",
     "IdentityBranch",
-    "LeadBranch",
-    "Window",
+    "PrimaryBranch",
+    "KernelWindow",
     "branch_names",
     "register_branch",
 ]

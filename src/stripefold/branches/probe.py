@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stripefold.branches.base import Branch, LeadBranch
-from stripefold.branches.grid import Grid
+from stripefold.branches.base import Branch, PrimaryBranch
+from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError
 from stripefold.layers.probe import twin_of
 
@@ -21,8 +21,9 @@ Build = Callable[..., Mapping[str, Branch]]
 def probe_branches(name: str, build: Build, convolution: nn.Module, options: Mapping[str, Any]) -> None:
     """Check that the branches are what the block takes them for, on copies with random float64 numbers on the CPU.
 
-    Each branch must compute in eval mode what its ``merged`` says; the first must ``match_`` what it ``adopt_``s; each
-    other must give zeros after ``silence_``. No number of the convolution's own is read.
+    Each branch must compute in eval mode what its ``merged`` says. The first must compute what it loaded by
+    ``load_conv_`` after ``init_identity_``; each other must give zeros after ``zero_init_``. No number of the
+    convolution's own is read.
 
     Raises:
         BranchError: one of them is not so, with the branch and the measured error, or ``build`` gives no branches.
@@ -46,7 +47,7 @@ def _message(name: str, convolution: nn.Module, fault: str) -> str:
 
 
 def _fault(build: Build, convolution: nn.Module, options: Mapping[str, Any]) -> str | None:
-    grid, generator = Grid.of(convolution), torch.Generator("cpu").manual_seed(_SEED)
+    grid, generator = ConvGeometry.of(convolution), torch.Generator("cpu").manual_seed(_SEED)
     branches: Any = build(grid, **options)
     if not isinstance(branches, Mapping) or not branches:
         return f"it gives {type(branches).__name__} where a mapping of names to branches is due"
@@ -55,8 +56,8 @@ def _fault(build: Build, convolution: nn.Module, options: Mapping[str, Any]) -> 
             return f"{key!r} is {type(branch).__name__}, which is no Branch"
     nn.ModuleDict(branches)  # raises for a name that no submodule can have
     first, *others = branches
-    if not isinstance(branches[first], LeadBranch):
-        return f"its first branch {first!r} is no LeadBranch, so that nothing takes the convolution's weights"
+    if not isinstance(branches[first], PrimaryBranch):
+        return f"its first branch {first!r} is no PrimaryBranch, so that nothing takes the convolution's weights"
     x = _example(grid, generator)
     for key, branch in branches.items():
         twin: Any = twin_of(branch, generator)
@@ -72,16 +73,16 @@ def _starting_fault(
     generator = torch.Generator("cpu").manual_seed(_SEED)
     adopted = twin_of(convolution, generator)
     lead: Any = branches[first].double().eval()
-    lead.adopt_(adopted)
-    lead.match_()
+    lead.load_conv_(adopted)
+    lead.init_identity_()
     lead.flags()
     if reason := _difference(lead(x), adopted(x), "the convolution that it adopted"):
-        return f"branch {first!r} after match_ {reason}"
+        return f"branch {first!r} after init_identity_ {reason}"
     for key in others:
         silent = branches[key].double().eval()
-        silent.silence_()
+        silent.zero_init_()
         if bool(silent(x).count_nonzero()):
-            return f"branch {key!r} gives other numbers than zeros after silence_"
+            return f"branch {key!r} gives other numbers than zeros after zero_init_"
     return None
 
 
@@ -94,7 +95,7 @@ def _difference(found: Tensor, expected: Tensor, of: str) -> str | None:
     return f"computes something else than {of} (relative error {error:.1e}, allowed {_TOLERANCE:.0e})"
 
 
-def _example(grid: Grid, generator: torch.Generator) -> Tensor:
+def _example(grid: ConvGeometry, generator: torch.Generator) -> Tensor:
     """Two maps a little larger than the kernel and the padding need; borders are in them."""
     reach = zip(grid.size, grid.dilation, grid.stride, grid.before, grid.after, strict=True)
     size = [max(step * (taps - 1) + 1, front + 1, behind + 1) + 2 * every for taps, step, every, front, behind in reach]

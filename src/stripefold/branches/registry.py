@@ -30,7 +30,7 @@ class BranchType:
     Attributes:
         name: what users write.
         build: ``(grid, **options) -> branches``.
-        refuse: ``(grid, **options) -> why not``, or None; raises BranchError for a bad option.
+        why_unsupported: ``(grid, **options) -> why not``, or None; raises BranchError for a bad option.
         branches: what it adds up, in words.
         source: the paper.
         registered: by a user; it is probed where it is used.
@@ -38,7 +38,7 @@ class BranchType:
 
     name: str
     build: Build
-    refuse: Refuse
+    why_unsupported: Refuse
     branches: str
     source: str
     registered: bool = False
@@ -53,9 +53,9 @@ class BranchType:
         """Why a convolution cannot be this block, or None.
 
         Raises:
-            BranchError: a bad value of an option, or ``refuse`` gives neither a reason nor None.
+            BranchError: a bad value of an option, or ``why_unsupported`` gives neither a reason nor None.
         """
-        reason: object = self.refuse(ConvGeometry.of(convolution), **options)
+        reason: object = self.why_unsupported(ConvGeometry.of(convolution), **options)
         if reason is None or (isinstance(reason, str) and reason):
             return reason
         raise BranchError(
@@ -117,8 +117,8 @@ def register_branch(
     Args:
         name: what users write in ``branch(model, name)``: an identifier.
         build: ``(grid, *, option=default ...) -> {name: branch}``: the branches whose sum stands for a convolution, the
-            first one a ``LeadBranch``. ``stripefold.branches`` has ``ConvolutionBranch`` and ``IdentityBranch``, and
-            ``Branch`` and ``LeadBranch`` for branches of your own. Without it a decorator is returned.
+            first one a ``PrimaryBranch``. ``stripefold.branches`` has ``ConvolutionBranch`` and ``IdentityBranch``, and
+            ``Branch`` and ``PrimaryBranch`` for branches of your own. Without it a decorator is returned.
         refuse: ``(grid, *, the same options) -> why not``, or None for a grid that can have these branches.
         branches: what is added up, in words, for the table of ``stripefold branches``.
         source: the paper.
@@ -138,8 +138,8 @@ def register_branch(
     if build is None:
         return lambda decorated: register_branch(name, decorated, refuse=refuse, branches=branches, source=source)
     _check_registration(name, build, refuse)
-    _KINDS[name] = Kind(
-        name=name, build=build, refuse=refuse or _never, branches=branches, source=source, registered=True
+    _KINDS[name] = BranchType(
+        name=name, build=build, why_unsupported=refuse or _never, branches=branches, source=source, registered=True
     )
     return build
 
