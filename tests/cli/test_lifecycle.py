@@ -176,7 +176,7 @@ def test_free_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from stripefold import training
+    from stripefold_lab import training
 
     real = training.load_config
     small = {"limit_train": 64, "limit_test": 32, "accelerator": "cpu", "warmup_epochs": 0}

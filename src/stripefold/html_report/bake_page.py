@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from stripefold.baking.sensitivity import cheapest_first
 from stripefold.baking.table import SAY
-from stripefold.html_report.templates import fill
+from stripefold.html_report.templates import Tile, fill
 from stripefold.html_report.words import count, shown_name
 
 if TYPE_CHECKING:
     from stripefold.baking.report import BakeReport, SiteResult
 
-Tile = tuple[str, str, str]
 _KINDS = {
     "folded": "Folded: nothing is left",
     "asr": "Trainable gates that fold later",

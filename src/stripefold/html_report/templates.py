@@ -13,6 +13,8 @@ from stripefold.html_report.pack import pack
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+Tile = tuple[str, str, str]
+"""A figure at the head of a page: what is shown large, what it is, and a remark."""
 _NAME, _SEAM = re.compile(r"\S*[A-Za-z_]{2}\S*"), re.compile(r"([._/])(?=\w)")  # which a number is not
 
 

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import stripefold
 from stripefold.atomic import write_text
-from stripefold.html_report.templates import fill
+from stripefold.html_report.templates import Tile, fill
 from stripefold.html_report.words import shown_name
 
 if TYPE_CHECKING:
     from stripefold.folding.verify import EquivalenceReport
-
-Tile = tuple[str, str, str]
 
 
 def render_verify(report: EquivalenceReport, *, title: str | None = None) -> str:
