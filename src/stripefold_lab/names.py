@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def check_data_name(task: str, data: str) -> None:
             known = ", ".join(["shapes", *(f"{reader}:PATH" for reader in readers)])
             raise ConfigError(f"data is {data!r}; for {task} choose one of {known}")
         root = Path(path).expanduser()
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise DataError(f"no folder {root}; data={name}:PATH needs the folder of the data set")
 
 

@@ -40,6 +40,8 @@ def test_explain(error: BaseException, status: int, line: str) -> None:
         (["sites", "resnet8", "--model", "net.py:create"], "--model FILE.py:FUNCTION, not both"),
         (["sites", "--model", "resnet8"], "--model 'resnet8': give FILE.py:FUNCTION, such as net.py:create"),
         (["sites", "--model", "no/net.py:create"], "no/net.py does not exist"),
+        (["eval", "a" * 300], "unknown model 'aaa"),
+        (["observe", "a" * 300, "--data", "digits"], "unknown model 'aaa"),
         (["eval", "timm/resnet51", "--pretrained"], "timm knows no classifier 'resnet51'; close: "),
         (["observe", "resnet8", "--data", "digit"], "data is 'digit'; choose one of digits"),
         (["train", "--data", "digit"], "data is 'digit'; choose one of digits"),

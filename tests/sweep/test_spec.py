@@ -115,6 +115,12 @@ def test_a_base_lies_beside_its_sweep(tmp_path: Path) -> None:
     assert (sweep.base.model, sweep.base.seed, sweep.base.run_dir) == ("resnet8", 0, None)
 
 
+@pytest.mark.parametrize("base", ["a" * 300, "b/" * 3000, "c" * 256 + ".yaml"])
+def test_a_base_that_no_file_can_be_named(tmp_path: Path, base: str) -> None:
+    with pytest.raises(ConfigError, match=r"no recipe and no readable file .*name too long"):
+        load_sweep(write(tmp_path, f"base: {base}"))
+
+
 def test_a_run_of_several_processes_is_a_base_when_told_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "many.yaml").write_text("devices: 2\nstrategy: fsdp\n", encoding="utf-8")
     sweep = write(tmp_path, "base: many.yaml\ngrid: {repeats: [1, 2]}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def is_path(word: str) -> bool:
         return False
     path = Path(word).expanduser()
     named = word.partition("/")[0] in ("timm", "torchvision") or len(path.parts) == 1
-    return path.exists() or path.suffix in (".ckpt", ".safetensors") or not named
+    return os.path.exists(path) or path.suffix in (".ckpt", ".safetensors") or not named
 
 
 def check_names(source: str, data: str | None, *, task: str = "classification") -> None:

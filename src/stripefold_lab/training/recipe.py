@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _text(source: str | Path) -> str:
         return (resources.files("stripefold_lab.training") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     path = Path(source)
     try:
-        path = path / "config.yaml" if path.is_dir() else path
+        path = path / "config.yaml" if os.path.isdir(path) else path  # False also where no file can have the name
         return read_text(path, limit=YAML_LIMIT)
     except DocumentError as error:
         close = difflib.get_close_matches(name, recipe_names(), n=1)
