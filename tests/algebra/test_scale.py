@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from stripefold.algebra.scale import (
     scale_activation,
     scale_dim,
-    scale_dim_,
     scale_grouped_input,
     scale_offset_gain,
     scale_transposed_output,
@@ -69,19 +68,3 @@ def test_transposed_output(groups: int, inner: int, outer: int) -> None:
 def test_offset_gain_scales_one_plus_the_gain() -> None:
     gain, v = noise(5), noise(5, seed=1)
     assert torch.allclose(1 + scale_offset_gain(gain, v), v * (1 + gain), rtol=1e-14)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dim", [0, 1, -1])
-def test_in_place_scaling_equals_the_float64_product_rounded_once(
-    dtype: torch.dtype, dim: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stripefold.algebra.scale._BLOCK", 7)  # several blocks, the last one short
-    generator = torch.Generator().manual_seed(1)
-    tensor = torch.randn(5, 6, 4, generator=generator, dtype=torch.float64).to(dtype).transpose(0, 2)
-    v = torch.randn(tensor.shape[dim], generator=generator, dtype=torch.float64)
-    expected = scale_dim(tensor.double(), v, dim).to(dtype)
-    before = tensor.clone()
-    scale_dim_(tensor, v, dim)
-    assert torch.equal(tensor, expected)
-    assert not torch.equal(tensor, before)

@@ -14,6 +14,7 @@ import stripefold as sf
 from stripefold.branches.block import BranchBlock
 from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.registry import build_block, kind_named
+from stripefold.folding.weights import Float64Weights
 
 KINDS = sf.branch_names()
 # Options under which every kind stands for a 3x3 convolution.
@@ -95,6 +96,14 @@ def randomised(block: BranchBlock, x: Tensor, eps: float = 3e-3) -> BranchBlock:
             norm.running_mean += 0.2 * torch.randn_like(norm.running_mean)
             norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
     return block.eval()
+
+
+def folded_(block: BranchBlock) -> nn.Module:
+    """The convolution that a block folds to, with its numbers."""
+    weights = Float64Weights()
+    layer = block.folded_(weights)
+    weights.write_()
+    return layer
 
 
 def error(a: Tensor, b: Tensor) -> float:

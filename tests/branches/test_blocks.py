@@ -23,6 +23,7 @@ from tests.branches.blocks import (
     convolutions,
     error,
     example_for,
+    folded_,
     options_for,
     randomised,
 )
@@ -44,7 +45,7 @@ def test_a_block_folds_to_the_convolution_it_stands_for(kind: str, convolution: 
     assert kernel.dtype == torch.float64
     assert torch.equal(block.weight, kernel)
     block.check_fold("block", {})
-    folded: Any = block.folded_()
+    folded: Any = folded_(block)
 
     assert type(folded) is type(convolution)
     assert folded.extra_repr() == convolution.extra_repr() or convolution.bias is None
@@ -69,7 +70,7 @@ def test_identity_is_the_convolution_itself(kind: str, convolution: Any) -> None
     expected = convolution(x)
     block = block_for(kind, convolution, options, identity=True)
     assert error(block.eval()(x), expected) < EXACT
-    assert error(block.folded_()(x), expected) < EXACT
+    assert error(folded_(block)(x), expected) < EXACT
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +87,7 @@ def test_an_option_that_is_dropped_is_seen(kind: str, axis: str) -> None:
         convolution = nn.Conv2d(4, 4, 3, dtype=torch.float64, **each)
         block = randomised(block_for(kind, convolution, SMALL.get(kind, {})), x)
         assert block(x).shape == convolution(x).shape
-        assert error(block.folded_()(x), outputs[-1] if outputs else block(x)) > 1e-3 if outputs else True
+        assert error(folded_(block)(x), outputs[-1] if outputs else block(x)) > 1e-3 if outputs else True
         outputs.append(convolution(x))
 
 
@@ -154,7 +155,7 @@ def test_options_of_dbb_fold(options: dict[str, Any], width: int) -> None:
     assert block.branches["sequence"].conv.in_channels == width
     assert ("concatenation" in block.branches) == ("concatenation" in options)
     expected = block(x)
-    assert error(block.folded_()(x), expected) < EXACT
+    assert error(folded_(block)(x), expected) < EXACT
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch's own convolution
@@ -167,7 +168,7 @@ def test_dilated_kernels_of_the_paper_fold(size: int, count: int) -> None:
     block = randomised(block_for("dilated", convolution, {}), x)
     assert len(block.branches) == count
     expected = block(x)
-    assert error(block.folded_()(x), expected) < EXACT
+    assert error(folded_(block)(x), expected) < EXACT
 
 
 @pytest.mark.parametrize("depth", [9, 14])

@@ -127,7 +127,7 @@ def test_the_check_finds_a_wrong_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a site that folds wrongly is caught, and ``fold_`` has not touched the model."""
     from stripefold.asr.site import Site
 
-    def wrong(self: Site) -> nn.Module:
+    def wrong(self: Site, weights: object) -> nn.Module:
         return self.without_static_gates_()
 
     model = attached()

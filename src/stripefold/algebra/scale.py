@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_BLOCK = 1 << 17
-"""Numbers that are in float64 at a time when a tensor is scaled in place: small enough for a processor's cache."""
-
 
 def scale_dim(tensor: Tensor, v: Tensor, dim: int = 0) -> Tensor:
     """Multiply ``tensor`` by ``v`` along one axis.
@@ -22,21 +19,6 @@ def scale_dim(tensor: Tensor, v: Tensor, dim: int = 0) -> Tensor:
     rank = tensor.dim()
     after = rank - 1 - dim % rank
     return tensor * v if after == 0 else tensor * v.reshape(-1, *(1,) * after)
-
-
-def scale_dim_(tensor: Tensor, v: Tensor, dim: int = 0) -> None:
-    """``scale_dim`` in place: products in float64, rounded once, block by block so that no second tensor is needed.
-
-    Args:
-        tensor: any shape with ``tensor.shape[dim] == C`` and any floating-point dtype; overwritten.
-        v: the scale, shape (C,), float64.
-        dim: the channel axis.
-    """
-    rows = tensor.movedim(dim, 0)
-    step = max(1, _BLOCK * len(rows) // max(1, tensor.numel()))
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        block.copy_(scale_dim(block.double(), v[start : start + step]))
 
 
 def scale_activation(activation: Tensor, v: Tensor, axis: int) -> Tensor:

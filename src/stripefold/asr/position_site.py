@@ -17,13 +17,14 @@ from stripefold.algebra.positions import flattened_scale, map_scale, pooling_ker
 from stripefold.algebra.rounding import overflows
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError, ResolutionError
+from stripefold.folding.weights import Float64Weights
 from stripefold.graph.positions import PositionPlace
 from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import altered, tied_to
 from stripefold.layers.rule import Rule
 from stripefold.modules.computed import computed
 from stripefold.modules.foldable import Foldable, FoldNote
-from stripefold.modules.modules import first_parameter, move_call_hooks
+from stripefold.modules.modules import move_call_hooks
 
 _AXES = ("depth", "height", "width")
 _WEIGHTS = "weights"
@@ -112,13 +113,6 @@ class InputSite(PositionSite):
             return tensor
         return computed(scaled(base, tensor, self._features()).to(tensor.dtype))
 
-    @property
-    def rounds_to(self) -> torch.dtype | None:
-        """See ``Foldable``: gates on both sides of the layer are rounded once."""
-        base = self._modules["base"]
-        like = first_parameter(base) if isinstance(base, Foldable) else None
-        return None if like is None else like.dtype
-
     def check_fold(self, name: str, owners: Mapping[int, list[str]]) -> list[FoldNote]:
         """See ``Foldable``."""
         base, rule = self.base, self.input_rule
@@ -153,12 +147,12 @@ class InputSite(PositionSite):
                 return key
         return None
 
-    def folded_(self) -> nn.Module:
+    @torch.no_grad()
+    def folded_(self, weights: Float64Weights) -> nn.Module:
         """Fold the gates into the layer's input side; the layer is returned, or its site where dynamic gates stay."""
         base: Any = self.base
-        with torch.no_grad():
-            layer = base.base if isinstance(base, Gated) else base
-            self.input_rule.scale_(layer, self._features(torch.float64), "input")
+        layer = base.base if isinstance(base, Gated) else base
+        weights.scale(layer, self.input_rule, self._features(torch.float64), "input")
         return self.without_static_gates_()
 
 
@@ -202,14 +196,16 @@ class PoolSite(PositionSite):
         why = f"into a {kernel}, new key {self._key!r}, at this resolution only"
         return [FoldNote(name=name, kind=self.kinds, folded=True, why=why)]
 
-    def folded_(self) -> nn.Module:
+    def folded_(self, weights: Float64Weights) -> nn.Module:
         """Layers of torch that pool with weights, and refuse every other size."""
         s = self.checked_scale(self.place.name)
         psi = self.static_gates[0].psi
         trains = any(parameter.requires_grad for parameter in self.gates.parameters())
         pooled = weighted_pooling(s, self.place)
         convolution = pooled.get_submodule(_WEIGHTS)
-        convolution.weight = nn.Parameter(convolution.get_parameter("weight").to(psi.device, psi.dtype), trains)
+        kernel = convolution.get_parameter("weight").detach().to(psi.device)
+        convolution.weight = nn.Parameter(torch.zeros_like(kernel, dtype=psi.dtype), trains)
+        weights.set(convolution, {"weight": kernel})
         pooled.train(self.training)
         move_call_hooks(self, pooled)
         return pooled

@@ -13,10 +13,11 @@ from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError
+from stripefold.folding.weights import Float64Weights
 from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import refusal_under, tied_to
 from stripefold.layers.rule import Along, Rule
-from stripefold.layers.shift import overflowing_shift, shift_key, shifted, write_shift_
+from stripefold.layers.shift import overflowing_shift, shift_key, shifted
 from stripefold.layers.substitute import SUBSTITUTION_COMPILES, forward_with, has_call_hooks
 from stripefold.modules.computed import computed
 from stripefold.modules.foldable import Foldable, FoldNote
@@ -176,16 +177,16 @@ class Site(Gated):
         adds = any(gate.adds for gate in self.static_gates)
         return adds and key is not None and getattr(self._modules["base"], key) is None
 
-    def folded_(self) -> nn.Module:
+    @torch.no_grad()
+    def folded_(self, weights: Float64Weights) -> nn.Module:
         """Fold the static gates into the layer; the layer is returned, or the site if dynamic attention stays on it."""
         base = self._modules["base"]
         assert base is not None
-        with torch.no_grad():
-            v, a = self.scale(torch.float64), self.shift(torch.float64)
-            bias = {} if a is None else shifted(self.rule, base, a, v)  # before the scale has rounded the layer's own
-            if v is not None:
-                self.rule.scale_(base, v)
-            write_shift_(base, bias)
+        v, a = self.scale(torch.float64), self.shift(torch.float64)
+        if v is not None:
+            weights.scale(base, self.rule, v)
+        if a is not None:
+            weights.add(base, self.rule, a)
         return self.without_static_gates_()
 
 

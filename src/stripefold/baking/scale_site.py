@@ -50,6 +50,8 @@ class ScaleSite(Site):
         layers: dotted path -> layer, for the target's parts. Kept as references, not as children: the model has them.
     """
 
+    elsewhere = True
+
     def __init__(self, scale: ConstantScale, target: FoldTarget, layers: Mapping[str, nn.Module]) -> None:
         rule = rule_for(scale)
         assert rule is not None  # folding.rules_own has one
@@ -70,18 +72,20 @@ class ScaleSite(Site):
                 f"cannot fold the gate on {name!r}: a ReLU or a max pooling lies before {self._layers[0].path!r}, and "
                 f"{int((v < 0).sum())} of its scales are negative"
             )
-        reason = why_overflowing(self._merged(v), {taker.bare: taker.path for taker in self._layers})
+        merged = Float64Weights()
+        self._merge(v, merged)
+        reason = why_overflowing(merged, {taker.bare: taker.path for taker in self._layers})
         if reason is not None:
             raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
         kinds = " x ".join(gate.attention.name for gate in self.static_gates)
         into = ", ".join(taker.path for taker in self._layers)
         return [FoldNote(name=name, kind=kinds, folded=True, why=f"into {into}")]
 
-    def folded_(self) -> nn.Module:
-        """Write the scale into the layers; nothing is left in this place."""
+    def folded_(self, weights: Float64Weights) -> nn.Module:
+        """Fold the scale into the layers; nothing is left in this place."""
         v = self._factor()
         if v is not None:
-            self._merged(v).write_()
+            self._merge(v, weights)
         return self.without_static_gates_()
 
     def without_static_gates_(self) -> nn.Module:
@@ -96,11 +100,10 @@ class ScaleSite(Site):
         v = self.scale(torch.float64)
         return None if v is None else v * self.base.get_parameter("weight").double()
 
-    def _merged(self, v: Tensor) -> Float64Weights:
-        layers, merged = {taker.path: taker.bare for taker in self._layers}, Float64Weights()
+    def _merge(self, v: Tensor, weights: Float64Weights) -> None:
+        layers = {taker.path: taker.bare for taker in self._layers}
         for part in self._target.parts:
-            merged.absorb(layers[part.layer], part, v)
-        return merged
+            weights.absorb(layers[part.layer], part, v)
 
     def _check_layer(self, name: str, taker: _Taker, owners: Mapping[int, list[str]]) -> None:
         if isinstance(taker.bare, Foldable):

@@ -13,6 +13,7 @@ from stripefold.algebra.kernels import Merged, add_branches
 from stripefold.branches.base import Branch, PrimaryBranch, memory_format
 from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError, FoldError
+from stripefold.folding.weights import Float64Weights
 from stripefold.layers.accepts import is_affine_map
 from stripefold.layers.refusal import altered
 from stripefold.layers.rule import rule_for
@@ -129,11 +130,6 @@ class BranchBlock(StandIn, Foldable):
         """Whether a BatchNorm is in it: its training and its eval form then differ."""
         return any(is_affine_map(module) for module in self.modules())
 
-    @property
-    def rounds_to(self) -> torch.dtype:
-        """See ``Foldable``."""
-        return next(self.parameters()).dtype
-
     def extra_repr(self) -> str:
         """The kind and the convolution."""
         return f"{self.kind}: {self._shell[0].extra_repr()}"
@@ -156,17 +152,21 @@ class BranchBlock(StandIn, Foldable):
         why = f"{count} {'branches' if count > 1 else 'branch'} into {type(self._shell[0]).__name__}"
         return [FoldNote(name=name, kind=self.kind, folded=True, why=why)]
 
-    def folded_(self) -> nn.Module:
+    @torch.no_grad()
+    def folded_(self, weights: Float64Weights) -> nn.Module:
         """The convolution, with the branches' sum as its weight and bias."""
-        with torch.no_grad():
-            kernel, bias = self.merged()
-            layer, like = self._shell[0], next(self.parameters())
-            weight_trains, bias_trains = self.lead.flags()
-            kernel = kernel.to(like.dtype).contiguous(memory_format=memory_format(like))
-            layer._parameters["weight"] = nn.Parameter(kernel, weight_trains)
-            if bias is not None:
-                trains = bias_trains if self._had_bias else weight_trains
-                layer._parameters["bias"] = nn.Parameter(bias.to(like.dtype), trains)
+        layer, like = self._shell[0], next(self.parameters())
+        dtype, (weight_trains, bias_trains) = like.dtype, self.lead.flags()
+        self.double()  # for gates inside, and sums of their own that branches are kept as
+        weights.move_into_(self)
+        kernel, bias = self.merged()
+        zeros = torch.zeros_like(kernel, dtype=dtype).contiguous(memory_format=memory_format(like))
+        layer._parameters["weight"] = nn.Parameter(zeros, weight_trains)
+        weights.set(layer, {"weight": kernel})
+        if bias is not None:
+            if self._had_bias:
+                layer._parameters["bias"] = nn.Parameter(torch.zeros_like(bias, dtype=dtype), bias_trains)
+            weights.set(layer, {"bias": bias})
         layer.training = self.training
         move_call_hooks(self, layer)
         self.branches.clear()  # spent: a large model is folded block by block

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from stripefold.errors import TraceError
@@ -98,24 +97,19 @@ def _target(layer: str, parts: tuple[Absorption, ...] | str, accept: _WithoutNew
 
 
 def place_biases_(plain: nn.Module, targets: Mapping[str, BiasTarget], weights: Float64Weights) -> tuple[str, ...]:
-    """Move the biases of a folded model, still in float64, to their places; returns the keys that are new."""
+    """Move the biases of a folded model, not written yet, to their places; returns the keys that are new."""
     new: list[str] = []
     for target in targets.values():
-        layer = plain.get_submodule(target.layer)
-        bias = layer._parameters.get("bias")
+        layer, moved = plain.get_submodule(target.layer), weights.fork()
+        bias = weights.read(layer, "bias")
         assert bias is not None  # that is what gains_bias says
-        moved = Float64Weights()
+        moved.forget(layer, "bias")
         for part in target.parts:
-            moved.absorb(plain.get_submodule(part.layer), part, bias.detach().double())
-        if not target.parts or moved.overflowing() is not None:  # too large for the statistics' dtype
+            moved.absorb(plain.get_submodule(part.layer), part, bias)
+        if target.parts and moved.overflowing() is None:  # else too large for the statistics' dtype
+            weights.adopt(moved)
+        else:
             new.append(_key(target.layer))
-            dtype = _dtype(layer)
-            if dtype != bias.dtype:
-                weights.note(layer, "bias", bias)
-            layer._parameters["bias"] = nn.Parameter(bias.to(dtype), bias.requires_grad)
-            continue
-        moved.write_()
-        layer._parameters["bias"] = None
     return tuple(new)
 
 
@@ -174,12 +168,6 @@ def _target_in(graph: Graph, accept: _WithoutNewKey, name: str) -> FoldTarget | 
         return Refusal(unlike or "it is no layer with a rule")
     flow = Flow(graph=graph, accept=accept, dead=unused_places(graph))
     return flow.forward("shift", results[0], rule.axis)
-
-
-def _dtype(layer: nn.Module) -> torch.dtype:
-    weight = layer._parameters["weight"]
-    assert weight is not None  # what gains a bias is a convolution or another layer with one
-    return weight.dtype
 
 
 def outermost(name: str, found: Mapping[str, Foldable]) -> str:

@@ -250,8 +250,7 @@ def _check_keys(path: str, about: FileInfo, model: nn.Module, tensors: Mapping[s
     parts += [f"unexpected {unexpected[:3]}"] if unexpected else []
     parts += [f"of another shape {wrong[:3]}"] if wrong else []
     advice = _LOADS_INTO.get(about.kind, "")
-    blocks = (m for m in model.modules() if isinstance(m, Foldable) and "base" not in m._modules)
-    if any(block.rounds_to is not None for block in blocks):
+    if any(isinstance(module, Foldable) and "base" not in module._modules for module in model.modules()):
         advice = (
             " The model has branch blocks, whose keys no plain file has: load such a file into the plain model first, "
             "then branch(model, ..., init='identity') keeps its weights."

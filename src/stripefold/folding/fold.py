@@ -275,7 +275,8 @@ def _plan_gates(model: nn.Module, fuse: bool, example: Example | None) -> _Gates
 
 
 def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tuple[nn.Module, FoldReport]:
-    gates, weights = _plan_gates(model, fuse, example), Float64Weights()
+    gates = _plan_gates(model, fuse, example)
+    weights = Float64Weights(keep=fuse or any(module.elsewhere for module in gates.found.values()))
     unmoved = gates.unmoved
     if gates.found:
         forget_compiled(model)

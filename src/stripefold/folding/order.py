@@ -1,17 +1,17 @@
 """The order of folding, from the inside out: a gate in a block before the block, a block before the gate on it.
 
-Where a layer is computed anew (a branch block), all of that happens in float64, and the layer is rounded once.
+All of that happens in one record of float64 numbers, so that every tensor is rounded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
+from stripefold.errors import FoldError
 from stripefold.folding.biases import BiasTarget, outermost, place_biases_
-from stripefold.folding.weights import Float64Weights
+from stripefold.folding.weights import Float64Weights, why_overflowing
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import replace_modules
 
@@ -29,31 +29,30 @@ def fold_all_(
 
     Returns:
         The root, and the keys of biases that found no other place.
+
+    Raises:
+        FoldError: gates that fit one by one are too much together.
     """
     replacements: dict[nn.Module, nn.Module] = {}
-    roundings: dict[nn.Module, torch.dtype] = {}
     for name in dict.fromkeys(outermost(name, found) for name in found):
-        replacements[found[name]] = _fold_inside_out_(found[name], roundings)
+        replacements[found[name]] = _fold_inside_out_(found[name], weights)
+        _write_(model, weights, new=False)
     plain = replace_modules(model, replacements)
     new_keys = place_biases_(plain, homes, weights)
-    for layer, dtype in roundings.items():
-        for key, tensor in layer._parameters.items():
-            if tensor is not None and tensor.dtype != dtype:
-                weights.note(layer, key, tensor)
-        layer.to(dtype)
+    _write_(plain, weights)
     return plain, new_keys
 
 
-def _fold_inside_out_(root: Foldable, roundings: dict[nn.Module, torch.dtype]) -> nn.Module:
-    """The layer that takes the place of one module of ours; notes what is still in float64, and its dtype to be."""
-    inside = [(module, module.rounds_to) for module in root.modules() if isinstance(module, Foldable)]
-    for module, dtype in inside:
-        if dtype is not None:
-            module.double()
+def _write_(model: nn.Module, weights: Float64Weights, *, new: bool = True) -> None:
+    if weights.overflowing() is not None:
+        raise FoldError(why_overflowing(weights, {module: name for name, module in model.named_modules()}))
+    weights.write_(new=new)
+
+
+def _fold_inside_out_(root: Foldable, weights: Float64Weights) -> nn.Module:
+    """The layer that takes the place of one module of ours."""
     layer: nn.Module = root
-    for module, dtype in reversed(inside):  # parents come before their children
-        layer = module.folded_()
-        if dtype is not None:
-            roundings[layer] = dtype
+    for module in reversed([each for each in root.modules() if isinstance(each, Foldable)]):  # parents come first
+        layer = module.folded_(weights)
         replace_modules(root, {module: layer})
     return layer

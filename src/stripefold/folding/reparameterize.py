@@ -36,7 +36,7 @@ def reparameterize_block(
         block: any device, dtype and mode; left as it is.
         method: name of its method, which works in place or returns a module.
         shape: of its input.
-        weights: learns what the merged numbers were before rounding.
+        weights: knows what the numbers were before rounding, and learns what the merged ones were.
     """
     if _is_done(block):
         return block
@@ -45,8 +45,10 @@ def reparameterize_block(
         return reason or ""
     with preserve_state(block) as copied, KeepFloat64():
         try:
-            before = _twin(copied)
-            after = _called(_twin(copied), method)
+            before, after = _twin(copied), _twin(copied)
+            for twin in (before, after):
+                weights.move_into_(twin, of=block)
+            after = _called(after, method)
         except Exception as error:  # the method is other people's code and may raise anything
             return f"its {method} fails: {_in_words(error)}"
         if _unchanged(before, after):

@@ -12,26 +12,35 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.rounding import overflows, underflows
-from stripefold.graph.absorption import Absorption
-from stripefold.layers.rule import rule_for
+from stripefold.graph.absorption import Absorption, Side
+from stripefold.layers.rule import Rule, rule_for
 from stripefold.layers.shift import shift_key
 from stripefold.layers.substitute import substituted
 from stripefold.modules.writable import check_writable
 
 
 class Float64Weights:
-    """What the tensors of a model are before rounding, where merging has made them."""
+    """What the tensors of a model are before rounding, where folding and merging have made them.
 
-    def __init__(self) -> None:
+    Args:
+        keep: remember kernels once they are written, for what is merged into them later. Else a record of a large
+            model takes no more room than what was folded last, and the vectors.
+    """
+
+    def __init__(self, *, keep: bool = True) -> None:
+        self._keep = keep
         self._exact: dict[nn.Module, dict[str, Tensor]] = {}
         self._written: dict[tuple[nn.Module, str], None] = {}
 
     def fork(self) -> Float64Weights:
         """A record of its own that starts from this one: for what may turn out not to fit."""
-        other = Float64Weights()
-        other._exact = dict(self._exact)
-        other._written = dict(self._written)
+        other = Float64Weights(keep=self._keep)
+        other.adopt(self)
         return other
+
+    def adopt(self, other: Float64Weights) -> None:
+        """Become what another record is."""
+        self._exact, self._written = dict(other._exact), dict(other._written)
 
     def read(self, layer: nn.Module, key: str) -> Tensor | None:
         """A tensor of a layer in float64, or complex128, as exactly as it is known; None where there is none."""
@@ -64,27 +73,59 @@ class Float64Weights:
             part: which side takes which entries.
             vector: the change, shape (C,).
         """
-        rule, view, taken = rule_for(layer), self.view(layer), part.taken(vector)
+        rule, taken = rule_for(layer), part.taken(vector)
         assert rule is not None  # it accepts
         if part.change == "scale":
-            found = {key: self.read(layer, key) for key in rule.side(part.side)}
-            functions = rule.side(part.side)
-            self.set(
-                layer, {k: functions[k](view, own, taken.to(own.device)) for k, own in found.items() if own is not None}
-            )
-            return
-        if part.side == "input":
+            self.scale(layer, rule, taken, part.side)
+        elif part.side == "output":
+            self.add(layer, rule, taken)
+        else:
+            view = self.view(layer)
             for key, function in (rule.input_shift or {}).items():
                 self.set(layer, {key: function(view, self.read(layer, key), taken.to(_like(layer, key).device))})
-            return
-        key = shift_key(rule) or ""
-        own = self.read(layer, key)
-        taken = taken.to(_like(layer, key).device)
-        self.set(layer, {key: taken if own is None else own + taken.view(own.shape)})
+
+    def scale(self, layer: nn.Module, rule: Rule, v: Tensor, side: Side = "output") -> None:
+        """Scale a layer's output (or input).
+
+        Args:
+            layer: the layer.
+            rule: of the layer, or of what it was when it was gated.
+            v: the scale, shape (C,), float64.
+            side: which of its sides.
+        """
+        view, functions = self.view(layer), rule.side(side)
+        found = {key: own for key in functions if (own := self.read(layer, key)) is not None}
+        self.set(layer, {key: functions[key](view, own, v.to(own.device)) for key, own in found.items()})
+
+    def add(self, layer: nn.Module, rule: Rule, a: Tensor) -> None:
+        """Add a vector (C,), float64, to a layer's output; it may get a bias by that."""
+        key = shift_key(rule)
+        assert key is not None  # it accepts
+        own, a = self.read(layer, key), a.to(_like(layer, key).device)
+        self.set(layer, {key: a if own is None else own + a.view(own.shape)})
 
     def forget(self, layer: nn.Module, key: str) -> None:
         """Write nothing into a tensor after all."""
         self._written.pop((layer, key), None)
+        self._exact[layer] = {each: exact for each, exact in self._exact.get(layer, {}).items() if each != key}
+
+    @torch.no_grad()
+    def move_into_(self, part: nn.Module, *, of: nn.Module | None = None) -> None:
+        """Let a part of the model that is in float64 itself hold what is known of its tensors, which is then forgotten.
+
+        Args:
+            part: what will be read, and then replaced.
+            of: the part that it is a copy of, whose record stays.
+        """
+        for path, layer in (of or part).named_modules():
+            for key, exact in self._exact.get(layer, {}).items():
+                own = getattr(part.get_submodule(path), key)
+                if own is None:
+                    put(part.get_submodule(path), key, nn.Parameter(exact.clone(), requires_grad=False))
+                else:
+                    own.copy_(exact)
+                if of is None:
+                    self.forget(layer, key)
 
     def changed(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
         """What is to be written: (layer, attribute, float64 tensor)."""
@@ -122,8 +163,11 @@ class Float64Weights:
         return new
 
     @torch.no_grad()
-    def write_(self) -> None:
+    def write_(self, *, new: bool = True) -> None:
         """Write every merged number into the model's own tensors, after a look at all of them.
+
+        Args:
+            new: also what the layers have no tensors for yet.
 
         Raises:
             FoldError: one of them cannot be written; nothing is then.
@@ -131,11 +175,15 @@ class Float64Weights:
         written = [(layer, key, exact, getattr(layer, key, None)) for layer, key, exact in self.changed()]
         check_writable((f"{type(layer).__name__}.{key}", own) for layer, key, _, own in written if own is not None)
         for layer, key, exact, own in written:
-            if own is None:
+            if own is not None:
+                own.copy_(exact.view(own.shape))
+            elif new:
                 put(layer, key, self.rounded(layer, key))
             else:
-                own.copy_(exact.view(own.shape))
-        self._written.clear()
+                continue
+            del self._written[layer, key]
+            if not self._keep and exact.dim() > 1:
+                self.forget(layer, key)
 
 
 def why_overflowing(weights: Float64Weights, paths: Mapping[nn.Module, str]) -> str | None:

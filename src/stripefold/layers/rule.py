@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from stripefold.algebra.rounding import overflows
-from stripefold.algebra.scale import scale_dim, scale_dim_
+from stripefold.algebra.scale import scale_dim
 from stripefold.errors import FoldError
 from stripefold.graph.absorption import Side
 
@@ -26,7 +26,7 @@ ShiftFunction = Callable[[nn.Module, Tensor | None, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Along:
-    """The usual scale function: multiply along one axis. As a type, so that folding can work block by block.
+    """The usual scale function: multiply along one axis. As a type, so that a bias is known by it.
 
     Attributes:
         dim: the tensor's channel axis.
@@ -104,17 +104,6 @@ class Rule:
         """The layer's tensors with its output scaled by ``v`` (C,), rounded once to each tensor's dtype."""
         return _scaled(self.output, layer, v)
 
-    def scale_(self, layer: nn.Module, v: Tensor, side: Side = "output") -> None:
-        """Scale the layer's output (or input) by ``v`` (C,), float64, in place, as folding does, without a copy."""
-        for name, function in self.side(side).items():
-            tensor = getattr(layer, name, None)
-            if tensor is None:
-                continue
-            if isinstance(function, Along):
-                scale_dim_(tensor, v, function.dim)
-            else:
-                tensor.copy_(function(layer, tensor.double(), v))
-
     def elementwise(self, layer: nn.Module) -> bool:
         """Whether it claims that the layer works on every channel by itself: one tensor takes scales of both sides.
 
@@ -155,7 +144,7 @@ class Rule:
         return self.output if side == "output" else self.input or {}
 
     def overflowing(self, layer: nn.Module, v: Tensor, side: Side = "output") -> str | None:
-        """The name of a tensor that is finite now and would not be after ``scale_`` with ``v`` (C,), or None."""
+        """The name of a tensor that is finite now and would not be once ``v`` (C,) is in it, or None."""
         for name, function in self.side(side).items():
             tensor = getattr(layer, name, None)
             if tensor is None or tensor.numel() == 0:

@@ -7,8 +7,6 @@ right behind takes it, see ``biases``); a layer that knows none is refused.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -65,20 +63,3 @@ def overflowing_shift(rule: Rule, layer: nn.Module, a: Tensor, v: Tensor | None)
         if overflows(exact, like.dtype, own):
             return key
     return None
-
-
-@torch.no_grad()
-def write_shift_(layer: nn.Module, tensors: dict[str, Tensor | None]) -> None:
-    """Round ``shifted`` tensors, float64, into the layer; a bias that is new stays in float64 until it has its place.
-
-    Its place is a BatchNorm behind, or the layer itself (``biases.place_biases_``, which rounds it).
-    """
-    for key, exact in tensors.items():
-        own: Any = getattr(layer, key)
-        if own is not None:
-            own.copy_(exact)
-        else:
-            weight = layer._parameters["weight"]
-            assert weight is not None
-            assert exact is not None
-            layer._parameters[key] = nn.Parameter(exact, requires_grad=weight.requires_grad)

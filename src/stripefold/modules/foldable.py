@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from stripefold.folding.weights import Float64Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,9 @@ class Foldable(nn.Module):
 
     ``fold_`` asks every one of them ``check_fold`` first and changes nothing unless all agree.
     """
+
+    elsewhere: ClassVar[bool] = False
+    """whether folding changes layers outside of it"""
 
     @abstractmethod
     def check_fold(self, name: str, owners: Mapping[int, list[str]]) -> list[FoldNote]:
@@ -48,17 +54,13 @@ class Foldable(nn.Module):
         """Why folding gives keys that the plain model does not have, so that only ``fuse=True`` does it; or None."""
         return None
 
-    @property
-    def rounds_to(self) -> torch.dtype | None:
-        """The dtype of the layer that folding gives, where that layer is computed anew; None where it is there already.
-
-        Such a module is folded in float64 with everything in it and around it, and the layer rounded once.
-        """
-        return None
-
     @abstractmethod
-    def folded_(self) -> nn.Module:
-        """Fold in place and return the module that takes this one's position."""
+    def folded_(self, weights: Float64Weights) -> nn.Module:
+        """Fold in place and return the module that takes this one's position.
+
+        Args:
+            weights: learns the numbers of that module, and writes them once all of them are known.
+        """
 
     def is_at_start(self) -> bool:
         """Whether nothing trainable here has moved since it was put in place."""
