@@ -213,6 +213,7 @@ def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
 
 
 _rules: dict[str, Rule] = {}
+_taught: set[str] = set()
 
 
 def type_key(layer_type: type) -> str:
@@ -265,14 +266,15 @@ def register_rule(
 
     Args:
         layer_type: the exact type; subclasses of it need their own call.
-        like: a type that has a rule and scales the same way (same attribute names, same axes). What is added to its
-            input is not taken on trust: say ``rule=`` with an ``input_shift`` for that.
+        like: a type that has a rule and computes the same way (same attribute names, same axes): all that its rule
+            says holds for this type, too.
         rule: a full ``Rule`` instead.
 
     Raises:
         FoldError: neither or both given, not a module type, or ``like`` has no rule.
 
-    The rule is probed on each layer it is used for: a wrong registration is refused there, with the measured error.
+    The rule is probed on each layer it is used for, on inputs of several sizes: a wrong registration is refused there,
+    with the measured error.
     """
     if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
         raise FoldError(f"register_rule needs an nn.Module type, got {layer_type!r}")
@@ -285,8 +287,11 @@ def register_rule(
     if not isinstance(rule, Rule):
         raise FoldError(f"register_rule({layer_type.__name__}, rule=...): expected a Rule, got {type(rule).__name__}")
     key = type_key(layer_type)
-    for known in [each for each in known_rules().values() if each.key.startswith(f"{rule.key}:")]:
-        add_rule(replace(known, key=key + known.key[len(rule.key) :]))  # the rules of its variants
-    if like is not None and rule.affine is None:  # it may pad its input itself, by sizes that no probe meets
-        rule = replace(rule, input_shift=None)
-    add_rule(replace(rule, key=key))
+    variants = [each for each in known_rules().values() if each.key.startswith(f"{rule.key}:")]
+    for known in (rule, *variants):
+        _taught.add(add_rule(replace(known, key=key + known.key[len(rule.key) :])).key)
+
+
+def is_taught(rule: Rule) -> bool:
+    """Whether a rule is for a type that stripefold was taught, whose code it does not know."""
+    return rule.key in _taught
