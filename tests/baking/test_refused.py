@@ -13,9 +13,10 @@ from stripefold.baking.constants import constants_of
 from stripefold.baking.hold import override_gates
 from stripefold.baking.sites import plan
 from stripefold.errors import BakeError
-from stripefold.folding.weights import Float64Weights, why_overflowing
 from stripefold.graph.absorption import Absorption
+from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
+from stripefold.modules.float64_weights import Float64Weights, why_overflowing
 from stripefold.stripe.discover import discover
 from tests.baking import nets
 from tests.baking.nets import SE, C, GateOnly
@@ -176,9 +177,9 @@ def test_several_scales_of_one_layer_multiply_and_are_rounded_once() -> None:
     before = layer.weight.detach().double(), layer.bias.detach().double()
     a, b, c = (0.5 + torch.rand(C, dtype=torch.float64) for _ in range(3))
     merged, every = Float64Weights(), tuple(range(C))
-    merged.absorb(layer, Absorption(layer="layer", side="output", index=every), a)
-    merged.absorb(layer, Absorption(layer="layer", side="output", index=every), b)
-    merged.absorb(layer, Absorption(layer="layer", side="input", index=(1, -1, 0, -1, -1, 5)), c)
+    absorb(merged, layer, Absorption(layer="layer", side="output", index=every), a)
+    absorb(merged, layer, Absorption(layer="layer", side="output", index=every), b)
+    absorb(merged, layer, Absorption(layer="layer", side="input", index=(1, -1, 0, -1, -1, 5)), c)
     assert why_overflowing(merged, {layer: "layer"}) is None
     merged.write_()
     v = torch.ones(C, dtype=torch.float64)
@@ -192,7 +193,7 @@ def test_several_scales_of_one_layer_multiply_and_are_rounded_once() -> None:
 def test_the_writer_refuses_an_overflow() -> None:
     layer = nn.Linear(C, C).half()
     merged = Float64Weights()
-    merged.absorb(layer, Absorption(layer="layer", side="input", index=tuple(range(C))), ONES * 1e9)
+    absorb(merged, layer, Absorption(layer="layer", side="input", index=tuple(range(C))), ONES * 1e9)
     reason = why_overflowing(merged, {layer: "layer"})
     assert reason is not None
     assert reason.startswith("cannot fold into 'layer': its weight overflows torch.float16")

@@ -14,7 +14,7 @@ import stripefold as sf
 from stripefold.branches.block import BranchBlock
 from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.registry import build_block, kind_named
-from stripefold.folding.weights import Float64Weights
+from stripefold.modules.float64_weights import Float64Weights
 
 KINDS = sf.branch_names()
 # Options under which every kind stands for a 3x3 convolution.

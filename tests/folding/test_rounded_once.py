@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import FoldError
-from stripefold.folding.weights import Float64Weights
+from stripefold.modules.float64_weights import Float64Weights
 from tests.asr.position_nets import NETS, pictures
 from tests.asr.position_nets import gated as gated_positions
 from tests.baking.test_warm import forward_site

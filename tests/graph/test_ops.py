@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
 from stripefold.graph.operations import names
 from stripefold.graph.ops import OPERATIONS, Change
 from stripefold.graph.propagate import Flow, unused
 from stripefold.graph.trace import trace
+from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import rule_for
+from stripefold.modules.float64_weights import Float64Weights
 from tests.lifecycle import EXACT, error
 
 Step = Callable[[Tensor], Tensor]
@@ -273,7 +274,7 @@ def carried_out(model: nn.Module, target: FoldTarget, vector: Tensor, x: Tensor)
     changed.vector.copy_(vector)
     merged = Float64Weights()
     for part in target.parts:
-        merged.absorb(folded.get_submodule(part.layer), part, vector)
+        absorb(merged, folded.get_submodule(part.layer), part, vector)
     merged.write_()
     with torch.no_grad():
         assert error(expected(x), model(x)) > 1e-4  # the control: the change is seen

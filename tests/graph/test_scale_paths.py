@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.propagate import Flow, unused
 from stripefold.graph.trace import trace
+from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import register_rule, rule_for
+from stripefold.modules.float64_weights import Float64Weights
 from tests.lifecycle import EXACT, error
 
 C = 6
@@ -99,7 +100,7 @@ def carried_out(model: Scaled, target: FoldTarget, v: Tensor) -> float:
     folded = copy.deepcopy(model)
     merged = Float64Weights()
     for part in target.parts:
-        merged.absorb(folded.get_submodule(part.layer), part, v)
+        absorb(merged, folded.get_submodule(part.layer), part, v)
     merged.write_()
     return error(folded(image()), multiplied(model, v))
 

@@ -130,7 +130,15 @@ def full_rule() -> Rule:
         "input": dict(plain.input or {}),
         "input_shift": dict(plain.input_shift or {}),
     }
-    numbers = {"norm": True, "axis": 1, "input_axis": 1, "commutes": False, "required": "bias", "tolerance": 1e-3}
+    numbers = {
+        "norm": True,
+        "axis": 1,
+        "input_axis": 1,
+        "commutes": False,
+        "required": "bias",
+        "tolerance": 1e-3,
+        "called": False,
+    }
     return Rule(key=type_key(Full), input_eval_only=True, **(given | maps | numbers))
 
 

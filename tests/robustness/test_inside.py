@@ -8,6 +8,7 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.errors import ConfigError
+from stripefold.layers import rule
 from stripefold_lab.robustness import noise_inside
 from stripefold_lab.robustness.inside import INSIDE, noisy_layers
 from stripefold_lab.training.noise_hooks import backbone_layers, batch_norms, disturb
@@ -162,6 +163,25 @@ class Tokens(nn.Module):
 
 class OwnNorm(nn.BatchNorm2d):
     """Might do anything."""
+
+
+class RectifiedNorm(nn.BatchNorm2d):
+    """Does more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_that_was_taught_takes_noise_if_it_only_normalises(
+    affine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rule, "_rules", dict(rule.known_rules()))
+    for kind in (OwnNorm, RectifiedNorm):
+        sf.register_rule(kind, like=nn.BatchNorm2d)
+    assert list(batch_norms(nn.Sequential(nn.Conv2d(3, 2, 1), OwnNorm(2, affine=affine)))) == ["1"]
+    with pytest.raises(ConfigError, match=r"no noise can be put into '1': RectifiedNorm \(exact type\)"):
+        batch_norms(nn.Sequential(nn.Conv2d(3, 2, 1), RectifiedNorm(2, affine=affine)))
 
 
 class Functional(nn.Module):

@@ -25,7 +25,6 @@ from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import first_parameter
 
 Gates = list[StaticGate | DynamicGate]
-_NEVER_CALLED = "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ def _at_channels(candidate: SiteCandidate, config: GateConfig, *, adds: bool) ->
     rule = rule_for(module)
     if rule is None:
         raise AttachError(f"cannot attach to {name!r}: {type(module).__name__} has no rule")
-    if config.form == "dynamic" and rule.key == _NEVER_CALLED:
+    if config.form == "dynamic" and not rule.called:
         raise AttachError(
             f"cannot attach to {name!r}: nn.MultiheadAttention reads its weight and never calls it, so a "
             "dynamic attention would have no effect. Use form='static', or leave it out with where=..."

@@ -17,12 +17,13 @@ from stripefold.algebra.positions import flattened_scale, map_scale, pooling_ker
 from stripefold.algebra.rounding import overflows
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError, ResolutionError
-from stripefold.folding.weights import Float64Weights
 from stripefold.graph.positions import PositionPlace
+from stripefold.layers.absorb import absorb_scale
 from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import altered, tied_to
 from stripefold.layers.rule import Rule
 from stripefold.modules.computed import computed
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import move_call_hooks
 
@@ -152,7 +153,7 @@ class InputSite(PositionSite):
         """Fold the gates into the layer's input side; the layer is returned, or its site where dynamic gates stay."""
         base: Any = self.base
         layer = base.base if isinstance(base, Gated) else base
-        weights.scale(layer, self.input_rule, self._features(torch.float64), "input")
+        absorb_scale(weights, layer, self.input_rule, self._features(torch.float64), "input")
         return self.without_static_gates_()
 
 

@@ -13,13 +13,14 @@ from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError
-from stripefold.folding.weights import Float64Weights
+from stripefold.layers.absorb import absorb_addition, absorb_scale
 from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import refusal_under, tied_to
 from stripefold.layers.rule import Along, Rule
 from stripefold.layers.shift import overflowing_shift, shift_key, shifted
 from stripefold.layers.substitute import SUBSTITUTION_COMPILES, forward_with, has_call_hooks
 from stripefold.modules.computed import computed
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
 
 
@@ -184,9 +185,9 @@ class Site(Gated):
         assert base is not None
         v, a = self.scale(torch.float64), self.shift(torch.float64)
         if v is not None:
-            weights.scale(base, self.rule, v)
+            absorb_scale(weights, base, self.rule, v)
         if a is not None:
-            weights.add(base, self.rule, a)
+            absorb_addition(weights, base, self.rule, a)
         return self.without_static_gates_()
 
 

@@ -19,8 +19,9 @@ from stripefold.baking.sites import BakeSite, check_constants, decided
 from stripefold.baking.spare import Spare
 from stripefold.errors import BakeError
 from stripefold.folding.verify import EquivalenceReport, verify
-from stripefold.folding.weights import Float64Weights, why_overflowing
+from stripefold.layers.absorb import absorb
 from stripefold.modules.example import Example
+from stripefold.modules.float64_weights import Float64Weights, why_overflowing
 from stripefold.modules.modules import (
     forget_compiled,
     is_sharded,
@@ -61,7 +62,7 @@ def apply_(
     merged = Float64Weights()
     for site in final:
         for part in site.target.parts if site.target is not None else ():
-            merged.absorb(modules[part.layer], part, site.factor(constants[site.name]))
+            absorb(merged, modules[part.layer], part, site.factor(constants[site.name]))
     reason = why_overflowing(merged, {module: name for name, module in modules.items()})
     if reason is not None:
         raise BakeError(f"cannot bake: {reason}")

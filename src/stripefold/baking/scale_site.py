@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from stripefold.asr.site import Site
 from stripefold.baking.modules import ConstantScale
 from stripefold.errors import FoldError
-from stripefold.folding.weights import Float64Weights, why_overflowing
 from stripefold.graph.absorption import FoldTarget
+from stripefold.layers.absorb import absorb
 from stripefold.layers.rule import rule_for
+from stripefold.modules.float64_weights import Float64Weights, why_overflowing
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import move_call_hooks
 
@@ -103,7 +104,7 @@ class ScaleSite(Site):
     def _merge(self, v: Tensor, weights: Float64Weights) -> None:
         layers = {taker.path: taker.bare for taker in self._layers}
         for part in self._target.parts:
-            weights.absorb(layers[part.layer], part, v)
+            absorb(weights, layers[part.layer], part, v)
 
     def _check_layer(self, name: str, taker: _Taker, owners: Mapping[int, list[str]]) -> None:
         if isinstance(taker.bare, Foldable):

@@ -13,11 +13,11 @@ from stripefold.algebra.kernels import Merged, add_branches
 from stripefold.branches.base import Branch, PrimaryBranch, memory_format
 from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError, FoldError
-from stripefold.folding.weights import Float64Weights
 from stripefold.layers.accepts import is_affine_map
 from stripefold.layers.refusal import altered
 from stripefold.layers.rule import rule_for
 from stripefold.modules.computed import computed
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import move_call_hooks
 from stripefold.modules.stand_in import StandIn

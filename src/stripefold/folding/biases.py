@@ -14,16 +14,17 @@ from torch import nn
 
 from stripefold.errors import TraceError
 from stripefold.folding.static_constants import is_step
-from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import Absorption, Accepts, FoldTarget, Refusal, Side
 from stripefold.graph.graph import Graph
 from stripefold.graph.ops import Change
 from stripefold.graph.propagate import Flow, unused_places
 from stripefold.graph.runs import in_all_runs
 from stripefold.graph.trace import Trace, trace
+from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
 from stripefold.layers.rule import Rule, rule_for
 from stripefold.modules.example import Example, infer_example
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
 
 
@@ -105,7 +106,7 @@ def place_biases_(plain: nn.Module, targets: Mapping[str, BiasTarget], weights: 
         assert bias is not None  # that is what gains_bias says
         moved.forget(layer, "bias")
         for part in target.parts:
-            moved.absorb(plain.get_submodule(part.layer), part, bias)
+            absorb(moved, plain.get_submodule(part.layer), part, bias)
         if target.parts and moved.overflowing() is None:  # else too large for the statistics' dtype
             weights.adopt(moved)
         else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from stripefold.folding.weights import Float64Weights, put
+from stripefold.modules.float64_weights import Float64Weights, put
 from stripefold.modules.modules import move_call_hooks, replace_modules
 
 

@@ -17,12 +17,12 @@ from stripefold.folding.judge import NothingComparedError
 from stripefold.folding.order import fold_all_
 from stripefold.folding.report import FoldPlan, FoldReport
 from stripefold.folding.verify import verify
-from stripefold.folding.weights import Float64Weights
 from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
 from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
 from stripefold.modules.adapters import under_adapters
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example, infer_example
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.leaked_modules import REMEDY, leaked_module

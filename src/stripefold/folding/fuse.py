@@ -18,9 +18,9 @@ from stripefold.folding.plan import MergePlan, plan_merges
 from stripefold.folding.reparameterize import TensorShapes
 from stripefold.folding.static_constants import is_step
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
-from stripefold.folding.weights import Float64Weights
 from stripefold.graph.trace import Trace, trace
 from stripefold.modules.example import Example
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import FoldNote
 from stripefold.modules.modes import kept_in_training
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from stripefold.errors import FoldError
 from stripefold.folding.biases import BiasTarget, outermost, place_biases_
-from stripefold.folding.weights import Float64Weights, why_overflowing
+from stripefold.modules.float64_weights import Float64Weights, why_overflowing
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import replace_modules
 

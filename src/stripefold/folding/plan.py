@@ -23,29 +23,17 @@ from stripefold.folding.sources import (
     filled,
     norm_sources,
 )
-from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.ops import Change as ChangeKind
 from stripefold.graph.propagate import Flow, unused_places
 from stripefold.graph.runs import in_all_runs
 from stripefold.graph.trace import Trace
+from stripefold.layers.absorb import absorb, why_not_fitting
 from stripefold.layers.accepts import Acceptance
-from stripefold.layers.rule import type_key
+from stripefold.layers.optional import optional_parameters
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import FoldNote
 
-# Blocks that test their scales for None: taken away together, because one test may decide about all of them.
-_OPTIONAL: dict[str, tuple[str, ...]] = {
-    "timm.models.beit.Block": ("gamma_1", "gamma_2"),
-    "timm.models.convnext.ConvNeXtBlock": ("gamma",),
-    "timm.models.edgenext.ConvBlock": ("gamma",),
-    "timm.models.edgenext.SplitTransposeBlock": ("gamma",),
-    "timm.models.eva.EvaBlock": ("gamma_1", "gamma_2"),  # older versions ask the first about both
-    "timm.models.fasternet.MLPBlock": ("layer_scale",),
-    "timm.models.iformer.Residual": ("gamma",),
-    "timm.models.inception_next.MetaNeXtBlock": ("gamma",),
-    "timm.models.rdnet.DenseBlock": ("gamma",),
-    "transformers.models.convnext.modeling_convnext.ConvNextLayer": ("layer_scale_parameter",),
-}
 _BACKWARD: tuple[ChangeKind, ...] = ("scale", "shift")
 """s (.) x + t: the scale is inside. What goes forward starts with what was done last."""
 
@@ -194,8 +182,8 @@ class _Planner:
                 assert isinstance(vector, Tensor)
                 if target.nonnegative and part.change == "scale" and bool((vector < 0).any()):
                     return "it has negative entries, and a rectifier or a maximum lies between it and the layer"
-                trial.absorb(self._modules[part.layer], part, vector.expand(channels))
-        reason = trial.why_not_fitting(self._plan.weights)
+                absorb(trial, self._modules[part.layer], part, vector.expand(channels))
+        reason = why_not_fitting(trial, self._plan.weights)
         return reason or trial
 
     def _keep(self, source: Source, into: str, way: str) -> None:
@@ -240,7 +228,7 @@ class _Planner:
             else:
                 gone.setdefault(constant.holder, set()).add(constant.key)
         for holder, keys in gone.items():
-            together = _OPTIONAL.get(type_key(type(holder)), ())
+            together = optional_parameters(holder)
             if together and all(key in keys or getattr(holder, key, None) is None for key in together):
                 for key in together:
                     self._plan.weights.forget(holder, key)

@@ -13,9 +13,9 @@ from stripefold.algebra.rounding import overflows
 from stripefold.errors import VerifyError
 from stripefold.folding.judge import FLOAT64_TOLERANCE
 from stripefold.folding.outputs import compared, worst_error
-from stripefold.folding.weights import Float64Weights
 from stripefold.layers.substitute import has_call_hooks
 from stripefold.modules.float64 import KeepFloat64
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import first_parameter
 from stripefold.modules.preserve_state import preserve_state

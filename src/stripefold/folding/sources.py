@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.folding.static_constants import StaticConstant, static_constants
-from stripefold.folding.weights import Float64Weights
 from stripefold.graph.absorption import Accepts
 from stripefold.graph.graph import Graph
 from stripefold.graph.trace import Trace
+from stripefold.layers.absorb import exact_view
 from stripefold.layers.accepts import Acceptance, is_affine_map
 from stripefold.layers.rule import rule_for
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.writable import why_not_writable
 
@@ -131,7 +132,7 @@ class NormSource(Source):
     def change(self, weights: Float64Weights) -> ScaleAndShift | str:
         """See ``Source``."""
         rule = rule_for(self.layer)
-        numbers = None if rule is None else rule.affine_map(weights.view(self.layer))
+        numbers = None if rule is None else rule.affine_map(exact_view(weights, self.layer))
         if numbers is None or isinstance(numbers, str):
             return numbers or "it is no affine map of single channels"
         if not all(bool(tensor.isfinite().all()) for tensor in numbers):

@@ -17,9 +17,9 @@ from torch import nn
 from stripefold.errors import FoldError
 from stripefold.folding.changes import Changes
 from stripefold.folding.reparameterize import TensorShapes, reparameterize_block
-from stripefold.folding.weights import Float64Weights
 from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
 from stripefold.layers.rule import type_key
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import replace_modules
 

@@ -107,10 +107,15 @@ class Acceptance:
         return altered(layer) or rule.input_refuse(layer) or (refusal(layer) if rule.norm else None)
 
 
+def is_batchnorm(module: nn.Module) -> bool:
+    """Whether a module normalises by each batch's own statistics in training mode, by its rule."""
+    rule = rule_for(module)
+    return rule is not None and rule.norm and rule.input_eval_only
+
+
 def normalises(module: nn.Module, kept: Iterable[nn.Module]) -> bool:
     """Whether this is a BatchNorm of those ``kept`` in training mode, whose statistics are no constants."""
-    rule = rule_for(module)
-    return rule is not None and rule.norm and rule.input_eval_only and module in kept
+    return is_batchnorm(module) and module in kept
 
 
 def is_affine_map(module: nn.Module) -> bool:

@@ -66,6 +66,7 @@ class Rule:
             (no running statistics); None where the type is no affine map of single channels. Such a layer merges into
             its neighbours (BatchNorm-like).
         leftover: layer -> what stays in its place once it is merged: the activation that it carries.
+        called: False for a layer whose tensors are used without calling it (in torch's attention).
         variant: layer -> ending of the key of the rule that holds for it, for types whose instances differ (the channel
             axis of a ``data_format``); see ``rule_for``.
         shrink: layer -> a smaller twin's shapes and integer attributes, so that the probe of a large layer is cheap.
@@ -92,6 +93,7 @@ class Rule:
     input_shift_refuse: Callable[[nn.Module], str | None] = lambda layer: None
     affine: Callable[[nn.Module], tuple[Tensor, Tensor] | str] | None = None
     leftover: Callable[[nn.Module], nn.Module] = lambda layer: nn.Identity()
+    called: bool = True
     variant: Callable[[nn.Module], str] | None = None
     shrink: Callable[[nn.Module], Mapping[str, tuple[int, ...] | int]] | None = None
     tolerance: float = 1e-10

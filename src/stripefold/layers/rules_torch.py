@@ -246,7 +246,8 @@ def _register() -> None:
     add_rule(convolution_rule(f"{video}Simple"), f"{video}NoTemporal")
     for transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
         add_rule(transposed_rule(type_key(transposed)))
-    add_rule(linear_rule(type_key(nn.Linear)), "torch.nn.modules.linear.NonDynamicallyQuantizableLinear")
+    add_rule(linear_rule(type_key(nn.Linear)))
+    add_rule(replace(linear_rule("torch.nn.modules.linear.NonDynamicallyQuantizableLinear"), called=False))
     bilinear = linear_rule(type_key(nn.Bilinear))
     add_rule(replace(bilinear, example=_bilinear_example, input=None, input_shift=None, shrink=None))
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from stripefold.folding.weights import Float64Weights
+from stripefold.modules.float64_weights import Float64Weights
 
 
 @dataclass(frozen=True, kw_only=True)

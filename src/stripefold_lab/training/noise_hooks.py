@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stripefold.asr.gated import Gated
-from stripefold.errors import ConfigError
+from stripefold.errors import ConfigError, FoldError
+from stripefold.layers.accepts import is_batchnorm
+from stripefold.layers.probe import check_affine
+from stripefold.layers.rule import is_taught, rule_for
 from stripefold.modules.stand_in import is_plain
 from stripefold_lab.training.batch_noise import BatchNoise
 from stripefold_lab.training.seeding import derive_seed
-
-EXACT = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-"""A subclass may hide an activation behind the affine part, and then its output does not tell what it normalised."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,31 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
         ConfigError: If there is none, or one of a type that does not show what it normalised.
     """
     found = {name: layer.module for name, layer in backbone_layers(model).items()}
-    norms: dict[str, nn.Module] = {name: module for name, module in found.items() if is_plain(module, _BatchNorm)}
+    norms: dict[str, nn.Module] = {
+        name: module for name, module in found.items() if is_plain(module, _BatchNorm) or is_batchnorm(module)
+    }
     for name, module in norms.items():
-        if type(module) not in EXACT:
+        if not _shows_what_it_normalised(module):
             raise ConfigError(
                 f"no noise can be put into {name!r}: {type(module).__name__} (exact type) may do more than normalise; "
-                "take a network with torch's own BatchNorms, or leave the noise out"
+                "take a network with torch's own BatchNorms, teach its type (register_rule), or leave the noise out"
             )
     if not norms:
         raise ConfigError(f"{type(model).__name__} has no BatchNorm, so there are no batch statistics to disturb")
     return norms
+
+
+def _shows_what_it_normalised(norm: nn.Module) -> bool:
+    """A type without a rule may hide an activation behind the affine part, and others are known to have one."""
+    rule = rule_for(norm)
+    if rule is None or not is_batchnorm(norm) or not rule.commutes:
+        return False
+    try:
+        if is_taught(rule):
+            check_affine(norm, rule)
+    except FoldError:
+        return False
+    return True
 
 
 def disturb(output: Tensor, norm: nn.Module, scale: Tensor, shift: Tensor) -> Tensor:

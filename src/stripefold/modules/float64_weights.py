@@ -11,11 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from stripefold.algebra.rounding import overflows, underflows
-from stripefold.graph.absorption import Absorption, Side
-from stripefold.layers.rule import Rule, rule_for
-from stripefold.layers.shift import shift_key
-from stripefold.layers.substitute import substituted
+from stripefold.algebra.rounding import overflows
 from stripefold.modules.writable import check_writable
 
 
@@ -50,9 +46,9 @@ class Float64Weights:
             return known
         return own.detach().to(torch.complex128 if own.is_complex() else torch.float64)
 
-    def view(self, layer: nn.Module) -> nn.Module:
-        """A view of a layer that has the merged numbers as its tensors, for what a rule reads of it."""
-        return substituted(layer, self._exact.get(layer, {}))
+    def known(self, layer: nn.Module) -> Mapping[str, Tensor]:
+        """The tensors of a layer that are known better than they stand in it."""
+        return self._exact.get(layer, {})
 
     def note(self, layer: nn.Module, key: str, exact: Tensor) -> None:
         """Say what a tensor was before it was rounded."""
@@ -63,46 +59,6 @@ class Float64Weights:
         for key, exact in tensors.items():
             self.note(layer, key, exact)
             self._written[layer, key] = None
-
-    @torch.no_grad()
-    def absorb(self, layer: nn.Module, part: Absorption, vector: Tensor) -> None:
-        """Let a layer take its part of a change.
-
-        Args:
-            layer: it accepts it (``layers.accepts``).
-            part: which side takes which entries.
-            vector: the change, shape (C,).
-        """
-        rule, taken = rule_for(layer), part.taken(vector)
-        assert rule is not None  # it accepts
-        if part.change == "scale":
-            self.scale(layer, rule, taken, part.side)
-        elif part.side == "output":
-            self.add(layer, rule, taken)
-        else:
-            view = self.view(layer)
-            for key, function in (rule.input_shift or {}).items():
-                self.set(layer, {key: function(view, self.read(layer, key), taken.to(_like(layer, key).device))})
-
-    def scale(self, layer: nn.Module, rule: Rule, v: Tensor, side: Side = "output") -> None:
-        """Scale a layer's output (or input).
-
-        Args:
-            layer: the layer.
-            rule: of the layer, or of what it was when it was gated.
-            v: the scale, shape (C,), float64.
-            side: which of its sides.
-        """
-        view, functions = self.view(layer), rule.side(side)
-        found = {key: own for key in functions if (own := self.read(layer, key)) is not None}
-        self.set(layer, {key: functions[key](view, own, v.to(own.device)) for key, own in found.items()})
-
-    def add(self, layer: nn.Module, rule: Rule, a: Tensor) -> None:
-        """Add a vector (C,), float64, to a layer's output; it may get a bias by that."""
-        key = shift_key(rule)
-        assert key is not None  # it accepts
-        own, a = self.read(layer, key), a.to(_like(layer, key).device)
-        self.set(layer, {key: a if own is None else own + a.view(own.shape)})
 
     def forget(self, layer: nn.Module, key: str) -> None:
         """Write nothing into a tensor after all."""
@@ -131,30 +87,17 @@ class Float64Weights:
         """What is to be written: (layer, attribute, float64 tensor)."""
         return ((layer, key, self._exact[layer][key]) for layer, key in self._written)
 
-    def why_not_fitting(self, before: Float64Weights) -> str | None:
-        """Why what was merged since does not fit the tensors' types, or None: too large, or too small to be kept."""
-        for layer, key, exact in self.changed():
-            if before._exact.get(layer, {}).get(key) is exact:
-                continue
-            dtype = _like(layer, key).dtype
-            name = str(dtype).removeprefix("torch.")
-            if overflows(exact, dtype):
-                return f"the merged weights would overflow {name}"
-            if not _is_sum(layer, key) and underflows(exact, dtype):
-                return f"the merged weights would underflow {name}"
-        return None
-
     def overflowing(self) -> tuple[nn.Module, str] | None:
         """The first tensor that is finite now and would not be once it is written, as (layer, attribute)."""
         for layer, key, exact in self.changed():
             own = getattr(layer, key, None)
-            if overflows(exact, _like(layer, key).dtype, own if isinstance(own, Tensor) else None):
+            if overflows(exact, like_tensor(layer, key).dtype, own if isinstance(own, Tensor) else None):
                 return layer, key
         return None
 
     def rounded(self, layer: nn.Module, key: str) -> Tensor:
         """A new tensor in the place of a layer's own, with its type, layout and flags."""
-        own, like = getattr(layer, key, None), _like(layer, key)
+        own, like = getattr(layer, key, None), like_tensor(layer, key)
         new = self._exact[layer][key].to(like.dtype)
         if own is not None:
             new = torch.empty_like(own, memory_format=torch.preserve_format).copy_(new.view(own.shape))
@@ -193,24 +136,17 @@ def why_overflowing(weights: Float64Weights, paths: Mapping[nn.Module, str]) -> 
         return None
     layer, key = found
     return (
-        f"cannot fold into {paths[layer]!r}: its {key} overflows {_like(layer, key).dtype}. Fold in a wider dtype: "
-        "model.float()"
+        f"cannot fold into {paths[layer]!r}: its {key} overflows {like_tensor(layer, key).dtype}. Fold in a wider "
+        "dtype: model.float()"
     )
 
 
-def _like(layer: nn.Module, key: str) -> Tensor:
+def like_tensor(layer: nn.Module, key: str) -> Tensor:
     """The tensor whose type and device one of a layer has, or would have."""
     own = getattr(layer, key, None)
-    rule = rule_for(layer)
-    like = getattr(layer, "weight" if rule is None else rule.required, None) if own is None else own
-    assert isinstance(like, Tensor)
-    return like
-
-
-def _is_sum(layer: nn.Module, key: str) -> bool:
-    """Whether a tensor is added, so that a small one is no loss."""
-    rule = rule_for(layer)
-    return rule is not None and (key == shift_key(rule) or key not in rule.output)
+    if not isinstance(own, Tensor):
+        own = next(tensor for tensor in (*layer._parameters.values(), *layer._buffers.values()) if tensor is not None)
+    return own
 
 
 def put(layer: nn.Module, key: str, tensor: Tensor | None) -> None:
