@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import reprlib
 import stat
@@ -131,6 +132,15 @@ def check_depth(value: Any) -> None:
         if not level:
             return
     raise DocumentError(too_deep())
+
+
+def finite(value: Any) -> Any:
+    """Plain values as a JSON document may hold them: lists for tuples, null for a number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def too_deep() -> str:

@@ -267,15 +267,6 @@ def test_gates_on_both_sides_of_one_layer(channels_first: bool, bias: bool) -> N
     assert list(bare.state_dict()) == list(LeNet(bias=bias).state_dict())
 
 
-def test_both_sides_are_rounded_once() -> None:
-    model = sf.attach(sf.attach(built(LeNet), "se", where="fc1"), "spatial", where="positions", example=pictures())
-    model = scatter_(model).bfloat16()
-    inner = model.fc1.base
-    s, v = model.fc1.scale(torch.float64).repeat(6), inner.scale(torch.float64)
-    exact = (v.unsqueeze(1) * inner.base.weight.double() * s).to(torch.bfloat16)
-    assert torch.equal(sf.fold(model, check=False).fc1.weight, exact)
-
-
 def test_the_effective_weight_is_seen() -> None:
     model = gated(LeNet)
     assert error(model.fc1.weight, model.fc1.base.weight * model.fc1.scale().repeat(6)) <= 1e-15

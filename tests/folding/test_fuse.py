@@ -208,13 +208,6 @@ def test_the_mode_and_the_training_model_are_kept() -> None:
     assert model.blocks[0].conv1.bias is None
 
 
-def test_half_precision_is_the_float64_merge_rounded_once() -> None:
-    model = tiny(torch.float32).bfloat16()
-    found = sf.fold(model, fuse=True, check=False).state_dict()
-    exact = sf.fold(model.double(), fuse=True, check=False).state_dict()
-    assert all(torch.equal(tensor, exact[key].bfloat16()) for key, tensor in found.items())
-
-
 def test_a_norm_under_dynamic_attention_stays_and_the_others_merge() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)

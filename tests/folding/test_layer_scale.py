@@ -263,16 +263,6 @@ def test_a_scale_too_small_for_the_dtype_stays(dtype: torch.dtype, folds: bool) 
         assert torch.equal(plain[0].weight, model[0].weight)
 
 
-def test_bfloat16_is_rounded_once() -> None:
-    model = nn.Sequential(nn.Conv2d(C, C, 1), Scale(C, 1, 1), nn.BatchNorm2d(C), Scale(C, 1, 1)).double().eval()
-    randomise_(model, Randomness(0))
-    narrow = model.bfloat16()
-    found = sf.fold(narrow, fuse=True, example=MAPS.bfloat16(), check=False).state_dict()
-    exact = sf.fold(narrow.double(), fuse=True, example=MAPS, check=False).state_dict()
-    assert list(found) == ["0.weight", "0.bias"]
-    assert all(torch.equal(tensor, exact[key].bfloat16()) for key, tensor in found.items())
-
-
 def test_a_site_on_a_scale_stays_when_it_is_dynamic() -> None:
     model = nn.Sequential(nn.Conv2d(C, C, 1), timm.layers.LayerScale2d(C, 0.5)).double().eval()
     model = sf.attach(model, "eca", where="1", form="dynamic")

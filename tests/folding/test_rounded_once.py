@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.models import byobnet
+from timm.models import byobnet, fastvit
 from torch import Tensor, nn
 
 import stripefold as sf
@@ -17,7 +17,10 @@ from stripefold.modules.float64_weights import Float64Weights
 from tests.asr.position_nets import NETS, pictures
 from tests.asr.position_nets import gated as gated_positions
 from tests.baking.test_warm import forward_site
-from tests.lifecycle import assert_refused, prepared, scatter_
+from tests.folding.test_layer_addition import Shift
+from tests.folding.test_layer_scale import Scale
+from tests.lifecycle import assert_refused, images, prepared, scatter_, tiny
+from tests.zoo.prepare import Randomness, randomise_
 
 Case = tuple[nn.Module, Tensor]
 X = torch.randn(4, 6, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -53,6 +56,37 @@ def branch_block() -> Case:
     return scatter_(sf.attach(blocks, "se", where=[f"0.{inside}", "0", "1"])).eval(), X
 
 
+def library_block() -> Case:
+    """A block of timm that merges its branches, its LayerScale, and a norm."""
+    torch.manual_seed(0)
+    block = fastvit.MobileOneBlock(6, 6, 3, group_size=1, use_act=False)
+    model = nn.Sequential(block, fastvit.LayerScale2d(6), nn.BatchNorm2d(6)).double()
+    randomise_(model, Randomness(0))
+    return prepared(model, X).eval(), X
+
+
+def constants() -> Case:
+    """A learned scale and a learned addition in front of a norm, and behind it."""
+    model = nn.Sequential(nn.Conv2d(6, 6, 1), Scale(6, 1, 1), Shift(6, 1, 1), nn.BatchNorm2d(6), Shift(6, 1, 1))
+    randomise_(model.double(), Randomness(0))
+    with torch.no_grad():
+        for module in (model[2], model[4]):
+            module.offset.normal_()
+    return prepared(model, X).eval(), X
+
+
+def norms_on_both_sides() -> Case:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4))
+    return prepared(model.double(), X).eval(), X
+
+
+UNGATED: dict[str, Callable[[], Case]] = {
+    "a whole network": lambda: (prepared(tiny(), images()).eval(), images()),
+    "learned constants and a norm": constants,
+    "norms on both sides": norms_on_both_sides,
+    "block, LayerScale and norm of timm": library_block,
+}
 FUSED: dict[str, Callable[[], Case]] = {
     "gate on a norm": lambda: gated(("se", "1"), ("se", "4")),
     "gate on a convolution": lambda: gated(("se", "0"), ("se", "3")),
@@ -82,6 +116,18 @@ def test_a_gate_and_a_norm_are_rounded_once(case: str, dtype: torch.dtype) -> No
     # The control: folded, rounded, and only then fused, the numbers are others.
     twice = fold(sf.fold(narrow, fuse=False, example=x.to(dtype), check=False), x.to(dtype), fuse=True)
     assert any(not torch.equal(tensor, twice[key]) for key, tensor in found.items())
+
+
+@pytest.mark.parametrize("case", UNGATED)
+def test_what_the_model_itself_carries_is_rounded_once(case: str) -> None:
+    model, x = UNGATED[case]()
+    narrow = model.bfloat16()
+    plain, report = sf.fold(narrow, fuse=True, example=x.bfloat16(), check=False, report=True)
+    exact = fold(copy.deepcopy(narrow).double(), x, fuse=True)
+    assert not report.left
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
+    assert plain.state_dict().keys() == exact.keys()
+    assert all(torch.equal(tensor, exact[key].bfloat16()) for key, tensor in plain.state_dict().items())
 
 
 def test_the_product_by_hand() -> None:

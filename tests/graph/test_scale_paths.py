@@ -151,11 +151,6 @@ def test_flattened_maps_before_a_linear_layer() -> None:
     assert ahead.parts[0].index == tuple(c for c in range(C) for _ in range(64))
 
 
-def test_pooled_maps_before_a_linear_layer() -> None:
-    model = scaled(same, lambda x: x.mean((2, 3)), nn.Linear(C, 3))
-    assert_exact(model, paths(model)[1])
-
-
 def test_tokens() -> None:
     model = scaled(lambda x: last(x).flatten(1, 2), nn.ReLU(), nn.Linear(C, 3), axis=2)
     back, ahead = paths(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.baking.batches import Batches
+from stripefold.baking.sensitivity import finite_metric
 from stripefold.distributed import gathered, run_on_all_ranks, summed
 from stripefold.errors import BakeError
 from stripefold.modules.example import run_example
@@ -130,10 +130,4 @@ def measured(metric: Metric, model: nn.Module, when: str) -> float:
     """
     with random_state_kept(model):
         value = metric(model)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BakeError(f"the metric gives {value!r} {when}: it must be a finite number, higher is better")
-    return number
+    return finite_metric(value, when)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from stripefold.atomic import write_text
 from stripefold.baking import table
+from stripefold.documents import finite
 from stripefold.errors import BakeError
 
 GateOutcome = Literal["folded", "multiply", "asr", "constant", "dynamic"]
@@ -148,7 +148,7 @@ class BakeReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is not finite becomes None, as JSON demands."""
-        values: dict[str, Any] = _plain(asdict(self))
+        values: dict[str, Any] = finite(asdict(self))
         return values
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
@@ -178,11 +178,3 @@ def _written(path: str | os.PathLike[str], text: str) -> Path:
     except OSError as error:
         raise BakeError(f"cannot write the report to {os.fspath(path)}: {error.strerror or error}") from error
     return Path(path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from stripefold.errors import BakeError
 
 if TYPE_CHECKING:  # the search serves networks that need no torch
     from torch import Tensor
@@ -29,6 +32,25 @@ class GreedySelection:
 
     baked: tuple[str, ...]
     metric: Mapping[str, float]
+
+
+def finite_metric(value: Any, when: str) -> float:
+    """What a metric of the user's gave, as a number.
+
+    Args:
+        value: what it returned.
+        when: of what state of the network, for the message.
+
+    Raises:
+        BakeError: no finite number.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BakeError(f"the metric gives {value!r} {when}: it must be a finite number, higher is better")
+    return number
 
 
 def prior(mean: Tensor, variance: Tensor, energy: Tensor | None) -> float:

@@ -18,7 +18,7 @@ SAY = {"folded": "folded", "multiply": "multiply", "asr": "ASR gate", "dynamic":
 
 def as_text(report: BakeReport) -> str:
     """The table, the reasons and the figures below it."""
-    lines = [*_wrapped(_headline(report)), "", _header(), *(_row(report, site) for site in report.sites)]
+    lines = [*wrapped(_headline(report)), "", _header(), *(_row(report, site) for site in report.sites)]
     return "\n".join([*lines, "", *_reasons(report), *_figures(report)])
 
 
@@ -43,7 +43,7 @@ def _row(report: BakeReport, site: SiteResult) -> str:
     ratio = "-" if site.within_over_mean is None else f"{site.within_over_mean:.3f}"
     index = "-" if site.stripe_index is None else f"{site.stripe_index:.3f}"
     return (
-        f"{_cut(site.name or '(the model)', _NAME):<{_NAME}} {_cut(site.kind, _KIND):<{_KIND}} {site.channels:>5} "
+        f"{cut(site.name or '(the model)', _NAME):<{_NAME}} {cut(site.kind, _KIND):<{_KIND}} {site.channels:>5} "
         f"{index:>6} {ratio:>8} {alone:>8}  {SAY[site.outcome].rpartition(', ')[2]}"
     )
 
@@ -53,7 +53,7 @@ def _reasons(report: BakeReport) -> list[str]:
     groups: dict[str, list[str]] = {}
     for site in report.sites:
         groups.setdefault(f"{SAY[site.outcome]}: {site.why}" if site.why else "", []).append(site.name or "(the model)")
-    return [line for why, names in groups.items() if why for line in _wrapped(f"{why} - {_some(names)}")]
+    return [line for why, names in groups.items() if why for line in wrapped(f"{why} - {some(names)}")]
 
 
 def _figures(report: BakeReport) -> list[str]:
@@ -68,7 +68,7 @@ def _figures(report: BakeReport) -> list[str]:
     }
     shown = [f"{name} {value:.2f}" for name, value in steps.items() if value is not None]
     if shown:
-        lines += _wrapped(f"{report.metric}: {', '.join(shown)}")
+        lines += wrapped(f"{report.metric}: {', '.join(shown)}")
     if report.settle is not None:
         lines.append(f"settled: all weights were trained with the constants ({report.settle})")
     if any(site.alone is not None for site in report.sites):
@@ -83,7 +83,7 @@ def _figures(report: BakeReport) -> list[str]:
             f"speed: {before:.2f} -> {after:.2f} ms for {report.speed.batch} images on {report.speed.device} "
             f"({report.speed.ratio:.3f} x)"
         )
-    return [*lines, *(line for note in report.notes for line in _wrapped(note))]
+    return [*lines, *(line for note in report.notes for line in wrapped(note))]
 
 
 def _moving(report: BakeReport) -> list[str]:
@@ -96,19 +96,21 @@ def _moving(report: BakeReport) -> list[str]:
     if not few:
         return []
     told = (
-        f"few channels move (effective number, share of the largest): {_some(few)}; a gate that is kept for those alone"
+        f"few channels move (effective number, share of the largest): {some(few)}; a gate that is kept for those alone"
     )
-    return _wrapped(f"{told} saves nothing: pooling and first layer stay")
+    return wrapped(f"{told} saves nothing: pooling and first layer stay")
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """The end of a path tells more than its start."""
     return text if len(text) <= width else "..." + text[3 - width :]
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _wrapped(text: str) -> list[str]:
+def wrapped(text: str) -> list[str]:
+    """The lines of a text below a table."""
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -8,10 +8,11 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import stripefold
 from stripefold.atomic import write_text
+from stripefold.documents import finite
 from stripefold.html_report.templates import Tile, fill
 from stripefold.html_report.words import shown_name
 
@@ -78,7 +79,7 @@ def save_json(report: EquivalenceReport, path: Path) -> None:
         report: What ``verify`` gave.
         path: The file.
     """
-    write_text(path, json.dumps(_plain(asdict(report)), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(asdict(report)), indent=1, allow_nan=False) + "\n")
 
 
 def save_layers(report: EquivalenceReport, path: Path) -> None:
@@ -125,11 +126,3 @@ def _short(error: float) -> str:
     ('0', '3.1e-07', '1.4')
     """
     return "0" if error == 0 else f"{error:.2g}" if error >= 0.01 else f"{error:.1e}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from stripefold.algebra.scale import scale_dim
+from stripefold.algebra.scale import scale_dim, scale_offset_gain
 from stripefold.layers import names_transformers as names
 from stripefold.layers.rule import Rule, add_rule
 from stripefold.layers.rules_timm import activated, gain_rule, in_float32
@@ -35,12 +35,8 @@ def keys(listed: str) -> Iterator[str]:
 
 def one_plus_rule(key: str) -> Rule:
     """A normalisation that multiplies by ``1 + weight``: ``weight' = v (1 + weight) - 1``."""
-    output = {"weight": _scale_one_plus, "bias": along(0)}
+    output = {"weight": lambda layer, weight, v: scale_offset_gain(weight, v), "bias": along(0)}
     return in_float32(replace(channel_norm_rule(key), output=output))
-
-
-def _scale_one_plus(layer: nn.Module, weight: Tensor, v: Tensor) -> Tensor:
-    return v * (1 + weight) - 1
 
 
 def gated_rule(key: str) -> Rule:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from stripefold.modules.mentions import is_filled
 from stripefold.modules.modules import CONTAINERS, is_helper
 
 # The tree itself, and what torch keeps for the calls around ``forward``.
@@ -79,14 +80,6 @@ def inside(value: Any) -> list[Any]:
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        cells = [cell.cell_contents for cell in value.__closure__ or () if is_filled(cell)]
         return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     return []
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True

@@ -121,7 +121,7 @@ def _collect(function: types.FunctionType, found: dict[int, types.CodeType], dep
     own = set(code_names(function.__code__))
     if depth == 0:
         return
-    held = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    held = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
     for value in [*(function.__globals__.get(name) for name in own), *held]:
         if isinstance(value, types.FunctionType) and not str(value.__module__).startswith("torch."):
             _collect(value, found, depth - 1)
@@ -139,7 +139,8 @@ def code_names(code: types.CodeType) -> Iterator[str]:
             yield from (each for each in constant if isinstance(each, str))
 
 
-def _is_filled(cell: types.CellType) -> bool:
+def is_filled(cell: types.CellType) -> bool:
+    """Whether a variable of a closure has a value yet."""
     try:
         _ = cell.cell_contents
     except ValueError:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stripefold.modules.mentions import code_names, functions_in
+from stripefold.modules.mentions import code_names, functions_in, is_filled
 from stripefold.modules.modules import is_helper
 
 _WIDE = (torch.float64, torch.complex128)
@@ -74,7 +74,7 @@ class _Places:
         names = set(code_names(function.__code__)) & set(function.__globals__)
         named = {name: function.__globals__[name] for name in names}
         self._namespaces.append((function.__globals__, named))
-        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        cells = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         for value in (*named.values(), *cells, *defaults):
             self._add(value, depth - 1)
@@ -159,11 +159,3 @@ def _is_wide(value: Any, depth: int = 3) -> bool:
     if isinstance(value, (list, tuple, set, deque)):
         return any(_is_wide(each, depth - 1) for each in value)
     return is_helper(value) and _is_wide(vars(value), depth - 1)
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True

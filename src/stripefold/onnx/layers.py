@@ -37,6 +37,11 @@ def _has(node: ir.Node, index: int) -> bool:
     return index < len(node.inputs) and node.inputs[index] is not None
 
 
+def _bias(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
+    """The third input, where there is one."""
+    return [_edit(context, node, 2, lambda bias: bias * scale.values)] if _has(node, 2) else []
+
+
 def _need_axis(node: ir.Node, scale: AxisScale, axis: int) -> None:
     if scale.axis != axis:
         raise CannotFoldError(f"the channels of {label(node)} lie on another axis")
@@ -46,40 +51,37 @@ def _columns(values: Array, scale: Array, axis: int) -> Array:
     return values * scale.reshape([-1 if each == axis % values.ndim else 1 for each in range(values.ndim)])
 
 
+def _grouped(node: ir.Node, scale: AxisScale) -> Callable[[Array], Array]:
+    """Scale the second axis of a weight, which lies group by group."""
+    groups = attribute_int(node, "group", 1)
+
+    def change(weight: Array) -> Array:
+        parts = weight.reshape(groups, -1, *weight.shape[1:])
+        factors = scale.values.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))
+        scaled: Array = (parts * factors).reshape(weight.shape)
+        return scaled
+
+    return change
+
+
 def conv_out(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """Conv: weight (out, in / groups, ...) and bias (out,)."""
     _need_axis(node, scale, 1)
     edits = [_edit(context, node, 1, lambda weight: _columns(weight, scale.values, 0))]
-    return edits + ([_edit(context, node, 2, lambda bias: bias * scale.values)] if _has(node, 2) else [])
+    return edits + _bias(context, node, scale)
 
 
 def conv_in(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """Conv: group by group, over the input channels."""
     _need_axis(node, scale, 1)
-    groups = attribute_int(node, "group", 1)
-
-    def change(weight: Array) -> Array:
-        parts = weight.reshape(groups, -1, *weight.shape[1:])
-        factors = scale.values.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))
-        scaled: Array = (parts * factors).reshape(weight.shape)
-        return scaled
-
-    return [_edit(context, node, 1, change)]
+    return [_edit(context, node, 1, _grouped(node, scale))]
 
 
 def conv_transpose_out(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     """ConvTranspose: weight (in, out / groups, ...) and bias (out,)."""
     _need_axis(node, scale, 1)
-    groups = attribute_int(node, "group", 1)
-
-    def change(weight: Array) -> Array:
-        parts = weight.reshape(groups, -1, *weight.shape[1:])
-        factors = scale.values.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))
-        scaled: Array = (parts * factors).reshape(weight.shape)
-        return scaled
-
-    edits = [_edit(context, node, 1, change)]
-    return edits + ([_edit(context, node, 2, lambda bias: bias * scale.values)] if _has(node, 2) else [])
+    edits = [_edit(context, node, 1, _grouped(node, scale))]
+    return edits + _bias(context, node, scale)
 
 
 def conv_transpose_in(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
@@ -93,7 +95,7 @@ def gemm_out(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:
     _need_axis(node, scale, 1)
     axis = 0 if attribute_int(node, "transB", 0) else 1
     edits = [_edit(context, node, 1, lambda weight: _columns(weight, scale.values, axis))]
-    return edits + ([_edit(context, node, 2, lambda bias: bias * scale.values)] if _has(node, 2) else [])
+    return edits + _bias(context, node, scale)
 
 
 def gemm_in(context: Context, node: ir.Node, scale: AxisScale) -> list[Edit]:

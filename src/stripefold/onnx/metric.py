@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from stripefold.baking.sensitivity import finite_metric
 from stripefold.errors import BakeError
 from stripefold.onnx.data import FeedBatches
 from stripefold.onnx.session import Array, Feed
@@ -122,14 +122,7 @@ def measured(metric: OnnxMetric, run: RunNetwork, when: str) -> float:
     Raises:
         BakeError: no finite number.
     """
-    value: Any = metric(run)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BakeError(f"the metric gives {value!r} {when}: it must be a finite number, higher is better")
-    return number
+    return finite_metric(metric(run), when)
 
 
 def as_run(run: Callable[[Feed], list[Array]], names: Sequence[str]) -> RunNetwork:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 
 from stripefold.baking.report import BakeReport, SiteResult
-from stripefold.baking.table import SAY, WIDTH
+from stripefold.baking.table import SAY, cut, some, wrapped
 
 _NAME, _KIND = 26, 12
 
@@ -37,7 +36,7 @@ class OnnxBakeReport(BakeReport):
 
     def __str__(self) -> str:
         rows = [_row(self, site) for site in self.sites]
-        return "\n".join([*_wrapped(_headline(self)), "", _header(), *rows, "", *_reasons(self), *_figures(self)])
+        return "\n".join([*wrapped(_headline(self)), "", _header(), *rows, "", *_reasons(self), *_figures(self)])
 
 
 def _headline(report: OnnxBakeReport) -> str:
@@ -60,7 +59,7 @@ def _row(report: OnnxBakeReport, site: SiteResult) -> str:
     numbers = (
         f"{_number(site.stripe_index, 3):>6} {_number(site.within_over_mean, 3):>8} {_number(moving, 1):>7} {alone:>7}"
     )
-    name, kind = _cut(site.name, _NAME), _cut(site.kind, _KIND)
+    name, kind = cut(site.name, _NAME), cut(site.kind, _KIND)
     return f"{name:<{_NAME}} {kind:<{_KIND}} {site.channels:>5} {numbers}  {SAY[site.outcome]}"
 
 
@@ -70,13 +69,13 @@ def _reasons(report: OnnxBakeReport) -> list[str]:
     for site in report.sites:
         if site.why:
             groups.setdefault(f"{SAY[site.outcome]}: {site.why}", []).append(site.name)
-    return [line for why, names in groups.items() for line in _wrapped(f"{why} - {_some(names)}")]
+    return [line for why, names in groups.items() for line in wrapped(f"{why} - {some(names)}")]
 
 
 def _figures(report: OnnxBakeReport) -> list[str]:
     steps = {"as given": report.before, "with constants": report.constant, "written": report.after}
     shown = ", ".join(f"{name} {value:.2f}" for name, value in steps.items() if value is not None)
-    lines = _wrapped(f"{report.metric}: {shown}") if shown else []
+    lines = wrapped(f"{report.metric}: {shown}") if shown else []
     lines += [
         "alone: change of the metric when this gate alone is constant; moving: effective number of channels that vary",
         "index: 1 where every image gets the same vector; std/|v|: deviation over images / mean of |v|",
@@ -99,20 +98,8 @@ def _figures(report: OnnxBakeReport) -> list[str]:
             f"checked: relative difference {report.error:.1e} at most, {report.tolerance:.1e} allowed; "
             f"{report.rms_error:.1e} root mean square"
         )
-    return [*lines, *(line for note in report.notes for line in _wrapped(note))]
+    return [*lines, *(line for note in report.notes for line in wrapped(note))]
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else "..." + text[3 - width :]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stripefold.atomic import atomic_path, write_text
-from stripefold.documents import DocumentError, parse_json, read_json, shown
+from stripefold.documents import DocumentError, finite, parse_json, read_json, shown
 from stripefold.errors import ObserveError, one_line
 from stripefold.inputs import check_regular
 from stripefold.records import checked, record
@@ -117,8 +116,7 @@ def _described(report: StripeReport, put: Callable[[str, Tensor], Any]) -> dict[
         for key in _TENSORS:
             if row[key] is not None:
                 row[key] = put(f"{index}.{key}", row[key])
-        numbers = {key: _finite(value) for key, value in summary(layer).items()}
-        layers.append({**row, "summary": numbers})
+        layers.append({**row, "summary": finite(summary(layer))})
     return {
         "format": _FORMAT,
         "model": report.model,
@@ -129,10 +127,6 @@ def _described(report: StripeReport, put: Callable[[str, Tensor], Any]) -> dict[
         "uncalled": list(report.uncalled),
         "unrecorded": list(report.unrecorded),
     }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _restored(cls: type[StripeReport], content: Any, take: Callable[[str, Any], Tensor]) -> StripeReport:
