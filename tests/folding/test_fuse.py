@@ -10,12 +10,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import byobnet, convnext
 from torch import Tensor, nn
 
 import stripefold as sf
+from stripefold.folding import biases, fuse, missed
 from stripefold.layers.rule import Along, rule_for_type
 from stripefold_lab import create_model
-from tests.lifecycle import error, images, prepared, scatter_, step_, tiny
+from tests.lifecycle import attached, error, images, prepared, scatter_, step_, tiny
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -289,3 +291,31 @@ def test_a_norm_that_a_function_holds_stays(how: str) -> None:
     assert error(plain(images()), model(images())) == 0
     assert [(row.name, row.folded) for row in report.notes] == [("norm", False)]
     assert "'run' holds it inside a function" in report.notes[0].why
+
+
+EIGHT = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+TRACES = {
+    # Planned on one trace; where modules went, the examples run once more, to see that the model's code does not mind.
+    "norms": (tiny, [1, 1]),
+    "constants of blocks": (lambda: convnext.ConvNeXtBlock(8).double(), [1, 0]),
+    "nothing to merge": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).double(), [1, 0]),
+    # Blocks that merge their own branches are called on inputs of the shapes that they met, which a trace shows.
+    "blocks of timm": (lambda: nn.Sequential(byobnet.RepVggBlock(8, 8), nn.ReLU()).double(), [2, 0]),
+    "gates and norms": (lambda: attached(where=["blocks.0.bn1", "blocks.1.bn2"]), [1, 1]),
+}
+
+
+@pytest.mark.parametrize("case", TRACES)
+def test_one_trace_is_planned_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, expected = TRACES[case]
+    counts = []
+    for module in (fuse, missed):
+        calls: list[object] = []
+        counts.append(calls)
+        real = module.trace
+        monkeypatch.setattr(module, "trace", lambda *a, real=real, calls=calls, **k: calls.append(a) or real(*a, **k))
+    monkeypatch.setattr(biases, "trace", None)  # what gates add stays where it is made
+    model = build().eval()
+    x = images() if any(part.in_channels == 3 for part in model.modules() if isinstance(part, nn.Conv2d)) else EIGHT
+    sf.fold(model, fuse=True, example=x, check=False)
+    assert [len(calls) for calls in counts] == expected

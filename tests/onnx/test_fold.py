@@ -10,6 +10,9 @@ import pytest
 from onnx import numpy_helper
 
 from stripefold import onnx as so
+from stripefold.graph.graph import Node
+from stripefold.graph.ops import OPERATIONS, Passes
+from stripefold.onnx import scale
 from tests.onnx.exact import assert_bakes_exactly, run
 from tests.onnx.nets import C, Graph, classifier, data, kinds, se_net
 
@@ -513,3 +516,22 @@ def test_identities_stand_in_nobodys_way() -> None:
     model = graph.model(graph.op("Sigmoid", gated), factor)
     made, report = so.bake(model, data(), threads=1)
     assert report.sites[0].outcome == "constant"
+
+
+# What both tables name, this package's and that of graph/ops.py, which moves patterns of torch's tensors; this
+# package must do without torch.
+SAME = {
+    "Identity": "clone", "Neg": "neg", "Dropout": "dropout", "AveragePool": "avg_pool2d",
+    "GlobalAveragePool": "adaptive_avg_pool2d", "Relu": "relu", "LeakyRelu": "leaky_relu", "PRelu": "prelu",
+    "MaxPool": "max_pool2d", "GlobalMaxPool": "adaptive_max_pool2d", "Abs": "abs", "Reshape": "reshape",
+    "Flatten": "flatten", "Squeeze": "squeeze", "Unsqueeze": "unsqueeze", "ReduceMean": "mean", "ReduceSum": "sum",
+    "ReduceMax": "amax", "ReduceMin": "amin",
+}  # fmt: skip
+
+
+def test_the_table_of_operations_says_the_same() -> None:
+    listed = scale._LINEAR | scale._POSITIVE | scale._VIEWS | scale._REDUCING
+    assert listed == SAME.keys()
+    for kind, name in SAME.items():
+        says = OPERATIONS[name].scale(Node(kind="operation", name=name))
+        assert says == Passes(nonnegative=kind in scale._POSITIVE | {"ReduceMax", "ReduceMin"}), kind
