@@ -434,6 +434,26 @@ def test_a_weight_that_its_type_cannot_hold_is_left_alone() -> None:
     assert kinds(made) == ["Conv", "Relu", "Mul", "Mul", "Sigmoid"]
 
 
+@pytest.mark.parametrize(("dtype", "outcome"), [(np.float16, "multiply"), (np.float32, "folded")])
+def test_a_weight_that_would_be_lost_to_its_type_is_left_alone(dtype: type, outcome: str) -> None:
+    """Small weights times a small gate: the map that is multiplied holds the product, the weights do not."""
+    graph = Graph(dtype=dtype)
+
+    def const(values: object) -> str:
+        return graph.const(np.asarray(values, dtype))
+
+    small = const(np.arange(1, 3 * C + 1).reshape(C, 3, 1, 1) * 1e-4)
+    x = graph.op("Relu", graph.op("Conv", "x", small))
+    factor = graph.excite(graph.op("GlobalAveragePool", x))
+    gate = graph.op("Sigmoid", graph.op("Add", factor, const(np.full((1, 1, 1, 1), -8))))
+    gated = graph.op("Mul", graph.op("Mul", x, gate), const(np.full((1, 1, 1, 1), 1e3)))
+    batches = [(np.abs(each) * 10).astype(dtype) for each in data()]
+    _, report = so.bake(graph.model(graph.op("Sigmoid", gated)), batches, threads=1)
+    (site,) = report.sites
+    assert site.outcome == outcome
+    assert outcome == "folded" or "float16 cannot hold the weights of 'Conv.2' times the constant: they are" in site.why
+
+
 def test_a_gate_whose_value_is_needed_elsewhere_is_still_computed() -> None:
     graph = Graph()
     x = graph.conv("x", C, 3, 3)

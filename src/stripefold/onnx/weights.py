@@ -51,11 +51,15 @@ class OnnxWeights:
         for key, (node, values) in self._pending.items():
             if key in before and before[key][1] is values:
                 continue
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", under="ignore"):
                 rounded = values.astype(_dtype(self._model, node, key[1]))
+            where = f"the weights of {node.name or node.op_type!r} times the constant"
             if not np.isfinite(rounded.astype(np.float64)).all():
                 self._pending = before
-                return f"{rounded.dtype} cannot hold the weights of {node.name or node.op_type!r} times the constant"
+                return f"{rounded.dtype} cannot hold {where}"
+            if _underflows(values, rounded):
+                self._pending = before
+                return f"{rounded.dtype} cannot hold {where}: they are too small"
         return ""
 
     def commit(self) -> None:
@@ -114,6 +118,14 @@ def add_constant(model: ir.Model, before: ir.Node, array: Array, name: str) -> i
     node.outputs[0].name = name
     model.graph.insert_before(before, node)
     return node.outputs[0]
+
+
+def _underflows(values: Array, rounded: Array) -> bool:
+    """Whether rounding a kernel loses more than digits (``algebra.rounding`` for arrays); a small bias is no loss."""
+    if values.ndim < 2 or rounded.dtype.kind != "f":
+        return False
+    lost = np.linalg.norm(rounded.astype(np.float64) - values)
+    return bool(lost > np.finfo(rounded.dtype).eps * np.linalg.norm(values))
 
 
 def _dtype(model: ir.Model, node: ir.Node, index: int) -> np.dtype[np.generic]:
