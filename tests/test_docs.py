@@ -24,6 +24,8 @@ from stripefold_lab.cli.app import app
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+RUN_ELSEWHERE = {DOCS / "integrations" / "ultralytics.md"}  # trains on images: tests/integrations/test_ultralytics.py
+LIBRARY_OF = {DOCS / "integrations" / "segmentation-models-pytorch.md": "segmentation_models_pytorch"}
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#([^)\s]+))?\)")
 PICTURE = re.compile(r"(?:src|srcset)=\"([^\"]+)\"")
@@ -57,8 +59,10 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*(does not have many workers|smaller than the logging|LeafSpec)")
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_ELSEWHERE], ids=name_of)
 def test_blocks_run(page: Path) -> None:
+    if page in LIBRARY_OF:
+        pytest.importorskip(LIBRARY_OF[page])
     scope: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
         exec(compile(block, str(page), "exec"), scope)
