@@ -76,7 +76,7 @@ def tiles(report: StripeReport, trajectory: Trajectory | None) -> list[tuple[str
     varied = [layer for layer in report.layers if layer.within_over_mean is not None]
     if varied:
         most = max(varied, key=lambda layer: layer.within_over_mean or 0.0)
-        shown.append((_share(most.within_over_mean or 0.0), "largest std / mean |v|", shown_name(most.name)))
+        shown.append((f"{most.within_over_mean:.2g}", "largest std / mean |v|", shown_name(most.name)))
     if trajectory is not None and trajectory.epochs:
         first, last = trajectory.epochs[0], trajectory.epochs[-1]
         shown.append((f"{len(trajectory.epochs)}", "epochs recorded", f"{first} to {last}"))

@@ -222,7 +222,7 @@ def _from_name(name: str, changes: dict[str, Any], named: ModelByName) -> Deploy
         about={"model": name, **({"preprocessing": {"size": size, **declared}} if declared else {})},
         data=data,
         config=config,
-        without="a model has none itself",
+        without="a model by name brings no images",
         preparation=_preparation(data, size, declared),
     )
 
