@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from docs_site.canvas import Canvas
 from docs_site.guide_drawings import block, chain, positions
@@ -31,35 +32,80 @@ def branch(canvas: Canvas, x: float, top: float, norm: Sequence[str], kind: str)
 
 def overview() -> Canvas:
     """Attach, train, fold; and the observation behind it."""
-    canvas = Canvas(1000, 598, "attach, train, fold: a gate trains on a BatchNorm and is folded into it")
+    canvas = Canvas(1000, 520, "attach, train, fold: a gate trains on a BatchNorm and is folded into it")
     steps = [
-        (160, "your model", "a PyTorch model", ["BatchNorm"], "plain"),
-        (490, "while it trains", "a gate scales the norm's parameters", ["v · BatchNorm"], "gate"),
-        (840, "what you deploy", "same class, same keys, same speed", ["BatchNorm′"], "done"),
+        (150, "your model", "a PyTorch model", ["BatchNorm"], "plain"),
+        (470, "while it trains", "a gate scales the norm's parameters", ["v · BatchNorm"], "gate"),
+        (850, "what you deploy", "same class, same keys, same speed", ["BatchNorm′"], "done"),
     ]
     for x, title, words, norm, kind in steps:
-        canvas.text(x, 46, title, size=26, bold=True)
-        canvas.text(x, 74, words, size=15, kind="soft")
-        branch(canvas, x, 92, norm, kind)
-    canvas.box(660, 140, 120, "psi (learned)", "gate")
-    canvas.arrow((660, 161), (660, 202))
-    canvas.box(660, 223, 92, "SE", "gate")
-    canvas.arrow((614, 223), (570, 223))
-    canvas.text(592, 212, "v", size=18)
-    canvas.text(840, 346, "weight′ = v · weight", size=15)
-    canvas.text(840, 368, "bias′ = v · bias", size=15)
-    for x, verb in ((282, "attach"), (618, "fold")):
-        canvas.text(x + 35, 32, verb, size=20, bold=True)
-        canvas.arrow((x, 44), (x + 70, 44))
-    stripes = json.loads(FILE.read_text(encoding="utf-8"))
-    for left, gate in zip((60, 530), stripes["gates"], strict=True):
-        canvas.heat(left, 440, (6.4, 3), gate["rows"])
-        canvas.note(left, 557, f"gate of {gate['name']}: stripe index {gate['index']:.2f}")
-    canvas.text(60, 402, "Why a constant can do: the scales of a trained SE network", size=19, bold=True, at="start")
-    words = "one row per image, one column per channel; left: every image gets nearly the same scales; "
-    canvas.note(60, 426, words + "right: the last gate answers more")
-    canvas.note(60, 581, "ResNet-20 + SE, trained on handwritten digits, 32 test images", size=13)
+        canvas.text(x, 42, title, size=26, bold=True)
+        canvas.text(x, 68, words, size=15, kind="soft")
+        branch(canvas, x, 80, norm, kind)
+    canvas.box(640, 128, 120, "psi (learned)", "gate")
+    canvas.arrow((640, 149), (640, 190))
+    canvas.box(640, 211, 92, "SE", "gate")
+    canvas.arrow((594, 211), (550, 211))
+    canvas.text(572, 200, "v", size=18)
+    canvas.text(850, 334, "weight′ = v · weight", size=15)
+    canvas.text(850, 354, "bias′ = v · bias", size=15)
+    for x, verb in ((262, "attach"), (625, "fold")):
+        canvas.text(x + 35, 28, verb, size=20, bold=True)
+        canvas.arrow((x, 40), (x + 70, 40))
+    canvas.text(50, 354, WHY, size=19, bold=True, at="start")
+    canvas.note(50, 380, f"{SOURCE}; one row per image, one column per channel")
+    for left, (gate, words) in zip((50, 532), observed(), strict=True):
+        canvas.heat(left, 392, (6.5, 3), gate["rows"])
+        canvas.note(left, 508, words)
     return canvas
+
+
+def overview_narrow() -> Canvas:
+    """The same for a telephone, from top to bottom."""
+    canvas = Canvas(400, 744, "attach, train, fold: a gate trains on a BatchNorm and is folded into it")
+    steps = [
+        (20, "your model", "BatchNorm", "plain"),
+        (142, "while it trains", "v · BatchNorm", "gate"),
+        (330, "what you deploy", "BatchNorm′", "done"),
+    ]
+    for top, title, norm, kind in steps:
+        canvas.text(20, top + 18, title, size=20, bold=True, at="start")
+        canvas.arrow((14, top + 54), (44, top + 54))
+        canvas.box(104, top + 54, 120, "convolution")
+        canvas.arrow((164, top + 54), (200, top + 54))
+        canvas.box(275, top + 54, 150, norm, kind)
+        canvas.arrow((350, top + 54), (386, top + 54))
+    canvas.box(104, 266, 120, "psi (learned)", "gate")
+    canvas.arrow((164, 266), (229, 266))
+    canvas.box(275, 266, 92, "SE", "gate")
+    canvas.arrow((275, 245), (275, 217))
+    canvas.text(290, 237, "v", size=18)
+    for y, verb in ((106, "attach"), (294, "fold")):
+        canvas.arrow((60, y), (60, y + 30))
+        canvas.text(74, y + 21, verb, size=17, bold=True, at="start")
+    canvas.text(200, 428, "weight′ = v · weight,  bias′ = v · bias", size=15)
+    canvas.text(200, 448, "same class, same keys, same speed", size=15, kind="soft")
+    for index, line in enumerate(WHY.split(": ")):
+        canvas.text(20, 490 + 22 * index, line + (":" if index == 0 else ""), size=17, bold=True, at="start")
+    canvas.note(20, 534, SOURCE, size=13)
+    for top, (gate, words) in zip((544, 638), observed(), strict=True):
+        canvas.heat(20, top, (5.6, 2), gate["rows"])
+        canvas.note(20, top + 81, words, size=13)
+    return canvas
+
+
+WHY = "Why a constant can do: the scales of a trained SE network"
+SOURCE = "ResNet-20 + SE on handwritten digits, 32 test images"
+
+
+def observed() -> list[tuple[dict[str, Any], str]]:
+    """Two gates of a trained network and what is to be seen in their stripes."""
+    gates = json.loads(FILE.read_text(encoding="utf-8"))["gates"]
+    seen = (
+        "{name}: nearly the same for every image (index {index:.2f})",
+        "{name}: answers to the image (index {index:.2f})",
+    )
+    return [(gate, words.format(**gate)) for gate, words in zip(gates, seen, strict=True)]
 
 
 def site() -> Canvas:
@@ -159,7 +205,7 @@ def icon() -> Canvas:
 
 
 DRAWINGS: dict[str, Callable[[], Canvas]] = {
-    each.__name__: each for each in (overview, site, gate, trace, plan, icon, block, positions, chain)
+    each.__name__: each for each in (overview, overview_narrow, site, gate, trace, plan, icon, block, positions, chain)
 }
 
 

@@ -15,6 +15,7 @@ from docs_site.navigation import expand, named
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()(\.\./[^)#\s]+)((?:#[^)\s]*)?\))")
 MARK = re.compile(r"<!-- generated: ([a-z-]+) -->")
+OUTPUT = re.compile(r"^```text$", re.MULTILINE)
 COPIED = (".png", ".svg")
 
 
@@ -36,7 +37,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Fill generated parts in, and point links that leave `docs/` to the copied pictures and the repository."""
+    """Fill generated parts in, mark outputs, point links that leave `docs/` to copied pictures or the repository."""
+    markdown = OUTPUT.sub("``` { .text .output }", markdown)
     markdown = MARK.sub(lambda mark: tables.PARTS[mark[1]](), markdown)
     here = Path(config.docs_dir, page.file.src_uri).parent
 

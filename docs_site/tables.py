@@ -139,6 +139,13 @@ def changelog() -> str:
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2]
 
 
+def figures() -> str:
+    """The README's table of what was measured, with its links as `docs/index.md` writes them."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = text[text.index("| question | measured | where |") :].partition("\n\n")[0]
+    return re.sub(r"\]\((?!https?:)", "](../", rows).replace("](../docs/", "](")
+
+
 def integrations() -> str:
     """The pages of `docs/integrations`, each with its title."""
     pages = sorted(path for path in (ROOT / "docs" / "integrations").glob("*.md") if path.stem != "index")
@@ -170,5 +177,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "branches": branches,
     "command": command,
     "changelog": changelog,
+    "figures": figures,
     "integrations": integrations,
 }

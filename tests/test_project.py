@@ -213,12 +213,13 @@ def test_ci_runs_nothing_twice_and_nothing_that_is_not_there() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
         jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
-        runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+        runs = [step["run"] for job in jobs.values() for step in job.get("steps", ()) if "run" in step]
         assert len(runs) == len(set(runs)), path.name
         assert not {"make check", "make test"} & set(runs), f"{path.name}: `.ci/run` and `make lint` are these"
         for target in [run.removeprefix("make ") for run in runs if run.startswith("make ")]:
             assert f"\n{target}: " in makefile, f"{path.name}: {target}"
         assert all(os.access(ROOT / run, os.X_OK) for run in runs if run.startswith("."))
+        assert all((ROOT / job["uses"]).is_file() for job in jobs.values() if "uses" in job)
 
 
 def test_ruff_ignores_no_rule_that_it_selects() -> None:

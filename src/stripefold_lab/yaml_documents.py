@@ -74,7 +74,7 @@ class BoundedLoader(yaml.SafeLoader):
             node = super().compose_node(parent, index)
             # An alias inside of what it stands for has no size yet.
             if id(node) not in self.sizes:
-                raise DocumentError("an alias in it stands for what it is a part of")
+                raise DocumentError("an alias in it refers to a value that contains the alias")
             self._count(*self.sizes[id(node)])
             return node
         written_out, deepest = self.written_out, self.deepest

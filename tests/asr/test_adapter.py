@@ -143,7 +143,7 @@ def test_a_tensor_of_no_gate_of_a_site(tmp_path: Path, extra: str) -> None:
 def test_a_plan_whose_site_lost_its_gates(tmp_path: Path) -> None:
     path = tmp_path / "adapter"
     changed_adapter(path, lambda plan, tensors: plan.update({next(iter(plan)): []}))
-    with pytest.raises(AdapterError, match="its plan of gates names '.*', where no gate came of it"):
+    with pytest.raises(AdapterError, match="its plan of gates names '.*', and no gate could be attached there"):
         sf.load_adapter(tiny(), path)
 
 

@@ -289,8 +289,8 @@ REFUSED = {
     "a type": (LeNet, {"where": 7}, "where=7: give"),
     "no options": (LeNet, {"where": {"fc1": 3}}, r"where\['fc1'\] = 3: expected a mapping of options"),
     "no glob": (LeNet, {"where": {3: {}}}, r"where\[3\] = {}: expected a mapping of options"),
-    "another grid": (LeNet, {"attention_options": {"grid": (3, 5)}}, r"grid=\(3, 5\) are not the 4x4 positions there"),
-    "no grid": (LeNet, {"attention_options": {"grid": "all"}}, "grid='all' are not the 4x4 positions"),
+    "another grid": (LeNet, {"attention_options": {"grid": (3, 5)}}, r"grid=\(3, 5\) does not give the 4x4 positions"),
+    "no grid": (LeNet, {"attention_options": {"grid": "all"}}, "grid='all' does not give the 4x4 positions"),
     "both at once": (
         Mixer, {"where": {"mix.2": {"attention": "se"}, "mix.*": {"attention": "spatial"}}},
         "channels and for one over the positions of 'mix.2'",

@@ -37,7 +37,7 @@ def report(**changes: Any) -> BakeReport:
 def test_what_it_prints() -> None:
     text = str(report(speed=Speed(before=0.02, after=0.015, batch=32, device="cpu"), notes=("a note",)))
     lines = text.splitlines()
-    assert lines[0] == "baked SENet: 1 of 2 gates (1 folded); constants are the mean over 512 images"
+    assert lines[0] == "baked SENet: 1 of 2 gates (1 folded); constants: mean over 512 images"
     assert any(
         line.split() == ["layer3.0.se", "SqueezeExcite", "16", "0.930", "0.012", "-5.00", "dynamic"] for line in lines
     )

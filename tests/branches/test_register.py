@@ -229,5 +229,7 @@ def test_a_wrong_block_is_refused_where_it_is_used(build: Any, message: str) -> 
 @pytest.mark.parametrize("reason", [True, "", 0])
 def test_a_refusal_is_a_reason_or_none(reason: Any) -> None:
     sf.register_branch("own", lambda grid: {"main": ConvolutionBranch(grid)}, refuse=lambda grid: reason)
-    with pytest.raises(BranchError, match=r"refuse of block 'own' gave .* for Conv2d.*: a reason, or None, is due"):
+    with pytest.raises(
+        BranchError, match=r"refuse of block 'own' returned .* for Conv2d.*; it must return a reason or None"
+    ):
         sf.branch(tiny(), "own")

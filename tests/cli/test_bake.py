@@ -102,7 +102,7 @@ def test_a_model_by_name_needs_images(tmp_path: Path, capsys: pytest.CaptureFixt
     weights = tmp_path / "trained.safetensors"
     save_model(create_model("timm/mobilenetv3_small_050"), weights)
     assert main(["bake", "timm/mobilenetv3_small_050", "--weights", str(weights)]) == 2
-    assert "baking looks at images: a model has none itself; name them with --data" in capsys.readouterr().err
+    assert "baking looks at images: a model by name brings no images; name them with --data" in capsys.readouterr().err
 
 
 def test_budget_and_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

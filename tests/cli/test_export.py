@@ -145,4 +145,4 @@ def test_images_with_other_classes(run: Path, tmp_path: Path, capsys: pytest.Cap
             (tmp_path / part / name).mkdir(parents=True)
             write_png(torch.zeros(3, 8, 8, dtype=torch.uint8), str(tmp_path / part / name / "1.png"))
     assert main(["export", str(run), "-o", str(tmp_path / "net.onnx"), "--data", f"folder:{tmp_path}"]) == 2
-    assert "10 classes apart" in capsys.readouterr().err
+    assert "was trained on 10 classes" in capsys.readouterr().err

@@ -81,9 +81,9 @@ def test_eval_of_a_name_says_what_it_used(folder: Path, weights: Path, file: str
     assert main(words) == 0
     first, result = capsys.readouterr().out.splitlines()
     mean = timm.get_pretrained_cfg(GATED[5:]).mean
-    shown = " ".join(f"{value:g}" for value in mean)
+    shown = ",".join(f"{value:g}" for value in mean)
     assert first.startswith(
-        f"{GATED} (plain), images: shorter side to 36 (bilinear), middle 32 x 32, mean {shown}, std"
+        f"{GATED} (plain), images: shorter side to 36 (bilinear), middle 32 x 32, mean={shown} std="
     )
     assert "6 images" in result
     model = timm.create_model(GATED[5:], num_classes=2).eval()
@@ -119,14 +119,14 @@ def test_bake_keeps_the_preprocessing_in_its_file(folder: Path, weights: Path, t
     assert main(["bake", *words, "--images", "6", "--recalibrate", "no", "-o", str(output)]) == 0
     baked = capsys.readouterr().out
     assert "images: shorter side to 36 (bilinear), middle 32 x 32" in baked
-    assert "std 0.3 0.3 0.3" in baked
+    assert "std=0.3,0.3,0.3" in baked
     run = load_run(output, data=f"folder:{folder}")
     expected = own_transform(GATED, 32, std=(0.3,) * 3)(first_image(folder))
     assert torch.allclose(run.open_data().test[0][0], expected, atol=1e-6)
     assert main(["eval", str(output)]) == 2
     assert "opens nothing here: name them with --data" in capsys.readouterr().err
     assert main(["eval", str(output), "--data", f"folder:{folder}", "--mean", "0.2"]) == 0
-    assert "mean 0.2 0.2 0.2, std 0.3 0.3 0.3" in capsys.readouterr().out
+    assert "mean=0.2,0.2,0.2 std=0.3,0.3,0.3" in capsys.readouterr().out
 
 
 def test_observe_and_export_say_and_keep_it(folder: Path, weights: Path, tmp_path: Path, capsys) -> None:
@@ -149,9 +149,9 @@ def test_a_run_keeps_its_own(tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     for command in (["eval", str(run)], ["observe", str(run), "--images", "4"], ["bake", str(run)]):
         assert main(command) == 0
-        assert "mean 0.1, std 0.7" in capsys.readouterr().out
+        assert "mean=0.1 std=0.7" in capsys.readouterr().out
     assert main(["eval", str(run), "--std", "0.5"]) == 0
-    assert "mean 0.1, std 0.5" in capsys.readouterr().out
+    assert "mean=0.1 std=0.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,15 @@ def test_a_run_keeps_its_own(tmp_path: Path, capsys) -> None:
         (["eval", "resnet8", "--data", "digits", "--weights", "none.pth"], "none.pth does not exist"),
         (
             ["eval", "timm/resnet10t", "--data", "digits", "--pretrained"],
-            "'timm/resnet10t' tell 1000 classes",
+            "'timm/resnet10t' are for 1000 classes",
         ),
         (["observe", "resnet8", "--data", "digits", "--mean", "half"], "--mean 'half': give numbers with commas"),
         (["export", "resnet8", "-o", "x.onnx", "--crop-mode", "left"], "preprocessing has mode 'left'; choose one of"),
         (["eval", "none.ckpt", "--size", "32"], "none.ckpt says itself what it is: leave out --size"),
-        (["eval", "timm/vit_base_patch16_sapiens2", "--data", "digits", "--weights", "x.pth"], "1024 x 768, and data"),
+        (
+            ["eval", "timm/vit_base_patch16_sapiens2", "--data", "digits", "--weights", "x.pth"],
+            "1024 x 768, and the data give square ones",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, words: list[str], message: str, capsys, monkeypatch) -> None:

@@ -31,7 +31,7 @@ def test_a_bake_says_what_it_cost_what_stays_and_why(tmp_path: Path) -> None:
     assert "accuracy in percent: 90.00 as given, 89.50 baked" in text
     assert "1.25 x" in text
     assert "Stay dynamic (1)" in text
-    assert "over the budget: baking it too would cost more" in text
+    assert "over the budget: with it the metric would fall by more" in text
     drawn = payload(text)
     assert drawn["costs"] == [0.0, -0.5, 0.5, -4.0]
     assert drawn["order"] == [2, 0, 1, 3]  # the cheapest first

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
 ]
 FIRST = 2  # of the report's gates, that whose scales vary most
+OTHERS: dict[str, Any] = {"bake": bake_report, "verify": verify_report}
 READY = "return document.documentElement.dataset.ready === 'yes'"
 LONG = "backbone.body.a_very_long_name_of_a_stage_that_somebody_chose.0.squeeze_and_excitation_block"
 
@@ -167,9 +168,7 @@ def test_every_gate_is_seen_at_a_glance_and_leads_to_itself(browser: Any, page: 
 
 @pytest.mark.parametrize("kind", ["stripes", "bake", "verify"])
 def test_nothing_leaves_the_page(browser: Any, page: Path, tmp_path: Path, kind: str) -> None:
-    shown = (
-        page if kind == "stripes" else sf.write_report({"bake": bake_report, "verify": verify_report}[kind](), tmp_path)
-    )
+    shown = page if kind == "stripes" else sf.write_report(OTHERS[kind](), tmp_path)
     show(browser, shown)
     buttons = browser.execute_script(
         "return Array.from(document.querySelectorAll('.modebar-btn'), (button) => button.dataset.title)"
@@ -197,7 +196,7 @@ def test_nothing_leaves_the_page(browser: Any, page: Path, tmp_path: Path, kind:
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("kind", ["bake", "verify"])
 def test_the_other_pages_are_drawn_and_fit(browser: Any, tmp_path: Path, kind: str, width: int) -> None:
-    made: Any = bake_report() if kind == "bake" else verify_report()
+    made: Any = OTHERS[kind]()
     show(browser, sf.write_report(made, tmp_path), width=width)
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -341,6 +340,28 @@ def test_everything_a_reader_uses_has_a_name(browser: Any, page: Path) -> None:
     labels = "return Array.from(document.querySelectorAll('.chart'), (chart) => chart.getAttribute('aria-label'))"
     assert all(browser.execute_script(labels))
     assert "Stripe image of stage.2.se: 24 images by 32 channels" in browser.execute_script(labels)[0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["stripes", "bake", "verify"])
+def test_axe_finds_nothing(browser: Any, page: Path, tmp_path: Path, kind: str, scheme: str) -> None:
+    axe = Path(pytest.importorskip("axe_core_python").__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    made = page if kind == "stripes" else sf.write_report(OTHERS[kind](), tmp_path)
+
+    def findings() -> set[str]:
+        return set(browser.execute_async_script(
+            "const done = arguments[0]; axe.run().then((found) => done(found.violations.map((each) => each.id)))"
+        ))  # fmt: skip
+
+    for width in (1280, 400):
+        show(browser, made, width=width, scheme=scheme)
+        browser.execute_script(axe)
+        assert findings() == set(), width
+    browser.execute_script(
+        "document.documentElement.removeAttribute('lang');"
+        "document.querySelector('.lead').style.cssText = 'color: #888; background: #999'"
+    )
+    assert findings() == {"html-has-lang", "color-contrast"}  # axe does look
 
 
 def test_an_old_browser_is_told_where_the_pictures_are(browser: Any, page: Path) -> None:

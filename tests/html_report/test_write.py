@@ -16,7 +16,7 @@ from PIL import Image
 import stripefold as sf
 from stripefold.errors import ObserveError
 from stripefold.html_report.page import render_page
-from stripefold.html_report.words import describe, tiles
+from stripefold.html_report.words import describe, seen_in_pictures, short_names, tiles
 from stripefold.html_report.write import DRAWING
 from stripefold.own_files import LIST
 from stripefold.stripe.report import StripeReport
@@ -175,3 +175,23 @@ def test_epochs_are_marked_by_whole_numbers() -> None:
 
     for axes in draw_trajectory(make_trajectory(epochs=(0, 1, 2, 3))).axes:
         assert all(float(mark).is_integer() for mark in axes.get_xticks())
+
+
+def test_names_lose_the_end_that_all_of_them_share() -> None:
+    assert short_names(["a.0.se", "a.1.se"]) == ["a.0", "a.1"]
+    assert short_names(["a.0.se", "b.0.se"]) == ["a", "b"]
+    assert short_names(["se", "a.se"]) == ["se", "a.se"]  # one part is left of each
+    assert short_names(["a.se", "a.eca"]) == ["a.se", "a.eca"]
+    assert short_names(["a.b.se"]) == ["a.b.se"]
+    assert short_names(["", "a"]) == ["", "a"]
+    assert short_names([]) == []
+
+
+def test_pictures_of_some_of_the_images_say_so() -> None:
+    report = make_report(images=24)
+    assert seen_in_pictures(report) == ""
+    more = replace(report, images=2000)
+    assert seen_in_pictures(more) == "The pictures show 24 of 2,000 images."
+    assert "The pictures show 24 of 2,000 images." in render_page(more)
+    assert "The pictures show" not in render_page(report)
+    assert seen_in_pictures(replace(report, layers=())) == ""

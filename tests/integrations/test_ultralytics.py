@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import stripefold as sf
 from stripefold.errors import CheckpointError
 
+PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "ultralytics.md"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of ultralytics, and of the tracer that it exports with
 
 
@@ -89,6 +91,27 @@ def test_train_fold_export(yolo: Any, squares: Path) -> None:
     path = detector.export(format="onnx", imgsz=64, batch=2, simplify=False, verbose=False)
     (found,) = session.InferenceSession(path).run(None, {"images": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-3, atol=5e-3)
+
+
+@pytest.mark.slow
+def test_the_page_runs(yolo: Any, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block of the page as it stands, with small images and one epoch."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    where = f"project={str(squares / 'runs')!r}"
+    small = {
+        "epochs=100": f"epochs=1, imgsz=64, batch=2, workers=0, device='cpu', plots=False, amp=False, {where}",
+        "640, 640": "64, 64",
+        'format="onnx"': 'format="onnx", imgsz=64, simplify=False',
+    }
+    for large, little in small.items():
+        assert large in block
+        block = block.replace(large, little)
+    monkeypatch.chdir(squares)
+    scope: dict[str, Any] = {}
+    exec(compile(block, str(PAGE), "exec"), scope)
+    assert sf.scales(scope["attached"])
+    assert not sf.scales(scope["detector"].model)
+    assert list(squares.rglob("*.onnx"))
 
 
 @pytest.mark.slow

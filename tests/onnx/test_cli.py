@@ -67,7 +67,7 @@ def test_bake(net: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureF
     words += ["--constants", "least-squares", "--report", str(report), "--speed", "-o", str(output)]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "baked net.onnx: 2 of 2 gates (2 folded); constants are the least-squares over 8 images" in printed
+    assert "baked net.onnx: 2 of 2 gates (2 folded); constants: least-squares over 8 images" in printed
     assert "agreement with the original in percent: as given 100.00" in printed
     assert f"written: {output}" in printed
     assert "Mul" not in kinds(onnx.load(output))

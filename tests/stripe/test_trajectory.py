@@ -130,7 +130,7 @@ def test_unknown_gate_and_quantity() -> None:
     ("change", "message"),
     [
         ({"format": "stripefold stripes 1"}, "no trajectory of stripes"),
-        ({"epochs": [0, 2]}, "has other numbers of rows than epochs"),
+        ({"epochs": [0, 2]}, "does not have one row per epoch"),
         (
             {"gates": {"se": {"rows": [{"stripe_index": 1}]}}},
             "damaged: entry 0 of rows of 'se' of gates of the trajectory lacks within_std_mean",
@@ -181,7 +181,7 @@ def test_a_state_that_is_none_is_refused(content: object, match: str) -> None:
 @pytest.mark.parametrize(
     ("means", "match"),
     [
-        ([[1.0]], "has other numbers of rows than epochs"),
+        ([[1.0]], "does not have one row per epoch"),
         ([[1.0], [2.0, 3.0], [1.0], [1.0]], "channel_means of 'stage.0.se' is no list of numbers"),
         ([["1"]] * 4, "is no list of numbers"),
         ([[None]] * 4, "is no list of numbers"),

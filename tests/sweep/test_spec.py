@@ -79,7 +79,7 @@ def test_refuses_naming_place_and_value(options: dict[str, Any], match: str) -> 
         ("seeds: 1000000000", "seeds is 1000000000; give a number of seeds"),
         ("seeds: 18446744073709551615", "seeds is 18446744073709551615; give a number of seeds"),
         ("seeds: 1\nseeds: 2", "the key 'seeds' stands in it twice"),
-        ("x: &x [&y [1], *y]\nset: {where: &z [*z]}", "an alias in it stands for what it is a part of"),
+        ("x: &x [&y [1], *y]\nset: {where: &z [*z]}", "an alias in it refers to a value that contains the alias"),
         ("seeds: 0", "seeds is 0; give a number of seeds from 1 on"),
         (
             "grid: {repeats: [1, 2]}\nset: {repeats: 2}",

@@ -133,7 +133,7 @@ def one_class(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [
-        (one_class, "train has one class, 'cat'; there must be two to tell apart"),
+        (one_class, "train has one class, 'cat'; at least two are needed"),
         (remove("train"), "needs train/ and test/ or val/, each with a folder per class; found: other, test"),
         (remove("test"), "found: other, train"),
         (remove("test/dog"), r"train and test have different classes \(dog, other\)|found"),

@@ -103,7 +103,7 @@ def test_without_any_it_is_the_data_sets_own(folder: Path) -> None:
     plain = load_data(TrainConfig(data=f"folder:{folder}", image_size=64))
     changed = load_data(TrainConfig(data=f"folder:{folder}", image_size=64, preprocessing={"mean": [0, 0, 0]}))
     assert plain.preparation == (
-        "shorter side to 73 (bilinear), middle 64 x 64, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+        "shorter side to 73 (bilinear), middle 64 x 64, mean=0.485,0.456,0.406 std=0.229,0.224,0.225"
     )
     mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     assert torch.allclose(plain.test[0][0], changed.test[0][0] - mean / std, atol=1e-5)

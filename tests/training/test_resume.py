@@ -132,7 +132,7 @@ def test_more_epochs_where_they_are_asked_for(config: TrainConfig) -> None:
     rates = [float(line.split(",")[2]) for line in again.metrics_file.read_text().splitlines()[1:]]
     assert rates[2] > rates[1]  # the rate is the longer run's from the first step on
     assert train(config.with_overrides(resume=True, epochs=4)).epochs_run == 0
-    with pytest.raises(ConfigError, match="it has 4 epochs behind it, and epochs is 3"):
+    with pytest.raises(ConfigError, match="it has finished 4 epochs, and epochs is 3: set more"):
         train(config.with_overrides(resume=True, epochs=3, extend=True))
     assert first.run_dir == again.run_dir
     with pytest.raises(ConfigError, match="extend is True.*set resume"):
@@ -179,7 +179,7 @@ CHANGES = {
     reordered: "class 0 was 'ant' and is now 'bee'",
     swapped: "fingerprint of the sizes and contents of the training images' files was .* and is now",
     fewer: "number of training images was 36 and is now 35",
-    a_class_more: "tells 3 classes apart, and the data has 4",
+    a_class_more: "was trained on 3 classes, and the data has 4",
     another_name: "fingerprint of the test images and their order was .* and is now",
     another_size: "fingerprint of the sizes and contents of the training images' files was .* and is now",
 }
@@ -205,7 +205,7 @@ def test_data_that_has_changed_is_refused(
     with pytest.raises(ConfigError, match=f"cannot resume .*{CHANGES[change]}"):
         train(config.with_overrides(**options, resume=True))
     for source in (result.run_dir, result.folded_file):
-        with pytest.raises((DataError, CheckpointError), match=f"{CHANGES[change]}|tells 3 classes apart"):
+        with pytest.raises((DataError, CheckpointError), match=f"{CHANGES[change]}|was trained on 3 classes"):
             evaluate(source)
     assert files(result.run_dir) == before
 

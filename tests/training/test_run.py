@@ -217,7 +217,7 @@ def test_evaluate_refuses_other_classes(config: TrainConfig, monkeypatch: pytest
     data = load_data(config)
     other = type(data)(train=data.train, test=data.test, spec=SPEC)
     monkeypatch.setattr("stripefold_lab.training.loading.load_data", lambda config: other)
-    with pytest.raises(CheckpointError, match="tells 10 classes apart, digits has 2"):
+    with pytest.raises(CheckpointError, match="was trained on 10 classes, digits has 2"):
         evaluate(result.run_dir)
 
 

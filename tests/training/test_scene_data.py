@@ -135,7 +135,7 @@ def test_real_formats_give_the_same_batches_as_the_drawing(tmp_path: Path) -> No
         (SEGMENT, {"data": "digits"}, ConfigError, "data is 'digits'; for segmentation choose one of shapes, voc:PATH"),
         (DETECT, {"data": "ade20k:x"}, ConfigError, "for detection choose one of shapes, coco:PATH, voc:PATH"),
         (DETECT, {"data": "coco:/no/such"}, DataError, "no folder /no/such; data=coco:PATH needs"),
-        (DETECT, {"augmentation": "shift"}, ConfigError, "augmentation is 'shift'; detection knows none and flip"),
+        (DETECT, {"augmentation": "shift"}, ConfigError, "augmentation is 'shift'; for detection choose none or flip"),
         (SEGMENT, {"mixup": 0.2}, ConfigError, "mixup is 0.2; it mixes classes of whole images"),
         (DETECT, {"label_smoothing": 0.1}, ConfigError, "a detector has its own losses"),
         (SEGMENT, {"channels": 1}, ConfigError, "channels is 1; networks for segmentation take 3"),

@@ -117,7 +117,9 @@ def _check_plan(path: str, plan: Mapping[str, list[dict[str, Any]]], found: Mapp
         raise AdapterError(f"{path}: its plan of gates names no site; save the adapter anew")
     without = next((name for name in plan if name not in found), None)
     if without is not None:
-        raise AdapterError(f"{path}: its plan of gates names {without!r}, where no gate came of it; save it anew")
+        raise AdapterError(
+            f"{path}: its plan of gates names {without!r}, and no gate could be attached there; save it anew"
+        )
 
 
 def _read(path: str, about: FileInfo) -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:

@@ -123,7 +123,9 @@ def _at_positions(
         _check_second(name, module, config, adds=False)
     given = config.options.get("grid")
     if given is not None and _size(given) != math.prod(found.grid):
-        raise AttachError(f"cannot attach to {name!r}: grid={given!r} are not the {found.size} positions there")
+        raise AttachError(
+            f"cannot attach to {name!r}: grid={given!r} does not give the {found.size} positions of this layer"
+        )
     if found.kind == "tokens" and config.options.get("per_channel"):
         raise AttachError(
             f"cannot attach to {name!r}: it mixes the positions of every channel alike, so that a scale of each "

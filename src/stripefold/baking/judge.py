@@ -157,8 +157,8 @@ class GateJudge:
             if abs(after - verdict.judged) > noise + _RELATIVE * max(abs(verdict.judged), abs(verdict.before)):
                 raise BakeError(
                     f"the metric gives {after:g} for the baked model and gave {verdict.judged:g} for the same "
-                    f"constants put in by hooks, more than its noise ({noise:.2g}): it hangs on how the model is "
-                    "built or called, not on what it computes alone. Give a metric that runs the model it is given"
+                    f"constants put in by hooks, more than its noise ({noise:.2g}): it depends on how the model "
+                    "is built or called, not only on what it computes. Give a metric that runs the model it is given"
                 )
         return after
 

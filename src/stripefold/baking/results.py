@@ -43,7 +43,7 @@ def site_results(
         layer, site = layers.get(gate.name), baked.get(gate.name)
         outcome, place, why = _outcome(site, to) if site is not None else ("dynamic", "", left.get(gate.name, ""))
         if site is None and not why and verdict.before is not None and gate.name in cumulative:
-            why = f"over the budget: baking it too would cost more than {budget:g}"
+            why = f"over the budget: with it the metric would fall by more than {budget:g}"
         rows.append(
             SiteResult(
                 name=gate.name,

@@ -135,7 +135,7 @@ class Settling:
                 elif index == behind - 1 and not math.isclose(_mark(batch), position.mark, rel_tol=1e-9):
                     raise BakeError(
                         f"settle: {self._batches.name} come in another order than when {self._options.checkpoint} was "
-                        "written: give a loader whose order hangs on torch's, numpy's or Python's random numbers, or "
+                        "written: give a loader whose order depends on torch's, numpy's or Python's random numbers, or "
                         "on set_epoch(n), and not on how often it was read"
                     )
                 if position.step == self._options.steps:

@@ -29,7 +29,7 @@ def _headline(report: BakeReport) -> str:
         parts.append(f"{len(report.still_computed)} constant, still computed by {left} operations")
     ends = f" ({', '.join(parts)})" if parts else ""
     return (
-        f"baked {report.model}: {len(report.baked)} of {len(report.sites)} gates{ends}; constants are the "
+        f"baked {report.model}: {len(report.baked)} of {len(report.sites)} gates{ends}; constants: "
         f"{report.constants} over {report.images} images"
     )
 

@@ -59,7 +59,7 @@ class BranchType:
         if reason is None or (isinstance(reason, str) and reason):
             return reason
         raise BranchError(
-            f"refuse of block {self.name!r} gave {shown(reason)} for {convolution}: a reason, or None, is due"
+            f"refuse of block {self.name!r} returned {shown(reason)} for {convolution}; it must return a reason or None"
         )
 
 

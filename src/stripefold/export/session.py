@@ -65,7 +65,9 @@ class OnnxModel:
             return {name: example[name].numpy(force=True) for name in self.names}
         leaves = input_leaves(example)
         if len(leaves) != len(self.names):
-            raise ExportError(f"the file takes {self.names}, and the example holds {len(leaves)} tensors")
+            raise ExportError(
+                f"the file takes {self.names}, and the example holds {len(leaves)} tensors: give one for each"
+            )
         return {name: leaf.numpy(force=True) for name, leaf in zip(self.names, leaves, strict=True)}
 
 

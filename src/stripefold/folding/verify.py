@@ -176,10 +176,10 @@ def _common_dtype(model: nn.Module, other: nn.Module) -> torch.dtype:
         if lazy is not None:
             raise VerifyError(lazy)
     tensors = [first_parameter(model), first_parameter(other)]
-    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    dtypes = list(dict.fromkeys(tensor.dtype for tensor in tensors if tensor is not None))
     if len(dtypes) > 1:
-        raise VerifyError(f"the models differ in dtype: {tensors[0].dtype} and {tensors[1].dtype}")  # type: ignore[union-attr]
-    dtype = dtypes.pop() if dtypes else torch.float32
+        raise VerifyError(f"the models differ in dtype: {dtypes[0]} and {dtypes[1]}. Convert one: model.to(dtype)")
+    dtype = dtypes[0] if dtypes else torch.float32
     # With parts of a narrower type it is their rounding that counts.
     return torch.float32 if dtype == torch.float64 and not (is_float64(model) and is_float64(other)) else dtype
 

@@ -96,7 +96,7 @@ def tiles(report: BakeReport) -> list[Tile]:
                 f"batch {speed.batch} on {speed.device}: {speed.after * 1e3:.1f} ms",
             )
         )
-    shown.append((f"{report.images:,}", "images", f"the constants are their {report.constants}"))
+    shown.append((f"{report.images:,}", "images", f"constants: {report.constants}"))
     return shown
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stripefold.html_report.pack import Arrays, packed_layers, packed_trajectory
 from stripefold.html_report.templates import fill
-from stripefold.html_report.words import describe, most_varied, tiles
+from stripefold.html_report.words import describe, most_varied, seen_in_pictures, short_names, tiles
 
 if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
@@ -33,6 +33,8 @@ def render_page(report: StripeReport, *, trajectory: Trajectory | None = None, t
         versions=report.versions,
         report=report,
         layers=layers,
+        labels=short_names([layer["gate"] for layer in layers]),
+        seen_in_pictures=seen_in_pictures(report),
         has_classes=any(layer["class_share"] is not None for layer in layers),
         flags=sorted({layer["flag"] for layer in layers if layer["flag"]}),
         over_training=over_training is not None,

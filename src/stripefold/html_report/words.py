@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +38,29 @@ def describe(report: StripeReport) -> str:
     return sentence + "."
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of gates without the end that all of them share, at least one part of each left.
+
+    >>> short_names(["layer1.0.bn2.gates.0.attention", "layer1.1.bn2.gates.0.attention"])
+    ['layer1.0', 'layer1.1']
+    >>> short_names(["features.se"])
+    ['features.se']
+    """
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while len(parts) > 1 and all(len(each) > shared + 1 for each in parts):
+        if len({each[-1 - shared] for each in parts}) > 1:
+            break
+        shared += 1
+    return [".".join(each[: len(each) - shared]) for each in parts]
+
+
+def seen_in_pictures(report: StripeReport) -> str:
+    """A remark where the pictures show fewer images than were seen."""
+    rows = max((len(layer.sample) for layer in report.layers), default=0)
+    return f"The pictures show {rows:,} of {report.images:,} images." if 0 < rows < report.images else ""
+
+
 def tiles(report: StripeReport, trajectory: Trajectory | None) -> list[tuple[str, str, str]]:
     """The few figures to see first: value, what it is, and which gate stands out."""
     if not report.layers:
@@ -52,7 +76,7 @@ def tiles(report: StripeReport, trajectory: Trajectory | None) -> list[tuple[str
     varied = [layer for layer in report.layers if layer.within_over_mean is not None]
     if varied:
         most = max(varied, key=lambda layer: layer.within_over_mean or 0.0)
-        shown.append((_share(most.within_over_mean or 0.0), "largest std / mean |v|", shown_name(most.name)))
+        shown.append((f"{most.within_over_mean:.2g}", "largest std / mean |v|", shown_name(most.name)))
     if trajectory is not None and trajectory.epochs:
         first, last = trajectory.epochs[0], trajectory.epochs[-1]
         shown.append((f"{len(trajectory.epochs)}", "epochs recorded", f"{first} to {last}"))

@@ -43,7 +43,7 @@ def _headline(report: OnnxBakeReport) -> str:
     counts = {say: sum(site.outcome == key for site in report.sites) for key, say in SAY.items()}
     ends = ", ".join(f"{count} {say}" for say, count in counts.items() if count)
     return (
-        f"baked {report.model}: {len(report.baked)} of {len(report.sites)} gates ({ends}); constants are the "
+        f"baked {report.model}: {len(report.baked)} of {len(report.sites)} gates ({ends}); constants: "
         f"{report.constants} over {report.images} images"
     )
 

@@ -27,7 +27,11 @@ def site_results(
     rows = []
     for name, seen in observation.gates.items():
         found = folded.get(name)
-        why = "not chosen" if name not in cumulative else f"over the budget: it too would cost more than {budget:g}"
+        why = (
+            "not chosen"
+            if name not in cumulative
+            else f"over the budget: with it the metric would fall by more than {budget:g}"
+        )
         rows.append(
             SiteResult(
                 name=name,

@@ -134,7 +134,7 @@ def _rows(array: Array, gate: Gate) -> Array:
     if full.ndim != gate.rank or full.shape[gate.axis] != gate.channels or any(size != 1 for size in rest):
         raise ObserveError(
             f"the gate {gate.name!r} has {gate.channels} channels on axis {gate.axis} in the first batch and the shape "
-            f"{array.shape} in another: it is no gate of fixed channels"
+            f"{array.shape} in another: no constant fits both. Give images of one kind"
         )
     return np.moveaxis(full, gate.axis, -1).reshape(full.shape[0], gate.channels)
 

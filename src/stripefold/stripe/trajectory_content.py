@@ -69,7 +69,7 @@ def read_content(content: Any) -> Content:
 def _with_means(kept: Kept, epochs: int, gate: str) -> Kept:
     means = tensor_of(kept.channel_means, torch.float32, f"channel_means of {shown(gate)}")
     if len(kept.rows) != epochs or means.dim() != 2 or len(means) != epochs:
-        raise DocumentError(f"{shown(gate)} has other numbers of rows than epochs")
+        raise DocumentError(f"{shown(gate)} does not have one row per epoch")
     return replace(kept, channel_means=means)
 
 

@@ -179,7 +179,7 @@ def _from_run(source: str, changes: dict[str, Any], *, same_classes: bool, looks
     data, reason = _images(run.open_data, asked="data" in changes) if looks else (None, "none were asked for")
     if same_classes and data is not None and len(data.spec.classes) != len(run.spec.classes):
         raise DataError(
-            f"{source} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "
+            f"{source} was trained on {len(run.spec.classes)} classes, {run.config.data} has {len(data.spec.classes)}; "
             "give the data it was trained on"
         )
     if data is not None and "data" not in changes:
@@ -222,7 +222,7 @@ def _from_name(name: str, changes: dict[str, Any], named: ModelByName) -> Deploy
         about={"model": name, **({"preprocessing": {"size": size, **declared}} if declared else {})},
         data=data,
         config=config,
-        without="a model has none itself",
+        without="a model by name brings no images",
         preparation=_preparation(data, size, declared),
     )
 
@@ -249,20 +249,22 @@ def _data_for(name: str, size: Any, changes: dict[str, Any], named: ModelByName)
     """The images for a named network, prepared as it declares.
 
     Raises:
-        ConfigError: It takes no squares, or its published weights tell another number of classes apart.
+        ConfigError: It takes no square images, or its published weights are for another number of classes.
     """
     from stripefold_lab.models.preprocessing import published_classes
     from stripefold_lab.training import TrainConfig
     from stripefold_lab.training.data import load_data
 
     if isinstance(size, list):
-        raise ConfigError(f"{name!r} takes images of {size[0]} x {size[1]}, and data come as squares: give --size")
+        raise ConfigError(
+            f"{name!r} takes images of {size[0]} x {size[1]}, and the data give square ones: choose a side with --size"
+        )
     config = TrainConfig(model=name, image_size=size, channels=named.channels, **changes)
     data = load_data(config)
     found, published = len(data.spec.classes), None if is_users(name) else published_classes(name)
     if named.pretrained and named.classes is None and published not in (None, found):
         raise ConfigError(
-            f"the published weights of {name!r} tell {published} classes apart, {config.data} has {found}: its last "
+            f"the published weights of {name!r} are for {published} classes, {config.data} has {found}: the last "
             "layer would be random; give --weights"
         )
     return data, config

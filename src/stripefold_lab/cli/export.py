@@ -96,7 +96,7 @@ def export(
     if given.preparation:
         print_line(f"images: {given.preparation}")
     if check and given.data is None:
-        print_line(f"compared on random numbers only: {given.without}")
+        print_line(f"compared on random numbers only: {given.without} (--data names some)")
     if int8 is not None:
         _quantize(given, output, int8, calibrate)
 

@@ -181,7 +181,7 @@ def _batches(given: Deployable, images: int, place: ProcessRank, *, noise: bool)
     if noise:
         return _noise(tuple(given.example.shape[1:]), images, place)
     if given.data is None:
-        raise DataError(given.without)
+        raise DataError(f"{given.without}; name some with --data")
     return fixed_images(given.data, images, _BATCH, place)
 
 

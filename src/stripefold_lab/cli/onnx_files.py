@@ -114,7 +114,7 @@ def data_of(path: Path, word: str | None, preprocess: Sequence[str] | None) -> A
 
         return Images(folder, **image_options(preprocess or ()))
     if preprocess and word != _NOISE:
-        raise ConfigError(f"--preprocess is for a folder of images, and {word!r} is none")
+        raise ConfigError(f"--preprocess is for a folder of images, and {word!r} is not a folder")
     if word == _NOISE:
         return _noise(path, image_options(preprocess or ()).get("size"))
     if name.endswith(".py"):

@@ -124,7 +124,7 @@ def _images(images: list[Any]) -> tuple[list[tuple[str, int]], dict[int, tuple[i
         identity = checked(int, each["id"], f"id of {where}")
         height, width = (checked(int, each[side], f"{side} of {where}") for side in ("height", "width"))
         if identity in sizes or not (0 < height < LARGEST_SIDE and 0 < width < LARGEST_SIDE):
-            raise DocumentError(f"{where} has the id of another one, or no size: {height} x {width}")
+            raise DocumentError(f"{where} has an id that is taken, or an impossible size: {height} x {width}")
         sizes[identity] = (height, width)
         found.append((checked(str, each["file_name"], f"file_name of {where}"), identity))
     return found, sizes

@@ -161,7 +161,7 @@ def run_lengths(text: str | bytes, where: str = "it") -> list[int]:
         bits = sign - 48
         if not 0 <= bits < 64 or place > 60:
             raise DocumentError(
-                f"the run lengths of {where} hold {shown(chr(sign))}, which no compressed form has there"
+                f"the run lengths of {where} hold {shown(chr(sign))}, which is not valid in the compressed form"
             )
         value |= (bits & 31) << place
         place += 5

@@ -123,7 +123,7 @@ def _most(path: str | Path, image: Image) -> int | None:
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits to Pillow
         return 65535
     numbers = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
-    raise DataError(f"{path} holds {numbers}, whose range no file says; convert it to 8 or 16 bits")
+    raise DataError(f"{path} holds {numbers}, whose range the file does not say; convert it to 8 or 16 bits")
 
 
 def _as_annotated(path: str | Path, found: _Decoded, size: tuple[int, int]) -> Image:

@@ -198,7 +198,7 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         if self.channels not in (None, 1, 3):
-            raise ConfigError(f"channels is {self.channels}; images have 1 or 3")
+            raise ConfigError(f"channels is {self.channels}; set 1 (grey) or 3 (colour)")
         if list(self.milestones) != sorted(set(self.milestones)) or any(epoch < 1 for epoch in self.milestones):
             raise ConfigError(f"milestones is {list(self.milestones)}; give rising epochs from 1 on")
         if unknown := [part for part in self.freeze if part not in FREEZABLE]:
@@ -208,7 +208,7 @@ class TrainConfig:
         if self.resume and self.run_dir is None:
             raise ConfigError("resume needs run_dir (--run-dir): the folder of the run to go on with")
         if self.extend and not self.resume:
-            raise ConfigError("extend is True, which gives a run that is resumed other epochs; set resume (--resume)")
+            raise ConfigError("extend is True, which changes the epochs of a resumed run; set resume (--resume)")
         if BatchNoise.read(self.batch_noise) is not None and self.compile:
             raise ConfigError("batch_noise is put in by hooks, which compile would leave out; set compile to false")
         Preprocessing.read(self.preprocessing)
@@ -219,7 +219,7 @@ class TrainConfig:
     def _check_scenes(self) -> None:
         """Images with boxes or masks: what would need them changed along, and is not, is refused."""
         if self.augmentation not in ("none", "flip"):
-            raise ConfigError(f"augmentation is {self.augmentation!r}; {self.task} knows none and flip")
+            raise ConfigError(f"augmentation is {self.augmentation!r}; for {self.task} choose none or flip")
         if self.mixup:
             raise ConfigError(f"mixup is {self.mixup}; it mixes classes of whole images, set 0 for {self.task}")
         if self.label_smoothing and self.task == "detection":

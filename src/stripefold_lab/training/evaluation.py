@@ -28,8 +28,8 @@ def evaluate(source: str | Path, /, **overrides: Any) -> EvalResult:
         overrides: Options of the run to change, such as ``data``, ``data_dir``, ``batch_size``, ``accelerator``.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, does not come from a training run, or tells another number of
-            classes apart than the data has.
+        CheckpointError: If the file is missing, damaged, does not come from a training run, or was trained on
+            another number of classes than the data has.
         ConfigError: If an override is no option.
         DataError: If the test images are missing, or the data is not what the run was trained on; of data that is asked
             for in ``overrides`` the classes have to be the same.
@@ -38,8 +38,8 @@ def evaluate(source: str | Path, /, **overrides: Any) -> EvalResult:
     data = run.open_data()
     if len(data.spec.classes) != len(run.spec.classes):
         raise CheckpointError(
-            f"{run.path} tells {len(run.spec.classes)} classes apart, {run.config.data} has {len(data.spec.classes)}; "
-            "give the data it was trained on"
+            f"{run.path} was trained on {len(run.spec.classes)} classes, {run.config.data} has "
+            f"{len(data.spec.classes)}; give the data it was trained on"
         )
     run.check_data(data, asked="data" in overrides)
     return evaluate_model(run.model, data, run.config, kind=run.kind, source=str(run.path))

@@ -76,7 +76,7 @@ def differing_data(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 
 def _differing_class(was: Sequence[str], now: Sequence[str]) -> str | None:
     if len(was) != len(now):
-        return f"it tells {len(was)} classes apart, and the data has {len(now)}"
+        return f"it was trained on {len(was)} classes, and the data has {len(now)}"
     for number, (old, new) in enumerate(zip(was, now, strict=True)):
         if old != new:
             return f"class {number} was {old!r} and is now {new!r} in the data"

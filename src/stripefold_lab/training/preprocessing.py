@@ -128,7 +128,7 @@ class Preprocessing:
         return _spread(self.mean or mean, channels), _spread(self.std or std, channels)
 
     def described(self, size: int, middle: float, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> str:
-        """All of it in a line, with what the data set adds.
+        """All of it in a line, with what the data set adds; the last two words are those of ``--preprocess``.
 
         Args:
             size: As for ``pixels``.
@@ -138,9 +138,9 @@ class Preprocessing:
         share = middle if self.crop is None else self.crop
         side = {"center": "shorter side", "squash": "both sides", "border": "longer side"}[self.mode]
         resized = math.floor(size / share) if self.interpolation else round(size / share)
-        mean, std = (" ".join(f"{value:g}" for value in values) for values in statistics)
+        mean, std = (",".join(f"{value:g}" for value in values) for values in statistics)
         how = self.interpolation or "bilinear"
-        return f"{side} to {resized} ({how}), middle {size} x {size}, mean {mean}, std {std}"
+        return f"{side} to {resized} ({how}), middle {size} x {size}, mean={mean} std={std}"
 
 
 def _as_the_libraries(steps: tuple[Any, ...], image: Tensor) -> Tensor:

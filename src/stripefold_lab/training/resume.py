@@ -75,7 +75,7 @@ def check_resumable(config: TrainConfig, paths: RunPaths, data: Mapping[str, Any
     behind = len(rows_of(checkpoint, paths))
     if behind > config.epochs:
         raise ConfigError(
-            f"cannot resume {paths.root}: it has {behind} epochs behind it, and epochs is {config.epochs}"
+            f"cannot resume {paths.root}: it has finished {behind} epochs, and epochs is {config.epochs}: set more"
         )
     return behind
 

@@ -95,7 +95,7 @@ def _folder(root: Path) -> DataSource:
         raise DataError(f"{root} needs train/ and test/ or val/, each with a folder per class; found: {found}")
     classes, train = _scan(root / "train")
     if len(classes) < 2:
-        raise DataError(f"{root / 'train'} has one class, {classes[0]!r}; there must be two to tell apart")
+        raise DataError(f"{root / 'train'} has one class, {classes[0]!r}; at least two are needed")
     test_classes, test = _scan(tests[0])
     if test_classes != classes:
         odd = ", ".join(sorted(set(classes) ^ set(test_classes))[:6])
