@@ -224,7 +224,7 @@ def test_the_card_says_what_was_said_and_what_was_measured(tmp_path: Path) -> No
         "# My | net", 'hf_hub_download("me/net"', "| commit | 1a2b3c |", "| a\\|b | two lines |", "`inner.1`",
         f"| this network | {made.verification.error:.2e} |",
         f"| control: the backbone without its gates | {made.control.error:.2e} |",
-        f"| torch | {version("torch")} |",
+        f"| torch | {version('torch')} |",
     ):  # fmt: skip
         assert text in read.text
     assert "The control passes" not in read.text
@@ -297,9 +297,7 @@ def random_weights() -> tuple[nn.Module, Any, dict[str, Any], type[Exception], s
     return Own(), images(), {"build": Own, "build_args": {"width": 9}}, CheckpointError, "say how with build="
 
 
-@pytest.mark.parametrize(
-    "case", [act_replaced, head_replaced, wrong_arguments, unknown_arguments, random_weights]
-)
+@pytest.mark.parametrize("case", [act_replaced, head_replaced, wrong_arguments, unknown_arguments, random_weights])
 def test_what_is_not_loaded_back_is_not_written(case: Any, tmp_path: Path) -> None:
     backbone, example, options, error, message = case()
     with pytest.raises(error, match=message):
