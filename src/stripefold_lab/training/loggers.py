@@ -76,7 +76,7 @@ def run_loggers(config: TrainConfig, paths: RunPaths, place: ProcessRank, *, beh
 def _started(name: str, config: TrainConfig, paths: RunPaths, behind: int) -> Logger:
     try:
         logger = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[name](paths, behind)
-        _ = logger.experiment  # type: ignore[attr-defined]
+        _ = logger.experiment
         if not behind:  # a run that goes on has told them, and some loggers take no parameter twice
             logger.log_hyperparams(config.to_dict())
     except Exception as error:  # whatever the package raises where it has no key, no server or no room
