@@ -346,7 +346,10 @@ def test_dynamic_attention_is_no_plain_network(tmp_path: Path) -> None:
 def test_new_biases_are_no_plain_network(tmp_path: Path) -> None:
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 4))
     model = sf.branch(backbone, "acnet", example=images()).eval()
-    with pytest.raises(FoldError, match="still has '0.bias', which the plain network has not"):
+    with (
+        pytest.warns(UserWarning, match="have a bias that the stock ones do not have"),
+        pytest.raises(FoldError, match="still has '0.bias', which the plain network has not"),
+    ):
         save_hub_folder(model, tmp_path, example=images())
 
 
