@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 RUN_ELSEWHERE = {DOCS / "integrations" / "ultralytics.md"}  # trains on images: tests/integrations/test_ultralytics.py
 LIBRARY_OF = {DOCS / "integrations" / "segmentation-models-pytorch.md": "segmentation_models_pytorch"}
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#([^)\s]+))?\)")
 PICTURE = re.compile(r"(?:src|srcset)=\"([^\"]+)\"")
 IDENTIFIER = re.compile(r"^::: (stripefold[\w.]*)$", re.MULTILINE)
@@ -64,8 +65,9 @@ def test_blocks_run(page: Path) -> None:
     if page in LIBRARY_OF:
         pytest.importorskip(LIBRARY_OF[page])
     scope: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
-    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
-        exec(compile(block, str(page), "exec"), scope)
+    for package, block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if not package or find_spec(package):  # what a page says of a runtime that the tests do not install
+            exec(compile(block, str(page), "exec"), scope)
 
 
 def anchors(page: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def test_a_run_as_onnx_and_int8(run: Path, tmp_path: Path, capsys: pytest.Captur
         assert float((found - truth).abs().max() / truth.abs().max()) < allowed
     assert main(["export", str(run), "-o", str(output)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+    words = ["export", str(run), "-o", str(output), "--overwrite", "--quantize", "int8", "--calibrate", "64", "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["form"] == "onnx"
+    assert told["int8"]["images"] == 64
+    assert {"trained", "folded"} == set(told["int8"]["ranges"]["conv1"])
+    assert [report["title"] for report in told["int8"]["speed"]] == ["onnxruntime, batch 1", "onnxruntime, batch 32"]
     assert main(["export", str(run), "-o", str(output), "--overwrite", "--no-check"]) == 0
     assert "not checked" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,10 @@ def test_fold_writes_the_stock_model(run: Path, tmp_path: Path, capsys: pytest.C
     assert "equivalent in float32" in capsys.readouterr().out
     assert main(["fold", str(run), "-o", str(output)]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main(["fold", str(run), "-o", str(output), "--overwrite"]) == 0
+    assert main(["fold", str(run), "-o", str(output), "--overwrite", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "equivalent in float32" in json.loads(printed.out)["verification"]
+    assert f"written: {output} (folded)" in printed.err
 
 
 def test_fuse(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +79,10 @@ def test_a_dry_run_writes_nothing(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert printed.count("would fold 12, would leave 0") == 2  # three gates and nine norms
     assert "would fold 3, would leave 0" in printed
     assert not output.exists()
+    assert main(["fold", str(run), "--fuse", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [note["folded"] for note in plan["notes"]] == [True] * 12
+    assert plan["fused"]
     assert main(["fold", str(run)]) == 2
     assert "name it with -o, or look first with --dry-run" in capsys.readouterr().err
 
@@ -194,3 +202,11 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "folded.safetensors",
     ):
         assert words in printed
+    assert main(["demo", "--epochs", "1", "--rounds", "2", "-o", str(tmp_path / "json"), "--json"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["verification"]["passed"]
+    assert told["accuracy"]["attached"] == told["accuracy"]["folded"]
+    assert [row["name"] for row in told["speed"]["rows"]][:2] == ["plain", "identical copy"]
+    assert Path(told["folded_file"]).is_file()
+    assert "epoch 1/1" in printed.err

@@ -15,7 +15,7 @@ from stripefold.errors import ConfigError, TrainingError
 from stripefold.folding.files import save_model
 from stripefold.folding.fold import fold
 from stripefold.folding.report import FoldReport
-from stripefold.integrations.observing import check_drawing, look
+from stripefold.integrations.observing import STATIC, check_drawing, look
 from stripefold.modules.example import Example, infer_example
 from stripefold.own_files import own_files
 from stripefold.stripe.report import StripeReport
@@ -49,7 +49,8 @@ class StripeCallback(Callback):
     """Observes a network's gates before training, after every k-th epoch and after the last, on the same images.
 
     Training goes on as if nobody had looked: modes, BatchNorm statistics, random state and metrics stay as they are,
-    and a resumed run keeps the epochs recorded before (they travel in the checkpoint).
+    and a resumed run keeps the epochs recorded before (they travel in the checkpoint). The trainer's loggers get
+    ``stripe_index/GATE`` of every dynamic gate, and ``stripe_change/GATE``, the mean first difference, of every gate.
 
     Args:
         images: The images to look at: a tensor (N, ...), or batches that can be gone through again and again, such as a
@@ -119,7 +120,7 @@ class StripeCallback(Callback):
             TrainingError: The record cannot be written.
         """
         if trainer.is_global_zero and not self.trajectory.epochs and trainer.current_epoch == 0:
-            self._record(0, pl_module)
+            self._record(0, trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the epoch, if it is its turn.
@@ -130,7 +131,7 @@ class StripeCallback(Callback):
         """
         epoch = trainer.current_epoch + 1
         if trainer.is_global_zero and (epoch % self.every == 0 or epoch == trainer.max_epochs):
-            self._record(epoch, pl_module)
+            self._record(epoch, trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page: the network as it is now, and what was recorded.
@@ -147,8 +148,12 @@ class StripeCallback(Callback):
         network = network_in(pl_module, self.part, "StripeCallback")
         return look(network, self.images, keep=self.keep, by_class=self.by_class)
 
-    def _record(self, epoch: int, pl_module: LightningModule) -> None:
-        self.trajectory.add(epoch, self._look(pl_module))
+    def _record(self, epoch: int, trainer: Trainer, pl_module: LightningModule) -> None:
+        report = self._look(pl_module)
+        self.trajectory.add(epoch, report)
+        measures = {**_indices(report), **_changes(self.trajectory)}
+        for logger in trainer.loggers if measures else ():
+            logger.log_metrics(measures, step=trainer.global_step)
         if self.folder is None:
             return
         path = self.folder / "trajectory.json"
@@ -159,6 +164,17 @@ class StripeCallback(Callback):
         except OSError as error:
             reason = error.strerror or error
             raise TrainingError(f"cannot write {path}: {reason}; make room or choose another folder") from error
+
+
+def _indices(report: StripeReport) -> dict[str, float]:
+    """The stripe index of every gate that could have given each image another vector."""
+    return {f"stripe_index/{each.name}": each.stripe_index for each in report.layers if each.kind != STATIC}
+
+
+def _changes(trajectory: Trajectory) -> dict[str, float]:
+    """How far every gate has moved since the epoch recorded before."""
+    changes = {name: trajectory.rows(name)[-1].first_difference for name in trajectory.gates}
+    return {f"stripe_change/{name}": change for name, change in changes.items() if change is not None}
 
 
 class FoldOnEnd(Callback):

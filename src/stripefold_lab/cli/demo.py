@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stripefold_lab.cli.output import print_line, print_table
+from stripefold_lab.cli.arguments import AsJson
+from stripefold_lab.cli.output import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from stripefold_lab.bench import Report
@@ -29,6 +33,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the digits.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Samples of each speed.")] = 30,
     output: Annotated[Path | None, typer.Option("-o", "--out", "--output", help="Folder of the run.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train ResNet-20 + ASR(SE) on handwritten digits, fold, verify, and time what came out."""
     # Threads that wait must sleep: on a busy machine spinning ones make this ten times slower. Read when torch loads.
@@ -38,6 +43,11 @@ def demo(
     folder = output or free_folder(Path("runs") / "demo")
     changes = {} if epochs is None else {"epochs": epochs}
     config = load_config("digits", run_dir=str(folder), **changes)
+    if as_json:
+        with redirect_stdout(sys.stderr):  # the lines of the epochs
+            result = train(config)
+        print_json(_for_a_program(result, measure(result, rounds)))
+        return
     print_line(f"1  attach and train: {config.model} + ASR(SE) on {config.data}, {config.epochs} epochs")
     result = train(config)
     print_line(f"   accuracy on the test images: {result.attached.accuracy:.2%}")
@@ -55,6 +65,17 @@ def demo(
         result.metrics_file: "one row per epoch",
     }.items():
         print_line(f"  {path}  {meaning}")
+
+
+def _for_a_program(result: TrainResult, speed: Report) -> dict[str, Any]:
+    files = {name: getattr(result, name) for name in ("folded_file", "last_checkpoint", "summary_file", "metrics_file")}
+    return {
+        "run_dir": result.run_dir,
+        "accuracy": {"attached": result.attached.accuracy, "folded": result.deployed.accuracy},
+        "verification": None if result.verification is None else asdict(result.verification),
+        "speed": speed.to_dict(),
+        **files,
+    }
 
 
 def measure(result: TrainResult, rounds: int) -> Report:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from stripefold.errors import ConfigError, ExportError
 from stripefold_lab.cli.arguments import (
+    AsJson,
     Crop,
     CropMode,
     DataDir,
@@ -20,15 +22,9 @@ from stripefold_lab.cli.arguments import (
     preprocessing_option,
 )
 from stripefold_lab.cli.deployable import check_names
-from stripefold_lab.cli.output import make_folder, print_line, print_table
+from stripefold_lab.cli.output import make_folder, print_json, print_line
+from stripefold_lab.cli.quantized import quantized
 from stripefold_lab.cli.users_code import OwnModel, chosen_source
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from stripefold_lab.cli.deployable import Deployable
-
-SHOWN_RANGES = 8
 
 
 def export(
@@ -64,6 +60,7 @@ def export(
     crop_mode: CropMode = None,
     interpolation: InterpolationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fold a model, write it as weights, as a program or as ONNX, and check the file before it is there."""
     source = chosen_source(given_source, own, "SOURCE")
@@ -92,13 +89,16 @@ def export(
         inputs=given.images(),
         extra=given.about,
     )
-    print_line(f"written: {report}")
+    print_line(f"written: {report}", aside=as_json)
     if given.preparation:
-        print_line(f"images: {given.preparation}")
+        print_line(f"images: {given.preparation}", aside=as_json)
     if check and given.data is None:
-        print_line(f"compared on random numbers only: {given.without} (--data names some)")
-    if int8 is not None:
-        _quantize(given, output, int8, calibrate)
+        print_line(f"compared on random numbers only: {given.without} (--data names some)", aside=as_json)
+    made = None if int8 is None else quantized(given, output, int8, calibrate)
+    if as_json:
+        print_json({**asdict(report), "int8": None if made is None else made.to_dict()})
+    elif made is not None:
+        made.print()
 
 
 def _check_words(output: Path, quantize: str | None, *, overwrite: bool) -> Path | None:
@@ -120,32 +120,3 @@ def _batch(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ConfigError(f"--batch {text!r}: give dynamic, or a number from 1 on")
     return int(text)
-
-
-def _quantize(given: Deployable, output: Path, int8: Path, count: int) -> None:
-    from stripefold.export import quantize_int8
-    from stripefold_lab.bench.runtimes import compare_onnx
-    from stripefold_lab.cli.bench import print_report
-    from stripefold_lab.training.data import evaluation_loader
-
-    assert given.data is not None
-    assert given.config is not None
-    test = evaluation_loader(given.data, given.config)
-    print_line(f"written: {quantize_int8(output, int8, given.calibration(count), test=test)}")
-    _print_ranges(given.model, given.example)
-    shape = given.example.shape[1:]
-    for size in (1, 32):
-        print_report(compare_onnx({"float32": output, "int8": int8}, (size, *shape)))
-
-
-def _print_ranges(model: nn.Module, example: Any) -> None:
-    """The layers whose weights fill one int8 scale worst after folding."""
-    import stripefold as sf
-    from stripefold.export import compare_ranges
-    from stripefold.export.ranges import COLUMNS
-
-    ranges = compare_ranges(model, sf.fold(model, fuse=True, example=example, check=False))
-    rows = sorted(ranges.rows(), key=lambda row: -float(row[3]))[:SHOWN_RANGES]
-    title = "Weights per output channel, trained and folded + fused: the widest of " + f"{len(ranges.layers)} layers"
-    caption = "spread: largest channel's range over the median channel's; error: of rounding to int8, one scale or many"
-    print_table(title, COLUMNS, rows, caption=caption)

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stripefold.errors import ConfigError, DataError, FoldError
+from stripefold_lab.cli.arguments import AsJson
 from stripefold_lab.cli.fold_own import fold_own
-from stripefold_lab.cli.output import check_weights_file, make_folder, print_line
+from stripefold_lab.cli.output import check_weights_file, make_folder, print_line, print_report
 from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
     from stripefold.folding.files import FileKind
     from stripefold_lab.training.loading import LoadedRun
+
+_DYNAMIC_STAYS = "dynamic attention stays; `stripefold bake` replaces it by constants and says what that costs"
 
 
 def fold(
@@ -33,6 +36,7 @@ def fold(
     ] = False,
     fuse: Annotated[bool, typer.Option("--fuse", help="Also merge BatchNorms into the layers around them.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fold the gates of a trained model into its layers and write the plain backbone."""
     word = chosen_source(None if given_source is None else str(given_source), own, "SOURCE")
@@ -42,14 +46,14 @@ def fold(
         check_weights_file(output, overwrite=overwrite)
     written = None if dry_run else output
     if is_users(word):
-        fold_own(word, written, weights=weights, size=size, fuse=fuse)
+        fold_own(word, written, weights=weights, size=size, fuse=fuse, as_json=as_json)
         return
     if weights is not None or size is not None:
         raise ConfigError("--weights and --size are for --model: a run has its own")
-    _fold_run(Path(word), written, fuse=fuse)
+    _fold_run(Path(word), written, fuse=fuse, as_json=as_json)
 
 
-def _fold_run(source: Path, output: Path | None, *, fuse: bool) -> None:
+def _fold_run(source: Path, output: Path | None, *, fuse: bool, as_json: bool) -> None:
     """Fold a run and write it; without a file only print the plan."""
     import stripefold as sf
     from stripefold_lab.training.agreement import verify_task
@@ -65,7 +69,7 @@ def _fold_run(source: Path, output: Path | None, *, fuse: bool) -> None:
         raise FoldError(f"{run.path} keeps its dynamic attention, whose file cannot be fused; leave out --fuse")
     example = run.spec.example()
     if output is None:
-        print_line(sf.plan(run.model, fuse=fuse, example=example))
+        print_report(sf.plan(run.model, fuse=fuse, example=example), as_json)
         return
     # A detector finds nothing on noise, and two empty lists agree whatever the weights are: its heads are compared.
     detects = run.config.task == "detection"
@@ -74,12 +78,12 @@ def _fold_run(source: Path, output: Path | None, *, fuse: bool) -> None:
     kind: FileKind = "fused" if fuse else "attached" if dynamic else "folded"
     make_folder(output.parent)
     sf.save_model(plain, output, kind=kind, extra=run.about)
-    print_line(report)
+    print_report(report, as_json)
     if dynamic:
-        print_line("dynamic attention stays; `stripefold bake` replaces it by constants and says what that costs")
+        print_line(_DYNAMIC_STAYS, aside=as_json)
     if check is not None:
-        print_line(check)
-    print_line(f"written: {output} ({kind})")
+        print_line(check, aside=as_json)
+    print_line(f"written: {output} ({kind})", aside=as_json)
 
 
 def _check_data(run: LoadedRun) -> None:

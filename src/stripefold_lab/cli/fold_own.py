@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from stripefold.errors import ConfigError, FoldError
-from stripefold_lab.cli.output import make_folder, print_line
+from stripefold_lab.cli.output import make_folder, print_line, print_report
 from stripefold_lab.cli.users_code import users_model
 
 
-def fold_own(word: str, output: Path | None, *, weights: Path | None, size: int | None, fuse: bool) -> None:
+def fold_own(
+    word: str, output: Path | None, *, weights: Path | None, size: int | None, fuse: bool, as_json: bool
+) -> None:
     """Fold what a function of the user's returns, compare, and write it.
 
     Args:
@@ -18,6 +20,7 @@ def fold_own(word: str, output: Path | None, *, weights: Path | None, size: int 
         weights: Trained weights of the attached network, where the function does not load them.
         size: Side of the images that both are compared on, where the network does not declare it.
         fuse: Also merge BatchNorms.
+        as_json: Whether a program reads what is printed.
 
     Raises:
         ConfigError: Nobody says what the network takes.
@@ -36,14 +39,14 @@ def fold_own(word: str, output: Path | None, *, weights: Path | None, size: int 
     if example is None:
         raise ConfigError(f"{word} does not say which images it takes, give --size")
     if output is None:
-        print_line(sf.plan(model, fuse=fuse, example=example))
+        print_report(sf.plan(model, fuse=fuse, example=example), as_json)
         return
     plain, report = sf.fold(model, fuse=fuse, example=example, check=True, report=True)
     make_folder(output.parent)
     kind = "fused" if fuse else "folded"
     sf.save_model(plain, output, kind=kind)  # type: ignore[arg-type]
-    print_line(report)
-    print_line(f"written: {output} ({kind})")
+    print_report(report, as_json)
+    print_line(f"written: {output} ({kind})", aside=as_json)
 
 
 def _noise(size: int) -> object:

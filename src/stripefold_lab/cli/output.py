@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from stripefold.errors import ConfigError, printable
 from stripefold.own_files import check_own_files, own_files
@@ -48,6 +50,16 @@ def print_json(value: object) -> None:
     import json
 
     print_line(json.dumps(value, indent=1, default=str))
+
+
+def print_report(report: Any, as_json: bool) -> None:
+    """Print what a call reported: its own lines, or its fields for a program to read.
+
+    Args:
+        report: A record.
+        as_json: Whether a program reads it.
+    """
+    print_json(asdict(report)) if as_json else print_line(report)
 
 
 def make_folder(folder: Path) -> None:

@@ -47,6 +47,9 @@ def train(
     observe_every: Annotated[
         int | None, typer.Option(help="Observe the gates after every so many epochs; the report lies in stripes/.")
     ] = None,
+    logger: Annotated[
+        str | None, typer.Option(help="csv, tensorboard, wandb or mlflow; TensorBoard, where installed, if not given.")
+    ] = None,
     devices: Annotated[
         int | None, typer.Option(help="Processes of one machine, as torchrun or srun starts them.")
     ] = None,
@@ -70,6 +73,7 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
         "observe_every": observe_every,
+        "logger": logger,
         "devices": devices,
         "nodes": nodes,
         "strategy": strategy,

@@ -20,6 +20,7 @@ OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["step", "cosine", "constant"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 ProgressDisplay = Literal["auto", "bar", "lines", "none"]
+LoggerName = Literal["auto", "csv", "tensorboard", "wandb", "mlflow"]
 Strategy = Literal["auto", "ddp", "ddp-unused", "fsdp"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -32,12 +33,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": get_args(ScheduleName),
     "precision": get_args(Precision),
     "progress": get_args(ProgressDisplay),
+    "logger": get_args(LoggerName),
     "strategy": get_args(Strategy),
 }
 # What may differ between a run and its continuation: none of it changes the numbers, the number of processes no more
 # than the order of a sum does.
-FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "tensorboard", "workers", "data_dir", "download"})
-FREE_ON_RESUME |= {"cache", "devices", "nodes", "strategy", "timeout", "extend"}
+FREE_ON_RESUME = frozenset({"run_dir", "resume", "progress", "logger", "tensorboard", "workers", "data_dir"})
+FREE_ON_RESUME |= {"download", "cache", "devices", "nodes", "strategy", "timeout", "extend"}
 FREEZABLE = ("psi", "theta")
 MAPPINGS = ("attention_options", "branch_options", "model_options", "batch_noise", "preprocessing")
 
@@ -114,7 +116,9 @@ class TrainConfig:
         resume: Whether to go on from the last checkpoint in ``run_dir``; a run without one starts at the beginning.
         extend: Whether the run that is resumed may be given another number of epochs than it had.
         progress: ``bar``, one line per epoch (``lines``), ``none``; ``auto``: a bar on a terminal, else lines.
-        tensorboard: Whether to write TensorBoard logs, where TensorBoard is installed.
+        logger: Where the epochs are logged beside ``metrics.csv``: ``tensorboard``, ``wandb``, ``mlflow``, or nowhere
+            (``csv``); ``auto`` is TensorBoard where it is installed.
+        tensorboard: Whether ``auto`` may mean TensorBoard.
 
     Raises:
         ConfigError: If a value is of the wrong type or out of its range; names the field and the value.
@@ -183,6 +187,7 @@ class TrainConfig:
     resume: bool = False
     extend: bool = False
     progress: ProgressDisplay = "auto"
+    logger: LoggerName = "auto"
     tensorboard: bool = True
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The callback that keeps a run's record: one row per epoch, the last and the best checkpoint, the logs."""
+"""The callback that keeps a run's record: one row per epoch, the last and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import math
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as lightning
@@ -37,7 +36,6 @@ class EpochRecord(Checkpoint):
         task: What is trained, which decides about the columns.
         epochs: How many epochs the run has, for the lines.
         lines: Whether to print a line per epoch.
-        tensorboard: Whether to write TensorBoard logs.
     """
 
     def __init__(
@@ -48,7 +46,6 @@ class EpochRecord(Checkpoint):
         epochs: int,
         task: str = "classification",
         lines: bool = False,
-        tensorboard: bool = False,
     ) -> None:
         self.paths = paths
         self.about = about
@@ -56,9 +53,7 @@ class EpochRecord(Checkpoint):
         self.measured = TASKS[task].measures
         self.epochs = epochs
         self.lines = lines
-        self.tensorboard = tensorboard
         self.rows: list[MetricsRow] = []
-        self._writer: Any = None
         self._started = 0.0
         self._resumed = 0
 
@@ -75,17 +70,12 @@ class EpochRecord(Checkpoint):
         """Put into the checkpoint what it is."""
         checkpoint[KEY] = self.about
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Open the logs."""
-        if self.tensorboard and trainer.is_global_zero:
-            self._writer = _open_tensorboard(self.paths.tensorboard, first_step=len(self.rows) + 1)
-
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Add the row; save the best and the last checkpoint; write table, log and line.
+        """Add the row; save the best and the last checkpoint; write table and line.
 
         Raises:
             TrainingError: If a measure is not finite (nothing is saved then), or a file cannot be written.
@@ -138,9 +128,6 @@ class EpochRecord(Checkpoint):
             raise TrainingError(write_failure(self.paths.metrics, error)) from error
 
     def _log(self, row: MetricsRow) -> None:
-        if self._writer is not None:
-            for name in self.columns[2:]:
-                self._writer.add_scalar(name, row[name], int(row["epoch"]))
         if self.lines and sys.stdout is not None:
             width = len(str(self.epochs))
             told = [f"{WORDS[name]} {shown(name, row[f'val_{name}'])}" for name in self.measured]
@@ -154,12 +141,6 @@ class EpochRecord(Checkpoint):
             )
             sys.stdout.flush()
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Close the logs."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
 
 def best_row(rows: list[MetricsRow], task: str = "classification") -> MetricsRow:
     """The first epoch of the highest score on the test images.
@@ -170,12 +151,3 @@ def best_row(rows: list[MetricsRow], task: str = "classification") -> MetricsRow
     """
     score = f"val_{TASKS[task].score}"
     return max(rows, key=lambda row: row[score])
-
-
-def _open_tensorboard(folder: Path, *, first_step: int) -> Any:
-    """A writer, or None where TensorBoard is not installed; what a killed run logged past ``first_step`` is hidden."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=first_step)

@@ -26,6 +26,7 @@ from stripefold_lab.training.fingerprint import describe, differing_data
 from stripefold_lab.training.finish import finish
 from stripefold_lab.training.launch import backend_of, place_of, synchronised
 from stripefold_lab.training.loading import load_run
+from stripefold_lab.training.loggers import logger_name, run_loggers
 from stripefold_lab.training.noise_hooks import batch_norms, training_noise
 from stripefold_lab.training.paths import RunPaths, claimed_run, write_config
 from stripefold_lab.training.record import EpochRecord
@@ -92,14 +93,13 @@ def _train(config: TrainConfig, place: ProcessRank, group: Any, held: ExitStack)
         epochs=config.epochs,
         task=config.task,
         lines=_progress(config) == "lines",
-        tensorboard=config.tensorboard,
     )
     started = time.perf_counter()
     task = make_task(
         config, synchronised(model, config, place), classes=len(data.spec.classes),
         steps_per_epoch=len(loaders[0]), group=group,
     )  # fmt: skip
-    _fit(task, loaders, record, run_observer(data, config, paths.stripes), place)
+    _fit(task, loaders, record, run_observer(data, config, paths.stripes), place, behind=behind)
     seconds = time.perf_counter() - started
     epochs_run = len(record.rows) - behind
     finished: list[TrainResult] = []
@@ -132,6 +132,7 @@ def _data(config: TrainConfig, place: ProcessRank, group: Any) -> Data:
 def _model(data: Data, config: TrainConfig) -> nn.Module:
     model = build_model(config, data.spec, images=_calibration_images(data, config))
     check_observable(model, data, config)
+    logger_name(config)  # refuses one that is not installed
     if config.batch_noise:
         batch_norms(model)  # refuses a network that cannot take it, before anything is written
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
@@ -189,15 +190,23 @@ def _progress(config: TrainConfig) -> str:
 
 
 def _fit(
-    task: Task, loaders: list[Any], record: EpochRecord, observer: StripeCallback | None, place: ProcessRank
+    task: Task,
+    loaders: list[Any],
+    record: EpochRecord,
+    observer: StripeCallback | None,
+    place: ProcessRank,
+    *,
+    behind: int,
 ) -> None:
-    config, last = task.config, record.paths.last
+    config, last, steps = task.config, record.paths.last, behind * len(loaders[0])
     noise = training_noise(task.model, BatchNoise.read(config.batch_noise), config.seed)
-    with quiet(), plain_errors(record.paths), lossy_stdout(), noise as extra:
+    logged = run_loggers(config, record.paths, place, behind=steps)
+    with quiet(), plain_errors(record.paths), lossy_stdout(), noise as extra, logged as loggers:
         trainer = make_trainer(
             config,
             [record, *([observer] if observer else []), *extra],
             place,
+            loggers=loggers,
             root=record.paths.root,
             bar=place.first and _progress(config) == "bar",
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as lightning
 import torch.distributed as dist
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor, TQDMProgressBar
 from pytorch_lightning.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +27,8 @@ from stripefold_lab.training.sharding import Sharded
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pytorch_lightning.loggers import Logger
 
     from stripefold_lab.processes import ProcessRank
     from stripefold_lab.training.config import TrainConfig
@@ -45,20 +47,28 @@ QUIET = (
 
 
 def make_trainer(
-    config: TrainConfig, callbacks: Sequence[lightning.Callback], place: ProcessRank, *, root: Path, bar: bool
+    config: TrainConfig,
+    callbacks: Sequence[lightning.Callback],
+    place: ProcessRank,
+    *,
+    loggers: Sequence[Logger],
+    root: Path,
+    bar: bool,
 ) -> lightning.Trainer:
     """The trainer of a run.
 
     Args:
         config: The run's configuration.
-        callbacks: Those of the run; a bar's comes on top.
+        callbacks: Those of the run; a bar's and the loggers' come on top.
         place: Of this process among those of the run.
+        loggers: Where the measures and the rate go.
         root: The run's folder.
         bar: Whether a progress bar is shown.
 
     Raises:
         ConfigError: If accelerator, precision and number of devices cannot be had here.
     """
+    shown = [*([TQDMProgressBar(refresh_rate=10)] if bar else []), *([LearningRateMonitor("epoch")] if loggers else [])]
     try:
         trainer = lightning.Trainer(
             max_epochs=config.epochs,
@@ -68,9 +78,9 @@ def make_trainer(
             strategy=_strategy(config, place),
             precision="32-true" if config.precision == "32" else config.precision,
             gradient_clip_val=config.gradient_clip or None,
-            callbacks=[*callbacks, *([TQDMProgressBar(refresh_rate=10)] if bar else [])],
+            callbacks=[*callbacks, *shown],
             plugins=[SafeCheckpointIO(), environment_of(place)],
-            logger=False,
+            logger=list(loggers),
             enable_progress_bar=bar,
             enable_model_summary=False,
             num_sanity_val_steps=0,
