@@ -12,8 +12,9 @@ from stripefold.errors import ConfigError, DataError
 from stripefold_lab.datasets import IGNORED, Scene, Shapes
 from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
 from stripefold_lab.training import TrainConfig
+from stripefold_lab.training.boxes import BoxFitting
+from stripefold_lab.training.class_maps import ClassMapFitting
 from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
-from stripefold_lab.training.scene_data import Fitting
 
 SEGMENT = TrainConfig(task="segmentation", data="shapes", model="fcn_resnet18", image_size=32, batch_size=4)
 DETECT = TrainConfig(task="detection", data="shapes", model="maskrcnn_resnet18_fpn", image_size=32, batch_size=4)
@@ -35,7 +36,7 @@ def wide_scene() -> Scene:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_scene_is_letterboxed_with_its_boxes_and_masks(flip: bool) -> None:
-    image, target = Fitting(task="detection", size=20, masks=True)(wide_scene(), flip=flip, train=True)
+    image, target = BoxFitting(size=20, masks=True)(wide_scene(), flip=flip, train=True)
     assert image.shape == (3, 20, 20)
     left, right = (10, 15) if flip else (5, 10)
     assert target["boxes"].tolist() == [[left, 2, right, 4]]
@@ -49,7 +50,7 @@ def test_a_scene_is_letterboxed_with_its_boxes_and_masks(flip: bool) -> None:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_class_maps_go_along_and_padding_does_not_count(flip: bool) -> None:
-    image, classes = Fitting(task="segmentation", size=20)(wide_scene(), flip=flip, train=True)
+    image, classes = ClassMapFitting(size=20)(wide_scene(), flip=flip, train=True)
     assert classes.dtype == torch.int64
     assert (classes[10:] == IGNORED).all()
     left, right = (10, 15) if flip else (5, 10)
@@ -60,7 +61,7 @@ def test_class_maps_go_along_and_padding_does_not_count(flip: bool) -> None:
 
 def test_crowds_are_left_out_of_training_and_marked_in_tests() -> None:
     scene = replace(wide_scene(), crowd=torch.tensor([True]))
-    fitting = Fitting(task="detection", size=20, masks=True)
+    fitting = BoxFitting(size=20, masks=True)
     _, training = fitting(scene, flip=False, train=True)
     assert training["boxes"].shape == (0, 4)
     assert training["masks"].shape == (0, 20, 20)
@@ -70,9 +71,9 @@ def test_crowds_are_left_out_of_training_and_marked_in_tests() -> None:
 def test_what_a_task_needs_must_be_there() -> None:
     scene = replace(wide_scene(), classes=None, masks=None)
     with pytest.raises(DataError, match="a scene has no class map"):
-        Fitting(task="segmentation", size=20)(scene, flip=False, train=True)
+        ClassMapFitting(size=20)(scene, flip=False, train=True)
     with pytest.raises(DataError, match="boxes without masks; Mask R-CNN needs"):
-        Fitting(task="detection", size=20, masks=True)(scene, flip=False, train=True)
+        BoxFitting(size=20, masks=True)(scene, flip=False, train=True)
 
 
 def test_batches_of_both_tasks() -> None:

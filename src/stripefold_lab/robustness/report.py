@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stripefold_lab.training.tasks import WORDS
+from stripefold_lab.training.tasks import get_task
 
 CLEAN = "clean"
 
@@ -150,8 +150,9 @@ class RobustnessReport:
     def notes(self) -> list[str]:
         """What has to be said below the table."""
         severities = sorted({score.severity for score in self.scores if score.severity})
+        word = get_task(self.task).score.word
         said = [
-            f"{WORDS[self.measure]} in percent on {self.images} test images of {self.data}, mean over severities "
+            f"{word} in percent on {self.images} test images of {self.data}, mean over severities "
             f"{', '.join(map(str, severities))}; every network meets the same noise (seed {self.noise_seed})"
         ]
         counts = {network: len(seeds) for network, seeds in self.seeds.items()}

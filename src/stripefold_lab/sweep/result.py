@@ -13,6 +13,7 @@ from stripefold_lab.sweep.statistics import LEVEL, Estimate, estimate, joint_lev
 if TYPE_CHECKING:
     from stripefold_lab.sweep.spec import Sweep
     from stripefold_lab.sweep.trials import Setting, Trial
+    from stripefold_lab.training.task import Measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,14 @@ class SweepResult:
     @property
     def measure(self) -> str:
         """What the runs are judged by: ``accuracy``, ``miou`` or ``map50``."""
-        from stripefold_lab.training.tasks import TASKS
+        return self.score.name
 
-        return TASKS[self.sweep.base.task].score
+    @property
+    def score(self) -> Measure:
+        """The same, with its word."""
+        from stripefold_lab.training.tasks import get_task
+
+        return get_task(self.sweep.base.task).score
 
 
 def collect(sweep: Sweep, settings: Sequence[Setting], trials: Sequence[Trial], paths: SweepPaths) -> SweepResult:

@@ -46,9 +46,7 @@ def caption(result: SweepResult) -> str:
     Args:
         result: What the sweep found.
     """
-    from stripefold_lab.training.tasks import WORDS
-
-    measure, number = WORDS[result.measure], result.comparisons
+    measure, number = result.score.word, result.comparisons
     first = f"{measure} on the test images after the last epoch, in per cent"
     if len(result.sweep.seeds) == 1:
         return f"{first}. One seed: there is no spread and no interval, and nothing can be said about chance."

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stripefold.errors import DataError
-from stripefold_lab.names import check_data_name
 from stripefold_lab.training.images import ArrayImages, FileImages, LabelledImages
 
 if TYPE_CHECKING:
@@ -53,10 +52,8 @@ def open_source(config: TrainConfig) -> DataSource:
         config: The run's configuration.
 
     Raises:
-        ConfigError: If there is no such data set.
         DataError: If it is not there, empty, or of the wrong form.
     """
-    check_data_name("classification", config.data)
     if config.data == "digits":
         return _digits()
     if config.data.startswith("folder:"):
