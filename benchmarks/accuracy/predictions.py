@@ -32,7 +32,7 @@ def draw_predictions(result: TrainResult, file: Path) -> None:
         file: A JPEG.
     """
     data: Any = load_data(result.config)
-    chosen = fixed_images(data, SHOWN, SHOWN).images
+    chosen = fixed_images(data, SHOWN, SHOWN).dataset
     pairs = [chosen[index] for index in range(len(chosen))]  # type: ignore[arg-type]
     draw = _segmented if result.config.task == "segmentation" else _detected
     rows = [torch.cat(draw(result.folded.eval(), image, target), dim=2) for image, target in pairs]

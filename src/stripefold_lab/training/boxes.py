@@ -19,11 +19,6 @@ MOST_DETECTIONS = 100
 Objects = dict[str, Tensor]
 
 
-def _listed(samples: list[tuple[Tensor, Objects]]) -> tuple[Tensor, list[Objects]]:
-    """A batch of images (N, 3, H, W), and a list of their objects."""
-    return torch.stack([image for image, _ in samples]), [target for _, target in samples]
-
-
 @dataclass(frozen=True, kw_only=True)
 class BoxFitting(Fitting):
     """Images (3, size, size) in 0..1 with the boxes on them; in training without groups of objects, in tests marked.
@@ -33,7 +28,6 @@ class BoxFitting(Fitting):
     """
 
     masks: bool = False
-    collate = staticmethod(_listed)
 
     def fitted(self, scene: Scene, image: Tensor, *, flip: bool, train: bool) -> tuple[Tensor, Objects]:
         """The padded image and its objects."""

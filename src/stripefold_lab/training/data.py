@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from stripefold.errors import ConfigError, DataError
 from stripefold_lab.processes import ALONE, ProcessRank
@@ -115,7 +115,6 @@ class Data:
         whole: Training and test images as the source gives them, before any limit; what ``fingerprint`` looks at.
         root: The folder in which the names of its files begin, which is no part of that.
         preparation: What happens to a test image, in words.
-        collate: From samples to a batch, where the targets do not stack as numbers and tensors do.
     """
 
     train: TrainingSamples
@@ -124,7 +123,6 @@ class Data:
     whole: tuple[Any, ...] = ()
     root: str = ""
     preparation: str = ""
-    collate: Callable[[list[Any]], Any] | None = None
 
 
 def load_data(config: TrainConfig) -> Data:
@@ -181,7 +179,7 @@ def training_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE,
         even=even,
     )
     batches = ShardedBatches(EpochSampler(count, config.seed), shares)
-    return EpochLoader(data.train, batch_sampler=batches, **_loader_options(data, config))
+    return EpochLoader(data.train, batch_sampler=batches, **_loader_options(config))
 
 
 def evaluation_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE, *, even: bool = True) -> EpochLoader:
@@ -201,12 +199,16 @@ def evaluation_loader(data: Data, config: TrainConfig, place: ProcessRank = ALON
     if not count:
         raise DataError(f"{config.data} has no test images; put some under test/ or val/")
     shares = BatchSharding(count=count, batch_size=config.batch_size, place=place, even=even)
-    return EpochLoader(data.test, batch_sampler=ShardedBatches(range(count), shares), **_loader_options(data, config))
+    return EpochLoader(data.test, batch_sampler=ShardedBatches(range(count), shares), **_loader_options(config))
 
 
-def _loader_options(data: Data, config: TrainConfig) -> dict[str, Any]:
+def _loader_options(config: TrainConfig) -> dict[str, Any]:
     on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return {
-        "num_workers": config.workers, "persistent_workers": config.workers > 0, "pin_memory": on_gpu,
-        "collate_fn": data.collate,
-    }  # fmt: skip
+    workers = {"num_workers": config.workers, "persistent_workers": config.workers > 0, "pin_memory": on_gpu}
+    return {**workers, "collate_fn": collate}
+
+
+def collate(samples: list[tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+    """Images (N, C, H, W), and their targets stacked; dictionaries, of any number of objects each, in a list."""
+    images, targets = zip(*samples, strict=True)
+    return torch.stack(images), list(targets) if isinstance(targets[0], dict) else default_collate(list(targets))

@@ -12,7 +12,7 @@ from stripefold_lab.training import transforms
 from stripefold_lab.training.data import Data, EvaluationSamples, ImageSpec, TrainingSamples, image_size
 from stripefold_lab.training.images import choose, keep
 from stripefold_lab.training.preprocessing import Preprocessing
-from stripefold_lab.training.sources import DataSource, open_source
+from stripefold_lab.training.sources import open_source
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
@@ -39,7 +39,8 @@ def load_labelled(config: TrainConfig) -> Data:
     if preprocessing.interpolation is not None and config.augmentation == "none":
         train_steps = [pixels, after]  # what calibrates a network looks like what tests it
     else:
-        train_steps = [*_before(source, channels), *_augmentation(config.augmentation, size), after]
+        train_steps = [transforms.scale_to_unit, functools.partial(transforms.to_channels, channels)]
+        train_steps += [*_augmentation(config.augmentation, size), after]
     train, test = choose(source.train, config.limit_train), choose(source.test, config.limit_test)
     if config.cache:
         train, test = keep(train), keep(test)
@@ -66,11 +67,6 @@ def _prepare(
 ) -> tuple[Tensor, int]:
     image = pixels(sample[0])
     return normalise(image if change is None else change(image)), sample[1]
-
-
-def _before(source: DataSource, channels: int) -> list[transforms.Transform]:
-    same = source.channels == channels
-    return [transforms.scale_to_unit, *([] if same else [functools.partial(transforms.to_channels, channels)])]
 
 
 def _augmentation(name: str, size: int) -> list[transforms.Transform]:

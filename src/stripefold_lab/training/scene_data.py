@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,35 +27,35 @@ STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Target = Tensor | dict[str, Tensor]
 
 
-def draw_scenes(size: int) -> tuple[Scenes, Scenes]:
-    """Training scenes and test scenes of drawn shapes, as squares of a size."""
-    train, test = (Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS))
-    return train, test
-
-
 def load_scenes(
-    config: TrainConfig, scenes: tuple[Scenes, Scenes], size: int | None, fitting: Callable[[TrainConfig, int], Fitting]
+    config: TrainConfig, readers: Mapping[str, str], fitting: Callable[[TrainConfig, int], Fitting]
 ) -> Data:
     """Scenes as the loop takes them.
 
     Args:
         config: The run's configuration.
-        scenes: Training scenes and test scenes.
-        size: Their side; None where they differ.
+        readers: Name of a reader -> the function that opens a folder as training and test scenes.
         fitting: How a scene becomes what the network takes, for a configuration and a size.
 
     Raises:
         ConfigError: The images' size must be given.
+        DataError: The folder is not of the form that the reader knows.
     """
-    (train, test), size = scenes, image_size(config, size)
+    reader, _, path = config.data.partition(":")
+    size = image_size(config, None if path else SHAPES_SIZE)
+    train: Scenes
+    test: Scenes
+    if path:
+        train, test = pkgutil.resolve_name(readers[reader])(Path(path).expanduser())
+    else:
+        train, test = (Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS))
     fitted = fitting(config, size)
     augment = functools.partial(_augment, fitted, config.augmentation == "flip")
     return Data(
         train=TrainingSamples(choose(train, config.limit_train), augment, config.seed),
         test=EvaluationSamples(choose(test, config.limit_test), functools.partial(fitted, flip=False, train=False)),
         spec=ImageSpec(classes=("background", *train.classes), channels=3, size=size),
-        whole=scenes,
-        collate=fitted.collate,
+        whole=(train, test),
     )
 
 
@@ -67,11 +69,9 @@ class Fitting(ABC):
 
     Attributes:
         size: Side of the square.
-        collate: From samples to a batch; None stacks them.
     """
 
     size: int
-    collate: ClassVar[Any] = None
 
     def __call__(
         self, scene: Scene, *, flip: bool, train: bool, change: Transform | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,11 +61,6 @@ class SceneTask(Task):
 
     def load_data(self, config: TrainConfig) -> Data:
         """Scenes, drawn or read."""
-        from stripefold_lab.training.scene_data import SHAPES_SIZE, draw_scenes, load_scenes
+        from stripefold_lab.training.scene_data import load_scenes
 
-        if config.data == DRAWN:
-            size = config.image_size or SHAPES_SIZE
-            return load_scenes(config, draw_scenes(size), size, self.fitting)
-        reader, _, path = config.data.partition(":")
-        scenes = pkgutil.resolve_name(self.readers[reader])(Path(path).expanduser())
-        return load_scenes(config, scenes, None, self.fitting)
+        return load_scenes(config, self.readers, self.fitting)

@@ -57,7 +57,8 @@ class Task(ABC):
     """What a network learns: its data, its network, its loss, its measures, and how two networks are compared.
 
     Everything else asks a task and names none. Options are checked before torch is loaded, so the module of a task
-    imports nothing heavy but in its methods.
+    imports nothing heavy but in its methods. What is refused is a ``ConfigError``, and data that is missing or of the
+    wrong form a ``DataError``.
 
     Attributes:
         name: As in ``TASKS``.
@@ -82,46 +83,23 @@ class Task(ABC):
 
     @abstractmethod
     def check_options(self, config: TrainConfig) -> None:
-        """Refuse options that mean nothing for the task.
-
-        Raises:
-            ConfigError: Naming the option and its value.
-        """
+        """Refuse options that mean nothing for the task."""
 
     @abstractmethod
     def check_data(self, data: str) -> None:
-        """Refuse data that the task does not read, as ``TrainConfig.data`` names it, or a folder that is not there.
-
-        Raises:
-            ConfigError: There is no such data set for the task.
-            DataError: There is no such folder.
-        """
+        """Refuse data that the task does not read, as ``TrainConfig.data`` names it, or a folder that is not there."""
 
     def check_names(self, config: TrainConfig) -> None:
-        """Refuse a slip in the name of the data or the model, as far as it is seen without torch.
-
-        Raises:
-            ConfigError: Nobody knows the name.
-            DataError: There is no such folder.
-        """
+        """Refuse a slip in the name of the data or the model, as far as it is seen without torch."""
         self.check_data(config.data)
 
     @abstractmethod
     def load_data(self, config: TrainConfig) -> Data:
-        """The data set, once ``check_data`` let its name pass.
-
-        Raises:
-            ConfigError: The images' size must be given.
-            DataError: It is missing, empty or of the wrong form.
-        """
+        """The data set, once ``check_data`` has let its name pass."""
 
     @abstractmethod
     def build(self, config: TrainConfig, spec: ImageSpec) -> nn.Module:
-        """The network, without attention.
-
-        Raises:
-            ConfigError: No such network is known, or it does not take such images.
-        """
+        """The network, without attention."""
 
     @abstractmethod
     def loss(self, network: Callable[..., Any], batch: Any, config: TrainConfig) -> Tensor:
@@ -142,11 +120,7 @@ class Task(ABC):
     def verify(
         self, model: nn.Module, other: nn.Module, images: Tensor, *, raise_on_mismatch: bool = True
     ) -> EquivalenceReport | DetectorReport:
-        """Compare two networks in eval mode on images (N, C, H, W).
-
-        Raises:
-            VerifyError: They differ by more than the numeric policy allows, and that is to be raised.
-        """
+        """Compare two networks in eval mode on images (N, C, H, W); as ``stripefold.verify`` where they differ."""
         from stripefold.folding.verify import verify
 
         return verify(model, other, images, raise_on_mismatch=raise_on_mismatch)
