@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,37 +11,35 @@ from torch import Tensor
 from stripefold.distributed import gathered
 from stripefold.errors import ConfigError, DataError, TrainingError
 from stripefold_lab.datasets import Scene
-from stripefold_lab.training.scene_data import Fitting, pad, resize_nearest
+from stripefold_lab.training.scene_data import pad, resize_nearest
 
 MOST_DETECTIONS = 100
 """Per image, as COCO counts."""
 Objects = dict[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BoxFitting(Fitting):
-    """Images (3, size, size) in 0..1 with the boxes on them; in training without groups of objects, in tests marked.
+def fit_boxes(
+    scene: Scene, image: Tensor, size: int, *, flip: bool, train: bool, masks: bool
+) -> tuple[Tensor, Objects]:
+    """As ``SceneTask.fit``: an image in 0..1 and the boxes on it, with masks where these are wanted.
 
-    Attributes:
-        masks: Whether the objects' masks are wanted beside their boxes.
+    Training leaves groups of objects out; a test marks them.
+
+    Raises:
+        DataError: If the scene has no masks, and they are wanted.
     """
-
-    masks: bool = False
-
-    def fitted(self, scene: Scene, image: Tensor, *, flip: bool, train: bool) -> tuple[Tensor, Objects]:
-        """The padded image and its objects."""
-        inner = image.shape[1:]
-        ratio = torch.tensor([inner[1] / scene.image.shape[2], inner[0] / scene.image.shape[1]] * 2)
-        kept = ~scene.crowd if train else torch.ones_like(scene.crowd)
-        target = {"boxes": (scene.boxes * ratio)[kept], "labels": scene.labels[kept]}
-        if not train:
-            target["iscrowd"] = scene.crowd.long()
-        if self.masks:
-            if scene.masks is None:
-                raise DataError("a scene has boxes without masks; Mask R-CNN needs a mask per object")
-            target["masks"] = pad(resize_nearest(scene.masks[kept].to(torch.uint8), inner), self.size, 0)
-        image = pad(image, self.size, 0.0)
-        return _mirror(image, target) if flip else (image, target)
+    inner = image.shape[1:]
+    ratio = torch.tensor([inner[1] / scene.image.shape[2], inner[0] / scene.image.shape[1]] * 2)
+    kept = ~scene.crowd if train else torch.ones_like(scene.crowd)
+    target = {"boxes": (scene.boxes * ratio)[kept], "labels": scene.labels[kept]}
+    if not train:
+        target["iscrowd"] = scene.crowd.long()
+    if masks:
+        if scene.masks is None:
+            raise DataError("a scene has boxes without masks; Mask R-CNN needs a mask per object")
+        target["masks"] = pad(resize_nearest(scene.masks[kept].to(torch.uint8), inner), size, 0)
+    image = pad(image, size, 0.0)
+    return _mirror(image, target) if flip else (image, target)
 
 
 def _mirror(image: Tensor, target: Objects) -> tuple[Tensor, Objects]:

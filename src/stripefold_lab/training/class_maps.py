@@ -11,20 +11,21 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from stripefold.distributed import summed
 from stripefold.errors import DataError, TrainingError
 from stripefold_lab.datasets import IGNORED, Scene
-from stripefold_lab.training.scene_data import STATISTICS, Fitting, pad, resize_nearest
+from stripefold_lab.training.scene_data import STATISTICS, pad, resize_nearest
 from stripefold_lab.training.transforms import normalise
 
 
-class ClassMapFitting(Fitting):
-    """Normalised images (3, size, size) with class maps (size, size), whose padding does not count."""
+def fit_class_map(scene: Scene, image: Tensor, size: int, *, flip: bool) -> tuple[Tensor, Tensor]:
+    """As ``SceneTask.fit``: a normalised image and a class map (size, size), whose padding does not count.
 
-    def fitted(self, scene: Scene, image: Tensor, *, flip: bool, train: bool) -> tuple[Tensor, Tensor]:
-        """The image and its class map, both padded."""
-        if scene.classes is None:
-            raise DataError("a scene has no class map; the task needs one per image")
-        classes = pad(resize_nearest(scene.classes, image.shape[1:]), self.size, IGNORED).long()
-        image = pad(normalise(*STATISTICS, image), self.size, 0.0)
-        return (image.flip(2), classes.flip(1)) if flip else (image, classes)
+    Raises:
+        DataError: If the scene has no class map.
+    """
+    if scene.classes is None:
+        raise DataError("a scene has no class map; the task needs one per image")
+    classes = pad(resize_nearest(scene.classes, image.shape[1:]), size, IGNORED).long()
+    image = pad(normalise(*STATISTICS, image), size, 0.0)
+    return (image.flip(2), classes.flip(1)) if flip else (image, classes)
 
 
 def counting(classes: Tensor) -> Tensor:

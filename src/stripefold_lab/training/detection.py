@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from stripefold_lab.datasets import Scene
     from stripefold_lab.training.agreement import DetectorReport
-    from stripefold_lab.training.boxes import BoxFitting, Objects
+    from stripefold_lab.training.boxes import Objects
     from stripefold_lab.training.config import TrainConfig
     from stripefold_lab.training.data import ImageSpec
 
@@ -38,11 +39,13 @@ class Detection(SceneTask):
         if config.label_smoothing:
             raise ConfigError(f"label_smoothing is {config.label_smoothing}; a detector has its own losses, set 0")
 
-    def fitting(self, config: TrainConfig, size: int) -> BoxFitting:
-        """Images in 0..1, which detectors normalise themselves, with boxes, and with masks for Mask R-CNN."""
-        from stripefold_lab.training.boxes import BoxFitting
+    def fit(
+        self, scene: Scene, image: Tensor, *, config: TrainConfig, size: int, flip: bool, train: bool
+    ) -> tuple[Tensor, Objects]:
+        """An image in 0..1, which detectors normalise themselves, and its boxes; with masks for Mask R-CNN."""
+        from stripefold_lab.training.boxes import fit_boxes
 
-        return BoxFitting(size=size, masks=config.model.startswith("maskrcnn"))
+        return fit_boxes(scene, image, size, flip=flip, train=train, masks=config.model.startswith("maskrcnn"))
 
     def build(self, config: TrainConfig, spec: ImageSpec) -> nn.Module:
         """One of torchvision's networks, or a small one made of its parts."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import pkgutil
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,83 +18,59 @@ from stripefold_lab.training.transforms import Transform, resize, scale_to_unit
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
+    from stripefold_lab.training.scene_task import SceneTask
 
 SHAPES_SIZE = 64
 SHAPES_COUNTS = (2000, 400)
 STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-Target = Tensor | dict[str, Tensor]
+Fit = Callable[..., tuple[Tensor, Any]]
 
 
-def load_scenes(
-    config: TrainConfig, readers: Mapping[str, str], fitting: Callable[[TrainConfig, int], Fitting]
-) -> Data:
+def load_scenes(config: TrainConfig, task: SceneTask) -> Data:
     """Scenes as the loop takes them.
 
     Args:
         config: The run's configuration.
-        readers: Name of a reader -> the function that opens a folder as training and test scenes.
-        fitting: How a scene becomes what the network takes, for a configuration and a size.
+        task: Opens folders, and says how a scene becomes what its network takes.
 
     Raises:
         ConfigError: The images' size must be given.
-        DataError: The folder is not of the form that the reader knows.
+        DataError: The folder is not of the form that its reader knows.
     """
     reader, _, path = config.data.partition(":")
     size = image_size(config, None if path else SHAPES_SIZE)
     train: Scenes
     test: Scenes
     if path:
-        train, test = pkgutil.resolve_name(readers[reader])(Path(path).expanduser())
+        train, test = pkgutil.resolve_name(task.readers[reader])(Path(path).expanduser())
     else:
         train, test = (Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS))
-    fitted = fitting(config, size)
-    augment = functools.partial(_augment, fitted, config.augmentation == "flip")
+    fit = functools.partial(task.fit, config=config, size=size)
+    augment = functools.partial(_augment, fit, size, config.augmentation == "flip")
     return Data(
         train=TrainingSamples(choose(train, config.limit_train), augment, config.seed),
-        test=EvaluationSamples(choose(test, config.limit_test), functools.partial(fitted, flip=False, train=False)),
+        test=EvaluationSamples(choose(test, config.limit_test), functools.partial(_prepare, fit, size)),
         spec=ImageSpec(classes=("background", *train.classes), channels=3, size=size),
         whole=(train, test),
     )
 
 
-def _augment(fitting: Fitting, flips: bool, scene: Scene, seed: int) -> tuple[Tensor, Target]:
-    return fitting(scene, flip=flips and seed % 2 == 1, train=True)
+def _augment(fit: Fit, size: int, flips: bool, scene: Scene, seed: int) -> tuple[Tensor, Any]:
+    return fit(scene, bring_to(scene.image, size), flip=flips and seed % 2 == 1, train=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fitting(ABC):
-    """How a scene becomes what a task's network takes: the longer side is brought to ``size``, the rest padded.
+def _prepare(fit: Fit, size: int, scene: Scene, change: Transform | None = None) -> tuple[Tensor, Any]:
+    image = bring_to(scene.image, size)
+    return fit(scene, image if change is None else change(image), flip=False, train=False)
 
-    Attributes:
-        size: Side of the square.
-    """
 
-    size: int
-
-    def __call__(
-        self, scene: Scene, *, flip: bool, train: bool, change: Transform | None = None
-    ) -> tuple[Tensor, Target]:
-        """Image (3, size, size) and its target.
-
-        Args:
-            scene: What a reader gave.
-            flip: Whether to mirror it left and right.
-            train: Whether it is for training.
-            change: What happens to the image (3, h, w) in 0..1 before it is normalised and padded.
-
-        Raises:
-            DataError: If the scene lacks what the task needs.
-        """
-        height, width = scene.image.shape[1:]
-        scale = self.size / max(height, width)
-        inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-        image = scale_to_unit(scene.image)
-        image = image if inner == (height, width) else resize(inner, image).clamp(0, 1)
-        return self.fitted(scene, image if change is None else change(image), flip=flip, train=train)
-
-    @abstractmethod
-    def fitted(self, scene: Scene, image: Tensor, *, flip: bool, train: bool) -> tuple[Tensor, Target]:
-        """The same of an image (3, h, w) in 0..1 that is resized and not yet padded."""
+def bring_to(image: Tensor, size: int) -> Tensor:
+    """Bytes (3, H, W) as (3, h, w) in 0..1, whose longer side is ``size``."""
+    height, width = image.shape[1:]
+    scale = size / max(height, width)
+    inner = (max(1, round(height * scale)), max(1, round(width * scale)))
+    image = scale_to_unit(image)
+    return image if inner == (height, width) else resize(inner, image).clamp(0, 1)
 
 
 def resize_nearest(values: Tensor, size: Any) -> Tensor:

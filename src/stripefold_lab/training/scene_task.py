@@ -6,16 +6,18 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stripefold.errors import ConfigError, DataError
 from stripefold_lab.training.task import Task
 from stripefold_lab.training.tasks import DEFAULT_TASK
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stripefold_lab.datasets import Scene
     from stripefold_lab.training.config import TrainConfig
     from stripefold_lab.training.data import Data
-    from stripefold_lab.training.scene_data import Fitting
 
 DRAWN = "shapes"
 
@@ -31,8 +33,19 @@ class SceneTask(Task):
     example_images = 16  # their networks compute much more for an image
 
     @abstractmethod
-    def fitting(self, config: TrainConfig, size: int) -> Fitting:
-        """How a scene becomes what the network takes, as a square of ``size``."""
+    def fit(
+        self, scene: Scene, image: Tensor, *, config: TrainConfig, size: int, flip: bool, train: bool
+    ) -> tuple[Tensor, Any]:
+        """What the network takes of a scene: a square image (3, size, size), and its target.
+
+        Args:
+            scene: What a reader gave.
+            image: Its image (3, h, w) in 0..1, whose longer side is ``size``; to be normalised and padded.
+            config: The run's configuration.
+            size: Side of the square.
+            flip: Whether to mirror both left and right.
+            train: Whether it is for training.
+        """
 
     def check_options(self, config: TrainConfig) -> None:
         """What would need boxes or masks changed along with the image, and does not, is refused."""
@@ -63,4 +76,4 @@ class SceneTask(Task):
         """Scenes, drawn or read."""
         from stripefold_lab.training.scene_data import load_scenes
 
-        return load_scenes(config, self.readers, self.fitting)
+        return load_scenes(config, self)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from stripefold_lab.training.class_maps import ClassMapFitting
+    from stripefold_lab.datasets import Scene
     from stripefold_lab.training.config import TrainConfig
     from stripefold_lab.training.data import ImageSpec
 
@@ -29,11 +29,13 @@ class Segmentation(SceneTask):
         "voc": "stripefold_lab.datasets.voc:open_voc_maps", "ade20k": "stripefold_lab.datasets.ade20k:open_ade20k"
     }  # fmt: skip
 
-    def fitting(self, config: TrainConfig, size: int) -> ClassMapFitting:
-        """Normalised images with class maps."""
-        from stripefold_lab.training.class_maps import ClassMapFitting
+    def fit(
+        self, scene: Scene, image: Tensor, *, config: TrainConfig, size: int, flip: bool, train: bool
+    ) -> tuple[Tensor, Tensor]:
+        """A normalised image and its class map."""
+        from stripefold_lab.training.class_maps import fit_class_map
 
-        return ClassMapFitting(size=size)
+        return fit_class_map(scene, image, size, flip=flip)
 
     def build(self, config: TrainConfig, spec: ImageSpec) -> nn.Module:
         """One of torchvision's networks, or a small one made of its parts."""
