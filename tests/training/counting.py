@@ -10,8 +10,6 @@ from stripefold_lab.training.scene_task import SceneTask
 from stripefold_lab.training.task import Measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor, nn
 
     from stripefold_lab.datasets import Scene
@@ -40,7 +38,7 @@ class Counting(SceneTask):
 
         return create_model(config.model, num_classes=1, image_size=spec.size, options=config.model_options)
 
-    def loss(self, network: Callable[..., Any], batch: tuple[Tensor, Tensor], config: TrainConfig) -> Tensor:
+    def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor], config: TrainConfig) -> Tensor:
         """Mean squared error."""
         images, counts = batch
         return (network(images)[:, 0] - counts.float()).square().mean()

@@ -71,9 +71,9 @@ class Deployable:
         import torch
 
         images = self.calibration_images()
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
-        for start in range(0, len(chosen), batch):
-            yield torch.stack([images[index][0] for index in chosen[start : start + batch]])
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+        for part in chosen.split(batch):
+            yield torch.stack([images[index][0] for index in part.tolist()])
 
 
 def deployable(

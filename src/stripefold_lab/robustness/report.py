@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from stripefold.records import record
 from stripefold_lab.training.tasks import get_task
 
 CLEAN = "clean"
@@ -129,15 +130,9 @@ class RobustnessReport:
         Args:
             values: What it gave.
         """
-        scores = [{key: each[key] for key in ("network", "kind", "severity", "strength")} for each in values["scores"]]
-        lists = [tuple(each["scores"]) for each in values["scores"]]
-        made: dict[str, Any] = {
-            "seeds": {label: tuple(seeds) for label, seeds in values["seeds"].items()},
-            "sources": {label: tuple(sources) for label, sources in values["sources"].items()},
-            "scores": tuple(Score(**each, scores=kept) for each, kept in zip(scores, lists, strict=True)),
-            "equivalences": tuple(Equivalence(**each) for each in values["equivalences"]),
-        }
-        return cls(**{**values, **made})
+        own = [field.name for field in fields(Score)]
+        scores = [{name: each[name] for name in own} for each in values["scores"]]
+        return record(cls, {**values, "scores": scores})
 
     def columns(self) -> list[str]:
         """The head of ``rows``."""

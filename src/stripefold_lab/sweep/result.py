@@ -87,13 +87,8 @@ class SweepResult:
         return "the backbone" if all(word.startswith("backbone") for word in words) else "its control"
 
     @property
-    def measure(self) -> str:
-        """What the runs are judged by: ``accuracy``, ``miou`` or ``map50``."""
-        return self.score.name
-
-    @property
-    def score(self) -> Measure:
-        """The same, with its word."""
+    def measure(self) -> Measure:
+        """What the runs are judged by: accuracy, mIoU or mAP50."""
         from stripefold_lab.training.tasks import get_task
 
         return get_task(self.sweep.base.task).score

@@ -77,17 +77,13 @@ class BoxMeter:
         self._precision.warn_on_many_detections = False
 
     def update(self, outputs: list[Objects], targets: list[Objects]) -> None:
-        """Add one batch.
-
-        Args:
-            outputs: ``boxes``, ``scores`` and ``labels`` of each image.
-            targets: ``boxes``, ``labels`` and ``iscrowd`` of each image.
-        """
-        keys = ("boxes", "scores", "labels")
-        told = [{key: each[key].detach().float().cpu() for key in keys[:2]} for each in outputs]
+        """Add ``boxes``, ``scores`` and ``labels`` of each image, beside its ``boxes``, ``labels`` and ``iscrowd``."""
+        found = [
+            {"labels": each["labels"].cpu(), **{key: each[key].detach().float().cpu() for key in ("boxes", "scores")}}
+            for each in outputs
+        ]
         right = [{key: each[key].cpu() for key in ("boxes", "labels", "iscrowd")} for each in targets]
-        labelled = [{**boxes, "labels": each["labels"].cpu()} for boxes, each in zip(told, outputs, strict=True)]
-        self._seen.append((labelled, right))
+        self._seen.append((found, right))
 
     def compute(self) -> dict[str, float]:
         """``map50`` (at an overlap of 0.5) and ``map`` (0.5 to 0.95) so far; no object anywhere gives zeros."""

@@ -11,7 +11,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from stripefold.distributed import summed
 from stripefold.errors import DataError, TrainingError
 from stripefold_lab.datasets import IGNORED, Scene
-from stripefold_lab.training.scene_data import STATISTICS, pad, resize_nearest
+from stripefold_lab.training.scene_data import pad, resize_nearest
+from stripefold_lab.training.sources import IMAGENET_STATISTICS
 from stripefold_lab.training.transforms import normalise
 
 
@@ -24,7 +25,7 @@ def fit_class_map(scene: Scene, image: Tensor, size: int, *, flip: bool) -> tupl
     if scene.classes is None:
         raise DataError("a scene has no class map; the task needs one per image")
     classes = pad(resize_nearest(scene.classes, image.shape[1:]), size, IGNORED).long()
-    image = pad(normalise(*STATISTICS, image), size, 0.0)
+    image = pad(normalise(*IMAGENET_STATISTICS, image), size, 0.0)
     return (image.flip(2), classes.flip(1)) if flip else (image, classes)
 
 

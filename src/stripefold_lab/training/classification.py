@@ -9,8 +9,6 @@ from stripefold_lab.names import TORCHVISION_DATA, check_model_name
 from stripefold_lab.training.task import LOSS, Measure, Meter, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor, nn
 
     from stripefold_lab.training.config import TrainConfig
@@ -54,7 +52,7 @@ class Classification(Task):
             pretrained=config.pretrained, options=config.model_options,
         )  # fmt: skip
 
-    def loss(self, network: Callable[..., Any], batch: tuple[Tensor, Tensor], config: TrainConfig) -> Tensor:
+    def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor], config: TrainConfig) -> Tensor:
         """Cross-entropy of images (N, C, H, W) and labels (N,); mixed images are judged by the classes of both."""
         from stripefold_lab.training.labels import label_loss
 

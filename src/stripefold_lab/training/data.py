@@ -171,13 +171,8 @@ def training_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE,
     count = len(data.train)
     if count < 2:
         raise DataError(f"{config.data} has {count} training images; training needs at least 2")
-    shares = BatchSharding(
-        count=count,
-        batch_size=min(config.batch_size, count),
-        drop_last=count % config.batch_size == 1,
-        place=place,
-        even=even,
-    )
+    size, alone = min(config.batch_size, count), count % config.batch_size == 1
+    shares = BatchSharding(count=count, batch_size=size, drop_last=alone, place=place, even=even)
     batches = ShardedBatches(EpochSampler(count, config.seed), shares)
     return EpochLoader(data.train, batch_sampler=batches, **_loader_options(config))
 
@@ -185,11 +180,7 @@ def training_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE,
 def evaluation_loader(data: Data, config: TrainConfig, place: ProcessRank = ALONE, *, even: bool = True) -> EpochLoader:
     """Batches (N, C, size, size) and (N,) of the test images in their order, or a process's part of each.
 
-    Args:
-        data: The data set.
-        config: The run's configuration.
-        place: Of this process among those that share a batch.
-        even: Whether all of them get as many batches, by images that do not count (see ``BatchSharding``).
+    Arguments as for ``training_loader``.
 
     Raises:
         ConfigError: If there are more processes than images.

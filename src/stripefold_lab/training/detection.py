@@ -9,8 +9,6 @@ from stripefold_lab.training.scene_task import SceneTask
 from stripefold_lab.training.task import Measure, Meter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor, nn
 
     from stripefold_lab.datasets import Scene
@@ -56,7 +54,7 @@ class Detection(SceneTask):
             options=config.model_options,
         )  # fmt: skip
 
-    def loss(self, network: Callable[..., Any], batch: tuple[Tensor, list[Objects]], config: TrainConfig) -> Tensor:
+    def loss(self, network: nn.Module, batch: tuple[Tensor, list[Objects]], config: TrainConfig) -> Tensor:
         """Of images (N, 3, H, W) in 0..1 and the objects on each."""
         import torch
 

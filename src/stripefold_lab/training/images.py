@@ -15,19 +15,11 @@ from stripefold_lab.datasets.image_files import read_image
 
 
 class Samples(Protocol):
-    """What a data set holds, by its index."""
+    """What a data set holds, by index; here pairs of an image (C, H, W), bytes or floats in 0..1, and its class."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
-
-
-class LabelledImages(Protocol):
-    """Indexable pairs of an image (C, H, W), bytes or floats in 0..1, and the number of its class."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class FileImages:
         return read_image(path), label
 
 
-def keep(images: LabelledImages) -> ArrayImages:
+def keep(images: Samples) -> ArrayImages:
     """All images decoded, as one tensor of bytes; those that are held in memory stay as they are.
 
     Args:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stripefold.distributed import summed
 from stripefold.errors import TrainingError
 
 
 def label_loss(
-    network: Callable[..., Any], images: Tensor, labels: Tensor, *, smoothing: float = 0.0, mixup: float = 0.0
+    network: nn.Module, images: Tensor, labels: Tensor, *, smoothing: float = 0.0, mixup: float = 0.0
 ) -> Tensor:
     """Mean cross-entropy of a network's logits (N, classes) for images (N, C, H, W) and labels (N,), a scalar."""
     if not mixup:

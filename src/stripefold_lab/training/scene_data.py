@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from stripefold_lab.datasets import Scene, Scenes, Shapes
+from stripefold_lab.datasets import Scene, Shapes
 from stripefold_lab.training.data import Data, EvaluationSamples, ImageSpec, TrainingSamples, image_size
 from stripefold_lab.training.images import choose
 from stripefold_lab.training.transforms import Transform, resize, scale_to_unit
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SHAPES_SIZE = 64
 SHAPES_COUNTS = (2000, 400)
-STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Fit = Callable[..., tuple[Tensor, Any]]
 
 
@@ -39,12 +38,8 @@ def load_scenes(config: TrainConfig, task: SceneTask) -> Data:
     """
     reader, _, path = config.data.partition(":")
     size = image_size(config, None if path else SHAPES_SIZE)
-    train: Scenes
-    test: Scenes
-    if path:
-        train, test = pkgutil.resolve_name(task.readers[reader])(Path(path).expanduser())
-    else:
-        train, test = (Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS))
+    drawn = [Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS)]
+    train, test = pkgutil.resolve_name(task.readers[reader])(Path(path).expanduser()) if path else drawn
     fit = functools.partial(task.fit, config=config, size=size)
     augment = functools.partial(_augment, fit, size, config.augmentation == "flip")
     return Data(

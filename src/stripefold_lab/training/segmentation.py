@@ -8,8 +8,6 @@ from stripefold_lab.training.scene_task import SceneTask
 from stripefold_lab.training.task import LOSS, Measure, Meter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor, nn
 
     from stripefold_lab.datasets import Scene
@@ -45,7 +43,7 @@ class Segmentation(SceneTask):
             config.model, num_classes=len(spec.classes), pretrained=config.pretrained, options=config.model_options
         )
 
-    def loss(self, network: Callable[..., Any], batch: tuple[Tensor, Tensor], config: TrainConfig) -> Tensor:
+    def loss(self, network: nn.Module, batch: tuple[Tensor, Tensor], config: TrainConfig) -> Tensor:
         """Mean over the pixels that count, of images (N, 3, H, W) and class maps (N, H, W)."""
         from stripefold_lab.training.class_maps import pixel_loss
 

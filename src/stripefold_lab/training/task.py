@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor, nn
 
     from stripefold.folding.verify import EquivalenceReport
@@ -102,7 +100,7 @@ class Task(ABC):
         """The network, without attention."""
 
     @abstractmethod
-    def loss(self, network: Callable[..., Any], batch: Any, config: TrainConfig) -> Tensor:
+    def loss(self, network: nn.Module, batch: Any, config: TrainConfig) -> Tensor:
         """The training loss of one batch, a scalar."""
 
     def counted(self, batch: Any) -> Tensor | None:
