@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from stripefold.asr.detach import detach
 from stripefold.folding.verify import verify
-from stripefold_lab.robustness.networks import MeasuredNetwork, fold_quietly
+from stripefold_lab.robustness.networks import MeasuredNetwork
 from stripefold_lab.robustness.report import Equivalence
+from stripefold_lab.training.loading import fold_quietly
 
 if TYPE_CHECKING:
     from stripefold_lab.training.data import Data
