@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stripefold.distributed import summed
 from stripefold.errors import TrainingError
 from stripefold_lab.training.scene_task import SceneTask
-from stripefold_lab.training.task import Measure
+from stripefold_lab.training.task import TaskMeasure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Counting(SceneTask):
     """Squared error; the network gives one number per image."""
 
-    measures = (Measure("error", "mean absolute error", share=False), Measure("within_one", "within one"))
+    measures = (TaskMeasure("error", "mean absolute error", share=False), TaskMeasure("within_one", "within one"))
     readers = {"coco": "stripefold_lab.datasets.coco:open_coco"}
 
     def fit(

@@ -13,7 +13,7 @@ from stripefold_lab.sweep.statistics import LEVEL, Estimate, estimate, joint_lev
 if TYPE_CHECKING:
     from stripefold_lab.sweep.spec import Sweep
     from stripefold_lab.sweep.trials import Setting, Trial
-    from stripefold_lab.training.task import Measure
+    from stripefold_lab.training.task import TaskMeasure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class SweepResult:
         return "the backbone" if all(word.startswith("backbone") for word in words) else "its control"
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> TaskMeasure:
         """What the runs are judged by: accuracy, mIoU or mAP50."""
         from stripefold_lab.training.tasks import get_task
 

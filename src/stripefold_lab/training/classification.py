@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from stripefold.errors import ConfigError
 from stripefold_lab.names import TORCHVISION_DATA, check_model_name
-from stripefold_lab.training.task import LOSS, Measure, Meter, Task
+from stripefold_lab.training.task import LOSS, Meter, Task, TaskMeasure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Classification(Task):
     """Cross-entropy; the network gives logits (N, classes)."""
 
-    measures = (LOSS, Measure("accuracy", "accuracy"))
+    measures = (LOSS, TaskMeasure("accuracy", "accuracy"))
     labels_images = True
 
     def check_options(self, config: TrainConfig) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from stripefold.errors import ConfigError
 from stripefold_lab.training.scene_task import SceneTask
-from stripefold_lab.training.task import Measure, Meter
+from stripefold_lab.training.task import Meter, TaskMeasure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Detection(SceneTask):
     A detector finds nothing on noise, and two empty lists agree whatever the weights are: its heads are compared.
     """
 
-    measures = (Measure("map", "mAP"), Measure("map50", "mAP50"))  # in eval mode these detectors give no loss
+    measures = (TaskMeasure("map", "mAP"), TaskMeasure("map50", "mAP50"))  # in eval mode these detectors give no loss
     readers = {
         "coco": "stripefold_lab.datasets.coco:open_coco", "voc": "stripefold_lab.datasets.voc:open_voc_boxes"
     }  # fmt: skip

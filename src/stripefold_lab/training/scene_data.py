@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SHAPES_SIZE = 64
 SHAPES_COUNTS = (2000, 400)
-Fit = Callable[..., tuple[Tensor, Any]]
+SceneFit = Callable[..., tuple[Tensor, Any]]
 
 
 def load_scenes(config: TrainConfig, task: SceneTask) -> Data:
@@ -50,11 +50,11 @@ def load_scenes(config: TrainConfig, task: SceneTask) -> Data:
     )
 
 
-def _augment(fit: Fit, size: int, flips: bool, scene: Scene, seed: int) -> tuple[Tensor, Any]:
+def _augment(fit: SceneFit, size: int, flips: bool, scene: Scene, seed: int) -> tuple[Tensor, Any]:
     return fit(scene, bring_to(scene.image, size), flip=flips and seed % 2 == 1, train=True)
 
 
-def _prepare(fit: Fit, size: int, scene: Scene, change: Transform | None = None) -> tuple[Tensor, Any]:
+def _prepare(fit: SceneFit, size: int, scene: Scene, change: Transform | None = None) -> tuple[Tensor, Any]:
     image = bring_to(scene.image, size)
     return fit(scene, image if change is None else change(image), flip=False, train=False)
 

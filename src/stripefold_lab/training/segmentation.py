@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from stripefold_lab.training.scene_task import SceneTask
-from stripefold_lab.training.task import LOSS, Measure, Meter
+from stripefold_lab.training.task import LOSS, Meter, TaskMeasure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ AUXILIARY = 0.5
 class Segmentation(SceneTask):
     """Cross-entropy over pixels; the network gives ``{"out": logits}`` (N, classes, H, W), and maybe ``aux``."""
 
-    measures = (LOSS, Measure("pixel_accuracy", "pixel accuracy"), Measure("miou", "mIoU"))
+    measures = (LOSS, TaskMeasure("pixel_accuracy", "pixel accuracy"), TaskMeasure("miou", "mIoU"))
     accuracy = "pixel_accuracy"
     readers = {
         "voc": "stripefold_lab.datasets.voc:open_voc_maps", "ade20k": "stripefold_lab.datasets.ade20k:open_ade20k"

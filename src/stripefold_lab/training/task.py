@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Measure:
+class TaskMeasure:
     """One number that networks are judged by.
 
     Attributes:
@@ -24,7 +24,7 @@ class Measure:
         word: In sentences.
         share: Whether it lies in 0 to 1, and is shown in per cent.
 
-    >>> Measure("miou", "mIoU").shown(0.5), Measure("loss", "loss", share=False).shown(0.5)
+    >>> TaskMeasure("miou", "mIoU").shown(0.5), TaskMeasure("loss", "loss", share=False).shown(0.5)
     ('50.00%', '0.5000')
     """
 
@@ -37,7 +37,7 @@ class Measure:
         return f"{value:.2%}" if self.share else f"{value:.4f}"
 
 
-LOSS = Measure("loss", "loss", share=False)
+LOSS = TaskMeasure("loss", "loss", share=False)
 
 
 class Meter(Protocol):
@@ -68,14 +68,14 @@ class Task(ABC):
     """
 
     name: str
-    measures: ClassVar[tuple[Measure, ...]]
+    measures: ClassVar[tuple[TaskMeasure, ...]]
     accuracy: ClassVar[str] = "accuracy"
     labels_images: ClassVar[bool] = False
     example_images: ClassVar[int] = 64
     mixed_rows: ClassVar[str] = ""
 
     @property
-    def score(self) -> Measure:
+    def score(self) -> TaskMeasure:
         """The measure that decides which epoch was the best."""
         return self.measures[-1]
 
