@@ -13,7 +13,8 @@ from benchmarks.accuracy.tables import difference, markdown, shown
 from stripefold_lab.bench.report import Report
 from stripefold_lab.bench.table1 import COLUMNS, load, table
 from stripefold_lab.sweep.statistics import estimate, paired
-from stripefold_lab.training.tasks import WORDS
+from stripefold_lab.training import load_config
+from stripefold_lab.training.tasks import get_task
 
 PICTURES = "../benchmarks/accuracy/results"
 
@@ -47,7 +48,8 @@ def _task(name: str, task: Mapping[str, Any], folder: Path) -> str:
         ]
         for label, found in scores.items()
     ]
-    head = ["network", f"{WORDS[measure]}, folded", "difference [95 %]", "seeds", "folded - as trained, at most"]
+    word = get_task(load_config(task["base"]).task).score.word
+    head = ["network", f"{word}, folded", "difference [95 %]", "seeds", "folded - as trained, at most"]
     pictures = [
         f"![{label}: image, truth, prediction]({PICTURES}/{name}/{slug(label)}-seed0.jpg)"
         for label in scores

@@ -12,7 +12,7 @@ from stripefold.atomic import atomic_path
 from stripefold_lab.training import TrainResult
 from stripefold_lab.training.data import load_data
 from stripefold_lab.training.fixed import fixed_images
-from stripefold_lab.training.scene_data import STATISTICS
+from stripefold_lab.training.sources import IMAGENET_STATISTICS
 
 SHOWN = 6
 SCORE = 0.4
@@ -32,7 +32,7 @@ def draw_predictions(result: TrainResult, file: Path) -> None:
         file: A JPEG.
     """
     data: Any = load_data(result.config)
-    chosen = fixed_images(data, SHOWN, SHOWN).images
+    chosen = fixed_images(data, SHOWN, SHOWN).dataset
     pairs = [chosen[index] for index in range(len(chosen))]  # type: ignore[arg-type]
     draw = _segmented if result.config.task == "segmentation" else _detected
     rows = [torch.cat(draw(result.folded.eval(), image, target), dim=2) for image, target in pairs]
@@ -43,7 +43,7 @@ def _segmented(model: nn.Module, image: Tensor, target: Tensor) -> list[Tensor]:
     with torch.no_grad():
         found = model(image[None])
     logits = found["out"] if isinstance(found, dict) else found
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET_STATISTICS)
     counted = target != 255
     said = torch.where(counted, logits[0].argmax(0), 0)
     return [_bytes(image * std + mean), *(_coloured(classes) for classes in (torch.where(counted, target, 0), said))]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
-import os
 import re
 from pathlib import Path
 
-from stripefold.errors import ConfigError, DataError
+from stripefold.errors import ConfigError
 
 # 56 and 110 are both 6n+2 and 9n+2: the bare name is the basic form, as in He et al. 2016.
 OWN_MODELS: dict[str, tuple[int, str]] = {
@@ -18,7 +17,6 @@ OWN_MODELS: dict[str, tuple[int, str]] = {
     **{f"resnet{depth}_bottleneck": (depth, "bottleneck") for depth in (56, 110)},
 }
 TORCHVISION_DATA = ("cifar10", "cifar100", "stl10", "fashion_mnist", "imagenet")
-SCENE_FOLDERS = {"segmentation": ("voc", "ade20k"), "detection": ("coco", "voc")}
 _LIBRARIES = ("timm", "torchvision")
 _REGISTERED = re.compile(r"@register_model(?:\([^)]*\))?\s*\n(?:@[^\n]*\n)*def (\w+)\(")
 
@@ -57,32 +55,6 @@ def unknown_name(name: str, known: list[str]) -> str:
     """
     names = list(dict.fromkeys([*OWN_MODELS, *known]))  # timm and torchvision share many
     return f"unknown model {name!r}; {_close(name, names, 'own names: ' + ', '.join(OWN_MODELS))}"
-
-
-def check_data_name(task: str, data: str) -> None:
-    """Refuse data that no task reads, or a folder that is not there.
-
-    Args:
-        task: ``classification``, ``segmentation`` or ``detection``.
-        data: As ``TrainConfig.data`` takes it.
-
-    Raises:
-        ConfigError: There is no such data set for the task.
-        DataError: There is no such folder.
-    """
-    name, _, path = data.partition(":")
-    if task == "classification":
-        if data not in ("digits", *TORCHVISION_DATA) and not (name == "folder" and path):
-            known = ", ".join(["digits", "folder:PATH", *TORCHVISION_DATA])
-            raise ConfigError(f"data is {data!r}; choose one of {known}")
-    elif data != "shapes":
-        readers = SCENE_FOLDERS[task]
-        if name not in readers or not path:
-            known = ", ".join(["shapes", *(f"{reader}:PATH" for reader in readers)])
-            raise ConfigError(f"data is {data!r}; for {task} choose one of {known}")
-        root = Path(path).expanduser()
-        if not os.path.isdir(root):
-            raise DataError(f"no folder {root}; data={name}:PATH needs the folder of the data set")
 
 
 @functools.cache

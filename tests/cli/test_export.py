@@ -105,9 +105,9 @@ def test_a_run_whose_images_are_gone(run: Path, tmp_path: Path, capsys: pytest.C
     assert lost.images() is None
     with pytest.raises(DataError, match="int8 needs images to calibrate on, and they are gone; name them with --data"):
         next(lost.calibration(8))
-    scenes = replace(given.data, train=object(), test=object())
+    of_pixels = given.config.with_overrides(task="segmentation", augmentation="none", data="shapes", channels=3)
     with pytest.raises(DataError, match="int8 is for classifiers"):
-        replace(given, data=scenes).calibration_images()
+        replace(given, config=of_pixels).calibration_images()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from stripefold_lab.training import build
+from stripefold_lab import models
 from stripefold_lab.training.config import TrainConfig
 
 
@@ -31,14 +31,14 @@ class TinyNet(nn.Module):
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """``model: tiny`` builds ``TinyNet``; every other name what it names."""
-    real = build.create_model
+    real = models.create_model
 
     def create(name: str, **options) -> nn.Module:
         if name == "tiny":
             return TinyNet(options["num_classes"], options["in_channels"])
         return real(name, **options)
 
-    monkeypatch.setattr(build, "create_model", create)
+    monkeypatch.setattr(models, "create_model", create)
 
 
 @pytest.fixture(autouse=True)

@@ -21,11 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import stripefold as sf
 from benchmarks.scale import cost_of
+from stripefold_lab import models
 from stripefold_lab.processes import ProcessRank, joined, torchrun_place
-from stripefold_lab.training import build, runner, segmentation, sharding
+from stripefold_lab.training import class_maps, runner, sharding
+from stripefold_lab.training.boxes import BoxMeter
 from stripefold_lab.training.config import TrainConfig
-from stripefold_lab.training.detection import BoxMeasures
-from stripefold_lab.training.task import Task
+from stripefold_lab.training.training_module import TrainingModule
 from tests.crew import crew, slurm
 
 
@@ -120,14 +121,14 @@ def at_step(step: int, act: Callable[[], None]) -> Callable[[int], None]:
     """The last process does something in the middle of a step."""
 
     def prepare(rank: int) -> None:
-        original = Task.training_step
+        original = TrainingModule.training_step
 
-        def training_step(self: Task, *args: object) -> torch.Tensor:
+        def training_step(self: TrainingModule, *args: object) -> torch.Tensor:
             if self.global_step == step and rank == self.trainer.world_size - 1:
                 act()
             return original(self, *args)
 
-        Task.training_step = training_step
+        TrainingModule.training_step = training_step
 
     return prepare
 
@@ -190,11 +191,11 @@ def sent(rank: int) -> Any:
 def boxes(rank: int) -> Any:
     """Detections of two processes, and of one with the images of both."""
     found, right = zip(*[_detections(image) for image in range(5)], strict=True)
-    alone = BoxMeasures()
+    alone = BoxMeter()
     for first in (0, 2, 4):
         alone.update(list(found[first : first + 2]), list(right[first : first + 2]))
     with joined(torchrun_place(), timeout=20) as group:
-        shared = BoxMeasures(group=group)
+        shared = BoxMeter(group=group)
         for image in {0: (0, 2), 1: (1, 3, 4)}[rank]:
             shared.update([found[image]], [right[image]])
         return {"alone": alone.compute(), "shared": shared.compute()}
@@ -263,11 +264,11 @@ def _no_data(config: TrainConfig) -> Any:
 def main(folder: Path, part: str) -> None:
     """Print {run: [what each process said]} as JSON."""
     torch.set_num_threads(1)
-    real = build.create_model
-    build.create_model = lambda name, **options: MODELS[name]() if name in MODELS else real(name, **options)
-    build.create_segmenter = lambda name, **options: PixelNet()
+    real = models.create_model
+    models.create_model = lambda name, **options: MODELS[name]() if name in MODELS else real(name, **options)
+    models.create_segmenter = lambda name, **options: PixelNet()
     sharding.UNIT = 1  # so that the small blocks are gathered by themselves
-    segmentation.IGNORED = 1  # discs do not count, so that images differ in how many of their pixels do
+    class_maps.IGNORED = 1  # discs do not count, so that images differ in how many of their pixels do
     said = left_alone(folder) if part == "left alone" else {**killed_and_resumed(folder), **refused(folder)}
     sys.stdout.write(json.dumps(said))
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stripefold_lab.training import build, checkpoint, runner
+from stripefold_lab import models
+from stripefold_lab.training import checkpoint, runner
 from stripefold_lab.training.config import TrainConfig
-from stripefold_lab.training.task import Classification
+from stripefold_lab.training.training_module import TrainingModule
 
 
 class TinyNet(nn.Module):
@@ -51,14 +52,14 @@ def die() -> None:
 
 
 def kill_at_step(step: int) -> None:
-    original = Classification.training_step
+    original = TrainingModule.training_step
 
-    def training_step(self: Classification, *args: object) -> torch.Tensor:
+    def training_step(self: TrainingModule, *args: object) -> torch.Tensor:
         if self.global_step == step:
             die()
         return original(self, *args)
 
-    Classification.training_step = training_step
+    TrainingModule.training_step = training_step
 
 
 def kill_while_writing(file: str, nth: int) -> None:
@@ -141,7 +142,7 @@ def digest(folder: Path) -> dict[str, object]:
 def main(folder: Path) -> None:
     """Print {moment: digest} as JSON."""
     torch.set_num_threads(1)
-    build.create_model = lambda name, **options: TinyNet()
+    models.create_model = lambda name, **options: TinyNet()
     found: dict[str, object] = {}
     for moment, prepare in {"left alone": None, **MOMENTS}.items():
         # The same relative folder name, because the configuration is part of the files that are compared.

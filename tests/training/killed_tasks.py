@@ -12,7 +12,7 @@ import torch
 from killed_run import die, digest, in_child
 
 from stripefold_lab.training.config import TrainConfig
-from stripefold_lab.training.task import Task
+from stripefold_lab.training.training_module import TrainingModule
 
 COMMON = {
     "data": "shapes", "image_size": 32, "epochs": 2, "batch_size": 4, "limit_train": 12, "limit_test": 4,
@@ -32,14 +32,14 @@ CONFIGS = {
 
 
 def kill_in_the_second_epoch() -> None:
-    original = Task.training_step
+    original = TrainingModule.training_step
 
-    def training_step(self: Task, *args: object) -> torch.Tensor:
+    def training_step(self: TrainingModule, *args: object) -> torch.Tensor:
         if self.global_step == 4:
             die()
         return original(self, *args)
 
-    Task.training_step = training_step
+    TrainingModule.training_step = training_step
 
 
 def main(folder: Path) -> None:

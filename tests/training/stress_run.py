@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from killed_run import CONFIG, TinyNet, digest
 
-from stripefold_lab.training import build, runner
+from stripefold_lab import models
+from stripefold_lab.training import runner
 from stripefold_lab.training.config import TrainConfig
 
 WORKERS = (0, 1, 2, 4)
@@ -86,7 +87,7 @@ def main(folder: Path, wanted: int, seed: int) -> None:
     """Print {workers: {behind, alone, ends}} and what another seed gives as JSON."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="This DataLoader will create")
-    build.create_model = lambda name, **options: TinyNet()
+    models.create_model = lambda name, **options: TinyNet()
     chance = random.Random(seed)
     found: dict[str, Any] = {}
     for workers in WORKERS:

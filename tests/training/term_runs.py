@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from stripefold_lab.training import build, sharding
+from stripefold_lab import models
+from stripefold_lab.training import sharding
 from tests.crew import _forked, free_port, torchrun
 from tests.training.crew_runs import CONFIG, MODELS, trained
 
@@ -83,8 +84,8 @@ def trial(kind: str, folder: Path, chance: random.Random) -> dict[str, Any]:
 def main(folder: Path, kinds: str, count: int, seed: int) -> None:
     """Print one trial a line as JSON."""
     torch.set_num_threads(1)
-    real = build.create_model
-    build.create_model = lambda name, **options: MODELS[name]() if name in MODELS else real(name, **options)
+    real = models.create_model
+    models.create_model = lambda name, **options: MODELS[name]() if name in MODELS else real(name, **options)
     sharding.UNIT = 1
     chance = random.Random(seed)
     for number in range(count):

@@ -89,7 +89,7 @@ def test_a_bias_that_finds_no_batchnorm_is_in_the_file(config: TrainConfig, monk
             self.conv = torch.nn.Conv2d(8, 8, 3, padding=1, bias=False)
             self.norm2 = torch.nn.GroupNorm(2, 8)
 
-    monkeypatch.setattr("stripefold_lab.training.build.create_model", lambda *args, **options: NoNorm())
+    monkeypatch.setattr("stripefold_lab.models.create_model", lambda *args, **options: NoNorm())
     with pytest.warns(UserWarning, match=r"1 folded layers have a bias .*: conv\.bias"):
         result = train(config.with_overrides(branch="repvgg", form="none", epochs=1))
     assert "conv.bias" in load_file(result.folded_file)

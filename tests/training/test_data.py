@@ -16,7 +16,7 @@ from stripefold.errors import ConfigError, DataError
 from stripefold_lab.training import transforms
 from stripefold_lab.training.config import TrainConfig
 from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
-from stripefold_lab.training.images import ArrayImages, Part, read_image
+from stripefold_lab.training.images import ArrayImages, choose, read_image
 from stripefold_lab.training.seeding import EpochSampler, derive_seed
 
 
@@ -44,8 +44,8 @@ def test_digits_come_without_a_download() -> None:
     assert images.shape == (360, 1, 16, 16)
     assert torch.bincount(labels).min() >= 34
     assert abs(images.mean()) < 0.05
-    overlap = {image.numpy().tobytes() for image, _ in data.train.images} & {
-        image.numpy().tobytes() for image, _ in data.test.images
+    overlap = {image.numpy().tobytes() for image, _ in data.train.source} & {
+        image.numpy().tobytes() for image, _ in data.test.source
     }
     assert not overlap
 
@@ -85,7 +85,7 @@ def test_images_in_memory_are_those_of_the_files(folder: Path, limit: int | None
         read.train[0, 0]
     assert len(kept.train) == len(read.train)
     assert kept.train[0, 0][0].shape == (3, 12, 12)
-    assert kept.train.images.images.dtype == torch.uint8
+    assert kept.train.source.images.dtype == torch.uint8
 
 
 def test_images_in_memory_change_no_number(folder: Path) -> None:
@@ -237,16 +237,20 @@ def test_too_few_images() -> None:
     with pytest.raises(DataError, match="digits has 1 training images; training needs at least 2"):
         training_loader(load_data(config), config)
     data = load_data(config)
-    data.test.images = ArrayImages(torch.empty(0, 1, 8, 8), torch.empty(0))
+    data.test.source = ArrayImages(torch.empty(0, 1, 8, 8), torch.empty(0))
     with pytest.raises(DataError, match="digits has no test images"):
         evaluation_loader(data, config)
 
 
 def test_parts_are_the_same_in_every_run() -> None:
     data = load_data(TrainConfig(limit_test=20, seed=0)), load_data(TrainConfig(limit_test=20, seed=5))
-    assert torch.equal(data[0].test.images.labels, data[1].test.images.labels)
-    part = Part(data[0].test.images, [3, 1])
-    assert (len(part), part[1][1]) == (2, data[0].test.images[1][1])
+    assert torch.equal(data[0].test.source.labels, data[1].test.source.labels)
+    whole = data[0].whole[1]
+    for samples in (whole, [whole[index] for index in range(len(whole))]):  # in memory, and one by one
+        some, again = choose(samples, 5), choose(samples, 5)
+        assert [some[index][1] for index in range(len(some))] == [again[index][1] for index in range(5)]
+        assert torch.equal(some[4][0], choose(whole, 5)[4][0])
+    assert choose(whole, None) is whole
 
 
 def test_channels_are_repeated_or_averaged(folder: Path) -> None:

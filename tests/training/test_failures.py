@@ -16,19 +16,19 @@ from stripefold_lab.training import TrainConfig, evaluate, train
 from stripefold_lab.training.build import build_model
 from stripefold_lab.training.checkpoint import SafeCheckpointIO, read_checkpoint
 from stripefold_lab.training.data import ImageSpec
-from stripefold_lab.training.task import Classification
+from stripefold_lab.training.training_module import TrainingModule
 from tests.training.conftest import TinyNet
 
 
 def spoil_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
-    original = Classification.training_step
+    original = TrainingModule.training_step
 
     def training_step(self, batch, batch_idx):
         if self.global_step == step:
             batch = act(self, batch)
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(Classification, "training_step", training_step)
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
 
 
 def nan_images(task, batch):
@@ -51,8 +51,8 @@ def test_weights_spoilt_by_the_last_step_are_not_saved(config: TrainConfig, monk
         with torch.no_grad():
             self.model.head.weight.fill_(float("inf"))
 
-    monkeypatch.setattr(Classification, "on_train_epoch_end", spoil, raising=False)
-    monkeypatch.setattr(Classification, "on_validation_start", spoil)
+    monkeypatch.setattr(TrainingModule, "on_train_epoch_end", spoil, raising=False)
+    monkeypatch.setattr(TrainingModule, "on_validation_start", spoil)
     with pytest.raises(TrainingError, match=r"the test loss is not finite after epoch 1, step 2"):
         train(config)
     assert not (Path(str(config.run_dir)) / "checkpoints" / "last.ckpt").exists()

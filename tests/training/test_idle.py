@@ -10,7 +10,7 @@ from stripefold_lab.training import TrainConfig
 from stripefold_lab.training.build import build_model
 from stripefold_lab.training.data import ImageSpec
 from stripefold_lab.training.schedule import rate_factor
-from stripefold_lab.training.tasks import make_task
+from stripefold_lab.training.training_module import TrainingModule
 from stripefold_lab.training.unused_options import UNUSED, canonical, unused_options
 
 SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
@@ -63,7 +63,7 @@ def test_the_optimisers_and_the_schedules_own_options_are_idle_under_the_others(
 def test_adamw_asks_for_no_momentum() -> None:
     config = TrainConfig(model="resnet8", optimizer="adamw", momentum=0.5)
     found = [
-        make_task(each, build_model(each, SPEC), classes=2, steps_per_epoch=1)
+        TrainingModule(build_model(each, SPEC), each, classes=2, steps_per_epoch=1)
         .configure_optimizers()["optimizer"]
         .param_groups
         for each in (config, canonical(config))

@@ -109,10 +109,10 @@ def test_a_resumed_run_goes_on_with_its_noise(config: TrainConfig, tmp_path, mon
     assert not any(module._forward_hooks for module in built[0].modules())  # taken off behind an exception too
     monkeypatch.undo()
     # The fixtures' own patches went with it: the model is made by name again.
-    from stripefold_lab.training import build
+    from stripefold_lab import models
     from tests.training.conftest import TinyNet
 
-    monkeypatch.setattr(build, "create_model", lambda name, **o: TinyNet(o["num_classes"], o["in_channels"]))
+    monkeypatch.setattr(models, "create_model", lambda name, **o: TinyNet(o["num_classes"], o["in_channels"]))
     resumed = train(stopped.with_overrides(resume=True))
     assert resumed.epochs_run == 1
     for key, tensor in whole.model.state_dict().items():
@@ -120,7 +120,7 @@ def test_a_resumed_run_goes_on_with_its_noise(config: TrainConfig, tmp_path, mon
 
 
 def test_refused_before_anything_is_written(config: TrainConfig, tmp_path) -> None:
-    from stripefold_lab.training import build
+    from stripefold_lab import models
 
     class Plain(nn.Sequential):
         def __init__(self) -> None:
@@ -128,7 +128,7 @@ def test_refused_before_anything_is_written(config: TrainConfig, tmp_path) -> No
 
     folder = tmp_path / "refused"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "create_model", lambda *_, **__: Plain())
+        patch.setattr(models, "create_model", lambda *_, **__: Plain())
         with pytest.raises(ConfigError, match="Plain has no BatchNorm, so there are no batch statistics to disturb"):
             train(config.with_overrides(form="none", batch_noise=RANDOM, run_dir=str(folder)))
     assert not folder.exists()

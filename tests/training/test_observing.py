@@ -24,7 +24,7 @@ from stripefold_lab.training import TrainConfig, train
 from stripefold_lab.training.checkpoint import model_state, read_checkpoint
 from stripefold_lab.training.data import load_data
 from stripefold_lab.training.fixed import fixed_images
-from stripefold_lab.training.task import Classification
+from stripefold_lab.training.training_module import TrainingModule
 from tests.training.conftest import TinyNet
 
 WATCHED = {"form": "dynamic", "observe_every": 2, "observe_images": 20, "epochs": 3}
@@ -85,19 +85,19 @@ def test_a_run_that_was_stopped_keeps_its_epochs(
     config = config.with_overrides(**{**WATCHED, "observe_every": 1, "epochs": 4})
     train(config.with_overrides(run_dir=str(tmp_path / "whole")))
     whole = (tmp_path / "whole" / "stripes" / "trajectory.json").read_text(encoding="utf-8")
-    real = Classification.training_step
+    real = TrainingModule.training_step
 
-    def stopping(self: Classification, *words):
+    def stopping(self: TrainingModule, *words):
         if self.global_step == 5:  # in the middle of the third epoch
             raise KeyboardInterrupt
         return real(self, *words)
 
-    monkeypatch.setattr(Classification, "training_step", stopping)
+    monkeypatch.setattr(TrainingModule, "training_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     assert recorded(config).epochs == [0, 1, 2]
     monkeypatch.undo()
-    monkeypatch.setattr("stripefold_lab.training.build.create_model", lambda name, **options: TinyNet(10, 1))
+    monkeypatch.setattr("stripefold_lab.models.create_model", lambda name, **options: TinyNet(10, 1))
     train(config.with_overrides(resume=True))
     assert (Path(config.run_dir) / "stripes" / "trajectory.json").read_text(encoding="utf-8") == whole
     assert json.loads(whole)["epochs"] == [0, 1, 2, 3, 4]

@@ -17,7 +17,7 @@ from stripefold_lab.training import TrainConfig, evaluate, train
 from stripefold_lab.training.checkpoint import KEY, SafeCheckpointIO, read_checkpoint
 from stripefold_lab.training.paths import RunPaths, claimed_run
 from stripefold_lab.training.resume import check_resumable, restore_best
-from stripefold_lab.training.task import Classification
+from stripefold_lab.training.training_module import TrainingModule
 
 OTHERS = {
     "the network": {"model": "resnet8"},
@@ -93,15 +93,15 @@ def test_what_changes_no_number_may_change(config: TrainConfig, monkeypatch: pyt
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, run: Callable[[], object]) -> None:
-    original = Classification.training_step
+    original = TrainingModule.training_step
 
-    def training_step(self: Classification, *args: object) -> torch.Tensor:
+    def training_step(self: TrainingModule, *args: object) -> torch.Tensor:
         if self.global_step == step:
             raise ValueError("stopped here")
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classification, "training_step", training_step)
+        patch.setattr(TrainingModule, "training_step", training_step)
         with pytest.raises(ValueError, match="stopped here"):
             run()
 

@@ -18,7 +18,7 @@ from stripefold_lab.training import TrainConfig, evaluate, load_config, train
 from stripefold_lab.training.build import build_backbone, build_model
 from stripefold_lab.training.checkpoint import read_checkpoint
 from stripefold_lab.training.data import ImageSpec, load_data
-from stripefold_lab.training.task import Classification
+from stripefold_lab.training.training_module import TrainingModule
 from tests.training.conftest import TinyNet
 
 SPEC = ImageSpec(classes=("a", "b"), channels=1, size=8)
@@ -101,14 +101,14 @@ def test_a_dynamic_chain_goes_on_with_the_same_bits(config: TrainConfig, monkeyp
     plan = config.with_overrides(model="resnet20", attention="dia", form="dynamic", attention_options={})
     alone = train(plan.with_overrides(run_dir=f"{plan.run_dir}-alone"))
     with monkeypatch.context() as patch:
-        step = Classification.training_step
+        step = TrainingModule.training_step
 
-        def stopping(self: Classification, *args: object) -> torch.Tensor:
+        def stopping(self: TrainingModule, *args: object) -> torch.Tensor:
             if self.global_step == 3:  # in the middle of the second epoch
                 raise RuntimeError("stopped here")
             return step(self, *args)
 
-        patch.setattr(Classification, "training_step", stopping)
+        patch.setattr(TrainingModule, "training_step", stopping)
         with pytest.raises(Exception, match="stopped here"):
             train(plan)
     resumed = train(plan.with_overrides(resume=True))
@@ -196,7 +196,7 @@ def test_a_backbone_is_the_same_under_every_attention(config: TrainConfig) -> No
 def test_weight_decay_of_gates_is_set_apart(config: TrainConfig) -> None:
     model = build_model(config, SPEC)
     options = config.with_overrides(weight_decay=0.1, gate_weight_decay=0.0)
-    optimizer = Classification(model, options, classes=2, steps_per_epoch=1).configure_optimizers()["optimizer"]
+    optimizer = TrainingModule(model, options, classes=2, steps_per_epoch=1).configure_optimizers()["optimizer"]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     count = sum(len(group["params"]) for group in optimizer.param_groups)
     assert count == len(list(model.parameters()))
@@ -205,7 +205,7 @@ def test_weight_decay_of_gates_is_set_apart(config: TrainConfig) -> None:
 def test_compiled_or_not_the_keys_are_the_same(config: TrainConfig) -> None:
     model = build_model(config, SPEC)
     tasks = [
-        Classification(model, config.with_overrides(compile=compiled), classes=2, steps_per_epoch=1)
+        TrainingModule(model, config.with_overrides(compile=compiled), classes=2, steps_per_epoch=1)
         for compiled in (False, True)
     ]
     assert tasks[0].state_dict().keys() == tasks[1].state_dict().keys()
@@ -262,14 +262,14 @@ def test_a_run_that_failed_at_the_start_does_not_block_its_folder(
 ) -> None:
     hook = "on_train_start" if when == "before a step" else "on_train_epoch_end"
 
-    def failing(self: Classification) -> None:
+    def failing(self: TrainingModule) -> None:
         raise RuntimeError("no such driver")
 
-    monkeypatch.setattr(Classification, hook, failing)
+    monkeypatch.setattr(TrainingModule, hook, failing)
     with pytest.raises(RuntimeError, match="no such driver"):
         train(config.with_overrides(epochs=2))
     monkeypatch.undo()
-    monkeypatch.setattr("stripefold_lab.training.build.create_model", lambda name, **options: TinyNet(10, 1))
+    monkeypatch.setattr("stripefold_lab.models.create_model", lambda name, **options: TinyNet(10, 1))
     again = train(config.with_overrides(epochs=1))  # other options, the same folder, no --resume
     assert again.epochs_run == 1
     assert load_config(again.run_dir).epochs == 1

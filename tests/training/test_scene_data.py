@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from stripefold_lab.datasets import IGNORED, Scene, Shapes
 from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
 from stripefold_lab.training import TrainConfig
 from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
-from stripefold_lab.training.scene_data import Fitting
+from stripefold_lab.training.scene_data import bring_to
+from stripefold_lab.training.tasks import get_task
 
 SEGMENT = TrainConfig(task="segmentation", data="shapes", model="fcn_resnet18", image_size=32, batch_size=4)
 DETECT = TrainConfig(task="detection", data="shapes", model="maskrcnn_resnet18_fpn", image_size=32, batch_size=4)
@@ -33,9 +35,15 @@ def wide_scene() -> Scene:
     )
 
 
+def fitted(config: TrainConfig, scene: Scene, *, flip: bool, train: bool) -> tuple[torch.Tensor, Any]:
+    """A scene as a square of 20 pixels."""
+    image = bring_to(scene.image, 20)
+    return get_task(config.task).fit(scene, image, config=config, size=20, flip=flip, train=train)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_scene_is_letterboxed_with_its_boxes_and_masks(flip: bool) -> None:
-    image, target = Fitting(task="detection", size=20, masks=True)(wide_scene(), flip=flip, train=True)
+    image, target = fitted(DETECT, wide_scene(), flip=flip, train=True)
     assert image.shape == (3, 20, 20)
     left, right = (10, 15) if flip else (5, 10)
     assert target["boxes"].tolist() == [[left, 2, right, 4]]
@@ -49,7 +57,7 @@ def test_a_scene_is_letterboxed_with_its_boxes_and_masks(flip: bool) -> None:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_class_maps_go_along_and_padding_does_not_count(flip: bool) -> None:
-    image, classes = Fitting(task="segmentation", size=20)(wide_scene(), flip=flip, train=True)
+    image, classes = fitted(SEGMENT, wide_scene(), flip=flip, train=True)
     assert classes.dtype == torch.int64
     assert (classes[10:] == IGNORED).all()
     left, right = (10, 15) if flip else (5, 10)
@@ -60,19 +68,18 @@ def test_class_maps_go_along_and_padding_does_not_count(flip: bool) -> None:
 
 def test_crowds_are_left_out_of_training_and_marked_in_tests() -> None:
     scene = replace(wide_scene(), crowd=torch.tensor([True]))
-    fitting = Fitting(task="detection", size=20, masks=True)
-    _, training = fitting(scene, flip=False, train=True)
+    _, training = fitted(DETECT, scene, flip=False, train=True)
     assert training["boxes"].shape == (0, 4)
     assert training["masks"].shape == (0, 20, 20)
-    assert fitting(scene, flip=False, train=False)[1]["iscrowd"].tolist() == [1]
+    assert fitted(DETECT, scene, flip=False, train=False)[1]["iscrowd"].tolist() == [1]
 
 
 def test_what_a_task_needs_must_be_there() -> None:
     scene = replace(wide_scene(), classes=None, masks=None)
     with pytest.raises(DataError, match="a scene has no class map"):
-        Fitting(task="segmentation", size=20)(scene, flip=False, train=True)
+        fitted(SEGMENT, scene, flip=False, train=True)
     with pytest.raises(DataError, match="boxes without masks; Mask R-CNN needs"):
-        Fitting(task="detection", size=20, masks=True)(scene, flip=False, train=True)
+        fitted(DETECT, scene, flip=False, train=True)
 
 
 def test_batches_of_both_tasks() -> None:

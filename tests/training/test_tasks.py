@@ -17,15 +17,16 @@ import stripefold as sf
 from stripefold.errors import ConfigError, VerifyError
 from stripefold_lab.datasets import Shapes
 from stripefold_lab.training import TrainConfig, evaluate, load_config, recipe_names, train
-from stripefold_lab.training.agreement import DetectorReport, verify_detector, verify_task
+from stripefold_lab.training.agreement import DetectorReport, verify_detector
+from stripefold_lab.training.boxes import BoxMeter
 from stripefold_lab.training.build import build_model
+from stripefold_lab.training.class_maps import PixelMeter, pixel_loss
 from stripefold_lab.training.data import ImageSpec, load_data
-from stripefold_lab.training.detection import BoxMeasures
+from stripefold_lab.training.labels import mix
 from stripefold_lab.training.loading import load_run
 from stripefold_lab.training.results import EvalResult
-from stripefold_lab.training.segmentation import PixelMeasures, Segmentation, pixel_loss
-from stripefold_lab.training.task import Classification, mix
-from stripefold_lab.training.tasks import TASKS, make_task, shown
+from stripefold_lab.training.tasks import get_task
+from stripefold_lab.training.training_module import TrainingModule
 
 SOURCE = Path(__file__).parents[2] / "src"
 BOXES = {
@@ -67,8 +68,8 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.slow
 def test_a_run_learns_folds_and_says_so(finished) -> None:
     rows = [line.split(",") for line in finished.metrics_file.read_text().splitlines()]
-    task = TASKS[finished.config.task]
-    assert rows[0] == ["epoch", "step", "learning_rate", "train_loss", *(f"val_{m}" for m in task.measures), "seconds"]
+    measures = [measure.name for measure in get_task(finished.config.task).measures]
+    assert rows[0] == ["epoch", "step", "learning_rate", "train_loss", *(f"val_{name}" for name in measures), "seconds"]
     losses = [float(row[3]) for row in rows[1:]]
     assert losses[-1] < 0.8 * losses[0]
     assert finished.verification.passed
@@ -76,7 +77,7 @@ def test_a_run_learns_folds_and_says_so(finished) -> None:
     start = sf.scales(build_model(finished.config, load_data(finished.config).spec))
     assert all((v - start[name]).abs().max() > 1e-6 for name, v in sf.scales(finished.model).items())
     text = finished.summary_file.read_text()
-    for part in (f"| model | test {'mIoU' if 'miou' in task.measures else 'mAP50'} |", "equivalent in float32"):
+    for part in (f"| model | test {'mIoU' if 'miou' in measures else 'mAP50'} |", "equivalent in float32"):
         assert part in text
 
 
@@ -94,9 +95,10 @@ def test_the_other_networks_train_and_fold_too(model: str, tmp_path: Path) -> No
     assert all((v - start[name]).abs().max() > 1e-6 for name, v in now.items())
     assert not any("gates" in key for key in finished.folded.state_dict())
     image = finished.example[:1]  # Mask R-CNN's head is asked about 21 boxes of each
-    assert verify_task(config.task, trained.model, sf.fold(trained.model, check=False), image).passed
+    task = get_task(config.task)
+    assert task.verify(trained.model, sf.fold(trained.model, check=False), image).passed
     with pytest.raises(VerifyError, match="NOT equivalent"):
-        verify_task(config.task, trained.model, sf.detach(trained.model), image)
+        task.verify(trained.model, sf.detach(trained.model), image)
 
 
 @pytest.mark.slow
@@ -124,7 +126,7 @@ def test_a_detectors_heads_tell_other_weights_apart(finished) -> None:
     assert report.detections > 0
     assert f"100.00% of {report.detections} agree" in str(report)
     with pytest.raises(VerifyError, match="NOT equivalent"):
-        verify_task("detection", finished.model, sf.detach(finished.model), finished.example)
+        get_task("detection").verify(finished.model, sf.detach(finished.model), finished.example)
 
 
 @pytest.mark.slow
@@ -204,7 +206,7 @@ def test_pixel_measures_by_hand() -> None:
     logits = torch.zeros(1, 3, 2, 2)
     logits[0, 0, 0, 0] = logits[0, 1, 0, 1] = logits[0, 1, 1, 0] = logits[0, 2, 1, 1] = 9.0
     classes = torch.tensor([[[0, 1], [0, 255]]])
-    measures = PixelMeasures(3)
+    measures = PixelMeter(3)
     measures.update({"out": logits}, classes)
     found = measures.compute()
     # Right: pixels 0 and 1 of three that count. IoU of class 0: 1 of 2; of class 1: 1 of 2; class 2 never occurs.
@@ -213,7 +215,7 @@ def test_pixel_measures_by_hand() -> None:
     right, wrong = torch.log_softmax(torch.tensor([9.0, 0.0, 0.0]), 0)[:2].tolist()
     assert found["loss"] == pytest.approx(-(2 * right + wrong) / 3, rel=1e-5)
     assert float(pixel_loss(logits, classes)) == pytest.approx(found["loss"], rel=1e-5)
-    measures.reset()
+    measures = PixelMeter(3)
     measures.update({"out": logits}, torch.full((1, 2, 2), 255))
     assert measures.compute() == {"loss": 0.0, "miou": 0.0, "pixel_accuracy": 0.0}
     assert float(pixel_loss(logits, torch.full((1, 2, 2), 255))) == 0
@@ -223,14 +225,14 @@ def test_box_measures_by_hand() -> None:
     box, other = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[20.0, 20.0, 30.0, 30.0]])
     right = {"boxes": torch.cat([box, other]), "labels": torch.tensor([1, 1]), "iscrowd": torch.tensor([0, 0])}
     found = {"boxes": box, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
-    measures = BoxMeasures()
+    measures = BoxMeter()
     measures.update([found], [right])
     # One of two found: precision 1 up to a recall of 0.5, which is 51 of COCO's 101 points.
     assert measures.compute()["map50"] == pytest.approx(51 / 101, abs=1e-3)
-    measures.reset()
+    measures = BoxMeter()
     measures.update([found], [{**right, "iscrowd": torch.tensor([0, 1])}])
     assert measures.compute()["map50"] == pytest.approx(1.0)
-    measures.reset()
+    measures = BoxMeter()
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     measures.update([{**nothing, "scores": torch.zeros(0)}], [{**nothing, "iscrowd": torch.zeros(0).long()}])
     assert measures.compute() == {"map50": 0.0, "map": 0.0}
@@ -244,7 +246,7 @@ def test_measures_need_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torchmetrics.detection, "MeanAveragePrecision", missing)
     with pytest.raises(ConfigError, match=r"mAP is computed by pycocotools; run: pip install .stripefold\[train\]"):
-        BoxMeasures()
+        BoxMeter()
 
 
 def test_detections_are_paired_by_class_box_and_score() -> None:
@@ -277,10 +279,10 @@ def test_an_auxiliary_head_counts_half() -> None:
             return {"out": images, "aux": 2 * images}
 
     config = TrainConfig(**RUNS["segmentation"])
-    task = Segmentation(Two(), config, classes=3, steps_per_epoch=1)
+    module = TrainingModule(Two(), config, classes=3, steps_per_epoch=1)
     images, classes = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
     expected = pixel_loss(images, classes) + 0.5 * pixel_loss(2 * images, classes)
-    assert torch.equal(task.loss((images, classes)), expected)
+    assert torch.equal(module.task.loss(module, (images, classes), config), expected)
 
 
 def test_mixed_images_are_judged_by_both_classes(config: TrainConfig) -> None:
@@ -293,14 +295,13 @@ def test_mixed_images_are_judged_by_both_classes(config: TrainConfig) -> None:
     mixed, others, share = mix(images, labels, 0.4)
     assert 0 < share < 1
     assert sorted(others.tolist()) == sorted(labels.tolist())
-    task = make_task(config.with_overrides(mixup=0.4), Pass(), classes=4, steps_per_epoch=1)
-    assert isinstance(task, Classification)
+    task = get_task(config.task)
     torch.manual_seed(3)
     entropy = torch.nn.functional.cross_entropy
     expected = share * entropy(mixed.flatten(1), labels) + (1 - share) * entropy(mixed.flatten(1), others)
-    assert task.loss((images, labels)).item() == pytest.approx(expected.item())
-    plain = make_task(config, Pass(), classes=4, steps_per_epoch=1)
-    assert plain.loss((images, labels)).item() == pytest.approx(entropy(images.flatten(1), labels).item())
+    batch = (images, labels)
+    assert task.loss(Pass(), batch, config.with_overrides(mixup=0.4)).item() == pytest.approx(expected.item())
+    assert task.loss(Pass(), batch, config).item() == pytest.approx(entropy(images.flatten(1), labels).item())
 
 
 def test_results_are_shown_by_their_task() -> None:
@@ -312,4 +313,4 @@ def test_results_are_shown_by_their_task() -> None:
     assert (boxes.score, str(boxes)) == (0.2, "mAP50 20.00%, mAP 10.00%, 10 images in 1.0 s")
     with pytest.raises(KeyError):
         _ = boxes.accuracy
-    assert shown("accuracy", 1.0) == "100.00%"
+    assert get_task("classification").score.shown(1.0) == "100.00%"

@@ -163,6 +163,7 @@ def _given(source: str, *, data: str | None, **options: Any) -> Deployable:
     """The trained model, with its images."""
     from stripefold.asr.gate import StaticGate
     from stripefold_lab.cli.deployable import deployable, is_path
+    from stripefold_lab.training.tasks import get_task
 
     named = not is_path(source)
     if not named and options["weights"] is not None:
@@ -172,7 +173,7 @@ def _given(source: str, *, data: str | None, **options: Any) -> Deployable:
     given = deployable(source, data=data, **options)
     if given.data is None or given.config is None:
         raise ConfigError(f"baking looks at images: {given.without}; name them with --data")
-    if given.config.task != "classification":
+    if not get_task(given.config.task).labels_images:
         raise ConfigError(
             f"{source} is of the task {given.config.task!r}, which the command has no accuracy for: use bake in Python "
             "with metric="

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from stripefold.errors import ConfigError, DataError
 from stripefold_lab.cli.users_code import is_users, users_model
-from stripefold_lab.names import check_data_name, check_model_name
+from stripefold_lab.names import check_model_name
+from stripefold_lab.training.tasks import DEFAULT_TASK, get_task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from stripefold_lab.training import TrainConfig
-    from stripefold_lab.training.data import Data, ImageSpec, PlainImages
+    from stripefold_lab.training.data import Data, EvaluationSamples, ImageSpec
 
 REAL_IMAGES = 4
 
@@ -45,25 +46,21 @@ class Deployable:
 
     def images(self) -> Tensor | None:
         """The first test images, (N, C, H, W), or None."""
-        import torch
+        return None if self.data is None or not len(self.data.test) else self.data.test.first(REAL_IMAGES)
 
-        if self.data is None or not len(self.data.test):
-            return None
-        return torch.stack([self.data.test[index][0] for index in range(min(REAL_IMAGES, len(self.data.test)))])
-
-    def calibration_images(self) -> PlainImages:
+    def calibration_images(self) -> EvaluationSamples:
         """All training images as the test images are prepared.
 
         Raises:
             DataError: There are none, or they are scenes: int8 is judged by the accuracy of a classifier.
         """
-        from stripefold_lab.training.data import PlainImages, TrainingImages
+        from stripefold_lab.training.data import EvaluationSamples
 
-        if self.data is None:
+        if self.data is None or self.config is None:
             raise DataError(f"int8 needs images to calibrate on, and {self.without}; name them with --data")
-        if not isinstance(self.data.train, TrainingImages) or not isinstance(self.data.test, PlainImages):
+        if not get_task(self.config.task).labels_images:
             raise DataError("int8 is for classifiers: its accuracy is measured. Export without --quantize")
-        return PlainImages(self.data.train.images, self.data.test.pixels, self.data.test.normalise)
+        return EvaluationSamples(self.data.train.source, self.data.test.prepare)
 
     def calibration(self, count: int, batch: int = 32) -> Iterator[Tensor]:
         """Training images as the test images are prepared, (N, C, H, W): the same random choice every time.
@@ -74,9 +71,9 @@ class Deployable:
         import torch
 
         images = self.calibration_images()
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
-        for start in range(0, len(chosen), batch):
-            yield torch.stack([images[index][0] for index in chosen[start : start + batch]])
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+        for part in chosen.split(batch):
+            yield torch.stack([images[index][0] for index in part.tolist()])
 
 
 def deployable(
@@ -152,13 +149,12 @@ def is_path(word: str) -> bool:
     return os.path.exists(path) or path.suffix in (".ckpt", ".safetensors") or not named
 
 
-def check_names(source: str, data: str | None, *, task: str = "classification") -> None:
+def check_names(source: str, data: str | None) -> None:
     """Refuse a slip in a model's or a data set's name before anything heavy is loaded.
 
     Args:
         source: As for ``deployable``.
         data: Likewise.
-        task: What is done with a named model.
 
     Raises:
         ConfigError: Nobody knows the name.
@@ -169,7 +165,7 @@ def check_names(source: str, data: str | None, *, task: str = "classification") 
     if not is_users(source):
         check_model_name(source)
     if data is not None:
-        check_data_name(task, data)
+        get_task(DEFAULT_TASK).check_data(data)
 
 
 def _from_run(source: str, changes: dict[str, Any], *, same_classes: bool, looks: bool) -> Deployable:

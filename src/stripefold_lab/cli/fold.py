@@ -56,8 +56,8 @@ def fold(
 def _fold_run(source: Path, output: Path | None, *, fuse: bool, as_json: bool) -> None:
     """Fold a run and write it; without a file only print the plan."""
     import stripefold as sf
-    from stripefold_lab.training.agreement import verify_task
     from stripefold_lab.training.loading import load_run
+    from stripefold_lab.training.tasks import get_task
 
     run = load_run(source)
     if source.is_dir():
@@ -71,10 +71,10 @@ def _fold_run(source: Path, output: Path | None, *, fuse: bool, as_json: bool) -
     if output is None:
         print_report(sf.plan(run.model, fuse=fuse, example=example), as_json)
         return
-    # A detector finds nothing on noise, and two empty lists agree whatever the weights are: its heads are compared.
-    detects = run.config.task == "detection"
-    plain, report = sf.fold(run.model, fuse=fuse, example=example, check=False if detects else "auto", report=True)
-    check = verify_task("detection", run.model, plain, example) if detects else None
+    task = get_task(run.config.task)
+    own = task.comparable(run.model) is not run.model
+    plain, report = sf.fold(run.model, fuse=fuse, example=example, check=False if own else "auto", report=True)
+    check = task.verify(run.model, plain, example) if own else None
     kind: FileKind = "fused" if fuse else "attached" if dynamic else "folded"
     make_folder(output.parent)
     sf.save_model(plain, output, kind=kind, extra=run.about)

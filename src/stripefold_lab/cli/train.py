@@ -10,7 +10,6 @@ import typer
 from stripefold.documents import DocumentError, shown
 from stripefold.errors import ConfigError
 from stripefold_lab.cli.output import print_line
-from stripefold_lab.names import check_data_name, check_model_name
 from stripefold_lab.yaml_documents import parse_yaml
 
 if TYPE_CHECKING:
@@ -89,9 +88,9 @@ def train(
     if print_config:
         print_line(_as_yaml(resolved))
         return
-    check_data_name(resolved.task, resolved.data)
-    if resolved.task == "classification":
-        check_model_name(resolved.model)
+    from stripefold_lab.training.tasks import get_task
+
+    get_task(resolved.task).check_names(resolved)
     from stripefold_lab.training import train as run_training
     from stripefold_lab.training.launch import place_of
 

@@ -62,7 +62,7 @@ def _write(found: Any, folder: Path, title: str, *, aside: bool) -> None:
 
 
 def _agreement(first: LoadedRun, second: LoadedRun, images: int, *, raise_on_mismatch: bool = True) -> Any:
-    from stripefold_lab.training.agreement import verify_task
+    from stripefold_lab.training.tasks import get_task
 
-    example = first.spec.example(images)
-    return verify_task(first.config.task, first.model, second.model, example, raise_on_mismatch=raise_on_mismatch)
+    example, task = first.spec.example(images), get_task(first.config.task)
+    return task.verify(first.model, second.model, example, raise_on_mismatch=raise_on_mismatch)

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from stripefold.asr.detach import detach
 from stripefold.folding.verify import verify
-from stripefold_lab.models.heads import HeadOutputs
-from stripefold_lab.robustness.networks import MeasuredNetwork, fold_quietly
+from stripefold_lab.robustness.networks import MeasuredNetwork
 from stripefold_lab.robustness.report import Equivalence
+from stripefold_lab.training.loading import fold_quietly
 
 if TYPE_CHECKING:
     from stripefold_lab.training.data import Data
+    from stripefold_lab.training.task import Task
 
 IMAGES = 16
 
@@ -35,14 +35,14 @@ class FoldAgreement:
     Args:
         networks: Those measured.
         data: The data set.
-        task: A detector is compared by what its heads give before non-maximum suppression.
+        task: Says what of a network is compared.
     """
 
-    def __init__(self, networks: Sequence[MeasuredNetwork], data: Data, task: str) -> None:
+    def __init__(self, networks: Sequence[MeasuredNetwork], data: Data, task: Task) -> None:
         self.found: list[Equivalence] = []
         example = data.spec.example().double()
         self._trios = [_trio(network, example) for network in networks if network.gated is not None]
-        self._heads = task == "detection"
+        self._task = task
 
     def check(self, kind: str, data: Data, inside: Inside) -> None:
         """Compare under one disturbance and keep what was found.
@@ -55,7 +55,7 @@ class FoldAgreement:
         Raises:
             VerifyError: If a folded network computes something else.
         """
-        images = _batch(data)
+        images = data.test.first(IMAGES).double()
         for source, *trio in self._trios:
             with ExitStack() as stack:
                 for model in trio:
@@ -66,17 +66,11 @@ class FoldAgreement:
             self.found.append(Equivalence(source=source, kind=kind, error=error, control=control))
 
     def _error(self, model: nn.Module, other: nn.Module, images: Tensor, *, strict: bool) -> float:
-        pair = (HeadOutputs(model), HeadOutputs(other)) if self._heads else (model, other)
-        return verify(*pair, images, raise_on_mismatch=strict).error
+        ours, theirs = (self._task.comparable(each) for each in (model, other))
+        return verify(ours, theirs, images, raise_on_mismatch=strict).error
 
 
 def _trio(network: MeasuredNetwork, example: Tensor) -> tuple[str, nn.Module, nn.Module, nn.Module]:
     """Attached, folded and without gates, in float64: the fold is rounded to nothing coarser."""
     attached = copy.deepcopy(network.gated).double()  # type: ignore[union-attr]
     return network.source, attached, fold_quietly(attached, example), fold_quietly(detach(attached), example)
-
-
-def _batch(data: Data) -> Tensor:
-    """The first test images, (N, C, H, W), in float64."""
-    count = min(IMAGES, len(data.test))
-    return torch.stack([data.test[index][0] for index in range(count)]).double()

@@ -23,7 +23,7 @@ from stripefold_lab.robustness.networks import MeasuredNetwork, load_networks
 from stripefold_lab.robustness.report import CLEAN, RobustnessReport, Score
 from stripefold_lab.training.data import Data
 from stripefold_lab.training.evaluation import evaluate_model
-from stripefold_lab.training.tasks import TASKS
+from stripefold_lab.training.tasks import get_task
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
@@ -75,10 +75,9 @@ def measure_robustness(
     work = _Work(networks, data, first.config, seed=seed, progress=progress)
     conditions = [(CLEAN, 0), *((kind, severity) for kind in chosen for severity in levels)]
     scores = work.measure(conditions)
-    measured = first.config.task
     return RobustnessReport(
-        task=measured,
-        measure=TASKS[measured].score,
+        task=first.config.task,
+        measure=get_task(first.config.task).score.name,
         data=first.config.data,
         images=len(data.test),
         noise_seed=seed,
@@ -93,14 +92,15 @@ def measure_robustness(
 
 
 def _suitable(asked: tuple[str, ...] | None, config: TrainConfig) -> tuple[str, ...]:
-    """The kinds to measure: a detector's layers meet boxes beside images, so it is disturbed from outside only."""
-    if config.task != "detection":
+    """The kinds to measure: a network whose layers do not see whole images is disturbed from outside only."""
+    mixed_rows = get_task(config.task).mixed_rows
+    if not mixed_rows:
         return choose_kinds(asked)
     inside = [kind for kind in asked or () if kind in INSIDE]
     if inside:
         raise ConfigError(
-            f"{inside[0]!r} needs to know which image each row of a layer belongs to, and a detector's heads see "
-            "boxes; choose kinds of the families noise and corruption for detection"
+            f"{inside[0]!r} needs to know which image each row of a layer belongs to, and {mixed_rows}; choose kinds "
+            f"of the families noise and corruption for {config.task}"
         )
     return tuple(kind for kind in choose_kinds(asked) if kind not in INSIDE)
 
@@ -143,7 +143,7 @@ class _Work:
         self.data = data
         self.config = config
         self.seed = seed
-        self.agreement = FoldAgreement(networks, data, config.task)
+        self.agreement = FoldAgreement(networks, data, get_task(config.task))
         self._tell = progress or (lambda what, done, total: None)
 
     def measure(self, conditions: Sequence[tuple[str, int]]) -> tuple[Score, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,8 @@ from torch import nn
 from stripefold.asr.gate import StaticGate
 from stripefold.branches.block import BranchBlock
 from stripefold.errors import ConfigError
-from stripefold.folding.fold import fold
 from stripefold_lab.training.config import FREE_ON_RESUME, TrainConfig
-from stripefold_lab.training.loading import LoadedRun, load_run
+from stripefold_lab.training.loading import LoadedRun, fold_quietly, load_run
 from stripefold_lab.training.unused_options import canonical
 
 SAME = ("task", "data", "limit_train", "limit_test")
@@ -112,19 +110,6 @@ def _networks(label: str, group: dict[int, LoadedRun]) -> list[MeasuredNetwork]:
         merged = fold_quietly(model, run.spec.example())
         folded.append(MeasuredNetwork(label=f"{label}, folded", model=merged, gated=model, **common))
     return [*plain, *folded]
-
-
-def fold_quietly(model: nn.Module, example: Any) -> nn.Module:
-    """A folded copy; that gates never moved is the training summary's to say.
-
-    Args:
-        model: With static gates or branch blocks.
-        example: An input.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*never moved.*")
-        warnings.filterwarnings("ignore", message=".*have a bias that the stock ones do not have")
-        return fold(model, check=False, example=example).eval()
 
 
 def _has_static_gates(model: nn.Module) -> bool:

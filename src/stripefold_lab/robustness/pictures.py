@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stripefold_lab.robustness.kinds import KINDS
 from stripefold_lab.robustness.report import CLEAN
-from stripefold_lab.training.tasks import WORDS
+from stripefold_lab.training.tasks import get_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def draw_curves(report: RobustnessReport) -> Figure:
     for axes in panels[len(kinds) :]:
         axes.set_axis_off()
     figure.supxlabel("severity (0: clean)", fontsize="medium")
-    figure.supylabel(f"{WORDS[report.measure]}, percent", fontsize="medium")
+    figure.supylabel(f"{get_task(report.task).score.word}, percent", fontsize="medium")
     lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         lines, labels, loc="outside upper center", ncols=min(across, len(labels)), fontsize="small", frameon=False

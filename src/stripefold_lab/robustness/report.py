@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from stripefold_lab.training.tasks import WORDS
+from stripefold.records import record
+from stripefold_lab.training.tasks import get_task
 
 CLEAN = "clean"
 
@@ -129,15 +130,9 @@ class RobustnessReport:
         Args:
             values: What it gave.
         """
-        scores = [{key: each[key] for key in ("network", "kind", "severity", "strength")} for each in values["scores"]]
-        lists = [tuple(each["scores"]) for each in values["scores"]]
-        made: dict[str, Any] = {
-            "seeds": {label: tuple(seeds) for label, seeds in values["seeds"].items()},
-            "sources": {label: tuple(sources) for label, sources in values["sources"].items()},
-            "scores": tuple(Score(**each, scores=kept) for each, kept in zip(scores, lists, strict=True)),
-            "equivalences": tuple(Equivalence(**each) for each in values["equivalences"]),
-        }
-        return cls(**{**values, **made})
+        own = [field.name for field in fields(Score)]
+        scores = [{name: each[name] for name in own} for each in values["scores"]]
+        return record(cls, {**values, "scores": scores})
 
     def columns(self) -> list[str]:
         """The head of ``rows``."""
@@ -150,8 +145,9 @@ class RobustnessReport:
     def notes(self) -> list[str]:
         """What has to be said below the table."""
         severities = sorted({score.severity for score in self.scores if score.severity})
+        word = get_task(self.task).score.word
         said = [
-            f"{WORDS[self.measure]} in percent on {self.images} test images of {self.data}, mean over severities "
+            f"{word} in percent on {self.images} test images of {self.data}, mean over severities "
             f"{', '.join(map(str, severities))}; every network meets the same noise (seed {self.noise_seed})"
         ]
         counts = {network: len(seeds) for network, seeds in self.seeds.items()}

@@ -17,7 +17,7 @@ from stripefold_lab.sweep.spec import Specification
 from stripefold_lab.training.config import FREE_ON_RESUME
 from stripefold_lab.training.paths import RunPaths
 from stripefold_lab.training.recipe import load_config
-from stripefold_lab.training.tasks import TASKS
+from stripefold_lab.training.tasks import TASKS, get_task
 from stripefold_lab.training.unused_options import DEFAULTS
 from stripefold_lab.yaml_documents import read_yaml
 
@@ -50,7 +50,7 @@ class TrialOutcome:
     seconds: float
 
     def __post_init__(self) -> None:
-        if self.measure not in {task.score for task in TASKS.values()}:
+        if self.measure not in {get_task(name).score.name for name in TASKS}:
             raise ConfigError(f"its measure is {self.measure!r}, which no task is judged by")
         for name, low, high in (("score", 0, 1), ("images", 1, inf), ("parameters", 0, inf), ("seconds", 0, inf)):
             value = getattr(self, name)
@@ -244,7 +244,7 @@ def outcome_fault(paths: SweepPaths, trial: Trial) -> str | None:
 
 def _load_outcome(paths: SweepPaths, trial: Trial) -> TrialOutcome:
     outcome = record(TrialOutcome, read_json(paths.outcome(trial.name)))
-    if outcome.measure != TASKS[trial.config.task].score:
+    if outcome.measure != get_task(trial.config.task).score.name:
         raise ConfigError(f"its measure is {outcome.measure!r}, not that of the task {trial.config.task!r}")
     return outcome
 

@@ -11,7 +11,6 @@ from stripefold.errors import ConfigError, TrainingError
 from stripefold.html_report.paper_figures import write_paper
 from stripefold.html_report.pictures import BLUE, GREY
 from stripefold_lab.sweep.statistics import LEVEL, Estimate
-from stripefold_lab.training.tasks import WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +70,7 @@ def draw_result(result: SweepResult) -> Figure:
     figure = import_figure()(figsize=(_WIDTH, _MARGIN + _ROW * len(result.rows)), layout="constrained")
     panels = figure.subplots(1, 2 if result.comparisons else 1, sharey=True, squeeze=False)[0]
     _draw(panels[0], [row.score for row in result.rows])
-    panels[0].set_xlabel(f"{WORDS[result.measure]}, % (test images, last epoch)")
+    panels[0].set_xlabel(f"{result.measure.word}, % (test images, last epoch)")
     low, high = panels[0].get_xlim()
     panels[0].set_xlim(max(low, 0), min(high, 100))  # the interval of two runs may know no bounds, the score does
     panels[0].set_yticks(range(len(result.rows)), [row.setting.label for row in result.rows])

@@ -13,6 +13,7 @@ from stripefold_lab.sweep.statistics import LEVEL, Estimate, estimate, joint_lev
 if TYPE_CHECKING:
     from stripefold_lab.sweep.spec import Sweep
     from stripefold_lab.sweep.trials import Setting, Trial
+    from stripefold_lab.training.task import TaskMeasure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +87,11 @@ class SweepResult:
         return "the backbone" if all(word.startswith("backbone") for word in words) else "its control"
 
     @property
-    def measure(self) -> str:
-        """What the runs are judged by: ``accuracy``, ``miou`` or ``map50``."""
-        from stripefold_lab.training.tasks import TASKS
+    def measure(self) -> TaskMeasure:
+        """What the runs are judged by: accuracy, mIoU or mAP50."""
+        from stripefold_lab.training.tasks import get_task
 
-        return TASKS[self.sweep.base.task].score
+        return get_task(self.sweep.base.task).score
 
 
 def collect(sweep: Sweep, settings: Sequence[Setting], trials: Sequence[Trial], paths: SweepPaths) -> SweepResult:

@@ -25,7 +25,7 @@ def columns(result: SweepResult) -> tuple[str, str, str, str]:
     Args:
         result: What the sweep found.
     """
-    return "setting", "runs", result.measure, f"difference to {result.control_word}"
+    return "setting", "runs", result.measure.name, f"difference to {result.control_word}"
 
 
 def shown_rows(result: SweepResult) -> list[tuple[str, str, str, str]]:
@@ -46,9 +46,7 @@ def caption(result: SweepResult) -> str:
     Args:
         result: What the sweep found.
     """
-    from stripefold_lab.training.tasks import WORDS
-
-    measure, number = WORDS[result.measure], result.comparisons
+    measure, number = result.measure.word, result.comparisons
     first = f"{measure} on the test images after the last epoch, in per cent"
     if len(result.sweep.seeds) == 1:
         return f"{first}. One seed: there is no spread and no interval, and nothing can be said about chance."
@@ -116,7 +114,7 @@ def result_records(result: SweepResult) -> list[dict[str, Any]]:
         records.append({
             "setting": row.setting.label,
             **_options(result, row.setting.config),
-            "measure": result.measure,
+            "measure": result.measure.name,
             "runs": len(row.scores),
             **_numbers("", row.score),
             "control": row.setting.control,
@@ -143,7 +141,7 @@ def run_records(result: SweepResult) -> list[dict[str, Any]]:
             "setting": trial.setting,
             **_options(result, trial.config),
             "seed": trial.config.seed,
-            "measure": result.measure,
+            "measure": result.measure.name,
             "score": None if outcome is None else outcome.score,
             "test_images": None if outcome is None else outcome.images,
             "parameters": None if outcome is None else outcome.parameters,

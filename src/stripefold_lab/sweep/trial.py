@@ -105,12 +105,12 @@ def _train(job: TrialJob, name: str, paths: SweepPaths) -> TrialOutcome:
         os.chdir(job.directory)
     from stripefold_lab.training.config import TrainConfig
     from stripefold_lab.training.runner import train
-    from stripefold_lab.training.tasks import TASKS
+    from stripefold_lab.training.tasks import get_task
 
     result = train(TrainConfig(**{**job.configs[name], "run_dir": str(paths.run(name)), "resume": True}))
     return TrialOutcome(
         score=result.deployed.score,
-        measure=TASKS[result.config.task].score,
+        measure=get_task(result.config.task).score.name,
         images=result.deployed.images,
         parameters=sum(parameter.numel() for parameter in result.folded.parameters()),
         seconds=result.seconds,

@@ -1,4 +1,4 @@
-"""Do two networks of a task compute the same? For detectors: before non-maximum suppression, and behind it."""
+"""Do two detectors compute the same, before non-maximum suppression and behind it?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stripefold.folding.verify import EquivalenceReport, verify
 from stripefold_lab.models.heads import HeadOutputs
 
 if TYPE_CHECKING:
-    from stripefold_lab.training.detection import Objects
+    from stripefold_lab.training.boxes import Objects
 
 
 BOX_TOLERANCE, SCORE_TOLERANCE = 0.01, 1e-3
@@ -79,25 +79,6 @@ def verify_detector(
         box_difference=max((box for _, box, _ in found), default=0.0),
         score_difference=max((score for _, _, score in found), default=0.0),
     )
-
-
-def verify_task(
-    task: str, model: nn.Module, other: nn.Module, images: Tensor, *, raise_on_mismatch: bool = True
-) -> EquivalenceReport | DetectorReport:
-    """``verify``, or ``verify_detector`` for a detector, whose own outputs may be empty lists.
-
-    Args:
-        task: ``classification``, ``segmentation`` or ``detection``.
-        model: The reference.
-        other: What should compute the same.
-        images: (N, C, H, W).
-        raise_on_mismatch: Raise, or only report.
-
-    Raises:
-        VerifyError: They differ by more than the numeric policy allows.
-    """
-    compare = verify_detector if task == "detection" else verify
-    return compare(model, other, images, raise_on_mismatch=raise_on_mismatch)
 
 
 def _detect(model: nn.Module, images: Tensor) -> list[Objects]:

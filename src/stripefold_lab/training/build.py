@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from stripefold.errors import ConfigError, TraceError
-from stripefold_lab.models import create_detector, create_model, create_segmenter
 from stripefold_lab.training.seeding import derive_seed
+from stripefold_lab.training.tasks import get_task
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
@@ -27,16 +27,9 @@ def build_backbone(config: TrainConfig, spec: ImageSpec) -> nn.Module:
     Raises:
         ConfigError: If no such model is known, or it does not take such images.
     """
-    common: dict[str, Any] = {
-        "num_classes": len(spec.classes), "pretrained": config.pretrained, "options": config.model_options
-    }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config.seed, "backbone"))
-        if config.task == "segmentation":
-            return create_segmenter(config.model, **common)
-        if config.task == "detection":
-            return create_detector(config.model, image_size=spec.size, **common)
-        return create_model(config.model, in_channels=spec.channels, image_size=spec.size, **common)
+        return get_task(config.task).build(config, spec)
 
 
 def build_model(config: TrainConfig, spec: ImageSpec, *, images: Tensor | None = None) -> nn.Module:

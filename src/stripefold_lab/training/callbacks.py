@@ -11,6 +11,7 @@ from stripefold.errors import ConfigError, ObserveError, TraceError
 from stripefold.integrations.lightning import StripeCallback
 from stripefold.integrations.observing import check_drawing, look
 from stripefold_lab.training.fixed import fixed_images
+from stripefold_lab.training.tasks import get_task
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
@@ -54,7 +55,7 @@ def run_observer(data: Data, config: TrainConfig, folder: Path) -> StripeCallbac
         fixed_images(data, config.observe_images, config.batch_size),
         every=config.observe_every,
         keep=config.observe_images,
-        by_class=config.task == "classification",
+        by_class=get_task(config.task).labels_images,
         folder=folder,
         part="model",
         title=f"{config.model} with {config.attention} on {config.data.partition(':')[0]}, seed {config.seed}",

@@ -11,9 +11,9 @@ from stripefold.documents import shown
 from stripefold.errors import ConfigError
 from stripefold_lab.training.batch_noise import BatchNoise
 from stripefold_lab.training.preprocessing import Preprocessing
+from stripefold_lab.training.tasks import DEFAULT_TASK, get_task
 from stripefold_lab.training.values import LOWER, check_names, check_processes, check_range, coerce
 
-TaskName = Literal["classification", "segmentation", "detection"]
 AttentionForm = Literal["static", "dynamic", "both", "none"]
 Augmentation = Literal["none", "flip", "shift", "crop-flip", "resized-crop"]
 OptimizerName = Literal["sgd", "adamw"]
@@ -24,7 +24,6 @@ LoggerName = Literal["auto", "csv", "tensorboard", "wandb", "mlflow"]
 Strategy = Literal["auto", "ddp", "ddp-unused", "fsdp"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": get_args(TaskName),
     "form": get_args(AttentionForm),
     "init": ("paper", "identity"),
     "start": ("live", "reference"),
@@ -127,7 +126,7 @@ class TrainConfig:
     1
     """
 
-    task: TaskName = "classification"
+    task: str = DEFAULT_TASK
     data: str = "digits"
     data_dir: str | None = None
     download: bool = False
@@ -194,12 +193,15 @@ class TrainConfig:
         """Bring values to their field's type where that loses nothing, then check them."""
         for spec in dataclasses.fields(self):
             object.__setattr__(self, spec.name, coerce(spec.name, str(spec.type), getattr(self, spec.name)))
+        task = get_task(self.task)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {shown(getattr(self, name))}; choose one of {', '.join(choices)}")
         for name, least in LOWER.items():
             check_range(name, getattr(self, name), least)
         self._check_together()
+        task.check_options(self)
+        check_processes(self)
 
     def _check_together(self) -> None:
         if self.channels not in (None, 1, 3):
@@ -217,24 +219,6 @@ class TrainConfig:
         if BatchNoise.read(self.batch_noise) is not None and self.compile:
             raise ConfigError("batch_noise is put in by hooks, which compile would leave out; set compile to false")
         Preprocessing.read(self.preprocessing)
-        if self.task != "classification":
-            self._check_scenes()
-        check_processes(self)
-
-    def _check_scenes(self) -> None:
-        """Images with boxes or masks: what would need them changed along, and is not, is refused."""
-        if self.augmentation not in ("none", "flip"):
-            raise ConfigError(f"augmentation is {self.augmentation!r}; for {self.task} choose none or flip")
-        if self.mixup:
-            raise ConfigError(f"mixup is {self.mixup}; it mixes classes of whole images, set 0 for {self.task}")
-        if self.label_smoothing and self.task == "detection":
-            raise ConfigError(f"label_smoothing is {self.label_smoothing}; a detector has its own losses, set 0")
-        if self.preprocessing:
-            raise ConfigError(f"preprocessing is {self.preprocessing}; it is for classification, set {{}}")
-        if self.cache:
-            raise ConfigError(f"cache is True; it is for classification; set false for {self.task}")
-        if self.channels == 1:
-            raise ConfigError(f"channels is 1; networks for {self.task} take 3")
 
     @property
     def folds(self) -> bool:

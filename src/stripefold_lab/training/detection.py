@@ -1,122 +1,82 @@
-"""Object detection: the task and its measures."""
+"""Object detection: boxes with a class each."""
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from stripefold.distributed import gathered
-from stripefold.errors import ConfigError, TrainingError
-from stripefold_lab.training.task import Task
+from stripefold.errors import ConfigError
+from stripefold_lab.training.scene_task import SceneTask
+from stripefold_lab.training.task import Meter, TaskMeasure
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from stripefold_lab.datasets import Scene
+    from stripefold_lab.training.agreement import DetectorReport
+    from stripefold_lab.training.boxes import Objects
     from stripefold_lab.training.config import TrainConfig
-
-MOST_DETECTIONS = 100
-"""Per image, as COCO counts."""
-Objects = dict[str, Tensor]
+    from stripefold_lab.training.data import ImageSpec
 
 
-class Detection(Task):
+class Detection(SceneTask):
     """The sum of the losses that torchvision's detectors give in training.
 
     Over several processes each draws its own anchors and proposals for its own images: as good, not the same numbers.
+    A detector finds nothing on noise, and two empty lists agree whatever the weights are: its heads are compared.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, **about: Any) -> None:
-        super().__init__(model, config, **about)
-        self.measures = BoxMeasures(group=self.group)
+    measures = (TaskMeasure("map", "mAP"), TaskMeasure("map50", "mAP50"))  # in eval mode these detectors give no loss
+    readers = {
+        "coco": "stripefold_lab.datasets.coco:open_coco", "voc": "stripefold_lab.datasets.voc:open_voc_boxes"
+    }  # fmt: skip
+    mixed_rows = "a detector's heads see boxes"
 
-    def loss(self, batch: tuple[Tensor, list[Objects]]) -> Tensor:
+    def check_options(self, config: TrainConfig) -> None:
+        """As of every scene; a detector has no targets to smooth."""
+        super().check_options(config)
+        if config.label_smoothing:
+            raise ConfigError(f"label_smoothing is {config.label_smoothing}; a detector has its own losses, set 0")
+
+    def fit(
+        self, scene: Scene, image: Tensor, *, config: TrainConfig, size: int, flip: bool, train: bool
+    ) -> tuple[Tensor, Objects]:
+        """An image in 0..1, which detectors normalise themselves, and its boxes; with masks for Mask R-CNN."""
+        from stripefold_lab.training.boxes import fit_boxes
+
+        return fit_boxes(scene, image, size, flip=flip, train=train, masks=config.model.startswith("maskrcnn"))
+
+    def build(self, config: TrainConfig, spec: ImageSpec) -> nn.Module:
+        """One of torchvision's networks, or a small one made of its parts."""
+        from stripefold_lab.models import create_detector
+
+        return create_detector(
+            config.model, num_classes=len(spec.classes), image_size=spec.size, pretrained=config.pretrained,
+            options=config.model_options,
+        )  # fmt: skip
+
+    def loss(self, network: nn.Module, batch: tuple[Tensor, list[Objects]], config: TrainConfig) -> Tensor:
         """Of images (N, 3, H, W) in 0..1 and the objects on each."""
-        images, targets = batch
-        losses: dict[str, Tensor] = self(images, targets)
+        import torch
+
+        losses: dict[str, Tensor] = network(*batch)
         return torch.stack(list(losses.values())).sum()
 
-    def validation_step(self, batch: tuple[Tensor, list[Objects]], batch_idx: int) -> None:
-        """Measure one batch."""
-        images, targets = batch
-        found = self(images)
-        if self.shares.counted(batch_idx):
-            self.measures.update(found, targets)
+    def meter(self, classes: int, *, group: Any = None) -> Meter:
+        """Mean average precision."""
+        from stripefold_lab.training.boxes import BoxMeter
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the measures of the epoch."""
-        found = self.measures.compute()
-        self.log_dict({f"val_{name}": value for name, value in found.items()}, prog_bar=True)
-        self.measures.reset()
+        return BoxMeter(group=group)
 
+    def comparable(self, model: nn.Module) -> nn.Module:
+        """The heads' outputs before non-maximum suppression."""
+        from stripefold_lab.models import HeadOutputs
 
-class BoxMeasures:
-    """COCO's mean average precision, over boxes, by pycocotools.
+        return HeadOutputs(model)
 
-    Args:
-        group: The processes whose images are measured together; None is this one alone.
+    def verify(
+        self, model: nn.Module, other: nn.Module, images: Tensor, *, raise_on_mismatch: bool = True
+    ) -> DetectorReport:
+        """The heads, and then the final detections."""
+        from stripefold_lab.training.agreement import verify_detector
 
-    Raises:
-        ConfigError: If pycocotools is not installed.
-
-    Source: Lin et al. 2014; cocodataset.org, "Detection Evaluation".
-    """
-
-    def __init__(self, *, group: Any = None) -> None:
-        from torchmetrics.detection import MeanAveragePrecision
-
-        self._group = group
-        self._seen: list[tuple[list[Objects], list[Objects]]] = []
-        try:
-            self._precision = MeanAveragePrecision(
-                max_detection_thresholds=[1, 10, MOST_DETECTIONS], sync_on_compute=False
-            )
-        except ModuleNotFoundError as error:
-            raise ConfigError('mAP is computed by pycocotools; run: pip install "stripefold[train]"') from error
-        # A detector may give more, of low scores; COCO's rule leaves them out too.
-        self._precision.warn_on_many_detections = False
-
-    def update(self, found: list[Objects], targets: list[Objects]) -> None:
-        """Add one batch.
-
-        Args:
-            found: ``boxes``, ``scores`` and ``labels`` of each image.
-            targets: ``boxes``, ``labels`` and ``iscrowd`` of each image.
-        """
-        keys = ("boxes", "scores", "labels")
-        told = [{key: each[key].detach().float().cpu() for key in keys[:2]} for each in found]
-        right = [{key: each[key].cpu() for key in ("boxes", "labels", "iscrowd")} for each in targets]
-        labelled = [{**boxes, "labels": each["labels"].cpu()} for boxes, each in zip(told, found, strict=True)]
-        self._seen.append((labelled, right))
-
-    def compute(self) -> dict[str, float]:
-        """``map50`` (at an overlap of 0.5) and ``map`` (0.5 to 0.95) so far; no object anywhere gives zeros."""
-        # Batch by batch over the processes is the order of the images: detections of one score count in their order.
-        parts = gathered(self._seen, self._group, TrainingError)
-        for batches in itertools.zip_longest(*parts):
-            for found, right in (batch for batch in batches if batch is not None):
-                self._precision.update(found, right)
-        measured = self._precision.compute()
-        self._precision.reset()
-        # COCO says -1 for "nothing to find".
-        return {"map50": max(0.0, float(measured["map_50"])), "map": max(0.0, float(measured["map"]))}
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._seen.clear()
-
-
-def measure_boxes(model: nn.Module, loader: Any, device: torch.device) -> tuple[dict[str, float], int]:
-    """The measures of a detector in eval mode, and the number of images.
-
-    Args:
-        model: On ``device``.
-        loader: Batches of images and lists of objects.
-        device: Where to compute.
-    """
-    measures, images = BoxMeasures(), 0
-    with torch.inference_mode():
-        for batch, targets in loader:
-            measures.update(model(batch.to(device)), targets)
-            images += len(batch)
-    return measures.compute(), images
+        return verify_detector(model, other, images, raise_on_mismatch=raise_on_mismatch)

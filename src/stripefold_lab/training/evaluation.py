@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from stripefold.errors import CheckpointError
 from stripefold_lab.training.config import TrainConfig
 from stripefold_lab.training.data import Data, evaluation_loader
 from stripefold_lab.training.loading import load_run
 from stripefold_lab.training.results import EvalResult
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+from stripefold_lab.training.tasks import get_task
 
 
 def evaluate(source: str | Path, /, **overrides: Any) -> EvalResult:
@@ -80,25 +77,9 @@ def _device(config: TrainConfig) -> torch.device:
 
 
 def _measure(model: nn.Module, data: Data, config: TrainConfig, device: torch.device) -> tuple[dict[str, float], int]:
-    loader = evaluation_loader(data, config)
-    if config.task == "segmentation":
-        from stripefold_lab.training.segmentation import measure_pixels
-
-        return measure_pixels(model, loader, device, len(data.spec.classes))
-    if config.task == "detection":
-        from stripefold_lab.training.detection import measure_boxes
-
-        return measure_boxes(model, loader, device)
-    return _count(model, loader, device)
-
-
-def _count(model: nn.Module, loader: DataLoader[Any], device: torch.device) -> tuple[dict[str, float], int]:
-    hits, loss, images = 0, 0.0, 0
+    meter, images = get_task(config.task).meter(len(data.spec.classes)), 0
     with torch.inference_mode():
-        for batch, labels in loader:
-            logits = model(batch.to(device)).float()
-            target = labels.to(device)
-            hits += int((logits.argmax(1) == target).sum())
-            loss += float(F.cross_entropy(logits, target, reduction="sum"))
-            images += len(labels)
-    return {"loss": loss / images, "accuracy": hits / images}, images
+        for batch, targets in evaluation_loader(data, config):
+            meter.update(model(batch.to(device)), targets.to(device) if isinstance(targets, Tensor) else targets)
+            images += len(batch)
+        return meter.compute(), images

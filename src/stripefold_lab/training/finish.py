@@ -6,26 +6,21 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from stripefold.folding.files import FileKind, save_model
 from stripefold.folding.fold import fold
-from stripefold.folding.verify import EquivalenceReport
-from stripefold_lab.training.agreement import DetectorReport, verify_task
 from stripefold_lab.training.data import Data
 from stripefold_lab.training.evaluation import evaluate_model
 from stripefold_lab.training.record import EpochRecord, best_row
 from stripefold_lab.training.results import TrainResult
 from stripefold_lab.training.summary import write_summary
-from stripefold_lab.training.tasks import TASKS
 
 if TYPE_CHECKING:
+    from stripefold.folding.verify import EquivalenceReport
+    from stripefold_lab.training.agreement import DetectorReport
     from stripefold_lab.training.config import TrainConfig
-
-EXAMPLE_IMAGES = 64
-EXAMPLE_SCENES = 16
-"""Of segmentation and detection, whose networks compute much more for an image."""
+    from stripefold_lab.training.task import Task
 
 
 def finish(
@@ -47,9 +42,10 @@ def finish(
         VerifyError: If the folded model computes something else.
     """
     paths = record.paths
-    example = example_batch(data, EXAMPLE_IMAGES if config.task == "classification" else EXAMPLE_SCENES)
-    best = best_row(record.rows, config.task)
-    folded, verification = _folded(model, example, config.task) if config.folds else (model, None)
+    task = record.task
+    example = data.test.first(task.example_images)
+    best = best_row(record.rows, task)
+    folded, verification = _folded(model, example, task) if config.folds else (model, None)
     kind = "attached" if config.folds or config.keeps_attention else "backbone"
     result = TrainResult(
         run_dir=paths.root,
@@ -58,7 +54,7 @@ def finish(
         folded=folded,
         attached=evaluate_model(model, data, config, kind=kind, source=str(paths.last)),
         deployed=evaluate_model(folded, data, config, kind="folded", source=str(paths.folded)),
-        best_score=best[f"val_{TASKS[config.task].score}"],
+        best_score=best[f"val_{task.score.name}"],
         best_epoch=int(best["epoch"]),
         verification=verification,
         example=example,
@@ -74,17 +70,12 @@ def finish(
     return result
 
 
-def example_batch(data: Data, most: int) -> Tensor:
-    """The first test images, (N, C, H, W), at most ``most``."""
-    return torch.stack([data.test[index][0] for index in range(min(most, len(data.test)))])
-
-
-def _folded(model: nn.Module, example: Tensor, task: str) -> tuple[nn.Module, EquivalenceReport | DetectorReport]:
+def _folded(model: nn.Module, example: Tensor, task: Task) -> tuple[nn.Module, EquivalenceReport | DetectorReport]:
     with warnings.catch_warnings():
         # Gates that never moved are named in the summary.
         warnings.filterwarnings("ignore", message=".*never moved.*")
         plain = fold(model, check=False, example=example)
-    return plain, verify_task(task, model, plain, example)
+    return plain, task.verify(model, plain, example)
 
 
 def _save(result_of: nn.Module, path: Path, record: EpochRecord, config: TrainConfig) -> Path:

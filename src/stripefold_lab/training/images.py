@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from stripefold.errors import DataError
 from stripefold_lab.datasets.image_files import read_image
 
 
-class LabelledImages(Protocol):
-    """Indexable pairs of an image (C, H, W), bytes or floats in 0..1, and the number of its class."""
+class Samples(Protocol):
+    """What a data set holds, by index; here pairs of an image (C, H, W), bytes or floats in 0..1, and its class."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -58,26 +59,7 @@ class FileImages:
         return read_image(path), label
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some of the images.
-
-    Attributes:
-        images: All of them.
-        indices: Which ones.
-    """
-
-    images: LabelledImages
-    indices: list[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[self.indices[index]]
-
-
-def keep(images: LabelledImages) -> ArrayImages:
+def keep(images: Samples) -> ArrayImages:
     """All images decoded, as one tensor of bytes; those that are held in memory stay as they are.
 
     Args:
@@ -100,23 +82,16 @@ def keep(images: LabelledImages) -> ArrayImages:
     return ArrayImages(torch.stack([image for image, _ in found]), torch.tensor([label for _, label in found]))
 
 
-def choose(images: LabelledImages, limit: int | None) -> LabelledImages:
-    """At most ``limit`` of the images: the same random choice in every run, so that runs stay comparable.
+def choose(samples: Samples, limit: int | None) -> Samples:
+    """At most ``limit`` of the samples: the same random choice in every run, so that runs stay comparable.
 
     Args:
-        images: All of them.
+        samples: All of them.
         limit: How many; None is all.
     """
-    chosen = choice(len(images), limit)
-    if chosen is None:
-        return images
-    if isinstance(images, ArrayImages):
-        return ArrayImages(images.images[chosen], images.labels[chosen])
-    return Part(images, chosen.tolist())
-
-
-def choice(count: int, limit: int | None) -> Tensor | None:
-    """Which of ``count`` are used, (limit,) int64, whatever the run's seed; None for all."""
-    if limit is None or limit >= count:
-        return None
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit]
+    if limit is None or limit >= len(samples):
+        return samples
+    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:limit]
+    if isinstance(samples, ArrayImages):
+        return ArrayImages(samples.images[chosen], samples.labels[chosen])
+    return Subset(samples, chosen.tolist())  # type: ignore[arg-type]  # whose type says less than it takes

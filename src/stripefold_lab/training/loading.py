@@ -171,11 +171,21 @@ def _empty(path: Path, info: FileInfo, config: TrainConfig, spec: ImageSpec) -> 
 
 def _folded(model: nn.Module, spec: ImageSpec) -> nn.Module:
     """The model without its branch blocks."""
-    if not any(isinstance(module, BranchBlock) for module in model.modules()):
-        return model
+    blocks = any(isinstance(module, BranchBlock) for module in model.modules())
+    return fold_quietly(model, spec.example()) if blocks else model
+
+
+def fold_quietly(model: nn.Module, example: Any) -> nn.Module:
+    """A folded copy; that gates never moved, or blocks left a bias, was said when the file was written.
+
+    Args:
+        model: With static gates or branch blocks.
+        example: An input.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*have a bias that the stock ones do not have")  # said when saved
-        return fold(model, check=False, example=spec.example())
+        for message in (".*never moved.*", ".*have a bias that the stock ones do not have"):
+            warnings.filterwarnings("ignore", message=message)
+        return fold(model, check=False, example=example)
 
 
 def _about(extra: Any, overrides: dict[str, Any], path: Path) -> tuple[TrainConfig, ImageSpec, bool]:

@@ -16,10 +16,10 @@ from stripefold.atomic import write_text
 from stripefold.errors import TrainingError
 from stripefold_lab.stdout import time_left
 from stripefold_lab.training.checkpoint import KEY, write_failure
-from stripefold_lab.training.tasks import TASKS, WORDS, shown
 
 if TYPE_CHECKING:
     from stripefold_lab.training.paths import RunPaths
+    from stripefold_lab.training.task import Task
 
 MetricsRow = dict[str, float]
 
@@ -44,13 +44,12 @@ class EpochRecord(Checkpoint):
         about: dict[str, Any],
         *,
         epochs: int,
-        task: str = "classification",
+        task: Task,
         lines: bool = False,
     ) -> None:
         self.paths = paths
         self.about = about
         self.task = task
-        self.measured = TASKS[task].measures
         self.epochs = epochs
         self.lines = lines
         self.rows: list[MetricsRow] = []
@@ -81,10 +80,10 @@ class EpochRecord(Checkpoint):
             TrainingError: If a measure is not finite (nothing is saved then), or a file cannot be written.
         """
         row = self._row(trainer)
-        wrong = [name for name in self.measured if not math.isfinite(row[f"val_{name}"])]
+        wrong = [measure.word for measure in self.task.measures if not math.isfinite(row[f"val_{measure.name}"])]
         if wrong:
             raise TrainingError(
-                f"the test {WORDS[wrong[0]]} is not finite after epoch {row['epoch']:.0f}, step {row['step']:.0f}: the "
+                f"the test {wrong[0]} is not finite after epoch {row['epoch']:.0f}, step {row['step']:.0f}: the "
                 "last good checkpoint is kept; lower learning_rate, or set warmup_epochs or gradient_clip"
             )
         self.rows.append(row)
@@ -103,14 +102,18 @@ class EpochRecord(Checkpoint):
             "step": trainer.global_step,
             "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
             "train_loss": metrics["train_loss"],
-            **{f"val_{name}": metrics[f"val_{name}"] for name in self.measured},
+            **{name: metrics[name] for name in self._measured},
             "seconds": time.perf_counter() - self._started,
         }
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The table's columns."""
-        return ("epoch", "step", "learning_rate", "train_loss", *(f"val_{name}" for name in self.measured), "seconds")
+        return ("epoch", "step", "learning_rate", "train_loss", *self._measured, "seconds")
+
+    @property
+    def _measured(self) -> list[str]:
+        return [f"val_{measure.name}" for measure in self.task.measures]
 
     def write_table(self) -> None:
         """Write the whole table anew.
@@ -130,7 +133,7 @@ class EpochRecord(Checkpoint):
     def _log(self, row: MetricsRow) -> None:
         if self.lines and sys.stdout is not None:
             width = len(str(self.epochs))
-            told = [f"{WORDS[name]} {shown(name, row[f'val_{name}'])}" for name in self.measured]
+            told = [f"{each.word} {each.shown(row[f'val_{each.name}'])}" for each in self.task.measures]
             told = [f"test {words}" if words.startswith("loss") else words for words in told]
             mine = self.rows[self._resumed :]
             ahead = (self.epochs - row["epoch"]) * sum(each["seconds"] for each in mine) / len(mine)
@@ -142,12 +145,12 @@ class EpochRecord(Checkpoint):
             sys.stdout.flush()
 
 
-def best_row(rows: list[MetricsRow], task: str = "classification") -> MetricsRow:
+def best_row(rows: list[MetricsRow], task: Task) -> MetricsRow:
     """The first epoch of the highest score on the test images.
 
     Args:
         rows: At least one.
         task: Decides what the score is.
     """
-    score = f"val_{TASKS[task].score}"
+    score = f"val_{task.score.name}"
     return max(rows, key=lambda row: row[score])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stripefold_lab.training.tasks import TASKS, WORDS, shown
+from stripefold_lab.training.tasks import get_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,12 +42,12 @@ class EvalResult:
     @property
     def score(self) -> float:
         """The measure that tells a task's models apart: accuracy, mIoU or mAP50."""
-        return self.measures[TASKS[self.task].score]
+        return self.measures[get_task(self.task).score.name]
 
     @property
     def accuracy(self) -> float:
         """Share of images, or of pixels, of the right class, 0 to 1; a detector has none (KeyError)."""
-        return self.measures["pixel_accuracy" if self.task == "segmentation" else "accuracy"]
+        return self.measures[get_task(self.task).accuracy]
 
     @property
     def loss(self) -> float:
@@ -55,7 +55,8 @@ class EvalResult:
         return self.measures["loss"]
 
     def __str__(self) -> str:
-        told = [f"{WORDS[name]} {shown(name, self.measures[name])}" for name in reversed(TASKS[self.task].measures)]
+        measures = reversed(get_task(self.task).measures)
+        told = [f"{measure.word} {measure.shown(self.measures[measure.name])}" for measure in measures]
         return f"{', '.join(told)}, {self.images} images in {self.seconds:.1f} s"
 
 

@@ -31,13 +31,13 @@ from stripefold_lab.training.noise_hooks import batch_norms, training_noise
 from stripefold_lab.training.paths import RunPaths, claimed_run, write_config
 from stripefold_lab.training.record import EpochRecord
 from stripefold_lab.training.resume import check_resumable, restore_best
-from stripefold_lab.training.tasks import TASKS, make_task
+from stripefold_lab.training.tasks import get_task
 from stripefold_lab.training.trainer import make_trainer, plain_errors, quiet
+from stripefold_lab.training.training_module import TrainingModule
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
     from stripefold_lab.training.results import TrainResult
-    from stripefold_lab.training.task import Task
 
 CALIBRATION_IMAGES = 512
 """Enough to know the means and variances of a BatchNorm to a few per cent."""
@@ -91,15 +91,15 @@ def _train(config: TrainConfig, place: ProcessRank, group: Any, held: ExitStack)
         paths,
         {**about, "config": config.with_overrides(resume=False, extend=False).to_dict()},
         epochs=config.epochs,
-        task=config.task,
+        task=get_task(config.task),
         lines=_progress(config) == "lines",
     )
     started = time.perf_counter()
-    task = make_task(
-        config, synchronised(model, config, place), classes=len(data.spec.classes),
+    module = TrainingModule(
+        synchronised(model, config, place), config, classes=len(data.spec.classes),
         steps_per_epoch=len(loaders[0]), group=group,
     )  # fmt: skip
-    _fit(task, loaders, record, run_observer(data, config, paths.stripes), place, behind=behind)
+    _fit(module, loaders, record, run_observer(data, config, paths.stripes), place, behind=behind)
     seconds = time.perf_counter() - started
     epochs_run = len(record.rows) - behind
     finished: list[TrainResult] = []
@@ -176,7 +176,7 @@ def _begin(config: TrainConfig, paths: RunPaths) -> None:
     if not paths.last.exists():
         return
     try:
-        restore_best(paths, f"val_{TASKS[config.task].score}")
+        restore_best(paths, f"val_{get_task(config.task).score.name}")
         if config.extend:
             write_config(config, paths)
     except OSError as error:
@@ -190,7 +190,7 @@ def _progress(config: TrainConfig) -> str:
 
 
 def _fit(
-    task: Task,
+    module: TrainingModule,
     loaders: list[Any],
     record: EpochRecord,
     observer: StripeCallback | None,
@@ -198,8 +198,8 @@ def _fit(
     *,
     behind: int,
 ) -> None:
-    config, last, steps = task.config, record.paths.last, behind * len(loaders[0])
-    noise = training_noise(task.model, BatchNoise.read(config.batch_noise), config.seed)
+    config, last, steps = module.config, record.paths.last, behind * len(loaders[0])
+    noise = training_noise(module.model, BatchNoise.read(config.batch_noise), config.seed)
     logged = run_loggers(config, record.paths, place, behind=steps)
     with quiet(), plain_errors(record.paths), lossy_stdout(), noise as extra, logged as loggers:
         trainer = make_trainer(
@@ -211,7 +211,7 @@ def _fit(
             bar=place.first and _progress(config) == "bar",
         )
         training, test = loaders
-        trainer.fit(task, training, test, ckpt_path=str(last) if last.exists() else None)
+        trainer.fit(module, training, test, ckpt_path=str(last) if last.exists() else None)
     if place.first:
         record.write_table()
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stripefold.errors import DataError
-from stripefold_lab.names import check_data_name
-from stripefold_lab.training.images import ArrayImages, FileImages, LabelledImages
+from stripefold_lab.training.images import ArrayImages, FileImages, Samples
 
 if TYPE_CHECKING:
     from stripefold_lab.training.config import TrainConfig
@@ -31,18 +30,18 @@ class DataSource:
         classes: Names of the classes.
         channels: Channels of the images.
         image_size: Their side; None where images differ.
-        mean: Per channel, for normalisation.
+        mean: Per channel, for normalisation; ImageNet's where none is given.
         std: Likewise.
         middle: Share of the shorter side that testing looks at.
     """
 
-    train: LabelledImages
-    test: LabelledImages
+    train: Samples
+    test: Samples
     classes: tuple[str, ...]
     channels: int
     image_size: int | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = IMAGENET_STATISTICS[0]
+    std: tuple[float, ...] = IMAGENET_STATISTICS[1]
     middle: float = 1.0
 
 
@@ -53,10 +52,8 @@ def open_source(config: TrainConfig) -> DataSource:
         config: The run's configuration.
 
     Raises:
-        ConfigError: If there is no such data set.
         DataError: If it is not there, empty, or of the wrong form.
     """
-    check_data_name("classification", config.data)
     if config.data == "digits":
         return _digits()
     if config.data.startswith("folder:"):
@@ -106,9 +103,8 @@ def _folder(root: Path) -> DataSource:
         if all(train[i][0].shape[1:] == first for i in range(0, len(train), max(1, len(train) // 8)))
         else None
     )
-    mean, std = IMAGENET_STATISTICS
     return DataSource(
-        train=train, test=test, classes=classes, channels=3, image_size=size, mean=mean, std=std,
+        train=train, test=test, classes=classes, channels=3, image_size=size,
         middle=1.0 if size is not None and size < 128 else 0.875,
     )  # fmt: skip
 
@@ -163,10 +159,7 @@ def _cifar(datasets: Any, root: str, options: dict[str, Any], kind: str) -> Data
 def _stl10(datasets: Any, root: str, options: dict[str, Any]) -> DataSource:
     train, test = (datasets.STL10(root, split=part, **options) for part in ("train", "test"))
     arrays = [ArrayImages(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()) for part in (train, test)]
-    mean, std = IMAGENET_STATISTICS
-    return DataSource(
-        train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=3, image_size=96, mean=mean, std=std
-    )
+    return DataSource(train=arrays[0], test=arrays[1], classes=tuple(train.classes), channels=3, image_size=96)
 
 
 def _fashion(datasets: Any, root: str, options: dict[str, Any]) -> DataSource:
@@ -180,9 +173,8 @@ def _fashion(datasets: Any, root: str, options: dict[str, Any]) -> DataSource:
 
 def _imagenet(datasets: Any, root: str, options: dict[str, Any]) -> DataSource:
     train, test = (datasets.ImageNet(root, split=part, **options) for part in ("train", "val"))
-    mean, std = IMAGENET_STATISTICS
     return DataSource(
-        train=FileImages(train.samples), test=FileImages(test.samples), channels=3, image_size=None, mean=mean, std=std,
+        train=FileImages(train.samples), test=FileImages(test.samples), channels=3, image_size=None,
         classes=tuple(names[0] for names in train.classes), middle=0.875,
     )  # fmt: skip
 

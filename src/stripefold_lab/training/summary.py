@@ -8,7 +8,7 @@ from stripefold.asr.gate import StaticGate
 from stripefold.atomic import write_text
 from stripefold.errors import TrainingError
 from stripefold_lab.training.checkpoint import write_failure
-from stripefold_lab.training.tasks import TASKS, WORDS, shown
+from stripefold_lab.training.tasks import get_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,14 +64,14 @@ def _title(result: TrainResult) -> str:
 
 def _accuracy(result: TrainResult) -> str:
     attached, deployed = result.attached, result.deployed
-    judged = TASKS[result.config.task]
-    heads = [f"test {WORDS[name]}" for name in reversed(judged.measures)]
+    task = get_task(result.config.task)
+    heads = [f"test {measure.word}" for measure in reversed(task.measures)]
     lines = [f"| model | {' | '.join(heads)} | parameters |", "|---" * (len(heads) + 2) + "|"]
     for name, found, model in (("trained", attached, result.model), ("deployed", deployed, result.folded)):
         count = sum(parameter.numel() for parameter in model.parameters())
-        told = " | ".join(shown(measure, found.measures[measure]) for measure in reversed(judged.measures))
+        told = " | ".join(measure.shown(found.measures[measure.name]) for measure in reversed(task.measures))
         lines.append(f"| {name} | {told} | {count:,} |")
-    best = f"{WORDS[judged.score]}, {result.best_score:.2%} at epoch {result.best_epoch}"
+    best = f"{task.score.word}, {result.best_score:.2%} at epoch {result.best_epoch}"
     lines += [
         "",
         f"Both are of the last epoch, on {attached.images} test images. The best epoch's {best},",

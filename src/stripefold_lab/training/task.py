@@ -1,203 +1,124 @@
-"""What every task does while it trains, and classification."""
+"""The interface of a task: all that depends on what a network learns."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
-
-import pytorch_lightning as lightning
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
-
-from stripefold.asr.groups import param_groups
-from stripefold.errors import TrainingError
-from stripefold_lab.training.schedule import rate_factor
-from stripefold_lab.training.seeding import derive_seed
-from stripefold_lab.training.sharding import average_buffers_, shard_
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from stripefold_lab.training.batch_sharding import BatchSharding
+    from torch import Tensor, nn
+
+    from stripefold.folding.verify import EquivalenceReport
+    from stripefold_lab.training.agreement import DetectorReport
     from stripefold_lab.training.config import TrainConfig
-
-CHECK_EVERY = 50
-"""Steps between looks at the loss on an accelerator, where a look waits for the device; on a CPU it is every step."""
+    from stripefold_lab.training.data import Data, ImageSpec
 
 
-class Task(lightning.LightningModule, ABC):
-    """Training of ``model``; keys of its state are ``model.*`` whether compiled or not. A task says what its loss is.
+@dataclass(frozen=True)
+class TaskMeasure:
+    """One number that networks are judged by.
 
-    Args:
-        model: The network.
-        config: The run's configuration.
-        classes: How many classes there are, the background of segmentation and detection among them.
-        steps_per_epoch: Steps of one epoch.
-        group: The processes that share every batch; None is this one alone.
+    Attributes:
+        name: In tables and files.
+        word: In sentences.
+        share: Whether it lies in 0 to 1, and is shown in per cent.
+
+    >>> TaskMeasure("miou", "mIoU").shown(0.5), TaskMeasure("loss", "loss", share=False).shown(0.5)
+    ('50.00%', '0.5000')
     """
 
-    _first_bad_step: Tensor
+    name: str
+    word: str
+    share: bool = True
 
-    def __init__(
-        self, model: nn.Module, config: TrainConfig, *, classes: int, steps_per_epoch: int, group: Any = None
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.classes = classes
-        self.steps_per_epoch = steps_per_epoch
-        self.group = group
-        # In a tuple, so that the compiled model is no second submodule with keys of its own.
-        self._network = (torch.compile(model) if config.compile else model,)
-        self.register_buffer("_first_bad_step", torch.tensor(-1), persistent=False)
+    def shown(self, value: float) -> str:
+        """A value of it as text."""
+        return f"{value:.2%}" if self.share else f"{value:.4f}"
 
-    @abstractmethod
-    def loss(self, batch: Any) -> Tensor:
-        """The training loss of one batch, a scalar."""
 
-    def configure_model(self) -> None:
-        """Called by Lightning under every strategy; under fsdp each process keeps a part of the network."""
-        if self.device_mesh is not None:
-            shard_(self.model, self.device_mesh["data_parallel"])
+LOSS = TaskMeasure("loss", "loss", share=False)
 
-    def forward(self, images: Tensor, *targets: Any) -> Any:
-        """What the network gives for images (N, C, H, W)."""
-        if self.config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self._network[0](images, *targets)
 
-    def on_train_start(self) -> None:
-        """Take the rate of the first step from this run's schedule: one that is given more epochs has another."""
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * rate_factor(
-                    self.config, self.steps_per_epoch, self.trainer.global_step
-                )
+class Meter(Protocol):
+    """What adds up a task's measures over batches, as torchmetrics does."""
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make the step's random numbers (dropout, stochastic depth) a function of seed, step and process."""
-        rank = () if self.global_rank == 0 else (self.global_rank,)
-        torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step, *rank))
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Add what the network gave for one batch, beside what is right; tensors of both are on one device."""
 
-    def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
-        """What this process's part of a batch adds to its loss, a scalar; the mean over the processes is the loss."""
-        loss = self.weighted(self.loss(batch), batch, batch_idx)
-        self._watch(loss.detach())
-        self.log(
-            "train_loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, sync_dist=True,
-            batch_size=self.shares.total(batch_idx),
-        )  # fmt: skip
-        return loss
+    def compute(self) -> dict[str, float]:
+        """Every measure so far, by its name."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What a network learns: its data, its network, its loss, its measures, and how two networks are compared.
+
+    Everything else asks a task and names none. Options are checked before torch is loaded, so the module of a task
+    imports nothing heavy but in its methods. What is refused is a ``ConfigError``, and data that is missing or of the
+    wrong form a ``DataError``.
+
+    Attributes:
+        name: As in ``TASKS``.
+        measures: What an evaluation gives. The last is the score, a share of which more is better.
+        accuracy: Name of the measure that ``EvalResult.accuracy`` gives.
+        labels_images: Whether the target of an image is the number of its class.
+        example_images: On how many test images a trained and a folded network are compared.
+        mixed_rows: Why a layer may see other rows than one per image, as noise inside a network needs; "" if none does.
+    """
+
+    name: str
+    measures: ClassVar[tuple[TaskMeasure, ...]]
+    accuracy: ClassVar[str] = "accuracy"
+    labels_images: ClassVar[bool] = False
+    example_images: ClassVar[int] = 64
+    mixed_rows: ClassVar[str] = ""
 
     @property
-    def shares(self) -> BatchSharding:
-        """How the batches are divided that the loop is going through."""
-        trainer: Any = self.trainer
-        loader = trainer.train_dataloader if trainer.training else trainer.val_dataloaders
-        shares: BatchSharding = loader.batch_sampler.shares
-        return shares
+    def score(self) -> TaskMeasure:
+        """The measure that decides which epoch was the best."""
+        return self.measures[-1]
 
-    def weighted(self, loss: Tensor, batch: Any, batch_idx: int) -> Tensor:
-        """A mean over this process's part of a batch, such that the mean over the processes is that of the whole batch.
+    @abstractmethod
+    def check_options(self, config: TrainConfig) -> None:
+        """Refuse options that mean nothing for the task."""
 
-        Args:
-            loss: A scalar.
-            batch: This process's part.
-            batch_idx: Number of the batch.
-        """
-        return loss if self.group is None else loss * self.weight(batch, batch_idx)
+    @abstractmethod
+    def check_data(self, data: str) -> None:
+        """Refuse data that the task does not read, as ``TrainConfig.data`` names it, or a folder that is not there."""
 
-    def weight(self, batch: Any, batch_idx: int) -> Tensor | float:
-        """The share of a batch that is this process's, times the number of processes: 1 where it divides evenly."""
-        return self.shares.counted(batch_idx) * self.trainer.world_size / self.shares.total(batch_idx)
+    def check_names(self, config: TrainConfig) -> None:
+        """Refuse a slip in the name of the data or the model, as far as it is seen without torch."""
+        self.check_data(config.data)
 
-    def _watch(self, loss: Tensor) -> None:
-        """Remember the first step whose loss is not finite, without waiting for the device."""
-        bad = self._first_bad_step
-        self._first_bad_step = torch.where(torch.isfinite(loss) | (bad >= 0), bad, self.global_step)
-        if loss.device.type == "cpu" or self.global_step % CHECK_EVERY == 0:
-            self._check_loss()
+    @abstractmethod
+    def load_data(self, config: TrainConfig) -> Data:
+        """The data set, once ``check_data`` has let its name pass."""
 
-    def _check_loss(self) -> None:
-        step = int(self._first_bad_step)
-        if step >= 0:
-            epoch = step // self.steps_per_epoch + 1
-            raise TrainingError(
-                f"the loss is not finite at epoch {epoch}, step {step + 1}: the last good checkpoint is kept; lower "
-                f"learning_rate ({self.config.learning_rate:g}), or set warmup_epochs or gradient_clip"
-            )
+    @abstractmethod
+    def build(self, config: TrainConfig, spec: ImageSpec) -> nn.Module:
+        """The network, without attention."""
 
-    def on_validation_start(self) -> None:
-        """No epoch is evaluated or saved behind a loss that was not finite, or with buffers of one process only."""
-        self._check_loss()
-        if self.group is not None:
-            average_buffers_(self.model, self.group)
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Any, config: TrainConfig) -> Tensor:
+        """The training loss of one batch, a scalar."""
 
-    def configure_optimizers(self) -> Any:
-        """The optimiser, the gates' weight decay set apart where asked for, and the rate as a function of the step."""
-        config = self.config
-        gate_decay = config.weight_decay if config.gate_weight_decay is None else config.gate_weight_decay
-        groups = param_groups(self.model, weight_decay=config.weight_decay, gate_weight_decay=gate_decay)
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            optimizer = torch.optim.SGD(
-                groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov
-            )
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_factor(config, self.steps_per_epoch, step)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def counted(self, batch: Any) -> Tensor | None:
+        """How many things the loss of a batch is the mean of, where these are not its images: then None."""
+        return None
 
+    @abstractmethod
+    def meter(self, classes: int, *, group: Any = None) -> Meter:
+        """What adds up the measures, over all processes of a group where there is one."""
 
-class Classification(Task):
-    """Cross-entropy; the network gives logits (N, classes)."""
+    def comparable(self, model: nn.Module) -> nn.Module:
+        """What of a network is compared number by number: itself, or a module around it."""
+        return model
 
-    def __init__(self, model: nn.Module, config: TrainConfig, **about: Any) -> None:
-        super().__init__(model, config, **about)
-        together = self.group is not None
-        self.accuracy = MulticlassAccuracy(num_classes=self.classes, average="micro", sync_on_compute=together)
+    def verify(
+        self, model: nn.Module, other: nn.Module, images: Tensor, *, raise_on_mismatch: bool = True
+    ) -> EquivalenceReport | DetectorReport:
+        """Compare two networks in eval mode on images (N, C, H, W); as ``stripefold.verify`` where they differ."""
+        from stripefold.folding.verify import verify
 
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy of images (N, C, H, W) and labels (N,); mixed images are judged by the classes of both."""
-        images, labels = batch
-        smoothing = self.config.label_smoothing
-        if not self.config.mixup:
-            return F.cross_entropy(self(images), labels, label_smoothing=smoothing)
-        mixed, others, share = mix(images, labels, self.config.mixup)
-        logits = self(mixed)
-        losses = [F.cross_entropy(logits, target, label_smoothing=smoothing) for target in (labels, others)]
-        return share * losses[0] + (1 - share) * losses[1]
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count hits and add up the loss of one batch."""
-        images, labels = batch
-        logits = self(images).float()
-        if self.shares.counted(batch_idx):
-            self.accuracy.update(logits, labels)
-        loss = self.weighted(F.cross_entropy(logits, labels), batch, batch_idx)
-        self.log("val_loss", loss, on_epoch=True, sync_dist=True, batch_size=self.shares.total(batch_idx))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the accuracy of the epoch."""
-        self.log("val_accuracy", self.accuracy.compute(), prog_bar=True)
-        self.accuracy.reset()
-
-
-def mix(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
-    """Every image mixed with another of its batch, in one proportion drawn from Beta(alpha, alpha).
-
-    Args:
-        images: (N, C, H, W).
-        labels: (N,).
-        alpha: Both parameters of the beta distribution.
-
-    Returns:
-        The mixed images, the other images' labels (N,), and the share of the images themselves.
-
-    Source: Zhang et al. 2018 (arXiv 1710.09412), Algorithm 1.
-    """
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
-    order = torch.randperm(len(images)).to(images.device)
-    return share * images + (1 - share) * images[order], labels[order], share
+        return verify(model, other, images, raise_on_mismatch=raise_on_mismatch)
