@@ -15,8 +15,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from stripefold.graph.graph import Node
-from stripefold.graph.operations import RESHAPES as NEIGHBOURS
-from stripefold.graph.operations import names
+from stripefold.graph.operations import INSIDE_NORMS
 from stripefold.graph.patterns import Shape, aligned, regrouped, varies
 
 Change = Literal["scale", "shift"]
@@ -329,7 +328,7 @@ def _spatial(dims: int) -> dict[str, Operation]:
     last, pads = _last(dims), _stays_on(_padded)
     return {
         **_row(f"avg_pool{dims}d", last, _always, _averages),
-        **_row(f"adaptive_avg_pool{dims}d _adaptive_avg_pool{dims}d", last),
+        **_row(f"adaptive_avg_pool{dims}d" + f" _adaptive_avg_pool{dims}d" * (dims > 1), last),
         **_row(f"max_pool{dims}d max_pool{dims}d_with_indices adaptive_max_pool{dims}d", last, _nonnegative),
         **_row(f"reflection_pad{dims}d replication_pad{dims}d", pads),
         **_row(f"upsample_nearest{dims}d _upsample_nearest_exact{dims}d", last),
@@ -364,12 +363,6 @@ OPERATIONS: dict[str, Operation] = {
     **_row("mul div", _BROADCAST, _scale_of_product, _shift_of_product, family="product"),
 }
 
-# What runs inside a layer with an activation and neither hinders a scale of its output nor needs v >= 0.
-_INSIDE_NORMS = NEIGHBOURS | names(
-    "native_layer_norm layer_norm native_group_norm group_norm convolution linear addmm mm matmul permute transpose "
-    "view_as contiguous alias detach _to_copy to lift_fresh neg dropout feature_dropout alpha_dropout"
-)
-
 
 def hindrance_inside(inner: Sequence[str]) -> tuple[str | None, bool]:
     """What in a layer with an activation inside keeps a scale of its output from its affine part.
@@ -380,7 +373,7 @@ def hindrance_inside(inner: Sequence[str]) -> tuple[str | None, bool]:
     Returns:
         The first operation that does not commute, or None; and whether the rest needs v >= 0.
     """
-    rest = [name for name in inner if name not in _INSIDE_NORMS and "batch_norm" not in name]
+    rest = [name for name in inner if name not in INSIDE_NORMS and "batch_norm" not in name]
     rectifiers = {name for name, row in OPERATIONS.items() if row.scale is _nonnegative and row.shift is _RECTIFIED}
     return next((name for name in rest if name not in rectifiers), None), bool(rest)
 
