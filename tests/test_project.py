@@ -54,6 +54,7 @@ LAB_LEVEL = {
     "stdout": 0,
     "processes": 0,
     "yaml_documents": 0,
+    "users_files": 0,
     "models": 1,
     "datasets": 1,
     "training": 2,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from stripefold_lab.cli.arguments import AsJson
 from stripefold_lab.cli.output import print_json, print_table
+from stripefold_lab.cli.users_code import Imports
 
 
-def branches(*, as_json: AsJson = False) -> None:
-    """List every block that can stand for a convolution while training."""
+def branches(*, imports: Imports = None, as_json: AsJson = False) -> None:
+    """List every block that can stand for a convolution while training, yours (--import) among them."""
     from stripefold.branches.registry import describe
 
     columns = ("name", "branches", "options", "source")
