@@ -255,6 +255,32 @@ def test_a_type_name_has_one_meaning() -> None:
     assert not several
 
 
+_TWIN = "the same for ONNX files and for models of torch"
+# Function -> why several files of the library have one of that name.
+FUNCTIONS_OF_ONE_NAME = {
+    **dict.fromkeys(("axis_ahead", "axis_behind", "bake", "compact", "extents", "measured", "observe"), _TWIN),
+    **dict.fromkeys(("relative_error", "side_by_side", "site_results", "tensors_of"), _TWIN),
+    **dict.fromkeys(("build", "why_unsupported"), "what every kind of branch block defines"),
+    **dict.fromkeys(("sentence", "tiles"), "the head of each page"),
+    "as_text": "each report as text",
+    "describe": "the table of attentions, which users call; and the shapes of an example, for messages",
+    "select": "where= for sites, and for branch blocks",
+}
+
+
+def test_a_function_name_has_one_meaning() -> None:
+    """In the library, of functions that other files can import; methods are their class's own."""
+    homes: dict[str, set[str]] = {}
+    for path in FILES:
+        if LIBRARY in path.parents:
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                    homes.setdefault(node.name, set()).add(str(path.relative_to(LIBRARY)))
+    several = {name: sorted(where) for name, where in homes.items() if len(where) > 1}
+    assert not {name: where for name, where in several.items() if name not in FUNCTIONS_OF_ONE_NAME}
+    assert set(several) == set(FUNCTIONS_OF_ONE_NAME), "an exception that nothing needs"
+
+
 def imported_when_loaded(path: Path, modules: set[str]) -> set[str]:
     """The project's modules that a file imports as soon as it is imported itself."""
     found: set[str] = set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operations import CHANNELS_SECOND, KEEP_AXES, MATRIX_PRODUCTS, MIXING, STACKS, is_batch_norm
 from stripefold.graph.ops import StoppedError, operation
-from stripefold.graph.patterns import along, index_along
+from stripefold.graph.patterns import index_along, pattern_along
 
 _ATTENTION = "scaled_dot_product"
 
@@ -80,7 +80,7 @@ def _after_moves(before: Node, node: Node, axis: int) -> int | None:
     """Through operations that move elements: the axis along which the same numbers lie in the same order."""
     channels = before.shape[axis]
     try:
-        pattern = operation(node, "scale").layout.ahead(node, before.shape, along(before.shape, axis))
+        pattern = operation(node, "scale").layout.ahead(node, before.shape, pattern_along(before.shape, axis))
     except StoppedError:
         return None
     if channels == 1:  # nothing to tell it by, and no difference where it lies

@@ -77,7 +77,7 @@ class Operation:
         return self.scale(node) if change == "scale" else self.shift(node)
 
 
-def place(node: Node) -> str:
+def location(node: Node) -> str:
     """Where an operation runs, in words."""
     return repr(node.where) if node.where else "the model itself"
 
@@ -90,7 +90,7 @@ def operation(node: Node, change: Change) -> Operation:
     """
     row = OPERATIONS.get(node.name)
     if row is None:
-        raise StoppedError(f"{node.name!r} in {place(node)} {_STOPS[change]}")
+        raise StoppedError(f"{node.name!r} in {location(node)} {_STOPS[change]}")
     return row
 
 
@@ -102,7 +102,7 @@ def check_passes(node: Node, change: Change) -> Passes:
     """
     answer = operation(node, change).passes(change, node)
     if isinstance(answer, str):
-        raise StoppedError(f"{node.name!r} in {place(node)} {_STOPS[change]}{answer and f': {answer}'}")
+        raise StoppedError(f"{node.name!r} in {location(node)} {_STOPS[change]}{answer and f': {answer}'}")
     return answer
 
 
@@ -115,7 +115,7 @@ _STOPS: dict[Change, str] = {
 
 
 def _mixes(node: Node) -> StoppedError:
-    return StoppedError(f"{node.name!r} in {place(node)} mixes the channels")
+    return StoppedError(f"{node.name!r} in {location(node)} mixes the channels")
 
 
 def _stays_on(touched: Callable[[Node, int], Sequence[int]]) -> Rearrangement:
@@ -207,7 +207,9 @@ def _piece(node: Node, before: Shape, pattern: Tensor) -> Tensor:
 def _cut_back(node: Node, before: Shape, pattern: Tensor) -> Tensor:
     """Before positions are cut off; where channels are, what is left out would have to carry something, too."""
     if varies(pattern, [int(node.arguments["dim"]) % len(before)]):
-        raise StoppedError(f"{node.name!r} in {place(node)} does not commute backward: it takes some of the channels")
+        raise StoppedError(
+            f"{node.name!r} in {location(node)} does not commute backward: it takes some of the channels"
+        )
     return pattern
 
 
@@ -387,6 +389,6 @@ def summand_factors(node: Node) -> list[float]:
     """What multiplies each operand of a sum: ``alpha`` and the sign of a difference."""
     alpha = node.arguments.get("alpha", 1)
     if not isinstance(alpha, (int, float)):
-        raise StoppedError(f"{node.name!r} in {place(node)} has a factor that is no real number: {alpha}")
+        raise StoppedError(f"{node.name!r} in {location(node)} has a factor that is no real number: {alpha}")
     second = float(alpha)
     return [1.0, -second if node.name == "sub" else second][: len(node.inputs)]

@@ -55,7 +55,7 @@ class Growth:
 CONSTANT = Growth()
 
 
-def normalises(graph: Graph, scaled: int, factor: int, *, divided: bool = False) -> bool | None:
+def is_normalisation(graph: Graph, scaled: int, factor: int, *, divided: bool = False) -> bool | None:
     """Whether a product stays what it is when the map that both factors are computed from is scaled.
 
     Args:

@@ -31,7 +31,7 @@ from stripefold.graph.operations import (
     WITH_WEIGHT,
 )
 from stripefold.stripe.axes import LayerAxes, axis_ahead, axis_behind
-from stripefold.stripe.growth import normalises
+from stripefold.stripe.growth import is_normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def _judged(graph: Graph, index: int, factors: list[int], layer_axes: LayerAxes)
     divided = graph.nodes[index].name in DIVISIONS
     if divided and factor == first:
         return _refused(found, "a division by the map itself")
-    normalised = normalises(graph, scaled, factor, divided=divided)
+    normalised = is_normalisation(graph, scaled, factor, divided=divided)
     if normalised:
         return _refused(found, "a normalisation: the factor is one over a size of the map itself")
     if normalised is None:
