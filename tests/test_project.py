@@ -281,6 +281,51 @@ def test_a_function_name_has_one_meaning() -> None:
     assert set(several) == set(FUNCTIONS_OF_ONE_NAME), "an exception that nothing needs"
 
 
+def names_defined(path: Path) -> set[str]:
+    """What a file defines at any level, or in a script of a page by ``const`` and ``function``."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return set(re.findall(r"(?:const|function) (\w+)", text))
+    nodes = list(ast.walk(ast.parse(text)))
+    assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    used = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    given = {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg}
+    made = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return assigned | used | given | made
+
+
+def symptom_rows() -> list[tuple[str, str, str]]:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## What you see, and where it comes from")[1].split("### Twins")[0]
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in section.splitlines() if "`" in line]
+    return [row for row in rows if len(row) == 3]  # type: ignore[misc]
+
+
+def files_named(text: str) -> list[Path]:
+    names = re.findall(r"`([\w/]+\.(?:py|js\.jinja))`", text)
+    return [(SOURCE if name.startswith("stripefold_lab/") else LIBRARY) / name for name in names]
+
+
+def test_there_are_rows_for_what_one_sees() -> None:
+    assert len(symptom_rows()) >= 25
+
+
+@pytest.mark.parametrize("row", symptom_rows(), ids=lambda row: row[0][:40])
+def test_every_file_and_function_of_the_symptom_map_exists(row: tuple[str, str, str]) -> None:
+    files = files_named(row[1])
+    assert files
+    known = set().union(*(names_defined(path) for path in files))
+    names = re.findall(r"`(\w+)`", row[2])
+    assert names
+    assert set(names) <= known
+
+
+def test_every_twin_exists() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("### Twins")[1].split("\n## ")[0]
+    assert len(files_named(section)) > 20
+    assert all(path.is_file() for path in files_named(section))
+
+
 def imported_when_loaded(path: Path, modules: set[str]) -> set[str]:
     """The project's modules that a file imports as soon as it is imported itself."""
     found: set[str] = set()

@@ -16,7 +16,7 @@ from PIL import Image
 import stripefold as sf
 from stripefold.errors import ObserveError
 from stripefold.html_report.page import render_page
-from stripefold.html_report.words import tiles
+from stripefold.html_report.words import sentence, tiles
 from stripefold.html_report.write import DRAWING
 from stripefold.own_files import LIST
 from stripefold.stripe.report import StripeReport
