@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stripefold.errors import ConfigError
-from stripefold_lab.users_files import import_files, users_function
+from stripefold_lab.users_files import users_function
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,18 +25,12 @@ OwnModel = Annotated[
 ]
 
 
-def _import(paths: list[Path] | None) -> list[Path] | None:
-    import_files(paths or ())
-    return paths
-
-
-# The option's callback runs the files, before the command starts: no command reads its value.
+# ``app`` runs the files before the command starts: no command reads its value.
 Imports = Annotated[
     list[Path] | None,
     typer.Option(
         "--import",
         metavar="FILE.py",
-        callback=_import,
         help="Run a file that registers attentions, rules or branch blocks of your own; may be given again.",
     ),
 ]
