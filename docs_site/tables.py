@@ -87,10 +87,11 @@ def attentions() -> str:
 
 def branches() -> str:
     """Every kind of branch block."""
-    from stripefold.branches.registry import describe
+    from stripefold.branches.registry import branch_kinds
 
     rows = [
-        (f"`{kind.name}`", kind.branches, ", ".join(f"`{o}`" for o in kind.options), kind.source) for kind in describe()
+        (f"`{kind.name}`", kind.branches, ", ".join(f"`{o}`" for o in kind.options), kind.source)
+        for kind in branch_kinds()
     ]
     return table(("name", "branches", "options", "source"), rows)
 

@@ -54,6 +54,7 @@ LAB_LEVEL = {
     "stdout": 0,
     "processes": 0,
     "yaml_documents": 0,
+    "users_files": 0,
     "models": 1,
     "datasets": 1,
     "training": 2,
@@ -253,6 +254,77 @@ def test_a_type_name_has_one_meaning() -> None:
             homes.setdefault(name, set()).add(str(path.relative_to(SOURCE)))
     several = {name: sorted(where) for name, where in homes.items() if len(where) > 1}
     assert not several
+
+
+_TWIN = "the same for ONNX files and for models of torch"
+# Function -> why several files of the library have one of that name.
+FUNCTIONS_OF_ONE_NAME = {
+    **dict.fromkeys(("axis_ahead", "axis_behind", "bake", "compact", "extents", "measured", "observe"), _TWIN),
+    **dict.fromkeys(("relative_error", "side_by_side", "site_results", "tensors_of"), _TWIN),
+    **dict.fromkeys(("build", "why_unsupported"), "what every kind of branch block defines"),
+    **dict.fromkeys(("sentence", "tiles"), "the head of each page"),
+    "as_text": "each report as text",
+    "describe": "the table of attentions, which users call; and the shapes of an example, for messages",
+    "select": "where= for sites, and for branch blocks",
+}
+
+
+def test_a_function_name_has_one_meaning() -> None:
+    """In the library, of functions that other files can import; methods are their class's own."""
+    homes: dict[str, set[str]] = {}
+    for path in FILES:
+        if LIBRARY in path.parents:
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                    homes.setdefault(node.name, set()).add(str(path.relative_to(LIBRARY)))
+    several = {name: sorted(where) for name, where in homes.items() if len(where) > 1}
+    assert not {name: where for name, where in several.items() if name not in FUNCTIONS_OF_ONE_NAME}
+    assert set(several) == set(FUNCTIONS_OF_ONE_NAME), "an exception that nothing needs"
+
+
+def names_defined(path: Path) -> set[str]:
+    """What a file defines at any level, or in a script of a page by ``const`` and ``function``."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return set(re.findall(r"(?:const|function) (\w+)", text))
+    nodes = list(ast.walk(ast.parse(text)))
+    assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    used = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    given = {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg}
+    made = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return assigned | used | given | made
+
+
+def symptom_rows() -> list[tuple[str, str, str]]:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## What you see, and where it comes from")[1].split("### Twins")[0]
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in section.splitlines() if "`" in line]
+    return [row for row in rows if len(row) == 3]  # type: ignore[misc]
+
+
+def files_named(text: str) -> list[Path]:
+    names = re.findall(r"`([\w/]+\.(?:py|js\.jinja))`", text)
+    return [(SOURCE if name.startswith("stripefold_lab/") else LIBRARY) / name for name in names]
+
+
+def test_there_are_rows_for_what_one_sees() -> None:
+    assert len(symptom_rows()) >= 25
+
+
+@pytest.mark.parametrize("row", symptom_rows(), ids=lambda row: row[0][:40])
+def test_every_file_and_function_of_the_symptom_map_exists(row: tuple[str, str, str]) -> None:
+    files = files_named(row[1])
+    assert files
+    known = set().union(*(names_defined(path) for path in files))
+    names = re.findall(r"`(\w+)`", row[2])
+    assert names
+    assert set(names) <= known
+
+
+def test_every_twin_exists() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("### Twins")[1].split("\n## ")[0]
+    assert len(files_named(section)) > 20
+    assert all(path.is_file() for path in files_named(section))
 
 
 def imported_when_loaded(path: Path, modules: set[str]) -> set[str]:

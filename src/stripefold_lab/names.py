@@ -16,6 +16,11 @@ OWN_MODELS: dict[str, tuple[int, str]] = {
     **{f"resnet{depth}": (depth, "bottleneck") for depth in (29, 47, 65, 83, 164)},
     **{f"resnet{depth}_bottleneck": (depth, "bottleneck") for depth in (56, 110)},
 }
+# Those of the library, for help that loads no torch; tests/cli/test_users_attention.py holds them.
+ATTENTIONS = (
+    "cbam", "dia", "eca", "ese", "fca", "gc", "gct", "ge", "ie", "position", "scale", "se", "shift", "spa", "spatial",
+    "srm",
+)  # fmt: skip
 TORCHVISION_DATA = ("cifar10", "cifar100", "stl10", "fashion_mnist", "imagenet")
 _LIBRARIES = ("timm", "torchvision")
 _REGISTERED = re.compile(r"@register_model(?:\([^)]*\))?\s*\n(?:@[^\n]*\n)*def (\w+)\(")

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 import stripefold as sf
-from stripefold.asr.adapter import fingerprint
+from stripefold.asr.adapter import backbone_fingerprint
 from stripefold.errors import AdapterError
 from stripefold.folding.files import file_info, load_tensors, save_tensors
 from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
@@ -62,15 +62,15 @@ def test_the_file_holds_no_backbone(tmp_path: Path) -> None:
 
 def test_fingerprint() -> None:
     model = tiny()
-    mark = fingerprint(model)
-    assert fingerprint(attached()) == mark  # the gates are not part of it
-    assert fingerprint(tiny(seed=5))["structure"] == mark["structure"]
-    assert fingerprint(tiny(seed=5))["weights"] != mark["weights"]
-    assert fingerprint(tiny().float())["structure"] == mark["structure"]  # a dtype is no structure
+    mark = backbone_fingerprint(model)
+    assert backbone_fingerprint(attached()) == mark  # the gates are not part of it
+    assert backbone_fingerprint(tiny(seed=5))["structure"] == mark["structure"]
+    assert backbone_fingerprint(tiny(seed=5))["weights"] != mark["weights"]
+    assert backbone_fingerprint(tiny().float())["structure"] == mark["structure"]  # a dtype is no structure
     swapped = tiny()
     weights = swapped.blocks[0].conv1.weight, swapped.blocks[0].conv2.weight
     swapped.blocks[0].conv1.weight, swapped.blocks[0].conv2.weight = reversed(weights)
-    assert fingerprint(swapped)["weights"] != mark["weights"]
+    assert backbone_fingerprint(swapped)["weights"] != mark["weights"]
 
 
 def test_a_site_as_root(tmp_path: Path) -> None:

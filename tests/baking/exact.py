@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.hold import can_hold, override_gates
-from stripefold.baking.sites import BakeSite, plan
+from stripefold.baking.sites import BakeSite, plan_bake
 from stripefold.modules.example import Example, example_to, run_example
 from stripefold.stripe.discover import Discovery, discover
 from tests.lifecycle import EXACT, IMAGE_DEPENDENCE, error
@@ -85,7 +85,7 @@ class Outcome:
 def bake_exactly(model: nn.Module, x: Example, *, names: Collection[str] | None = None, signed: bool = True) -> Outcome:
     """Bake a copy of a model with random constants and measure."""
     discovery = discover(model, x)
-    sites = plan(model, discovery, names)
+    sites = plan_bake(model, discovery, names)
     constants = constants_for(sites, signed=signed)
     baked, final = apply_(copy.deepcopy(model), sites, constants)
     held = {site.name: constants[site.name] for site in final if site.how != "keep"}

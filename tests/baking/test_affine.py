@@ -219,14 +219,14 @@ def test_no_trainable_gate_takes_its_place() -> None:
 
 
 def test_a_constant_of_zero_cannot_go_forward() -> None:
-    from stripefold.baking.sites import plan
+    from stripefold.baking.sites import plan_bake
 
     model, x = made("one layer")
     discovery = discover(model, x)
     v = torch.ones(C, dtype=torch.float64)
-    assert plan(model, discovery, constants={"se": v})[0].how == "forward"
+    assert plan_bake(model, discovery, constants={"se": v})[0].how == "forward"
     v[2] = 0
-    (site,) = plan(model, discovery, constants={"se": v})
+    (site,) = plan_bake(model, discovery, constants={"se": v})
     assert site.how == "multiply"
     assert "a constant is 0" in site.why
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.baking.apply import apply_
-from stripefold.baking.sites import plan
+from stripefold.baking.sites import plan_bake
 from tests.baking.exact import Outcome, assert_exact, bake_exactly, prepared
 
 # Architecture -> what becomes of its gates. All of them fold.
@@ -120,7 +120,7 @@ def test_products_are_formed_in_float64_and_rounded_once(dtype: torch.dtype) -> 
     model, x = prepared(lambda: timm.create_model("mobilenetv3_small_050"))
     low = copy.deepcopy(model).to(dtype)
     exact = bake_exactly(copy.deepcopy(low).double(), x)
-    sites = plan(low, exact.discovery)
+    sites = plan_bake(low, exact.discovery)
     baked, _ = apply_(low, sites, exact.constants)
     for key, tensor in exact.baked.state_dict().items():
         assert torch.equal(baked.state_dict()[key], tensor.to(baked.state_dict()[key].dtype)), key

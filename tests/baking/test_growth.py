@@ -13,7 +13,7 @@ from torch import nn
 
 import stripefold as sf
 from benchmarks.growth import chain_of_gates
-from stripefold.baking.sites import plan
+from stripefold.baking.sites import plan_bake
 from stripefold.stripe.discover import Discovery, discover
 
 
@@ -75,7 +75,7 @@ class Halved(nn.Module):
 
 
 def planned(looked_at: tuple[nn.Module, Discovery], **options: Any) -> None:
-    plan(*looked_at, **options)
+    plan_bake(*looked_at, **options)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -97,7 +97,7 @@ def test_planning_for_several_examples() -> None:
         model = Halved(chain_of_gates(gates))
         return model, discover(model, [(DATA[0], True), (DATA[0], False)])
 
-    assert len(plan(*made(4))) == 4
+    assert len(plan_bake(*made(4))) == 4
     assert growth(planned, made=made) < 2.05
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stripefold.baking.apply import apply_
 from stripefold.baking.constants import constants_of
 from stripefold.baking.hold import override_gates
-from stripefold.baking.sites import plan
+from stripefold.baking.sites import plan_bake
 from stripefold.errors import BakeError
 from stripefold.graph.absorption import Absorption
 from stripefold.layers.absorb import absorb
@@ -42,8 +42,8 @@ def test_constants_that_do_not_fit(case: str) -> None:
     model, x = before_conv()
     discovery = discover(model, x)
     constants, match = BAD_CONSTANTS[case]
-    sites = plan(model, discovery)
-    assert_refused(model, lambda: plan(model, discovery, constants=constants), BakeError, match)
+    sites = plan_bake(model, discovery)
+    assert_refused(model, lambda: plan_bake(model, discovery, constants=constants), BakeError, match)
     assert_refused(model, lambda: apply_(model, sites, constants), BakeError, match)
 
 
@@ -51,7 +51,7 @@ def test_an_unknown_gate() -> None:
     model, x = before_conv()
     discovery = discover(model, x)
     with pytest.raises(BakeError, match="no channel gate is called 'conv': the model has 'se'"):
-        plan(model, discovery, ["conv"])
+        plan_bake(model, discovery, ["conv"])
     with (
         pytest.raises(BakeError, match="no channel gate is called 'conv'"),
         override_gates(model, discovery.gates, {"conv": ONES}),
@@ -67,14 +67,14 @@ def test_an_unknown_gate() -> None:
 
 def test_a_wrapped_model() -> None:
     model, x = before_conv()
-    sites = plan(model, discover(model, x))
+    sites = plan_bake(model, discover(model, x))
     with pytest.raises(BakeError, match="wrapped in DataParallel: give the bare model"):
         apply_(nn.DataParallel(model), sites, {"se": ONES})
 
 
 def test_a_product_that_overflows_leaves_the_model_as_it_was() -> None:
     model, x = before_conv()
-    sites = plan(model, discover(model, x))
+    sites = plan_bake(model, discover(model, x))
     half = copy.deepcopy(model).half()
     assert_refused(
         half,

@@ -12,7 +12,7 @@ import stripefold as sf
 from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.hold import can_hold, override_gates
 from stripefold.baking.modules import ConstantGate, ConstantScale
-from stripefold.baking.sites import plan
+from stripefold.baking.sites import plan_bake
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import discover
 from tests.baking import nets
@@ -57,14 +57,14 @@ def test_decisions(case: str) -> None:
 def test_negative_constants_behind_a_relu_are_multiplied() -> None:
     model, x = net(nets.behind_relu, {"se": SE})
     discovery = discover(model, x)
-    v = constants_for(plan(model, discovery), signed=False)
+    v = constants_for(plan_bake(model, discovery), signed=False)
     minus = {"se": v["se"] * torch.tensor([1.0, -1, 1, -1, 1, 1], dtype=torch.float64)}
-    assert plan(model, discovery, constants=v)[0].how == "backward"
-    (site,) = plan(model, discovery, constants=minus)
+    assert plan_bake(model, discovery, constants=v)[0].how == "backward"
+    (site,) = plan_bake(model, discovery, constants=minus)
     assert (site.how, site.layers) == ("multiply", ())
     assert "2 constants are negative" in site.why
     # A plan made without constants is made good when they are known.
-    baked, (final,) = apply_(copy.deepcopy(model), plan(model, discovery), minus)
+    baked, (final,) = apply_(copy.deepcopy(model), plan_bake(model, discovery), minus)
     assert final.how == "multiply"
     assert type(baked.se) is ConstantScale
     assert verify_baked(model, discovery.gates, baked, minus, x).passed
@@ -122,7 +122,7 @@ def test_a_gate_called_twice_stays() -> None:
 def test_a_gate_that_nothing_returns_stays() -> None:
     model, x = net(nets.functional, {"fc": lambda: nn.Linear(C, C)})
     discovery = discover(model, x)
-    (site,) = plan(model, discovery)
+    (site,) = plan_bake(model, discovery)
     assert site.how == "keep"
     assert "no module returns the gate" in site.why
     assert "move that computation into a module of its own" in site.why
@@ -147,7 +147,7 @@ class Root(SE):
 
 def test_a_model_that_is_the_attention_stays() -> None:
     model = Root(3).double().eval()
-    (site,) = plan(model, discover(model, images()))
+    (site,) = plan_bake(model, discover(model, images()))
     assert site.how == "keep"
     assert "the model itself is the attention" in site.why
 
@@ -171,7 +171,7 @@ class Wrapper(nn.Module):
 def test_outputs_that_the_trace_does_not_see() -> None:
     model, x = net(nets.before_conv, {"se": SE})
     wrapped = Wrapper(model)
-    (site,) = plan(wrapped, discover(wrapped, x))
+    (site,) = plan_bake(wrapped, discover(wrapped, x))
     assert site.how == "multiply"
     assert "holds no tensor that the trace knows" in site.why
 
@@ -193,7 +193,7 @@ def test_static_gates_beside_it_are_folded_first() -> None:
     bare, x = net(lambda net, x: net.conv(x) + x, {})
     model = sf.attach(sf.attach(bare, "se", where=["conv"]), "se", where=["conv"], form="dynamic")
     prepare(model, images())
-    (site,) = plan(model, discover(model, x))
+    (site,) = plan_bake(model, discover(model, x))
     assert site.how == "keep"
     assert "static gates stand on 'conv', too: fold them first" in site.why
     folded = bake_exactly(sf.fold(model, example=x), x)
@@ -223,7 +223,7 @@ def test_hooks_and_flags_of_the_attention_stay_in_its_place() -> None:
     handle = model.se.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
     model.se.train()
     discovery = discover(model, x)
-    sites = plan(model, discovery)
+    sites = plan_bake(model, discovery)
     baked, _ = apply_(model, sites, constants_for(sites))
     assert type(baked.se) is nn.Identity
     assert baked.se.training

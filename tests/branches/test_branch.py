@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.branches.block import BranchBlock
 from stripefold.branches.calibrate import _Moments
-from stripefold.branches.registry import describe
+from stripefold.branches.registry import branch_kinds
 from stripefold.errors import BranchError
 from tests.branches.blocks import KINDS, SMALL
 from tests.lifecycle import EXACT, TinyNet, assert_refused, error, images, prepared, snapshot, tiny
@@ -180,7 +180,7 @@ def test_a_copy_is_made_and_in_place_means_in_place() -> None:
     assert model.stem.branches["main"].conv.weight is stem
     memory = {parameter.data_ptr() for parameter in model.parameters()}
     assert not memory & {parameter.data_ptr() for parameter in other.parameters()}
-    assert sf.branch_names() == KINDS == tuple(row.name for row in describe())
+    assert sf.branch_names() == KINDS == tuple(row.name for row in branch_kinds())
 
 
 @pytest.mark.parametrize("kind", KINDS)

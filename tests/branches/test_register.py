@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.algebra.kernels import Merged, identity_kernel
 from stripefold.branches import Branch, ConvGeometry, ConvolutionBranch, IdentityBranch, registry
-from stripefold.branches.registry import describe
+from stripefold.branches.registry import branch_kinds
 from stripefold.errors import BranchError
 from tests.branches.blocks import example_for
 from tests.lifecycle import EXACT, error, images, tiny
@@ -57,7 +57,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_block_of_ones_own_trains_folds_and_verifies(init: Any) -> None:
     assert sf.register_branch("skip", skip, refuse=no_skip, branches="k x k, the input", source="here") is skip
     assert "skip" in sf.branch_names()
-    assert describe()[-1].options == ("point",)
+    assert branch_kinds()[-1].options == ("point",)
     start, x = tiny(), images()
     model = sf.branch(start, "skip", init=init, data=images(16) if init == "identity" else None)
     assert [name for name, module in model.named_modules() if module.__class__.__name__ == "BranchBlock"] == [

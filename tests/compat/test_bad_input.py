@@ -450,29 +450,29 @@ def test_damaged_metadata(tmp_path: Path, files: Path) -> None:
         assert_refused(
             model, lambda: sf.load_model_(model, path), CheckpointError, "its stripefold metadata is damaged"
         )
-    from stripefold.asr.adapter import fingerprint
+    from stripefold.asr.adapter import backbone_fingerprint
 
     for extra in (
         {},
-        {"fingerprint": fingerprint(model)},
-        {"fingerprint": fingerprint(model), "plan": {BN: [{"form": "static"}]}},
-        {"fingerprint": fingerprint(model), "plan": {BN: 3}},
+        {"fingerprint": backbone_fingerprint(model)},
+        {"fingerprint": backbone_fingerprint(model), "plan": {BN: [{"form": "static"}]}},
+        {"fingerprint": backbone_fingerprint(model), "plan": {BN: 3}},
         {"fingerprint": {"structure": 1}, "plan": {}},
     ):
         _adapter(path, **extra)
         assert_refused(
             model, lambda: sf.load_adapter(model, path), AdapterError, "is damaged|is an adapter for another model"
         )
-    _adapter(path, fingerprint=fingerprint(model), plan={"nowhere": [_plan()]})
+    _adapter(path, fingerprint=backbone_fingerprint(model), plan={"nowhere": [_plan()]})
     assert_refused(
         model,
         lambda: sf.load_adapter(model, path),
         AdapterError,
         "cannot be attached: where='nowhere' matches no module",
     )
-    _adapter(path, fingerprint=fingerprint(model), plan={BN: [_plan(attention="sse")]})
+    _adapter(path, fingerprint=backbone_fingerprint(model), plan={BN: [_plan(attention="sse")]})
     assert_refused(model, lambda: sf.load_adapter(model, path), AdapterError, "no attention 'sse'")
-    _adapter(path, fingerprint=fingerprint(model), plan={BN: [_plan()]})
+    _adapter(path, fingerprint=backbone_fingerprint(model), plan={BN: [_plan()]})
     assert_refused(
         model, lambda: sf.load_adapter(model, path), AdapterError, "(?s)the adapter's gates do not fit: .*Missing key"
     )

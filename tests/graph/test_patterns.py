@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stripefold.graph.patterns import along, concatenated, index_along, regrouped, varies
+from stripefold.graph.patterns import concatenated, index_along, pattern_along, regrouped, varies
 
 SIZES = st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4)
 
@@ -33,7 +33,7 @@ def test_a_reshape_moves_the_pattern_as_it_moves_the_elements(
     case: tuple[tuple[int, ...], tuple[int, ...], int],
 ) -> None:
     before, after, axis = case
-    pattern = along(before, axis)
+    pattern = pattern_along(before, axis)
     moved = regrouped(pattern, before, after)
     assert moved.dim() == len(after)
     assert torch.equal(moved.expand(after), pattern.expand(before).reshape(after))
@@ -41,25 +41,25 @@ def test_a_reshape_moves_the_pattern_as_it_moves_the_elements(
 
 
 def test_what_does_not_vary_stays_small() -> None:
-    assert regrouped(along((2, 6, 4, 4), 1), (2, 6, 4, 4), (2, 6, 16)).shape == (1, 6, 1)
-    assert regrouped(along((2, 6, 4, 4), 1), (2, 6, 4, 4), (2, 96)).shape == (1, 96)
+    assert regrouped(pattern_along((2, 6, 4, 4), 1), (2, 6, 4, 4), (2, 6, 16)).shape == (1, 6, 1)
+    assert regrouped(pattern_along((2, 6, 4, 4), 1), (2, 6, 4, 4), (2, 96)).shape == (1, 96)
 
 
 def test_sizes_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ValueError, match="does not reshape"):
-        regrouped(along((2, 3), 1), (2, 3), (2, 4))
+        regrouped(pattern_along((2, 3), 1), (2, 3), (2, 4))
 
 
 def test_a_concatenation_marks_what_is_not_scaled() -> None:
     shapes = [(2, 3, 4, 4), (2, 2, 4, 4)]
-    pattern = concatenated([along(shapes[0], 1), None], shapes, 1)
+    pattern = concatenated([pattern_along(shapes[0], 1), None], shapes, 1)
     assert index_along(pattern, (2, 5, 4, 4), 1) == (0, 1, 2, -1, -1)
     assert not varies(pattern, [0, 2, 3])
 
 
 def test_a_concatenation_along_another_axis_keeps_the_channels() -> None:
     shapes = [(2, 3, 4, 4), (2, 3, 2, 4)]
-    both = concatenated([along(shapes[0], 1), along(shapes[1], 1)], shapes, 2)
+    both = concatenated([pattern_along(shapes[0], 1), pattern_along(shapes[1], 1)], shapes, 2)
     assert index_along(both, (2, 3, 6, 4), 1) == (0, 1, 2)
-    one = concatenated([along(shapes[0], 1), None], shapes, 2)
+    one = concatenated([pattern_along(shapes[0], 1), None], shapes, 2)
     assert index_along(one, (2, 3, 6, 4), 1) is None  # scaled in some rows only

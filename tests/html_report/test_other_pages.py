@@ -14,7 +14,9 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.errors import ConfigError, ObserveError
+from stripefold.html_report import templates
 from stripefold.html_report.bake_page import render_bake
+from stripefold.html_report.pictures import draw_stripes
 from stripefold.html_report.templates import breakable
 from stripefold.html_report.verify_page import render_verify
 from stripefold.html_report.words import most_varied
@@ -131,3 +133,18 @@ def test_the_page_opens_on_the_gate_that_varies_most() -> None:
 
 def test_names_break_between_their_parts_only() -> None:
     assert str(breakable("layer1.0.squeeze_excite & more.")) == "layer1.<wbr>0.<wbr>squeeze_<wbr>excite &amp; more."
+
+
+def test_charts_are_drawn_by_the_one_way_that_shows_names_as_they_are() -> None:
+    folder = Path(templates.__file__).parent
+    for script in folder.glob("*.js.jinja"):
+        calls = script.read_text(encoding="utf-8").count("Plotly.react(")
+        assert calls == (script.name == "common.js.jinja"), script.name
+
+
+def test_pictures_take_names_for_no_formulas(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in (r"a$\no_such$b", "a$b$c"):
+        figure = draw_stripes(make_layer(name, torch.rand(4, 3)))
+        figure.savefig(tmp_path / "picture.svg")
+        assert figure.get_suptitle().startswith(name)

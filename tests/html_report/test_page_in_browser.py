@@ -16,6 +16,7 @@ import torch
 import stripefold as sf
 from stripefold.html_report.page import render_page
 from stripefold.stripe.report import StripeReport
+from stripefold.stripe.trajectory import Trajectory
 from tests.html_report.reports import bake_report, make_layer, make_report, make_trajectory, verify_report
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -377,3 +378,61 @@ def test_an_old_browser_is_told_where_the_pictures_are(browser: Any, page: Path)
         assert "pictures/ beside this page" in browser.execute_script(trouble)
     finally:
         browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", old)
+
+
+ODD = ("a<b>c</b>&d", "<img src=x onerror=\"document.title='run'\">", "x&lt;y&amp;<br>z")
+
+
+def hovered(browser: Any, chart: str, trace: int, point: int) -> str:
+    """What is shown over a point of a chart, which the drawing library does at most every 50 ms."""
+    return browser.execute_async_script(
+        "const [chart, curveNumber, pointNumber, done] = arguments;"
+        "const labels = () => Array.from(document.querySelectorAll(`#${chart} .hoverlayer text`),"
+        " (label) => label.textContent);"
+        "setTimeout(() => { Plotly.Fx.hover(chart, [{curveNumber, pointNumber}]);"
+        " setTimeout(() => done(labels().join(' ')), 100); }, 100)",
+        chart, trace, point,
+    )  # fmt: skip
+
+
+def check_no_markup_of_names(browser: Any) -> None:
+    assert browser.get_log("browser") == []
+    assert browser.title != "run"
+    assert (
+        browser.execute_script("return document.querySelectorAll('img[onerror], .hoverlayer tspan[style*=bold]')") == []
+    )
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_are_shown_as_they_are_on_the_page_of_stripes(browser: Any, tmp_path: Path, name: str) -> None:
+    made = make_report((8, 16))
+    layers = (made.layers[0], replace(made.layers[1], name=name))
+    trajectory = Trajectory()
+    for epoch in (0, 1):
+        trajectory.add(epoch, replace(made, layers=layers))
+    show(browser, sf.write_report(replace(made, layers=layers, model=name), tmp_path, trajectory=trajectory))
+    assert name in hovered(browser, "depth", 0, 1)
+    traces = browser.execute_script("return document.getElementById('epochs').data.length")
+    assert name in [hovered(browser, "epochs", trace, 1).partition("epoch")[0] for trace in range(traces)]
+    assert name in browser.execute_script("return document.querySelector('h1').textContent")
+    assert browser.execute_script("return document.getElementById('table').textContent").count(name) == 1
+    check_no_markup_of_names(browser)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_are_shown_as_they_are_on_the_other_pages(browser: Any, tmp_path: Path, name: str) -> None:
+    made = bake_report()
+    sites = tuple(replace(site, name=name) if site.name == "a.se" else site for site in made.sites)
+    show(browser, sf.write_report(replace(made, sites=sites, metric=name), tmp_path / "bake"))
+    assert name in hovered(browser, "cost", 0, 0)
+    titles = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.ytitle'), (title) => title.textContent)"
+    )
+    assert name in titles  # the metric, as an axis
+    check_no_markup_of_names(browser)
+    shown = sf.write_report(verify_report(layers=((name, 1e-7), ("b", 0.0))), tmp_path / "verify")
+    show(browser, shown)
+    assert name in hovered(browser, "layers", 1, 0)
+    assert "1.00e-7" in hovered(browser, "layers", 1, 0)
+    assert name in browser.execute_script("return document.querySelector('main').textContent")
+    check_no_markup_of_names(browser)

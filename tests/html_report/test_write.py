@@ -16,7 +16,7 @@ from PIL import Image
 import stripefold as sf
 from stripefold.errors import ObserveError
 from stripefold.html_report.page import render_page
-from stripefold.html_report.words import describe, seen_in_pictures, short_names, tiles
+from stripefold.html_report.words import seen_in_pictures, sentence, short_names, tiles
 from stripefold.html_report.write import DRAWING
 from stripefold.own_files import LIST
 from stripefold.stripe.report import StripeReport
@@ -144,7 +144,7 @@ def test_gates_with_flags_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("report", "sentence"),
+    ("report", "expected"),
     [
         (make_report(()), "TinyNet has no channel attention that depends on the image .24 images seen.: there are no"),
         (
@@ -157,8 +157,8 @@ def test_gates_with_flags_are_told() -> None:
         (replace(make_report(()), layers=(make_layer("se", torch.zeros(4, 3)),)), "for every image.$"),
     ],
 )
-def test_the_sentence(report: StripeReport, sentence: str) -> None:
-    assert re.search(sentence, describe(report))
+def test_the_sentence(report: StripeReport, expected: str) -> None:
+    assert re.search(expected, sentence(report))
 
 
 def test_the_figures_name_the_gates_that_stand_out() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -209,3 +212,31 @@ def test_the_model_stays_as_it_was() -> None:
 def test_an_example_that_does_not_fit() -> None:
     with pytest.raises(TraceError, match=r"'conv1' on the example \(2, 5, 8, 8\)"):
         discover(seeded(Stacked), torch.zeros(2, 5, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("pool", [F.adaptive_avg_pool2d, F.adaptive_max_pool2d])
+def test_a_gate_on_a_map_of_one_position_is_found_by_its_pooling(pool: Callable[..., Tensor]) -> None:
+    def gate(model: Gated, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(x, 1)
+        return x * torch.sigmoid(model.fc(pool(x, 1).flatten(1)))[:, :, None, None]
+
+    def element_by_element(model: Gated, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(x, 1)
+        return x * torch.sigmoid(model.fc(x.flatten(1)))[:, :, None, None]
+
+    assert len(discover(Gated(gate).eval(), torch.randn(2, 3, 8, 8)).gates) == 1
+    assert not discover(Gated(element_by_element).eval(), torch.randn(2, 3, 8, 8)).gates
+
+
+def test_what_is_no_gate_is_listed_in_the_order_of_the_run() -> None:
+    def several(model: Gated, x: Tensor) -> Tensor:
+        x = x * torch.sigmoid(model.spatial(x[:, :2]))
+        x = x * torch.sigmoid(x)
+        return x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt()
+
+    others = discover(Gated(several).eval(), torch.randn(2, 3, 8, 8)).others
+    starts = [next(k for k, word in enumerate(ORDER) if word in other.why) for other in others]
+    assert starts == [0, 1, 2]
+
+
+ORDER = ("a spatial gate", "element by element", "a normalisation")

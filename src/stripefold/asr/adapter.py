@@ -68,7 +68,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> None:
         f"{name}.gates.{key}": tensor for name, site in found.items() for key, tensor in site.gates.state_dict().items()
     }
     plan = {name: [_describe(gate, site) for gate in site.gates] for name, site in found.items()}
-    save_tensors(tensors, path, kind="adapter", extra={"plan": plan, "fingerprint": fingerprint(model)})
+    save_tensors(tensors, path, kind="adapter", extra={"plan": plan, "fingerprint": backbone_fingerprint(model)})
 
 
 def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weights: bool = True) -> nn.Module:
@@ -91,7 +91,7 @@ def load_adapter(backbone: nn.Module, path: str | os.PathLike[str], *, same_weig
     if attached_sites(backbone):
         raise AdapterError("the backbone already has gates: give the plain model, for example detach(model)")
     expected, plan = _read(os.fspath(path), about)
-    _check_fingerprint(os.fspath(path), expected, fingerprint(backbone), same_weights)
+    _check_fingerprint(os.fspath(path), expected, backbone_fingerprint(backbone), same_weights)
     tensors = load_tensors(path)
     try:
         model = _attach_plan(backbone, plan)
@@ -139,7 +139,7 @@ def _read_gate(gate: dict[str, Any], where: str) -> dict[str, Any]:
     return asdict(record(PlannedGate, {"place": None, "position": 0, **held}, where))
 
 
-def fingerprint(model: nn.Module) -> dict[str, str]:
+def backbone_fingerprint(model: nn.Module) -> dict[str, str]:
     """Hashes of the backbone inside a model: of its keys and shapes, and of its weights' bytes."""
     state = backbone_state(model)
     structure = hashlib.sha256()

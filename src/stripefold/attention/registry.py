@@ -102,7 +102,8 @@ def attention_class(name: str) -> type[ChannelAttention]:
         return _ATTENTIONS[name]
     known = ", ".join(attention_names())
     raise AttachError(
-        f"no attention {shown(name)}; known are {known}, and your own by register_attention(name, cls)"
+        f"no attention {shown(name)}; known are {known}, and your own by register_attention(name, cls), in "
+        "the command by --import FILE.py"
         f"{_suggestion(name, attention_names())}"
     )
 

@@ -16,12 +16,9 @@ from stripefold.attention.base import ChannelAttention
 from stripefold.errors import BakeError
 from stripefold.graph.graph import Graph
 from stripefold.graph.module_calls import ModuleCall
+from stripefold.graph.operations import BROADCASTS, RESHAPES
 from stripefold.stripe.discover import ChannelGate
 
-_VIEWS = frozenset(
-    {"view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze", "clone"}
-)
-_BROADCASTS = frozenset({"expand", "expand_as"})
 # What an attention's own forward may call between its layers.
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -198,9 +195,9 @@ class _ExciteWalk:
 
     def _operation(self, index: int) -> str | None:
         node = self.graph.nodes[index]
-        if node.name in _BROADCASTS and node.unbroadcast_numel <= self.batch * self.gate.channels:
+        if node.name in BROADCASTS and node.unbroadcast_numel <= self.batch * self.gate.channels:
             return None  # made for the product: the scale is read before it
-        if node.name in _VIEWS and node.shape[:1] == (self.batch,):
+        if node.name in RESHAPES and node.shape[:1] == (self.batch,):
             self.steps.append(ExciteStep("view", node.shape[1:]))
         elif node.name in _FUNCTIONS and len(node.inputs) == 1:
             self.steps.append(ExciteStep("function", node.name))

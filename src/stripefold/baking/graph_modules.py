@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from stripefold.baking.modules import ConstantGate
 from stripefold.graph.graph import Graph
+from stripefold.graph.operations import BROADCASTS, MULTIPLICATIONS, MULTIPLYING_METHODS, operation_name
 from stripefold.modules.example import Example, example_to, examples_of, run_example
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import first_parameter
@@ -26,8 +27,8 @@ from stripefold.modules.tensors import storage_of
 from stripefold.stripe.discover import ChannelGate, Discovery, discover
 
 _PRODUCTS: tuple[object, ...] = (
-    operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply",
-    torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor,
+    operator.mul, operator.imul, torch.mul, torch.multiply, torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor,
+    *MULTIPLYING_METHODS,
 )  # fmt: skip
 _NAME = "stripefold_gate"
 
@@ -282,8 +283,8 @@ class _Watch(ThreadMode):
         self.seen: list[_Seen] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.now is not None and func._schema.name in ("aten::mul", "aten::mul_"):
-            self.seen.append(_Seen(self.now[0], tuple(args[:2]), self.now[1]))
+        if self.now is not None and operation_name(func) in MULTIPLICATIONS:
+            self.seen.append(_Seen(self.now[0], tuple(args[-2:]), self.now[1]))
         return func(*args, **(kwargs or {}))
 
 
@@ -308,7 +309,7 @@ def _probes_in(
     if len(calls) != 1:
         return {}
     nodes = range(calls[0].first, calls[0].last)
-    traced = [i for i in nodes if graph.nodes[i].where == path and graph.nodes[i].name == "mul"]
+    traced = [i for i in nodes if graph.nodes[i].where == path and graph.nodes[i].name in MULTIPLICATIONS]
     traced = [i for i in traced if graph.nodes[i].kind != "layer"]
     seen = _multiplications(model, path, example)
     if len(seen) != len(traced):
@@ -348,7 +349,7 @@ def _argument(seen: _Seen, which: int) -> fx.Node | None:
 def _unexpanded(seen: _Seen, node: fx.Node, gate: ChannelGate) -> fx.Node | None:
     """A gate before it was expanded to the shape of the map: one number per channel and sample, or None."""
     plain = _is_plain(seen.node)
-    while plain and _name(node) in ("expand", "expand_as") and isinstance(node.args[0], fx.Node):
+    while plain and _name(node) in BROADCASTS and isinstance(node.args[0], fx.Node):
         source = node.args[0]
         if seen.values[source].dim() != seen.values[node].dim():
             break

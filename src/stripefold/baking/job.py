@@ -22,7 +22,7 @@ from stripefold.baking.report import BakeReport, Speed
 from stripefold.baking.results import site_results
 from stripefold.baking.sensitivity import priors_of
 from stripefold.baking.settle_state import tensors_of_model
-from stripefold.baking.sites import BakeSite, plan
+from stripefold.baking.sites import BakeSite, plan_bake
 from stripefold.baking.speed import side_by_side
 from stripefold.baking.weighted import weighted_constants, with_summands
 from stripefold.baking.working_copy import check_copies, deep_copy, working_copy
@@ -33,7 +33,7 @@ from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example
 from stripefold.modules.modules import first_parameter
 from stripefold.modules.preserve_state import on_copies, preserve_state
-from stripefold.stripe.batches import arguments_of
+from stripefold.stripe.batches import count_arguments
 from stripefold.stripe.discover import ChannelGate, Discovery
 from stripefold.stripe.observe import observe
 from stripefold.stripe.report import StripeReport
@@ -86,7 +86,7 @@ class BakeJob:
         self._model = model = working_copy(model)
         if options.settle is not None:  # it gets weights of its own
             self._model = model = deep_copy(model)
-        arguments = arguments_of(example)
+        arguments = count_arguments(example)
         self._data = Batches(data, "data", model, arguments=arguments)
         self._validation = self._data
         if options.validation is not None:
@@ -230,7 +230,7 @@ class BakeJob:
         names = {gate.name for gate in chosen}
         left = {gate.name: "left out by where" for gate in discovery.gates if gate.name not in names}
         seen = {layer.name for layer in stripes.layers}
-        for site in plan(self._model, discovery, names, training=asr):
+        for site in plan_bake(self._model, discovery, names, training=asr):
             if site.how == "keep" or not can_hold(site.gate) or (asr and not site.targets):
                 left[site.name] = site.why
             elif site.name not in seen:

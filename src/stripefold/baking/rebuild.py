@@ -12,7 +12,7 @@ from torch import nn
 from stripefold.baking.apply import apply_
 from stripefold.baking.graph_modules import discover_probed_, drop_probes_
 from stripefold.baking.report import BakeReport
-from stripefold.baking.sites import plan
+from stripefold.baking.sites import plan_bake
 from stripefold.documents import DocumentError
 from stripefold.errors import BakeError
 from stripefold.folding.files import BAKE, BakedGates
@@ -68,7 +68,7 @@ def rebuild_(model: nn.Module, gates: Mapping[str, Any], example: Example) -> nn
             f"{len(known)}, or others: build it as the model that was baked, with its attention"
         )
     ones = {name: torch.ones(known[name].channels, dtype=torch.float64) for name in known if name in names}
-    sites = plan(model, discovery, list(ones), constants=ones)
+    sites = plan_bake(model, discovery, list(ones), constants=ones)
     # A constant that was negative may have kept a gate from where ones would fold.
     sites = [replace(site, how="multiply", targets=()) if site.name in multiplied else site for site in sites]
     made, _ = apply_(model, sites, ones)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stripefold.baking.apply import apply_, verify_baked
 from stripefold.baking.graph_modules import drop_probes_
 from stripefold.baking.options import To
-from stripefold.baking.sites import BakeSite, plan
+from stripefold.baking.sites import BakeSite, plan_bake
 from stripefold.baking.warm import warm_
 from stripefold.errors import BakeError
 from stripefold.modules.example import Example, example_to, examples_of, run_example
@@ -57,7 +57,7 @@ class Recipe:
         if names and self.to == "asr":
             made, final = warm_(model, self.discovery, self.descriptors, names)
         elif names:
-            sites = plan(model, self.discovery, names, constants=self.constants, idle=self.idle)
+            sites = plan_bake(model, self.discovery, names, constants=self.constants, idle=self.idle)
             made, final = apply_(model, sites, self.constants, once=self.once)
         drop_probes_(made)
         return made, final
@@ -91,7 +91,7 @@ class Recipe:
         """Whether any gate is called for by the code of a block, which goes on with what it is given instead."""
         if not self.constants:
             return False
-        sites = plan(model, self.discovery, list(self.constants), constants=self.constants)
+        sites = plan_bake(model, self.discovery, list(self.constants), constants=self.constants)
         return any(site.spare.modules or (site.place is not None and not site.place.whole) for site in sites)
 
     def _compared(

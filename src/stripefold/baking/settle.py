@@ -22,7 +22,7 @@ from stripefold.baking.hold import override_gates
 from stripefold.baking.movers import Course, Movers
 from stripefold.baking.settle_losses import Losses
 from stripefold.baking.settle_options import Settle
-from stripefold.baking.settle_state import Checkpoint, TrainingPosition, fingerprint
+from stripefold.baking.settle_state import Checkpoint, TrainingPosition, state_fingerprint
 from stripefold.errors import BakeError
 from stripefold.modules.modules import first_parameter
 from stripefold.modules.tensors import tensors_in
@@ -191,7 +191,7 @@ def _about(options: Settle, names: list[str], model: nn.Module) -> dict[str, Any
         **{name: getattr(options, name) for name in kept},
         "autocast": str(options.autocast),
         "gates": names,
-        "network": fingerprint(model),
+        "network": state_fingerprint(model),
     }
 
 

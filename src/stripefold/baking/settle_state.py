@@ -104,7 +104,7 @@ def tensors_of_model(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def fingerprint(model: nn.Module) -> str:
+def state_fingerprint(model: nn.Module) -> str:
     """A number that tells networks of one structure apart; not its last digits, which hang on the number of threads."""
     return f"{sum(float(t.double().abs().sum()) for t in tensors_of_model(model).values() if t.numel()):.9e}"
 

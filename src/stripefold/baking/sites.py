@@ -82,7 +82,7 @@ class BakeSite:
         return self.target is not None and self.target.nonnegative
 
 
-def plan(
+def plan_bake(
     model: nn.Module,
     discovery: Discovery,
     names: Collection[str] | None = None,

@@ -16,7 +16,7 @@ from stripefold.baking.excite import excite_of
 from stripefold.baking.modules import ConstantScale, like_parameter
 from stripefold.baking.places import dynamic_around
 from stripefold.baking.scale_site import ScaleSite
-from stripefold.baking.sites import BakeSite, decided, plan
+from stripefold.baking.sites import BakeSite, decided, plan_bake
 from stripefold.errors import BakeError
 from stripefold.layers.rule import rule_for
 from stripefold.modules.modules import forget_compiled, move_call_hooks, replace_modules
@@ -81,7 +81,7 @@ def asr_gates(
     """
     gates: dict[str, StaticGate] = {}
     reasons: dict[str, str] = {}
-    sites = {site.name: site for site in plan(model, discovery, names)}
+    sites = {site.name: site for site in plan_bake(model, discovery, names)}
     for name in names:
         made = _gate(model, discovery, sites[name], descriptors.get(name))
         if isinstance(made, str):
@@ -102,7 +102,7 @@ def _planned(
     kept: dict[str, BakeSite] = {}
     while True:
         left = [name for name in _named(discovery, names) if name not in kept] if kept else names
-        sites = plan(model, discovery, left, training=True)
+        sites = plan_bake(model, discovery, left, training=True)
         before = len(kept)
         for site in sites:
             made = _why_not(model, site) or gates.get(site.name)

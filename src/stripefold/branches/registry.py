@@ -186,7 +186,7 @@ def branch_names() -> tuple[str, ...]:
     return tuple(sorted(_KINDS))
 
 
-def describe() -> tuple[BranchType, ...]:
+def branch_kinds() -> tuple[BranchType, ...]:
     """Every kind, in alphabetical order."""
     return tuple(_KINDS[name] for name in branch_names())
 

@@ -8,21 +8,11 @@ the channels where they are; a normalisation or a scale leaves them anyway.
 from __future__ import annotations
 
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import is_batch_norm, names
+from stripefold.graph.operations import CHANNELS_SECOND, KEEP_AXES, MATRIX_PRODUCTS, MIXING, STACKS, is_batch_norm
 from stripefold.graph.ops import StoppedError, operation
-from stripefold.graph.patterns import along, index_along
+from stripefold.graph.patterns import index_along, pattern_along
 
-_CHANNELS_SECOND = frozenset({"convolution", "native_group_norm", "group_norm"})
-# One result per position and channel, computed from others: every axis stays where it is.
-_KEEP_AXES = names(
-    "softmax _softmax log_softmax _log_softmax cumsum cumprod sort topk native_dropout constant_pad_nd cat write copy "
-    "hardswish _prelu_kernel rrelu_with_noise log_sigmoid_forward fill native_layer_norm native_group_norm "
-    "_fused_rms_norm index_fill masked_fill where flip roll slice narrow split split_with_sizes chunk unsafe_split "
-    "tril triu slice_scatter slice_backward"
-)
-_PRODUCTS_OF_MATRICES = frozenset({"bmm", "matmul", "mm"})
 _ATTENTION = "scaled_dot_product"
-_MIXING = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "convolution"})
 
 
 def channel_axis(layer: Node) -> int:
@@ -32,7 +22,7 @@ def channel_axis(layer: Node) -> int:
     and out (a LayerNorm over channels); otherwise it is the last.
     """
     rank = len(layer.shape)
-    second = any(name in _CHANNELS_SECOND or is_batch_norm(name) for name in layer.inner)
+    second = any(name in CHANNELS_SECOND or is_batch_norm(name) for name in layer.inner)
     permuted = "permute" in layer.inner and any("norm" in name for name in layer.inner)
     return 1 if (second or permuted) and rank > 1 else max(rank - 1, 0)
 
@@ -50,11 +40,11 @@ def axis_after(graph: Graph, source: int, user: int, axis: int) -> int | None:
     rank, after = len(before.shape), len(node.shape)
     if node.pointwise:
         return axis + after - rank
-    if node.name in _KEEP_AXES or is_batch_norm(node.name):
+    if node.name in KEEP_AXES or is_batch_norm(node.name):
         return axis if rank == after else None
-    if node.name in _PRODUCTS_OF_MATRICES or _ATTENTION in node.name:
+    if node.name in MATRIX_PRODUCTS or _ATTENTION in node.name:
         return _after_matrices(node, source, axis, rank)
-    if node.name in ("stack", "unbind"):
+    if node.name in STACKS:
         return _after_stack(node, axis, after, rank)
     if "keepdim" in node.arguments:
         return _after_reduction(node, axis, rank)
@@ -90,7 +80,7 @@ def _after_moves(before: Node, node: Node, axis: int) -> int | None:
     """Through operations that move elements: the axis along which the same numbers lie in the same order."""
     channels = before.shape[axis]
     try:
-        pattern = operation(node, "scale").layout.ahead(node, before.shape, along(before.shape, axis))
+        pattern = operation(node, "scale").layout.ahead(node, before.shape, pattern_along(before.shape, axis))
     except StoppedError:
         return None
     if channels == 1:  # nothing to tell it by, and no difference where it lies
@@ -112,7 +102,7 @@ def channel_axes(graph: Graph) -> list[int | None]:
 def mixes_positions(graph: Graph, index: int, axes: list[int | None]) -> bool:
     """Whether a layer's node acts on another axis than that of its input's channels."""
     node = graph.nodes[index]
-    mixes = node.kind == "layer" and not _MIXING.isdisjoint(node.inner)
+    mixes = node.kind == "layer" and not MIXING.isdisjoint(node.inner)
     return mixes and axes[index] is not None and axes[index] != channel_axis(node)
 
 

@@ -8,7 +8,7 @@ from stripefold.graph.channels import channel_axis
 from stripefold.graph.graph import Call, Graph, Node
 from stripefold.graph.operations import RESHAPES, is_batch_norm
 from stripefold.graph.ops import StoppedError, check_passes, joining_axis, operation
-from stripefold.graph.patterns import along, concatenated, varies
+from stripefold.graph.patterns import concatenated, pattern_along, varies
 
 
 def followed_by(graph: Graph, name: str) -> str | None:
@@ -37,7 +37,7 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
     Each path from the layer must reach one through operations that commute with a positive scale of each channel.
     Where several norms do it together, the first is named.
     """
-    todo = [(i, along(graph.nodes[i].shape, channel_axis(graph.nodes[i]))) for i in graph.results(name)]
+    todo = [(i, pattern_along(graph.nodes[i].shape, channel_axis(graph.nodes[i]))) for i in graph.results(name)]
     seen: set[int] = set()
     norms: list[int] = []
     while todo:

@@ -15,8 +15,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from stripefold.graph.graph import Node
-from stripefold.graph.operations import RESHAPES as NEIGHBOURS
-from stripefold.graph.operations import names
+from stripefold.graph.operations import INSIDE_NORMS
 from stripefold.graph.patterns import Shape, aligned, regrouped, varies
 
 Change = Literal["scale", "shift"]
@@ -78,7 +77,7 @@ class Operation:
         return self.scale(node) if change == "scale" else self.shift(node)
 
 
-def place(node: Node) -> str:
+def location(node: Node) -> str:
     """Where an operation runs, in words."""
     return repr(node.where) if node.where else "the model itself"
 
@@ -91,7 +90,7 @@ def operation(node: Node, change: Change) -> Operation:
     """
     row = OPERATIONS.get(node.name)
     if row is None:
-        raise StoppedError(f"{node.name!r} in {place(node)} {_STOPS[change]}")
+        raise StoppedError(f"{node.name!r} in {location(node)} {_STOPS[change]}")
     return row
 
 
@@ -103,7 +102,7 @@ def check_passes(node: Node, change: Change) -> Passes:
     """
     answer = operation(node, change).passes(change, node)
     if isinstance(answer, str):
-        raise StoppedError(f"{node.name!r} in {place(node)} {_STOPS[change]}{answer and f': {answer}'}")
+        raise StoppedError(f"{node.name!r} in {location(node)} {_STOPS[change]}{answer and f': {answer}'}")
     return answer
 
 
@@ -116,7 +115,7 @@ _STOPS: dict[Change, str] = {
 
 
 def _mixes(node: Node) -> StoppedError:
-    return StoppedError(f"{node.name!r} in {place(node)} mixes the channels")
+    return StoppedError(f"{node.name!r} in {location(node)} mixes the channels")
 
 
 def _stays_on(touched: Callable[[Node, int], Sequence[int]]) -> Rearrangement:
@@ -208,7 +207,9 @@ def _piece(node: Node, before: Shape, pattern: Tensor) -> Tensor:
 def _cut_back(node: Node, before: Shape, pattern: Tensor) -> Tensor:
     """Before positions are cut off; where channels are, what is left out would have to carry something, too."""
     if varies(pattern, [int(node.arguments["dim"]) % len(before)]):
-        raise StoppedError(f"{node.name!r} in {place(node)} does not commute backward: it takes some of the channels")
+        raise StoppedError(
+            f"{node.name!r} in {location(node)} does not commute backward: it takes some of the channels"
+        )
     return pattern
 
 
@@ -329,7 +330,7 @@ def _spatial(dims: int) -> dict[str, Operation]:
     last, pads = _last(dims), _stays_on(_padded)
     return {
         **_row(f"avg_pool{dims}d", last, _always, _averages),
-        **_row(f"adaptive_avg_pool{dims}d _adaptive_avg_pool{dims}d", last),
+        **_row(f"adaptive_avg_pool{dims}d" + f" _adaptive_avg_pool{dims}d" * (dims > 1), last),
         **_row(f"max_pool{dims}d max_pool{dims}d_with_indices adaptive_max_pool{dims}d", last, _nonnegative),
         **_row(f"reflection_pad{dims}d replication_pad{dims}d", pads),
         **_row(f"upsample_nearest{dims}d _upsample_nearest_exact{dims}d", last),
@@ -364,12 +365,6 @@ OPERATIONS: dict[str, Operation] = {
     **_row("mul div", _BROADCAST, _scale_of_product, _shift_of_product, family="product"),
 }
 
-# What runs inside a layer with an activation and neither hinders a scale of its output nor needs v >= 0.
-_INSIDE_NORMS = NEIGHBOURS | names(
-    "native_layer_norm layer_norm native_group_norm group_norm convolution linear addmm mm matmul permute transpose "
-    "view_as contiguous alias detach _to_copy to lift_fresh neg dropout feature_dropout alpha_dropout"
-)
-
 
 def hindrance_inside(inner: Sequence[str]) -> tuple[str | None, bool]:
     """What in a layer with an activation inside keeps a scale of its output from its affine part.
@@ -380,7 +375,7 @@ def hindrance_inside(inner: Sequence[str]) -> tuple[str | None, bool]:
     Returns:
         The first operation that does not commute, or None; and whether the rest needs v >= 0.
     """
-    rest = [name for name in inner if name not in _INSIDE_NORMS and "batch_norm" not in name]
+    rest = [name for name in inner if name not in INSIDE_NORMS and "batch_norm" not in name]
     rectifiers = {name for name, row in OPERATIONS.items() if row.scale is _nonnegative and row.shift is _RECTIFIED}
     return next((name for name in rest if name not in rectifiers), None), bool(rest)
 
@@ -394,6 +389,6 @@ def summand_factors(node: Node) -> list[float]:
     """What multiplies each operand of a sum: ``alpha`` and the sign of a difference."""
     alpha = node.arguments.get("alpha", 1)
     if not isinstance(alpha, (int, float)):
-        raise StoppedError(f"{node.name!r} in {place(node)} has a factor that is no real number: {alpha}")
+        raise StoppedError(f"{node.name!r} in {location(node)} has a factor that is no real number: {alpha}")
     second = float(alpha)
     return [1.0, -second if node.name == "sub" else second][: len(node.inputs)]

@@ -17,7 +17,7 @@ NOT_SCALED = -1
 Shape = tuple[int, ...]
 
 
-def along(shape: Shape, axis: int) -> Tensor:
+def pattern_along(shape: Shape, axis: int) -> Tensor:
     """The pattern of v on one axis of a value: 0, 1, 2 ... along it, the same everywhere else."""
     sizes = [1] * len(shape)
     sizes[axis] = shape[axis]

@@ -16,12 +16,9 @@ from typing import Literal
 from stripefold.graph.channels import axis_after, channel_axes, channel_axis, mixes_positions
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.module_calls import ModuleCall
-from stripefold.graph.operations import PRODUCTS, RESHAPES, VIEWS
+from stripefold.graph.operations import AVERAGES, MEETINGS, PRODUCTS, RESHAPES, VIEWS, WRITE
 
 PositionKind = Literal["tokens", "pooling", "flatten"]
-_MEETINGS = frozenset({"add", "sub", "mul", "addcmul"})
-_AVERAGES = frozenset({"mean", *(f"{kind}avg_pool{n}d" for n in (1, 2, 3) for kind in ("", "adaptive_", "_adaptive_"))})
-_LAYOUTS = frozenset({"write"})  # torch restrides the mean of a channels_last map in place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,7 @@ def position_places(graph: Graph) -> tuple[list[PositionPlace], list[NoPlace]]:
         found: PositionPlace | NoPlace | None = None
         if node.kind == "layer":
             found = _tokens(graph, index, axes) or _flatten(graph, index, axes)
-        elif node.name in _AVERAGES and node.role == "activation":
+        elif node.name in AVERAGES and node.role == "activation":
             found = _pooling(graph, index, axes)
         if isinstance(found, PositionPlace):
             places.setdefault(found.name, found)
@@ -119,7 +116,7 @@ def _meets_positions(graph: Graph, index: int, features: int, axes: list[int | N
             if after is None:
                 continue
             others = [i for i in node.inputs if i != source and graph.nodes[i].role == "activation"]
-            if node.name in _MEETINGS and any(_has_position(graph, i, node, after, axes) for i in others):
+            if node.name in MEETINGS and any(_has_position(graph, i, node, after, axes) for i in others):
                 return True
             if not others and (node.name in VIEWS or node.name in PRODUCTS or node.shape == graph.nodes[source].shape):
                 todo.append((user, after))
@@ -206,8 +203,10 @@ def _pooled(graph: Graph, visit: ModuleCall, axes: list[int | None]) -> Position
         return None
     source, result = graph.nodes[visit.inputs[0]], graph.nodes[visit.outputs[0]]
     inside = [graph.nodes[i] for i in range(visit.first, visit.last)]
-    averages = [node for node in inside if node.name in _AVERAGES]
-    others = [node for node in inside if node.name not in _AVERAGES | _LAYOUTS and node.name not in VIEWS]
+    averages = [node for node in inside if node.name in AVERAGES]
+    others = [
+        node for node in inside if node.name not in AVERAGES | VIEWS | {WRITE}
+    ]  # a channels_last mean is restrided in place
     grid = source.shape[2:]
     pooled = len(source.shape) > 2 and result.shape[:2] == source.shape[:2] and math.prod(result.shape[2:]) == 1
     if others or len(averages) != 1 or axes[visit.inputs[0]] != 1 or not pooled or math.prod(grid) < 2:

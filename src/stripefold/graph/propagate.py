@@ -29,11 +29,11 @@ from stripefold.graph.ops import (
     has_number,
     hindrance_inside,
     joining_axis,
+    location,
     operation,
-    place,
     summand_factors,
 )
-from stripefold.graph.patterns import NOT_SCALED, Shape, aligned, along, concatenated, index_along, varies
+from stripefold.graph.patterns import NOT_SCALED, Shape, aligned, concatenated, index_along, pattern_along, varies
 
 NONE: Mapping[int, int] = MappingProxyType({})
 _MOVED: dict[Change, str] = {"scale": "scaled", "shift": "shifted"}
@@ -67,7 +67,7 @@ class Flow:
         """
         walk = _Backward(self, change)
         try:
-            return walk.run(value, user, along(self.graph.nodes[value].shape, axis % self._rank(value)))
+            return walk.run(value, user, pattern_along(self.graph.nodes[value].shape, axis % self._rank(value)))
         except StoppedError as error:
             return Refusal(str(error))
 
@@ -81,7 +81,7 @@ class Flow:
         """
         walk = _Forward(self, change)
         try:
-            return walk.run(value, along(self.graph.nodes[value].shape, axis % self._rank(value)))
+            return walk.run(value, pattern_along(self.graph.nodes[value].shape, axis % self._rank(value)))
         except StoppedError as error:
             return Refusal(str(error))
 
@@ -157,7 +157,7 @@ class _Walk:
         """The one operand that is not a constant."""
         moving = [i for i in dict.fromkeys(node.inputs) if self.graph.nodes[i].role != "constant"]
         if len(moving) != 1:
-            raise StoppedError(f"{node.name!r} in {place(node)} joins {len(moving)} values")
+            raise StoppedError(f"{node.name!r} in {location(node)} joins {len(moving)} values")
         return moving[0]
 
     def shapes(self, node: Node) -> list[Shape]:
@@ -199,7 +199,7 @@ class _Backward(_Walk):
         others = [user for user in self.graph.consumers[index] if user not in asked and user not in self.flow.dead]
         if others:
             node = self.graph.nodes[min(others)]
-            what = repr(node.name) if node.kind == "layer" else f"{node.name!r} in {place(node)}"
+            what = repr(node.name) if node.kind == "layer" else f"{node.name!r} in {location(node)}"
             raise StoppedError(f"what is {self.moved} is used un{self.moved}, too, by {what}")
         self.crossed.append(index)
         first, *rest = asked.values()
@@ -216,7 +216,7 @@ class _Backward(_Walk):
         elif row.family == "sum":  # v (a + b) = v a + v b: every summand carries the scale
             carriers = self._carriers(node.inputs, node)
             if len(carriers) != len(node.inputs):
-                raise StoppedError(f"{node.name!r} in {place(node)} adds what cannot carry the scale")
+                raise StoppedError(f"{node.name!r} in {location(node)} adds what cannot carry the scale")
             yield from ((source, carried) for source in carriers)
         else:
             source = self.only_operand(node)
@@ -236,7 +236,7 @@ class _Backward(_Walk):
                 reasons.append(str(error))
                 self.parts, self.nonnegative, self.eval_only, self.crossed = before
         what = "factor to scale" if self.change == "scale" else "summand to shift"
-        raise StoppedError(reasons[0] if reasons else f"{node.name!r} in {place(node)} has no {what}")
+        raise StoppedError(reasons[0] if reasons else f"{node.name!r} in {location(node)} has no {what}")
 
     def _choices(self, node: Node) -> list[tuple[int, float]]:
         """The operands that may take a change alone, and what multiplies each of them."""
@@ -261,7 +261,7 @@ class _Backward(_Walk):
         """The operands of a concatenation, each with its piece of the result's pattern."""
         axis = joining_axis(node)
         if len(set(node.inputs)) != len(node.inputs):
-            raise StoppedError(f"{node.name!r} in {place(node)} takes one value twice")
+            raise StoppedError(f"{node.name!r} in {location(node)} takes one value twice")
         start = 0
         for source, shape in zip(node.inputs, self.shapes(node), strict=True):
             if len(shape) != len(node.shape):  # an empty one, which ``torch.cat`` passes over
@@ -317,7 +317,7 @@ class _Forward(_Walk):
         if self.flow.identity_nodes.get(index) in changed:
             return carried[self.flow.identity_nodes[index]]
         if node.role != "activation":
-            raise StoppedError(f"{node.name!r} in {place(node)} compares or counts what is {self.moved}")
+            raise StoppedError(f"{node.name!r} in {location(node)} compares or counts what is {self.moved}")
         row = operation(node, self.change)
         if row.family == "product" and self.change == "scale":
             self._check_once(node, changed)
@@ -335,7 +335,7 @@ class _Forward(_Walk):
         """(v a) b = v (a b), for b not scaled itself."""
         twice = len(changed) > 1 or node.inputs.count(changed[0]) > 1
         if twice or (node.name == "div" and node.inputs[0] != changed[0]):
-            raise StoppedError(f"{node.name!r} in {place(node)} would take the scale twice, or divide by it")
+            raise StoppedError(f"{node.name!r} in {location(node)} would take the scale twice, or divide by it")
 
     def _sum(self, node: Node, changed: list[int], carried: Mapping[int, _Carried]) -> _Carried:
         """v a + v b = v (a + b), for one v everywhere; (a + t) + b = (a + b) + t, whatever b is."""
@@ -343,18 +343,18 @@ class _Forward(_Walk):
         alike = all(torch.equal(pattern, patterns[0]) for pattern in patterns)
         if self.change == "scale":
             if len(set(node.inputs)) != len(changed) or has_number(node) or not alike:
-                raise StoppedError(f"{node.name!r} in {place(node)} adds what is not scaled")
+                raise StoppedError(f"{node.name!r} in {location(node)} adds what is not scaled")
             return _Carried(patterns[0])
         check_passes(node, "shift")
         if not alike:
-            raise StoppedError(f"{node.name!r} in {place(node)} adds two different shifts")
+            raise StoppedError(f"{node.name!r} in {location(node)} adds two different shifts")
         shares = zip(node.inputs, summand_factors(node), strict=True)
         return _Carried(patterns[0], sum(factor * carried[i].factor for i, factor in shares if i in carried))
 
     def _join(self, node: Node, changed: list[int], carried: Mapping[int, _Carried]) -> _Carried:
         factors = {carried[i].factor for i in changed}
         if len(factors) > 1:
-            raise StoppedError(f"{node.name!r} in {place(node)} joins different multiples of what is {self.moved}")
+            raise StoppedError(f"{node.name!r} in {location(node)} joins different multiples of what is {self.moved}")
         own = [carried[i].pattern if i in carried else None for i in node.inputs]
         return _Carried(concatenated(own, self.shapes(node), joining_axis(node)), factors.pop())
 

@@ -25,6 +25,8 @@ from stripefold.graph.operations import (
     OVERWRITES,
     RECURRENT,
     WEIGHTED,
+    WRITE,
+    operation_name,
 )
 from stripefold.graph.values import Values
 from stripefold.modules.modes_of_torch import ThreadMode
@@ -212,7 +214,7 @@ class Recorder(ThreadMode):
         """Run the operation, then note it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        name = _name(func)
+        name = operation_name(func)
         changed = written(func, args, kwargs) if func._schema.is_mutable else []
         if self._frame is not None:
             self._note_inside(self._frame, name, (args, kwargs), (changed, result))
@@ -235,7 +237,7 @@ class Recorder(ThreadMode):
             frame.written += [tensor for tensor in results[0] if self.values.find(tensor) is not None]
 
     def _note(self, func: Any, bound: Mapping[str, Any], results: tuple[list[Tensor], Any]) -> None:
-        (name, bound), (changed, result) = _number_last(_name(func), bound), results
+        (name, bound), (changed, result) = _number_last(operation_name(func), bound), results
         operands = list(tensors_in(bound))
         if name in OVERWRITES and changed:
             operands = [tensor for tensor in operands if all(tensor is not target for target in changed)]
@@ -294,18 +296,13 @@ class Recorder(ThreadMode):
             inputs = (index,) if complete else (old, index)
             roles = [self.graph.nodes[i].role for i in inputs]
             role: Role = "activation" if "activation" in roles else roles[-1]
-            node = Node(kind="operation", name="write", inputs=inputs, role=role, where=self.path)
+            node = Node(kind="operation", name=WRITE, inputs=inputs, role=role, where=self.path)
             node = replace(node, shape=key[2], unbroadcast_numel=self.graph.nodes[old].unbroadcast_numel)
             self.values.replace(key, self.graph.add(node))
 
 
 def _is_continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _name(func: Any) -> str:
-    """The dispatcher's name, the same for an operation in place."""
-    return str(func._schema.name.removeprefix("aten::").rstrip("_"))
 
 
 def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:

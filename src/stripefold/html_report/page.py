@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stripefold.html_report.pack import Arrays, packed_layers, packed_trajectory
 from stripefold.html_report.templates import fill
-from stripefold.html_report.words import describe, most_varied, seen_in_pictures, short_names, tiles
+from stripefold.html_report.words import most_varied, seen_in_pictures, sentence, short_names, tiles
 
 if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport
@@ -28,7 +28,7 @@ def render_page(report: StripeReport, *, trajectory: Trajectory | None = None, t
         "stripes",
         drawn={"layers": layers, "trajectory": over_training, "first": most_varied(report)} if layers else None,
         title=title or f"Stripes of {report.model or 'a model'}",
-        sentence=describe(report),
+        sentence=sentence(report),
         tiles=tiles(report, trajectory),
         versions=report.versions,
         report=report,

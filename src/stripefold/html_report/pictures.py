@@ -52,6 +52,7 @@ def draw_stripes(layer: LayerStripes) -> Figure:
         f"{shown_name(layer.name)}: stripe index {layer.stripe_index:.3f}{flag}, "
         f"within-channel std {float(layer.within_std.mean()):.2g}",
         fontsize="medium",
+        parse_math=False,
     )
     return figure
 
@@ -76,7 +77,7 @@ def draw_overview(report: StripeReport) -> Figure:
     spread.set_xlabel("standard deviation of a channel over the images, all gates")
     spread.set_ylabel("channels")
     count = f"{len(report.layers)} gate" + ("s" if len(report.layers) > 1 else "")
-    figure.suptitle(f"{report.model}: {count}, {report.images} images", fontsize="medium")
+    figure.suptitle(f"{report.model}: {count}, {report.images} images", fontsize="medium", parse_math=False)
     return figure
 
 
@@ -105,7 +106,9 @@ def draw_trajectory(trajectory: Trajectory) -> Figure:
     panels[0].set_ylim(-0.03, 1.03)
     panels[-1].set_xlabel("epoch")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(f"{trajectory.model}: {len(trajectory.gates)} gates over training", fontsize="medium")
+    figure.suptitle(
+        f"{trajectory.model}: {len(trajectory.gates)} gates over training", fontsize="medium", parse_math=False
+    )
     return figure
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stripefold.stripe.trajectory import Trajectory
 
 
-def describe(report: StripeReport) -> str:
+def sentence(report: StripeReport) -> str:
     """One sentence for a reader who has never heard of a stripe index."""
     model = report.model or "The model"
     if not report.layers:

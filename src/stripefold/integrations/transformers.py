@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stripefold.asr.adapter import fingerprint, save_adapter
+from stripefold.asr.adapter import backbone_fingerprint, save_adapter
 from stripefold.asr.sites import scales
 from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import CheckpointError
@@ -106,7 +106,7 @@ class FoldCallback(TrainerCallback):
                 f"{folder} is of an attached model, and the one that resumes from it has no gates: attach first, with "
                 "the same options, then make the Trainer"
             )
-        if saved.get("fingerprint", {}).get("weights") != fingerprint(model)["weights"]:
+        if saved.get("fingerprint", {}).get("weights") != backbone_fingerprint(model)["weights"]:
             raise CheckpointError(
                 f"the model does not have the weights of {folder}, although the Trainer resumes from it: attach with "
                 "the same options as before. Some versions of transformers save keys that their own Trainer cannot "

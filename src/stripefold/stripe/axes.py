@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 from stripefold.graph.channels import axis_after, channel_axis
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import is_batch_norm
+from stripefold.graph.operations import CHANNELS_LAST, CHANNELS_SECOND, is_batch_norm
 
-_LAST_AXIS = frozenset({"linear", "matmul", "mm", "addmm", "bmm", "native_layer_norm", "_fused_rms_norm"})
 _LOOKAHEAD = 8
 LayerAxes = Mapping[str, int]
 """Layer path -> the channel axis of what it returns, as its rule says; negative ones count from the end"""
@@ -21,9 +20,9 @@ def _own_axis(node: Node, layer_axes: LayerAxes) -> int | None:
         return channel_axis(node) if known is None or not node.shape else known % len(node.shape)
     if node.kind != "operation":
         return None
-    if node.name.startswith(("conv", "_conv")) or is_batch_norm(node.name) or "group_norm" in node.name:
+    if node.name in CHANNELS_SECOND or is_batch_norm(node.name):
         return 1
-    return len(node.shape) - 1 if node.name in _LAST_AXIS else None
+    return len(node.shape) - 1 if node.name in CHANNELS_LAST else None
 
 
 def axis_behind(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:

@@ -80,7 +80,7 @@ def batches(data: Any, model: nn.Module, *, arguments: int = 1, max_images: int 
         yield batch
 
 
-def arguments_of(example: Example | None) -> int:
+def count_arguments(example: Example | None) -> int:
     """How many entries of a tuple of the data are arguments of the model: as many as the (first) example has."""
     first = None if example is None else examples_of(example)[0]
     return len(first) if isinstance(first, tuple) and first else 1

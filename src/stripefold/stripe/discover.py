@@ -168,7 +168,7 @@ def discover(model: nn.Module, example: Any) -> Discovery:
     for run, graph in enumerate(recorded.graphs):
         gates, rest = _in_run(graph, run, modules, layer_axes)
         runs.append(gates)
-        for key in {(other.name, other.why) for other in rest} - set(others):
+        for key in [key for key in dict.fromkeys((other.name, other.why) for other in rest) if key not in others]:
             others[key] = [other for other in rest if (other.name, other.why) == key]
     found = Discovery(_named(recorded, runs), tuple(other for each in others.values() for other in each), recorded)
     written = {visit.name for graph in recorded.graphs for visit in graph.module_calls if visit.written}

@@ -13,29 +13,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import SQUASHING, VIEWS, WEIGHTED
-
-
-def _names(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_SAME_DEGREE = VIEWS | _names(
-    "mean sum amax amin max min median abs neg relu leaky_relu prelu _prelu_kernel elu celu selu gelu silu hardswish "
-    "mish softplus std std_mean norm linalg_vector_norm cumsum floor ceil round trunc sort topk kthvalue masked_fill "
-    "pad constant_pad_nd reflection_pad2d replication_pad2d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d "
-    "adaptive_max_pool2d max_pool1d max_pool2d max_pool2d_with_indices max_pool3d_with_indices im2col nan_to_num "
-    "index index_select gather diagonal tril triu write"
+from stripefold.graph.operations import (
+    BOUNDED,
+    DEGREES,
+    EXPONENTIAL_BASES,
+    LIMITS,
+    LOGARITHM_BASES,
+    MULTILINEAR,
+    OF_LARGER,
+    OF_SMALLER,
+    POWERS,
+    PRODUCTS,
+    SAME_DEGREE,
+    SAME_LOGARITHM,
+    SAMPLE_NORMS,
+    SIGNED_SUMS,
+    SIGNS,
+    SQUASHING,
+    WEIGHTED,
 )
-_OF_LARGER = _names("cat concat concatenate stack hstack vstack where maximum fmax max hypot logaddexp add sub rsub")
-_OF_SMALLER = _names("minimum fmin")
-_BOUNDED = SQUASHING | _names("log_softmax _log_softmax sign sgn erf atan sin cos softsign recurrent exp expm1 exp2")
-_LINEAR_IN_ALL = _names("mul matmul mm bmm dot mv convolution conv1d conv2d conv3d linear addmm baddbmm")
-_NORMS = _names("native_layer_norm layer_norm native_group_norm group_norm rms_norm _fused_rms_norm instance_norm")
-_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "reciprocal": -1.0, "rdiv": -1.0, "var": 2.0}
-_LOGARITHMS = {"log": math.e, "log2": 2.0, "log10": 10.0, "log1p": math.e}
-_EXPONENTIALS = {"exp": math.e, "exp2": 2.0, "expm1": math.e}
+
 _SMALL = 0.1
 """A number added that is not larger keeps a division from failing; it is no part of what is measured."""
 
@@ -58,7 +55,7 @@ class Growth:
 CONSTANT = Growth()
 
 
-def normalises(graph: Graph, scaled: int, factor: int, *, divided: bool = False) -> bool | None:
+def is_normalisation(graph: Graph, scaled: int, factor: int, *, divided: bool = False) -> bool | None:
     """Whether a product stays what it is when the map that both factors are computed from is scaled.
 
     Args:
@@ -108,9 +105,7 @@ def _behind(graph: Graph, value: int, between: list[int]) -> list[int]:
 
 def _has_open_exponent(graph: Graph, index: int) -> bool:
     node = graph.nodes[index]
-    return (
-        node.name in ("pow", "float_power") and len(node.inputs) > 1 and graph.nodes[node.inputs[1]].role == "constant"
-    )
+    return node.name in POWERS and len(node.inputs) > 1 and graph.nodes[node.inputs[1]].role == "constant"
 
 
 def _growths(graph: Graph, origin: int, between: list[int]) -> dict[int, Growth | None]:
@@ -138,11 +133,11 @@ def _after(graph: Graph, index: int, given: list[Growth]) -> Growth | None:
         return _of_logarithms(node, given, moving)
     if node.name == "var_mean":
         return moving[0] if node.position > 0 else _power(moving[0], 2.0)
-    if node.name in ("add", "sub", "rsub"):
+    if node.name in SIGNED_SUMS:
         return _sum(node, given, [graph.nodes[i].unbroadcast_numel for i in node.inputs])
     if node.name == "div":
         return Growth(given[0].degree - given[1].degree, affine=_affine(given)) if len(given) == 2 else moving[0]
-    if node.name in ("clamp", "clamp_min", "clamp_max", "hardtanh", "threshold"):
+    if node.name in LIMITS:
         return _clamped(node, given)
     for judge in (_through_power, _through_linear, _through_choice):
         found = judge(node, given, moving)
@@ -153,37 +148,37 @@ def _after(graph: Graph, index: int, given: list[Growth]) -> Growth | None:
 
 def _through_layer(node: Node, moving: list[Growth]) -> Growth:
     """Affine in what it is given, unless it normalises or squashes that."""
-    bounded = any(name in _NORMS or name in _BOUNDED for name in node.inner)
+    bounded = any(name in SAMPLE_NORMS or name in BOUNDED for name in node.inner)
     degree = 0.0 if bounded else max(growth.degree for growth in moving)
     return Growth(degree, affine=True) if degree > 0 else CONSTANT
 
 
 def _through_power(node: Node, given: list[Growth], moving: list[Growth]) -> Growth | None:
-    if node.name in _POWERS:
-        return _power(moving[0], _POWERS[node.name])
-    if node.name in _LOGARITHMS:
-        return Growth(moving[0].degree / math.log(_LOGARITHMS[node.name]), logarithm=True)
+    if node.name in DEGREES:
+        return _power(moving[0], DEGREES[node.name])
+    if node.name in LOGARITHM_BASES:
+        return Growth(moving[0].degree / math.log(LOGARITHM_BASES[node.name]), logarithm=True)
     number = _number(node, "exponent")
-    if node.name in ("pow", "float_power") and number is not None:
+    if node.name in POWERS and number is not None:
         return _power(moving[0], number)
     return None
 
 
 def _through_linear(node: Node, given: list[Growth], moving: list[Growth]) -> Growth | None:
-    if node.name in _LINEAR_IN_ALL or node.name in WEIGHTED - _NORMS:
+    if node.name in MULTILINEAR:
         return Growth(sum(growth.degree for growth in moving), affine=_affine(moving) or node.name in WEIGHTED)
     return None
 
 
 def _through_choice(node: Node, given: list[Growth], moving: list[Growth]) -> Growth | None:
-    if node.name in _OF_LARGER and len(given) > 1:
+    if node.name in OF_LARGER and len(given) > 1:
         return max(moving if node.name == "where" else given, key=lambda growth: growth.degree)
-    if node.name in _OF_SMALLER:
+    if node.name in OF_SMALLER:
         return min(given, key=lambda growth: growth.degree)
-    if node.name in _SAME_DEGREE:
+    if node.name in SAME_DEGREE:
         return moving[0]
     falling = all(growth.degree < 0 for growth in moving)
-    if node.name in _NORMS or (node.name in _BOUNDED and (node.name not in _EXPONENTIALS or falling)):
+    if node.name in SAMPLE_NORMS or (node.name in BOUNDED and (node.name not in EXPONENTIAL_BASES or falling)):
         return CONSTANT
     return None
 
@@ -192,24 +187,20 @@ def _of_logarithms(node: Node, given: list[Growth], moving: list[Growth]) -> Gro
     """Logarithms: sums and multiples of them, means, and the way back."""
     number = _number(node)
     first = moving[0]
-    if node.name in _EXPONENTIALS:
-        return Growth(first.degree * math.log(_EXPONENTIALS[node.name]))
+    if node.name in EXPONENTIAL_BASES:
+        return Growth(first.degree * math.log(EXPONENTIAL_BASES[node.name]))
     base = _number(node, "self")
     if node.name == "pow" and base is not None and base > 0:
         return Growth(first.degree * math.log(base))
     if not all(growth.logarithm or growth == CONSTANT for growth in given):
         return None
-    if node.name in ("add", "sub", "rsub"):
-        return replace(first, degree=sum(sign * g.degree for sign, g in zip(_signs(node), given, strict=False)))
-    if node.name in ("mul", "div") and number is not None and number:
+    if node.name in SIGNED_SUMS:
+        return replace(first, degree=sum(sign * g.degree for sign, g in zip(SIGNS[node.name], given, strict=False)))
+    if node.name in PRODUCTS and number is not None and number:
         return replace(first, degree=first.degree * number if node.name == "mul" else first.degree / number)
     if node.name == "neg":
         return replace(first, degree=-first.degree)
-    return first if node.name in _SAME_DEGREE - {"sum", "abs"} else None
-
-
-def _signs(node: Node) -> tuple[float, float]:
-    return {"add": (1.0, 1.0), "sub": (1.0, -1.0), "rsub": (-1.0, 1.0)}[node.name]
+    return first if node.name in SAME_LOGARITHM else None
 
 
 def _power(growth: Growth, exponent: float) -> Growth:

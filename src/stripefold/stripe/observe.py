@@ -18,7 +18,7 @@ from stripefold.modules.preserve_state import preserve_state, random_state_kept
 from stripefold.modules.structural_copy import structural_copy
 from stripefold.progress import ImageProgress
 from stripefold.stripe.accumulate import Accumulator
-from stripefold.stripe.batches import Batch, arguments_of, batches
+from stripefold.stripe.batches import Batch, batches, count_arguments
 from stripefold.stripe.diagnose import first_not_finite, module_that_failed
 from stripefold.stripe.discover import Discovery, discover
 from stripefold.stripe.processes import merged_over_processes
@@ -80,7 +80,7 @@ def observe(
         job = _ObserveJob(bare, device, keep, by_class, progress)
 
         def run() -> StripeReport | None:
-            return job.run(batches(data, bare, arguments=arguments_of(example), max_images=max_images), example)
+            return job.run(batches(data, bare, arguments=count_arguments(example), max_images=max_images), example)
 
         report = run() if process_group is None else merged_over_processes(run, process_group)
         if report is None:

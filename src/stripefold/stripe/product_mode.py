@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stripefold.graph.operations import MULTIPLICATIONS, operation_name
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import takes_hooks
-
-_PRODUCTS = frozenset({"aten::mul", "aten::mul_", "aten::addcmul", "aten::addcmul_"})
 
 
 class ProductMode(ThreadMode):
@@ -29,7 +28,7 @@ class ProductMode(ThreadMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the factors before the operation, which may overwrite one."""
-        if self.inside == 0 and func._schema.name in _PRODUCTS:
+        if self.inside == 0 and operation_name(func) in MULTIPLICATIONS:
             first, second = args[-2:]
             if isinstance(first, Tensor) and isinstance(second, Tensor):
                 self._see(first, second)

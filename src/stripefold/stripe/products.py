@@ -14,22 +14,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stripefold.graph.graph import Graph
-from stripefold.graph.operations import VIEWS, WHOLE_VIEWS
+from stripefold.graph.operations import (
+    BATCHED_PRODUCTS,
+    CHOICES,
+    CONVOLUTIONS,
+    DIVISIONS,
+    FUSED_PRODUCTS,
+    GATE_LIKE,
+    PERMUTATIONS,
+    POOLINGS,
+    PRODUCTS,
+    REARRANGING,
+    REDUCTIONS,
+    VIEWS,
+    WHOLE_VIEWS,
+    WITH_WEIGHT,
+)
 from stripefold.stripe.axes import LayerAxes, axis_ahead, axis_behind
-from stripefold.stripe.growth import normalises
-
-
-def _names(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_MULTIPLIED = _names("mul div")
-# What does a gate's work without being a multiplication of its own.
-_GATE_LIKE = _names("addcmul addcdiv add bmm baddbmm lerp where masked_fill")
-# Show elements again, moved or cut, beside zeros; a sum over windows weighs neighbours of one map.
-_REARRANGING = VIEWS | _names("stack cat concat concatenate im2col unfold constant_pad_nd write copy")
-_POOLS = _names("mean sum amax adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool2d")
-_WITH_WEIGHT = _names("convolution linear batch_norm native_batch_norm layer_norm group_norm instance_norm")
+from stripefold.stripe.growth import is_normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +58,21 @@ class Product:
 def products(graph: Graph, layer_axes: LayerAxes) -> Iterator[Product]:
     """Every multiplication of two activations, and what does a gate's work without being one, in order."""
     for index, node in enumerate(graph.nodes):
-        if node.kind == "layer" or node.name in _WITH_WEIGHT:
+        if node.kind == "layer" or node.name in WITH_WEIGHT:
             yield from _with_computed_weight(graph, index)
-        elif node.kind == "operation" and node.name in _MULTIPLIED | _GATE_LIKE:
+        elif node.kind == "operation" and node.name in PRODUCTS | GATE_LIKE:
             yield from _of_operation(graph, index, layer_axes)
 
 
 def _of_operation(graph: Graph, index: int, layer_axes: LayerAxes) -> Iterator[Product]:
     node = graph.nodes[index]
-    operands = node.inputs[1:] if node.name in ("addcmul", "addcdiv") else node.inputs
+    operands = node.inputs[1:] if node.name in FUSED_PRODUCTS else node.inputs
     factors = [i for i in operands if _depends_on_a_map(graph, i)]
-    if node.name in ("where", "masked_fill", "lerp"):
+    if node.name in CHOICES:
         yield from _chosen(graph, index, layer_axes)
     elif len(factors) != 2 or not any(graph.nodes[i].role == "activation" for i in factors):
         yield from _beside_unseen(graph, index, operands)
-    elif node.name in _MULTIPLIED:
+    elif node.name in PRODUCTS:
         yield _judged(graph, index, factors, layer_axes)
     else:
         yield from _gate_like(graph, index, factors, layer_axes)
@@ -119,7 +121,7 @@ def keeps_order(graph: Graph, index: int) -> bool:
     node = graph.nodes[index]
     if node.kind != "operation" or node.name not in WHOLE_VIEWS or len(node.inputs) != 1:
         return False
-    if node.name not in ("permute", "transpose", "t", "movedim"):
+    if node.name not in PERMUTATIONS:
         return True
     # Dimensions of one element may go anywhere.
     before = graph.nodes[node.inputs[0]].shape
@@ -135,7 +137,7 @@ def extents(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
 def _gate_like(graph: Graph, index: int, factors: list[int], layer_axes: LayerAxes) -> Iterator[Product]:
     """What would be a channel gate if it were a multiplication of its own: sums, fused and matrix products."""
     name = graph.nodes[index].name
-    if name in ("bmm", "baddbmm"):
+    if name in BATCHED_PRODUCTS:
         diagonal = next((i for i in factors if _is_diagonal(graph, i)), None)
         if diagonal is not None:
             found = Product(node=index, scaled=sum(factors) - diagonal, factor=diagonal)
@@ -202,13 +204,13 @@ def _with_computed_weight(graph: Graph, index: int) -> Iterator[Product]:
     """A convolution or a norm whose weight is computed from the image: dynamic convolution, conditional norms."""
     node = graph.nodes[index]
     names = node.inner if node.kind == "layer" else (node.name,)
-    if len(names) != 1 or names[0] not in _WITH_WEIGHT or len(node.inputs) < 2 or node.position:
+    if len(names) != 1 or names[0] not in WITH_WEIGHT or len(node.inputs) < 2 or node.position:
         return
     map_, weight = node.inputs[:2]
     if not (_depends_on_a_map(graph, map_) and _depends_on_a_map(graph, weight)):
         return
     found = Product(node=index, scaled=map_, factor=weight)
-    if names[0] in ("convolution", "linear"):
+    if names[0] == "linear" or names[0] in CONVOLUTIONS:
         yield _refused(found, f"one kernel per image ({names[0]} with a computed weight), not one number per channel")
     else:
         yield _refused(found, f"a norm whose weight is computed from the image ({names[0]}): no product of its own")
@@ -233,10 +235,10 @@ def _judged(graph: Graph, index: int, factors: list[int], layer_axes: LayerAxes)
         return _refused(found, "an outer product: neither factor has the shape of the result")
     if axes[factor] == full and not _is_pooled_pair(graph, scaled, factor):
         return _refused(found, "element by element: the factor has the shape of the map")
-    divided = graph.nodes[index].name in ("div", "addcdiv")
+    divided = graph.nodes[index].name in DIVISIONS
     if divided and factor == first:
         return _refused(found, "a division by the map itself")
-    normalised = normalises(graph, scaled, factor, divided=divided)
+    normalised = is_normalisation(graph, scaled, factor, divided=divided)
     if normalised:
         return _refused(found, "a normalisation: the factor is one over a size of the map itself")
     if normalised is None:
@@ -282,7 +284,7 @@ def _is_pooled_pair(graph: Graph, scaled: int, factor: int) -> bool:
     if len(shape) < 3 or any(size > 1 for size in shape[2:]):
         return False
     behind = graph.values_behind[factor]
-    return any(behind >> user & 1 and graph.nodes[user].name in _POOLS for user in graph.consumers[scaled])
+    return any(behind >> user & 1 and graph.nodes[user].name in POOLINGS for user in graph.consumers[scaled])
 
 
 def _shows_one_value_often(graph: Graph, index: int) -> bool:
@@ -296,7 +298,7 @@ def _shows_one_value_often(graph: Graph, index: int) -> bool:
             continue
         seen.add(current)
         node = graph.nodes[current]
-        if node.kind == "operation" and node.name in _REARRANGING:
+        if node.kind == "operation" and node.name in REARRANGING:
             todo.extend(node.inputs)
         else:
             shown.add(current)
@@ -322,6 +324,6 @@ def _summed_axis(graph: Graph, index: int) -> int | None:
         return None
     node = graph.nodes[users.pop()]
     dims = node.arguments.get("dim")
-    if node.name not in ("sum", "mean") or not dims or len(dims) != 1:
+    if node.name not in REDUCTIONS or not dims or len(dims) != 1:
         return None
     return int(dims[0]) % len(graph.nodes[index].shape)

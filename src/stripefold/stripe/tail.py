@@ -14,19 +14,8 @@ import torch
 from torch import Tensor
 
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import VIEWS
+from stripefold.graph.operations import ARITHMETIC, CLAMPS_BY_OPERAND, PRODUCTS, UNDONE, VIEWS
 from stripefold.stripe.products import keeps_order
-
-
-def _names(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_PLAIN = _names(
-    "sigmoid tanh hardsigmoid relu hardtanh clamp clamp_min clamp_max neg exp reciprocal log_sigmoid_forward"
-)
-_BOUNDS = _names("clamp clamp_min clamp_max maximum minimum")
-_WITH_NUMBER = _names("add sub rsub mul div")
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ def _only_source(graph: Graph, index: int) -> int | None:
     """The one value that an operation takes beside constant bounds, if nothing else uses it."""
     node = graph.nodes[index]
     inputs = node.inputs
-    if node.name in _BOUNDS:
+    if node.name in CLAMPS_BY_OPERAND:
         inputs = tuple(i for i in inputs if graph.nodes[i].role != "constant")
     if node.kind != "operation" or len(inputs) != 1:
         return None
@@ -122,12 +111,12 @@ def _only_for(graph: Graph, gate: int, product: int) -> set[int]:
 
 
 def _step(node: Node) -> tuple[str, float] | None:
-    if node.name in _PLAIN | _BOUNDS:
+    if node.name in UNDONE | CLAMPS_BY_OPERAND:
         return node.name, 0.0
     number, alpha, rounding = (node.arguments.get(key) for key in ("other", "alpha", "rounding_mode"))
-    if node.name not in _WITH_NUMBER or not isinstance(number, (int, float)):
+    if node.name not in ARITHMETIC or not isinstance(number, (int, float)):
         return None
-    plain = alpha in (None, 1) and rounding is None and (number or node.name not in ("mul", "div"))
+    plain = alpha in (None, 1) and rounding is None and (number or node.name not in PRODUCTS)
     return (node.name, float(number)) if plain else None
 
 
@@ -148,7 +137,7 @@ def _undone(name: str, number: float, v: Tensor) -> Tensor:
         return -v
     if name == "reciprocal":
         return 1 / v
-    if name in _WITH_NUMBER:
+    if name in ARITHMETIC:
         undo = {"add": v - number, "sub": v + number, "rsub": number - v, "mul": v / (number or math.nan)}
         return undo[name] if name in undo else v * number
     return v  # between its bounds a clamp changes nothing

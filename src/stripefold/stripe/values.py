@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stripefold.errors import ObserveError
 from stripefold.graph.graph import Graph
+from stripefold.graph.operations import MULTIPLICATIONS
 from stripefold.stripe.products import compact, extents
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Expected:
 
 def _is_product_in(graph: Graph, index: int, where: str) -> bool:
     node = graph.nodes[index]
-    return node.kind != "layer" and node.where == where and node.name in ("mul", "addcmul") and len(node.inputs) > 1
+    return node.kind != "layer" and node.where == where and node.name in MULTIPLICATIONS and len(node.inputs) > 1
 
 
 def compact_shape(tensor: Tensor) -> tuple[int, ...]:

@@ -27,14 +27,16 @@ from stripefold_lab.cli import (
 )
 from stripefold_lab.cli.entry import CommandInterruptedError
 from stripefold_lab.cli.examples import examples
+from stripefold_lab.users_files import import_files
 
 
-def _telling_interrupts(command: Callable[..., None]) -> Callable[..., None]:
-    """Keep what a command says about an interrupt: the parser would end with the bare status."""
+def _prepared(command: Callable[..., None]) -> Callable[..., None]:
+    """Run the files of ``--import`` first, and keep what a command says about an interrupt, which the parser drops."""
 
     @functools.wraps(command)
     def wrapped(*words: Any, **options: Any) -> None:
         try:
+            import_files(options.get("imports") or ())
             command(*words, **options)
         except KeyboardInterrupt as error:
             raise CommandInterruptedError(str(error)) from error
@@ -69,7 +71,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": recipes.recipes,
 }
 for name, command in COMMANDS.items():
-    app.command(name, epilog=examples(name), context_settings=_HELP)(_telling_interrupts(command))
+    app.command(name, epilog=examples(name), context_settings=_HELP)(_prepared(command))
 
 
 def _version(asked: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stripefold.errors import ConfigError
-from stripefold_lab.names import check_model_name
+from stripefold_lab.names import ATTENTIONS, check_model_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from stripefold_lab.processes import ProcessRank
 
 MODEL_NAME_HELP = "A model's name: resnet20, resnet164, or any of timm or torchvision."
-Attention = Annotated[str, typer.Option(help="Which channel attention; `stripefold attention` lists them.")]
+ATTENTION_HELP = f"{', '.join(ATTENTIONS)}, or one of your own (--import); `stripefold attention` describes them."
+Attention = Annotated[str, typer.Option(help=ATTENTION_HELP)]
 WhereOption = Annotated[
     list[str] | None, typer.Option(help="residual, norm, affine, or a glob of layer names; may be given again.")
 ]

@@ -29,7 +29,7 @@ from stripefold_lab.cli.deployable import check_names
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, bake_onnx, is_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import check_weights_file
 from stripefold_lab.cli.progress import ProgressLine
-from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
+from stripefold_lab.cli.users_code import Imports, OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +102,7 @@ def bake(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     preprocess: Preprocess = None,
     as_json: AsJson = False,
+    imports: Imports = None,
 ) -> None:
     """Replace the dynamic attention of a trained model by constants, measure what that costs, and fold them."""
     source = chosen_source(given_source, own, "RUN_OR_MODEL")

@@ -18,6 +18,7 @@ from stripefold_lab.cli.arguments import (
     resolve_device,
     where_option,
 )
+from stripefold_lab.cli.users_code import Imports
 from stripefold_lab.names import check_model_name
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def bench(
         typer.Option("-o", "--out", "--output", help="Write JSON here; with --deploy a picture too."),
     ] = None,
     as_json: AsJson = False,
+    imports: Imports = None,
 ) -> None:
     """Time backbone, + attention, ASR, folded ... in alternation with an identical copy as the noise floor."""
     if model is not None:

@@ -23,6 +23,7 @@ from stripefold_lab.cli.arguments import (
 )
 from stripefold_lab.cli.deployable import check_names, deployable, is_path
 from stripefold_lab.cli.output import print_json, print_line
+from stripefold_lab.cli.users_code import Imports
 
 if TYPE_CHECKING:
     from stripefold_lab.training.results import EvalResult
@@ -51,6 +52,7 @@ def evaluate(
     crop_mode: CropMode = None,
     interpolation: InterpolationOption = None,
     as_json: AsJson = False,
+    imports: Imports = None,
 ) -> None:
     """Measure a model on test images: accuracy and loss, mIoU, or mAP."""
     check_names(source, data)

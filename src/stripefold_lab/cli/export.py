@@ -24,7 +24,7 @@ from stripefold_lab.cli.arguments import (
 from stripefold_lab.cli.deployable import check_names
 from stripefold_lab.cli.output import make_folder, print_json, print_line
 from stripefold_lab.cli.quantized import quantized
-from stripefold_lab.cli.users_code import OwnModel, chosen_source
+from stripefold_lab.cli.users_code import Imports, OwnModel, chosen_source
 
 
 def export(
@@ -61,6 +61,7 @@ def export(
     interpolation: InterpolationOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
+    imports: Imports = None,
 ) -> None:
     """Fold a model, write it as weights, as a program or as ONNX, and check the file before it is there."""
     source = chosen_source(given_source, own, "SOURCE")

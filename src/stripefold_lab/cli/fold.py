@@ -11,7 +11,7 @@ from stripefold.errors import ConfigError, DataError, FoldError
 from stripefold_lab.cli.arguments import AsJson
 from stripefold_lab.cli.fold_own import fold_own
 from stripefold_lab.cli.output import check_weights_file, make_folder, print_line, print_report
-from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
+from stripefold_lab.cli.users_code import Imports, OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
     from stripefold.folding.files import FileKind
@@ -37,6 +37,7 @@ def fold(
     fuse: Annotated[bool, typer.Option("--fuse", help="Also merge BatchNorms into the layers around them.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
+    imports: Imports = None,
 ) -> None:
     """Fold the gates of a trained model into its layers and write the plain backbone."""
     word = chosen_source(None if given_source is None else str(given_source), own, "SOURCE")

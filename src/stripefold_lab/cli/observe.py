@@ -29,7 +29,7 @@ from stripefold_lab.cli.deployable import Deployable, check_names, deployable, i
 from stripefold_lab.cli.onnx_files import IMAGE_OPTIONS, Preprocess, is_onnx, observe_onnx, refuse, refuse_preprocess
 from stripefold_lab.cli.output import print_line
 from stripefold_lab.cli.progress import ProgressLine
-from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users
+from stripefold_lab.cli.users_code import Imports, OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -77,6 +77,7 @@ def observe(
     interpolation: InterpolationOption = None,
     device: Device = "auto",
     preprocess: Preprocess = None,
+    imports: Imports = None,
 ) -> None:
     """Find every channel attention of a model and show how much its scales vary from image to image."""
     model = chosen_source(source, own, "MODEL_OR_RUN")

@@ -11,7 +11,7 @@ import typer
 from stripefold.errors import ConfigError
 from stripefold_lab.cli.bake_report import make_bake_folders, print_made, save_bake_report
 from stripefold_lab.cli.progress import ProgressLine
-from stripefold_lab.cli.users_code import users_function
+from stripefold_lab.users_files import users_function
 
 if TYPE_CHECKING:
     from stripefold.stripe.report import StripeReport

@@ -12,6 +12,7 @@ from stripefold.errors import ConfigError
 from stripefold.own_files import check_own_files
 from stripefold_lab.cli.output import make_folder, print_line, print_table
 from stripefold_lab.cli.progress import ProgressLine
+from stripefold_lab.cli.users_code import Imports
 
 
 def robustness(
@@ -34,6 +35,7 @@ def robustness(
     images: Annotated[int | None, typer.Option(min=1, help="How many test images; the runs' own if not given.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    imports: Imports = None,
 ) -> None:
     """Compare trained networks under noise in the image, common corruptions, and noise in their layers."""
     if out is not None:

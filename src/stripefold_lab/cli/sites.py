@@ -9,7 +9,7 @@ import typer
 
 from stripefold_lab.cli.arguments import MODEL_NAME_HELP, AsJson, Classes, Size, WhereOption, named_model, where_option
 from stripefold_lab.cli.output import print_json, print_line
-from stripefold_lab.cli.users_code import OwnModel, chosen_source, is_users, users_model
+from stripefold_lab.cli.users_code import Imports, OwnModel, chosen_source, is_users, users_model
 
 
 def sites(
@@ -19,6 +19,7 @@ def sites(
     where: WhereOption = None,
     classes: Classes = 10,
     size: Size = None,
+    imports: Imports = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the layers that `attach` would choose, and every refused layer with its reason; changes nothing."""

@@ -13,6 +13,7 @@ from stripefold.errors import ConfigError, TrainingError
 from stripefold_lab.cli.arguments import AsJson
 from stripefold_lab.cli.output import print_json, print_line, print_table
 from stripefold_lab.cli.train import parse_changes
+from stripefold_lab.cli.users_code import Imports, check_attention_name
 from stripefold_lab.yaml_documents import parse_yaml
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def sweep(
         str, typer.Option("--format", metavar="FORM", help="How the table is printed: text, markdown or latex.")
     ] = "text",
     as_json: AsJson = False,
+    imports: Imports = None,
 ) -> None:
     """Train every setting of a sweep under every seed, compare each with the backbone; go on where it was stopped."""
     from stripefold_lab.sweep import Machines, load_sweep, plan_sweep, run_sweep
@@ -69,6 +71,8 @@ def sweep(
         else:
             print_runs(result) if dry_run else print_result(result, form)
         return
+    for trial in plan_sweep(asked, folder).trials:
+        check_attention_name(trial.config)
     machines = Machines(address=address, parallel=parallel, cpus=cpus, gpus=gpus)
     result = run_sweep(asked, folder, machines=machines, progress=partial(print_line, aside=as_json))
     _print_json(result) if as_json else print_result(result, form)

@@ -9,7 +9,9 @@ import typer
 
 from stripefold.documents import DocumentError, shown
 from stripefold.errors import ConfigError
+from stripefold_lab.cli.arguments import ATTENTION_HELP
 from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.users_code import Imports, check_attention_name
 from stripefold_lab.yaml_documents import parse_yaml
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def train(
         str | None, typer.Option(help="digits, folder:PATH, cifar10 ...; shapes, voc:PATH, ade20k:PATH, coco:PATH.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model's name.")] = None,
-    attention: Annotated[str | None, typer.Option(help="Which channel attention.")] = None,
+    attention: Annotated[str | None, typer.Option(help=ATTENTION_HELP)] = None,
     form: Annotated[str | None, typer.Option(help="static (ASR), dynamic, both or none.")] = None,
     branch: Annotated[str | None, typer.Option(help="Which branch block; `stripefold branches` lists them.")] = None,
     epochs: Annotated[
@@ -59,6 +61,7 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the configuration, as YAML for --config, and train nothing.")
     ] = False,
+    imports: Imports = None,
 ) -> None:
     """Train a model with attention, fold it, and leave one folder with everything."""
     flags = {
@@ -91,6 +94,7 @@ def train(
     from stripefold_lab.training.tasks import get_task
 
     get_task(resolved.task).check_names(resolved)
+    check_attention_name(resolved)
     from stripefold_lab.training import train as run_training
     from stripefold_lab.training.launch import place_of
 

@@ -1,19 +1,19 @@
-"""Functions from files of the user's own, which are run: data for ONNX files, and networks (``--model``)."""
+"""Options that run files of the user's own: networks (``--model``), and what they register (``--import``)."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stripefold.errors import ConfigError
+from stripefold_lab.users_files import users_function
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from stripefold_lab.training.config import TrainConfig
 
 OwnModel = Annotated[
     str | None,
@@ -23,6 +23,29 @@ OwnModel = Annotated[
         help="A network of your own, in place of a name: what the function returns. Runs the file.",
     ),
 ]
+
+
+# ``app`` runs the files before the command starts: no command reads its value.
+Imports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--import",
+        metavar="FILE.py",
+        help="Run a file that registers attentions, rules or branch blocks of your own; may be given again.",
+    ),
+]
+
+
+def check_attention_name(config: TrainConfig) -> None:
+    """Refuse an attention that nobody registered, before anything is loaded.
+
+    Raises:
+        AttachError: With the names there are.
+    """
+    from stripefold.attention.registry import attention_class
+
+    if config.form != "none":
+        attention_class(config.attention)
 
 
 def chosen_source(named: str | None, own: str | None, what: str) -> str:
@@ -75,28 +98,3 @@ def users_model(word: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{word} returned {type(model).__name__}; it has to return the network, a torch.nn.Module")
     return model
-
-
-def users_function(path: Path, name: str) -> Callable[[], Any]:
-    """A function from a file of the user's, which is run.
-
-    Raises:
-        ConfigError: no such file, no such function, or the file cannot be run.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist")
-    print(f"stripefold: running {path}", file=sys.stderr)
-    spec = importlib.util.spec_from_file_location(f"users_file_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickles look their module up
-    sys.path.insert(0, str(path.resolve().parent))  # as for a script: its neighbours can be imported
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything
-        raise ConfigError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ConfigError(f"{path} has no function {name!r}")
-    return found

@@ -11,6 +11,7 @@ import typer
 from stripefold.errors import VerifyError, printable
 from stripefold_lab.cli.arguments import AsJson
 from stripefold_lab.cli.output import make_folders, print_json, print_line
+from stripefold_lab.cli.users_code import Imports
 
 if TYPE_CHECKING:
     from stripefold_lab.training.loading import LoadedRun
@@ -23,6 +24,7 @@ def verify(
     images: Annotated[int, typer.Option(min=1, help="How many random images to compare on.")] = 8,
     report: Annotated[Path | None, typer.Option(help="Folder for the report: a page, verify.json, layers.csv.")] = None,
     as_json: AsJson = False,
+    imports: Imports = None,
 ) -> None:
     """Compare two models, judged against the first one's own rounding noise; non-zero exit on a mismatch."""
     _check_folder(report)

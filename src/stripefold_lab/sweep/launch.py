@@ -11,6 +11,7 @@ from stripefold.errors import ConfigError, TrainingError
 from stripefold_lab.sweep.folder import SweepPaths, write_error
 from stripefold_lab.sweep.session import Interrupts, Machines, ray_session
 from stripefold_lab.sweep.trial import TrialJob, run_trial, versions
+from stripefold_lab.users_files import imported_files
 
 if TYPE_CHECKING:
     from stripefold_lab.sweep.trials import Trial
@@ -54,6 +55,7 @@ def launch(trials: Sequence[Trial], paths: SweepPaths, machines: Machines, liste
             versions=versions(),
             configs={trial.name: trial.config.to_dict() for trial in trials},
             gpus=resources["GPU"],
+            imports=imported_files(),
         )
         try:
             ends = _callback(ray.tune, paths, listener, interrupts)

@@ -13,6 +13,7 @@ from typing import Any
 
 from stripefold.errors import ConfigError
 from stripefold_lab.sweep.folder import SweepPaths, TrialOutcome, write_error, write_outcome
+from stripefold_lab.users_files import import_files
 
 WAIT_SECONDS = 60.0
 """How long a killed run's process may take to be gone before the run goes on in another."""
@@ -29,6 +30,7 @@ class TrialJob:
         versions: Package -> version there.
         configs: Run -> its options.
         gpus: GPUs of a run.
+        imports: Files of the user's that register what the runs name, absolute.
     """
 
     root: str
@@ -37,6 +39,7 @@ class TrialJob:
     versions: Mapping[str, str]
     configs: Mapping[str, Mapping[str, Any]]
     gpus: float
+    imports: tuple[str, ...] = ()
 
 
 def run_trial(point: Mapping[str, Any], job: TrialJob) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def _train(job: TrialJob, name: str, paths: SweepPaths) -> TrialOutcome:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # newer versions of Ray leave them in sight of runs that got none
     if Path(job.directory).is_dir():
         os.chdir(job.directory)
+    import_files(job.imports)
     from stripefold_lab.training.config import TrainConfig
     from stripefold_lab.training.runner import train
     from stripefold_lab.training.tasks import get_task
