@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from benchmarks.accuracy.train import describe_session
 from benchmarks.onnx_ocr import directions
-from benchmarks.settle.plan import PLAN, RESULTS
+from benchmarks.settle.plan import COMMON, PLAN, RESULTS
 from stripefold.atomic import atomic_path, write_text
 from stripefold.baking.batches import Batches
 from stripefold.baking.settle import Settling
@@ -103,7 +103,7 @@ def run(network: nn.Module, plan: dict[str, Any], way: str, seed: int, work: Pat
     options |= {"divergence": divergence} if distill else {}
     options |= {"loss": likelihood} if distill < 1 else {}
     start = time.process_time()
-    settle = sf.Settle(steps=plan["steps"], lr=plan["rate"], data=Lines(*lines, seed), seed=seed, **options)
+    settle = sf.Settle(steps=plan["steps"], lr=plan["rate"], data=Lines(*lines, seed), seed=seed, **COMMON | options)
     found: dict[str, Any] = {
         "way": way,
         "seed": seed,

@@ -13,6 +13,8 @@ from benchmarks.accuracy.plan import RunSpec
 
 PLAN = Path(__file__).parent / "plan.yaml"
 RESULTS = Path(__file__).parent / "results"
+COMMON = {"constants_rate": 1.0}
+"""Unless a way says another rate, constants train at the common one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from benchmarks.cifar_data import Cifar, Labelled, Normalise, augment
 from benchmarks.settle.bases import trained_base
-from benchmarks.settle.plan import Setting
+from benchmarks.settle.plan import COMMON, Setting
 from stripefold.atomic import write_text
 from stripefold.baking.batches import Batches
 from stripefold.baking.settle import Settling
@@ -75,7 +75,8 @@ class Trial:
         start = time.process_time()
         settle = sf.Settle(
             steps=self._setting.steps, lr=self._setting.rate, autocast=torch.bfloat16, seed=self._seed,
-            data=Epochs(self._data.train, self._seed), every=20, checkpoint=self.checkpoint(way), **options,
+            data=Epochs(self._data.train, self._seed), every=20, checkpoint=self.checkpoint(way),
+            **COMMON | options,
         )  # fmt: skip
         if control or kind == "backbone":
             model = copy.deepcopy(base)
