@@ -33,8 +33,8 @@ from benchmarks.train_graph import Step
 from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
 from stripefold.baking.finetune import FineTune, finetune
-from stripefold.baking.hold import override_gates
 from stripefold.baking.judge import energies
+from stripefold.baking.override_gates import override_gates
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import cheapest_first, prior
 from stripefold.stripe.discover import Discovery, discover

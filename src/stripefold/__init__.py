@@ -37,8 +37,8 @@ _NAMES = {
     "Rule": "layers.rule",
     "register_rule": "layers.rule",
     "register_block": "folding.third_party",
-    "save_model": "folding.files",
-    "load_model_": "folding.files",
+    "save_model": "folding.weight_files",
+    "load_model_": "folding.weight_files",
     "register_attention": "attention.registry",
     "attention_names": "attention.registry",
     "bake": "baking.bake",
@@ -67,11 +67,11 @@ if TYPE_CHECKING:
     from stripefold.baking.settle_options import Settle
     from stripefold.branches.branch import branch, branch_
     from stripefold.branches.registry import branch_names, register_branch
-    from stripefold.folding.files import load_model_, save_model
     from stripefold.folding.fold import fold, fold_, plan
     from stripefold.folding.report import FoldPlan, FoldReport
     from stripefold.folding.third_party import register_block
     from stripefold.folding.verify import EquivalenceReport, verify
+    from stripefold.folding.weight_files import load_model_, save_model
     from stripefold.html_report.write import write_report
     from stripefold.layers.rule import Along, Rule, register_rule
     from stripefold.stripe.observe import observe

@@ -12,7 +12,7 @@ from torch import nn
 import stripefold as sf
 from stripefold.asr.adapter import backbone_fingerprint
 from stripefold.errors import AdapterError
-from stripefold.folding.files import file_info, load_tensors, save_tensors
+from stripefold.folding.weight_files import file_info, load_tensors, save_tensors
 from tests.lifecycle import SITES, assert_folds, attached, error, images, scatter_, step_, tiny
 
 WAYS = {

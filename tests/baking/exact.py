@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.baking.apply import apply_, verify_baked
-from stripefold.baking.hold import can_hold, override_gates
+from stripefold.baking.override_gates import can_hold, override_gates
 from stripefold.baking.sites import BakeSite, plan_bake
 from stripefold.modules.example import Example, example_to, run_example
 from stripefold.stripe.discover import Discovery, discover

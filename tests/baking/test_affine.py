@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.baking.hold import override_gates
 from stripefold.baking.modules import ConstantScale, ConstantShift
+from stripefold.baking.override_gates import override_gates
 from stripefold.baking.rebuild import KEY, rebuild_, structure
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import discover

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.asr.site import Site
-from stripefold.baking.hold import override_gates
+from stripefold.baking.override_gates import override_gates
 from stripefold.errors import BakeError, ObserveError
 from stripefold.stripe.discover import discover
 from tests.lifecycle import EXACT, TinyNet, assert_refused, attached, error, images, prepared, snapshot

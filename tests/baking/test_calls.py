@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.baking.hold import override_gates
+from stripefold.baking.override_gates import override_gates
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import discover
 from tests.baking.nets import SE, InPlace, Net

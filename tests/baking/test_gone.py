@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stripefold as sf
 from stripefold.baking.graph_modules import GateProbe, discover_probed_
-from stripefold.baking.hold import override_gates
+from stripefold.baking.override_gates import override_gates
 from stripefold.stripe.discover import discover
 from tests.baking.nets import C
 from tests.lifecycle import EXACT, error, images, prepared, snapshot

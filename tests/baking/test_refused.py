@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stripefold.baking.apply import apply_
 from stripefold.baking.constants import constants_of
-from stripefold.baking.hold import override_gates
+from stripefold.baking.override_gates import override_gates
 from stripefold.baking.sites import plan_bake
 from stripefold.errors import BakeError
 from stripefold.graph.absorption import Absorption

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.baking.apply import apply_, verify_baked
-from stripefold.baking.hold import can_hold, override_gates
 from stripefold.baking.modules import ConstantGate, ConstantScale
+from stripefold.baking.override_gates import can_hold, override_gates
 from stripefold.baking.sites import plan_bake
 from stripefold.errors import BakeError
 from stripefold.stripe.discover import discover

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from stripefold.asr.gate import DynamicGate, StaticGate
 from stripefold.errors import CheckpointError
-from stripefold.folding.files import file_info, load_model_, save_model
+from stripefold.folding.weight_files import file_info, load_model_, save_model
 from stripefold_lab.cli import main
 from stripefold_lab.models import create_model
 from stripefold_lab.training.loading import load_run

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stripefold.export.session import OnnxModel
-from stripefold.folding.files import file_info
+from stripefold.folding.weight_files import file_info
 from stripefold_lab.cli import main
 from stripefold_lab.training.data import load_data
 from stripefold_lab.training.loading import load_run

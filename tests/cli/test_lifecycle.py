@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stripefold.folding.files import file_info
+from stripefold.folding.weight_files import file_info
 from stripefold_lab.cli import main
 from stripefold_lab.cli.demo import free_folder
 from stripefold_lab.models import create_model

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from stripefold.folding.files import file_info, save_model
+from stripefold.folding.weight_files import file_info, save_model
 from stripefold_lab.cli import main
 from stripefold_lab.cli.deployable import Deployable, deployable
 from stripefold_lab.training.loading import load_run

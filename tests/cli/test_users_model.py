@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import stripefold as sf
-from stripefold.folding.files import file_info
+from stripefold.folding.weight_files import file_info
 from stripefold_lab.cli import main
 
 PARTS = """

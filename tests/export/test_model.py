@@ -17,7 +17,7 @@ from stripefold.errors import ExportError, TraceError, VerifyError
 from stripefold.export import export_model
 from stripefold.export import write as writing
 from stripefold.export.program import KEY
-from stripefold.folding.files import file_info
+from stripefold.folding.weight_files import file_info
 from tests.lifecycle import IMAGE_DEPENDENCE, TinyNet, assert_refused, attached, error, images, snapshot, tiny
 
 PROGRAMS = ["net.pt2", "net.onnx"]

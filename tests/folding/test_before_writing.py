@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.errors import FoldError, StripefoldError
 from stripefold.folding import fuse as fusing
-from stripefold.folding.changes import Changes
+from stripefold.folding.trial_changes import Changes
 from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.writable import why_not_writable
 from tests.lifecycle import error, snapshot

@@ -259,7 +259,7 @@ def test_a_run_leaves_no_mark_and_both_draw_alike() -> None:
 def test_the_outputs_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     every = sf.verify(model, copy.deepcopy(model), images()).layers
-    monkeypatch.setattr("stripefold.folding.run.RECORD_LIMIT", 3 * 4 * 8 * 36 * 8)
+    monkeypatch.setattr("stripefold.folding.layer_by_layer.RECORD_LIMIT", 3 * 4 * 8 * 36 * 8)
     assert sf.verify(model, copy.deepcopy(model), images()).layers == every[:3]
 
 

@@ -16,7 +16,7 @@ import stripefold as sf
 from stripefold.attention.registry import attention_names, attention_options
 from stripefold.baking.rebuild import structure
 from stripefold.branches.registry import branch_names, kind_named
-from stripefold.folding.files import file_info, load_model_, save_model
+from stripefold.folding.weight_files import file_info, load_model_, save_model
 from stripefold.stripe.trajectory import Trajectory
 from stripefold_lab.bench.report import Report, Row, Spread
 from stripefold_lab.cli.train import parse_changes

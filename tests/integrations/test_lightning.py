@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import stripefold as sf
 from stripefold.errors import ConfigError
-from stripefold.folding.files import file_info
+from stripefold.folding.weight_files import file_info
 from tests.lifecycle import SITES, TinyNet
 
 pytestmark = pytest.mark.filterwarnings(

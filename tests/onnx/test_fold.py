@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from stripefold import onnx as so
 from stripefold.graph.graph import Node
-from stripefold.graph.ops import OPERATIONS, Passes
+from stripefold.graph.operation_table import OPERATIONS, Passes
 from stripefold.onnx import scale
 from tests.onnx.exact import assert_bakes_exactly, run
 from tests.onnx.nets import C, Graph, classifier, data, kinds, se_net
@@ -538,8 +538,8 @@ def test_identities_stand_in_nobodys_way() -> None:
     assert report.sites[0].outcome == "constant"
 
 
-# What both tables name, this package's and that of graph/ops.py, which moves patterns of torch's tensors; this
-# package must do without torch.
+# What both tables name, this package's and that of graph/operation_table.py, which moves patterns of torch's
+# tensors; this package must do without torch.
 SAME = {
     "Identity": "clone", "Neg": "neg", "Dropout": "dropout", "AveragePool": "avg_pool2d",
     "GlobalAveragePool": "adaptive_avg_pool2d", "Relu": "relu", "LeakyRelu": "leaky_relu", "PRelu": "prelu",

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import stripefold as sf
 from stripefold.errors import ObserveError, TraceError
-from stripefold.stripe.values import vectors
+from stripefold.stripe.gate_vectors import vectors
 from tests.lifecycle import assert_refused
 from tests.stripe.gated import Gated, Stacked, images, seeded, spatial
 

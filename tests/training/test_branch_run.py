@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import stripefold as sf
 from stripefold.branches.block import BranchBlock
 from stripefold.errors import BranchError, ConfigError
-from stripefold.folding.files import file_info
+from stripefold.folding.weight_files import file_info
 from stripefold_lab.cli.app import run
 from stripefold_lab.training import TrainConfig, evaluate, load_config, train
 from stripefold_lab.training.build import build_backbone, build_model

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stripefold.errors import CheckpointError, ConfigError, TrainingError
-from stripefold.folding.files import save_model
+from stripefold.folding.weight_files import save_model
 from stripefold_lab.training import TrainConfig, evaluate, train
 from stripefold_lab.training.build import build_model
 from stripefold_lab.training.checkpoint import SafeCheckpointIO, read_checkpoint

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import stripefold as sf
 from stripefold.errors import CheckpointError, ConfigError, StripefoldError
-from stripefold.folding.files import file_info
+from stripefold.folding.weight_files import file_info
 from stripefold_lab.training import TrainConfig, evaluate, load_config, train
 from stripefold_lab.training.build import build_backbone, build_model
 from stripefold_lab.training.checkpoint import read_checkpoint

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import stripefold as sf
 from stripefold.errors import CheckpointError, ConfigError, DataError
-from stripefold.folding.files import file_info, load_tensors, save_tensors
+from stripefold.folding.weight_files import file_info, load_tensors, save_tensors
 from stripefold_lab.cli import main
 from stripefold_lab.training import TrainConfig, evaluate, train
 from stripefold_lab.training.loading import load_run

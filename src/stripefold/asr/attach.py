@@ -21,9 +21,9 @@ from stripefold.folding.same_steps import check_same_steps, steps_of
 from stripefold.graph.positions import PositionPlace
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example
-from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modules import first_parameter, forget_compiled, replace_modules
 from stripefold.modules.root import check_bare, copy_of
+from stripefold.modules.thread_state import Interruptible
 
 
 def attach(

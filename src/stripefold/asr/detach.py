@@ -12,9 +12,9 @@ from stripefold.asr.gated import Gated
 from stripefold.asr.sites import attached_sites
 from stripefold.errors import AttachError
 from stripefold.modules.all_or_nothing import AllOrNothing
-from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modules import forget_compiled, replace_modules
 from stripefold.modules.root import copy_of
+from stripefold.modules.thread_state import Interruptible
 
 
 def detach(model: nn.Module) -> nn.Module:

@@ -17,11 +17,11 @@ from stripefold.graph.positions import PositionPlace, position_places
 from stripefold.layers.probe import probe, twin_of
 from stripefold.layers.refusal import altered, refusal, tied_to
 from stripefold.layers.rule import rule_for
+from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.foldable import Foldable
-from stripefold.modules.globs import close_names, matching
-from stripefold.modules.held import held_by_functions, why_held
 from stripefold.modules.modules import tensor_owners
+from stripefold.modules.name_globs import close_names, matching
 
 EVERYWHERE = "positions"
 _EXACT = 1e-10

@@ -15,7 +15,7 @@ from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.errors import AttachError
 from stripefold.layers.rule import rule_for
 from stripefold.modules.example import Example
-from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.thread_state import Interruptible
 
 
 @dataclass(frozen=True, kw_only=True)

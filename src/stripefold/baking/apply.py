@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from stripefold.asr.chain import tidy_chains_
 from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import fold_out_
-from stripefold.baking.hold import override_gates, summand_of
 from stripefold.baking.modules import ConstantGate, ConstantScale, ConstantShift, Idle, like_parameter
+from stripefold.baking.override_gates import override_gates, summand_of
 from stripefold.baking.places import ReplacedModule
 from stripefold.baking.sites import BakeSite, check_constants, decided
-from stripefold.baking.spare import Spare
+from stripefold.baking.unneeded_parts import Spare
 from stripefold.errors import BakeError
 from stripefold.folding.verify import EquivalenceReport, verify
 from stripefold.layers.absorb import absorb

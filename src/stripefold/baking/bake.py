@@ -10,7 +10,7 @@ from stripefold.baking.job import BakeJob
 from stripefold.baking.options import BakeConfig, check_model, configured
 from stripefold.baking.report import BakeReport
 from stripefold.modules.example import Example
-from stripefold.modules.interruptible import Interruptible
+from stripefold.modules.thread_state import Interruptible
 
 
 def bake(

@@ -16,7 +16,7 @@ from stripefold.attention.base import ChannelAttention
 from stripefold.errors import BakeError
 from stripefold.graph.graph import Graph
 from stripefold.graph.module_calls import ModuleCall
-from stripefold.graph.operations import BROADCASTS, RESHAPES
+from stripefold.graph.operation_names import BROADCASTS, RESHAPES
 from stripefold.stripe.discover import ChannelGate
 
 # What an attention's own forward may call between its layers.

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from stripefold.baking.modules import ConstantGate
 from stripefold.graph.graph import Graph
-from stripefold.graph.operations import BROADCASTS, MULTIPLICATIONS, MULTIPLYING_METHODS, operation_name
+from stripefold.graph.operation_names import BROADCASTS, MULTIPLICATIONS, MULTIPLYING_METHODS, operation_name
 from stripefold.modules.example import Example, example_to, examples_of, run_example
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import first_parameter

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from stripefold.baking.batches import Batches
 from stripefold.baking.constants import constants_of
 from stripefold.baking.graph_modules import Probe, discover_probed_, insert_probes_
-from stripefold.baking.hold import can_hold
 from stripefold.baking.judge import GateDecisions, GateJudge, energies
 from stripefold.baking.metric import ACCURACY, Accuracy, Metric, OfFirst
 from stripefold.baking.options import BakeConfig
+from stripefold.baking.override_gates import can_hold
 from stripefold.baking.recipe import Recipe
 from stripefold.baking.report import BakeReport, Speed
 from stripefold.baking.results import site_results
@@ -28,7 +28,7 @@ from stripefold.baking.weighted import weighted_constants, with_summands
 from stripefold.baking.working_copy import check_copies, deep_copy, working_copy
 from stripefold.distributed import broadcast_from_rank0
 from stripefold.errors import BakeError
-from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
+from stripefold.graph.paths_not_taken import DID_NOT_RUN, unseen_in_words
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example
 from stripefold.modules.modules import first_parameter

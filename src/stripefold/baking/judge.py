@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stripefold.asr.gate import StaticGate
 from stripefold.baking.batches import Batches
 from stripefold.baking.finetune import FineTune, finetune
-from stripefold.baking.hold import override_gates
 from stripefold.baking.metric import Accuracy, Metric, measured
 from stripefold.baking.options import BakeConfig
+from stripefold.baking.override_gates import override_gates
 from stripefold.baking.recalibrate import Statistics, norms_behind, recalibrate_
 from stripefold.baking.sensitivity import GreedySelection, cheapest_first, greedy, single_gate_metrics
 from stripefold.baking.settle import Settling

@@ -12,7 +12,7 @@ from stripefold.asr.site import Site
 from stripefold.baking.graph_modules import probe_of
 from stripefold.graph.graph import Graph
 from stripefold.graph.module_calls import ModuleCall
-from stripefold.graph.operations import IN_ORDER
+from stripefold.graph.operation_names import IN_ORDER
 from stripefold.stripe.discover import ChannelGate, Discovery
 
 

@@ -15,7 +15,7 @@ from stripefold.baking.report import BakeReport
 from stripefold.baking.sites import plan_bake
 from stripefold.documents import DocumentError
 from stripefold.errors import BakeError
-from stripefold.folding.files import BAKE, BakedGates
+from stripefold.folding.weight_files import BAKE, BakedGates
 from stripefold.modules.example import Example
 from stripefold.records import record
 

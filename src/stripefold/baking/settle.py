@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import StaticGate
 from stripefold.baking.batches import Batches
-from stripefold.baking.hold import override_gates
 from stripefold.baking.movers import Course, Movers
+from stripefold.baking.override_gates import override_gates
 from stripefold.baking.settle_losses import Losses
 from stripefold.baking.settle_options import Settle
 from stripefold.baking.settle_state import Checkpoint, TrainingPosition, state_fingerprint

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate
 from stripefold.baking.places import ReplacedModule, dynamic_around, find_replaced_module
-from stripefold.baking.spare import NOTHING, Leaving, Spare, SpareParts
 from stripefold.baking.targets import Direction, GateInRun, targets_of
+from stripefold.baking.unneeded_parts import NOTHING, Leaving, Spare, SpareParts
 from stripefold.errors import BakeError
 from stripefold.graph.absorption import FoldTarget
 from stripefold.graph.graph import Graph
 from stripefold.graph.propagate import unused
 from stripefold.layers.accepts import Acceptance
-from stripefold.modules.held import held_by_functions, why_held
+from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate, Discovery
 
 ConstantPlacement = Literal["backward", "forward", "multiply", "keep"]

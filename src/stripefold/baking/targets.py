@@ -9,7 +9,7 @@ from typing import Literal
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
 from stripefold.graph.propagate import Flow
-from stripefold.graph.runs import in_all_runs
+from stripefold.graph.several_runs import in_all_runs
 from stripefold.layers.accepts import Acceptance
 from stripefold.stripe.discover import ChannelGate
 

@@ -22,8 +22,8 @@ from stripefold.graph.graph import Graph
 from stripefold.modules.example import run_example
 from stripefold.modules.tensors import tensors_in
 from stripefold.stripe.discover import ChannelGate, Discovery
+from stripefold.stripe.gate_vectors import Expected, compact_shape, signature
 from stripefold.stripe.product_mode import watching_products
-from stripefold.stripe.values import Expected, compact_shape, signature
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Gate -> sums of x y and of x^2 (C,), float64 on the CPU."""

@@ -15,10 +15,10 @@ from stripefold.branches.select import select
 from stripefold.errors import BranchError
 from stripefold.folding.same_steps import check_same_steps, steps_of
 from stripefold.modules.all_or_nothing import AllOrNothing
-from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modules import forget_compiled, move_call_hooks, replace_modules
 from stripefold.modules.root import check_bare, copy_of
 from stripefold.modules.stand_in import is_plain
+from stripefold.modules.thread_state import Interruptible
 from stripefold.modules.where import Where
 
 BranchInit = Literal["paper", "identity"]

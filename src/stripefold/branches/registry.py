@@ -17,7 +17,7 @@ from stripefold.branches.geometry import ConvGeometry
 from stripefold.branches.probe import Build, probe_branches
 from stripefold.documents import shown
 from stripefold.errors import BranchError
-from stripefold.modules.globs import close_names
+from stripefold.modules.name_globs import close_names
 
 BuildType = TypeVar("BuildType", bound=Build)
 Refuse = Callable[..., str | None]

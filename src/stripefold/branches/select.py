@@ -13,10 +13,10 @@ from stripefold.branches.registry import BranchType
 from stripefold.errors import BranchError
 from stripefold.folding.same_steps import used_without_call
 from stripefold.layers.refusal import altered, refusal_in
+from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.modules.foldable import Foldable
-from stripefold.modules.globs import close_names, matching, renamed
-from stripefold.modules.held import held_by_functions, why_held
 from stripefold.modules.modules import tensor_owners
+from stripefold.modules.name_globs import close_names, matching, renamed
 from stripefold.modules.stand_in import is_plain
 from stripefold.modules.where import Where
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from stripefold.errors import ExportError, VerifyError
 from stripefold.export.report import Check
-from stripefold.folding.judge import agreement, judge
-from stripefold.folding.run import call, place
+from stripefold.folding.layer_by_layer import call, place
+from stripefold.folding.tolerance import agreement, judge
 from stripefold.modules.example import Example
 from stripefold.modules.float64 import float64_copy
 from stripefold.modules.modules import first_parameter

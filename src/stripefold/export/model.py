@@ -17,15 +17,15 @@ from stripefold.export.batch import batch_size, several
 from stripefold.export.program import capture
 from stripefold.export.report import ExportReport
 from stripefold.export.write import ExportFormat, examples_for, samples_for, write_program, write_weights
-from stripefold.folding.files import FileKind
 from stripefold.folding.fold import fold
-from stripefold.folding.run import DoesNotRunError
+from stripefold.folding.layer_by_layer import DoesNotRunError
+from stripefold.folding.weight_files import FileKind
 from stripefold.graph.record_run import describe
 from stripefold.modules.example import Example, example_to, infer_example
 from stripefold.modules.foldable import Foldable
-from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modes import kept_in_training
 from stripefold.modules.modules import unwrapped
+from stripefold.modules.thread_state import Interruptible
 
 SUFFIXES: dict[str, ExportFormat] = {".safetensors": "safetensors", ".pt2": "pt2", ".onnx": "onnx"}
 _WHY_NOT = {

@@ -18,7 +18,7 @@ from stripefold.export.check import check_file
 from stripefold.export.program import compile_package, load_package, load_pt2, save_onnx, save_pt2
 from stripefold.export.report import Outcome
 from stripefold.export.session import OnnxModel
-from stripefold.folding.files import FileKind, file_info, load_tensors, save_model
+from stripefold.folding.weight_files import FileKind, file_info, load_tensors, save_model
 from stripefold.modules.example import Example, example_to
 
 ExportFormat = Literal["safetensors", "pt2", "aot", "onnx"]

@@ -16,9 +16,9 @@ from stripefold.errors import TraceError
 from stripefold.folding.static_constants import is_step
 from stripefold.graph.absorption import Absorption, Accepts, FoldTarget, Refusal, Side
 from stripefold.graph.graph import Graph
-from stripefold.graph.ops import Change
+from stripefold.graph.operation_table import Change
 from stripefold.graph.propagate import Flow, unused_places
-from stripefold.graph.runs import in_all_runs
+from stripefold.graph.several_runs import in_all_runs
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance

@@ -13,18 +13,17 @@ from torch import nn
 from stripefold.errors import FoldError
 from stripefold.folding.biases import BiasTarget, plan_biases
 from stripefold.folding.fuse import fuse_
-from stripefold.folding.judge import NothingComparedError
-from stripefold.folding.order import fold_all_
+from stripefold.folding.inside_out import fold_all_
 from stripefold.folding.report import FoldPlan, FoldReport
+from stripefold.folding.tolerance import NothingComparedError
 from stripefold.folding.verify import verify
-from stripefold.graph.unseen import DID_NOT_RUN, unseen_in_words
+from stripefold.graph.paths_not_taken import DID_NOT_RUN, unseen_in_words
 from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
 from stripefold.modules.adapters import under_adapters
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
-from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.leaked_modules import REMEDY, leaked_module
 from stripefold.modules.modes import kept_in_training
 from stripefold.modules.modules import (
@@ -36,6 +35,7 @@ from stripefold.modules.modules import (
     unwrap_name,
     unwrapped,
 )
+from stripefold.modules.thread_state import Interruptible
 
 CheckMode = Literal["auto"] | bool
 _NOT_CHECKED = "not checked"

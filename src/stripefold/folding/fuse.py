@@ -12,12 +12,12 @@ from dataclasses import replace
 from torch import nn
 
 from stripefold.errors import TraceError
-from stripefold.folding.changes import Changes
-from stripefold.folding.missed import MISSED, missed_by_the_code
 from stripefold.folding.plan import MergePlan, plan_merges
 from stripefold.folding.reparameterize import TensorShapes
+from stripefold.folding.same_modules import MISSED, missed_by_the_code
 from stripefold.folding.static_constants import is_step
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
+from stripefold.folding.trial_changes import Changes
 from stripefold.graph.trace import Trace, trace
 from stripefold.modules.example import Example
 from stripefold.modules.float64_weights import Float64Weights

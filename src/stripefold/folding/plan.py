@@ -24,9 +24,9 @@ from stripefold.folding.sources import (
     norm_sources,
 )
 from stripefold.graph.absorption import FoldTarget, Refusal
-from stripefold.graph.ops import Change as ChangeKind
+from stripefold.graph.operation_table import Change as ChangeKind
 from stripefold.graph.propagate import Flow, unused_places
-from stripefold.graph.runs import in_all_runs
+from stripefold.graph.several_runs import in_all_runs
 from stripefold.graph.trace import Trace
 from stripefold.layers.absorb import absorb, why_not_fitting
 from stripefold.layers.accepts import Acceptance

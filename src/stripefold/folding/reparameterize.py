@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from stripefold.algebra.rounding import overflows
 from stripefold.errors import VerifyError
-from stripefold.folding.judge import FLOAT64_TOLERANCE
 from stripefold.folding.outputs import compared, worst_error
+from stripefold.folding.tolerance import FLOAT64_TOLERANCE
 from stripefold.layers.substitute import has_call_hooks
 from stripefold.modules.float64 import KeepFloat64
 from stripefold.modules.float64_weights import Float64Weights

@@ -14,7 +14,7 @@ from torch import nn
 
 from stripefold.errors import StripefoldError, TraceError
 from stripefold.graph.graph import Graph
-from stripefold.graph.operations import names
+from stripefold.graph.operation_names import names
 from stripefold.graph.trace import trace
 from stripefold.layers.rule import rule_for
 from stripefold.modules.example import Example, infer_example

@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import WHOLE_VIEWS
+from stripefold.graph.operation_names import WHOLE_VIEWS
 from stripefold.layers.accepts import is_affine_map
 from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable

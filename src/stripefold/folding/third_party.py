@@ -15,8 +15,8 @@ from dataclasses import replace
 from torch import nn
 
 from stripefold.errors import FoldError
-from stripefold.folding.changes import Changes
 from stripefold.folding.reparameterize import TensorShapes, reparameterize_block
+from stripefold.folding.trial_changes import Changes
 from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
 from stripefold.layers.rule import type_key
 from stripefold.modules.float64_weights import Float64Weights

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from stripefold.errors import VerifyError
 from stripefold.folding.as_deployed import fast_path_difference
-from stripefold.folding.judge import NothingComparedError, agreement, judge
+from stripefold.folding.layer_by_layer import DoesNotRunError, call, place, run_both
 from stripefold.folding.outputs import compared
-from stripefold.folding.run import DoesNotRunError, call, place, run_both
+from stripefold.folding.tolerance import NothingComparedError, agreement, judge
 from stripefold.modules.example import Example, examples_of
 from stripefold.modules.float64 import float64_copy, is_float64
-from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.leaked_modules import leaked_object
 from stripefold.modules.modules import NO_COPY, first_parameter, uninitialized
 from stripefold.modules.preserve_state import on_copies
+from stripefold.modules.thread_state import Interruptible
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stripefold.graph.ops import Change
+from stripefold.graph.operation_table import Change
 
 Side = Literal["output", "input"]
 

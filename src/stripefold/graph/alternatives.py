@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from torch import nn
 
-from stripefold.graph.operations import names
+from stripefold.graph.operation_names import names
 from stripefold.modules.mentions import ANY, aliases, code_names, codes_of
 
 _GOES_ON = frozenset({"JUMP_FORWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"})

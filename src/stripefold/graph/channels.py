@@ -8,8 +8,8 @@ the channels where they are; a normalisation or a scale leaves them anyway.
 from __future__ import annotations
 
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import CHANNELS_SECOND, KEEP_AXES, MATRIX_PRODUCTS, MIXING, STACKS, is_batch_norm
-from stripefold.graph.ops import StoppedError, operation
+from stripefold.graph.operation_names import CHANNELS_SECOND, KEEP_AXES, MATRIX_PRODUCTS, MIXING, STACKS, is_batch_norm
+from stripefold.graph.operation_table import StoppedError, operation
 from stripefold.graph.patterns import index_along, pattern_along
 
 _ATTENTION = "scaled_dot_product"

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from stripefold.graph.channels import channel_axis
 from stripefold.graph.graph import Call, Graph, Node
-from stripefold.graph.operations import RESHAPES, is_batch_norm
-from stripefold.graph.ops import StoppedError, check_passes, joining_axis, operation
+from stripefold.graph.operation_names import RESHAPES, is_batch_norm
+from stripefold.graph.operation_table import StoppedError, check_passes, joining_axis, operation
 from stripefold.graph.patterns import concatenated, pattern_along, varies
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 from stripefold.graph.channels import axis_after, channel_axes, channel_axis, mixes_positions
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.module_calls import ModuleCall
-from stripefold.graph.operations import AVERAGES, MEETINGS, PRODUCTS, RESHAPES, VIEWS, WRITE
+from stripefold.graph.operation_names import AVERAGES, MEETINGS, PRODUCTS, RESHAPES, VIEWS, WRITE
 
 PositionKind = Literal["tokens", "pooling", "flatten"]
 

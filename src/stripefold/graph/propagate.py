@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stripefold.graph.absorption import Absorption, Accept, Accepts, FoldTarget, Refusal, Side
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.ops import (
+from stripefold.graph.operation_table import (
     Change,
     Operation,
     StoppedError,

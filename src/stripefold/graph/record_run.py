@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from stripefold.graph.graph import Graph
-from stripefold.graph.record import Recorder
+from stripefold.graph.recorder import Recorder
 from stripefold.modules.example import placements, run_example
 from stripefold.modules.preserve_state import ParametersWrittenError, on_copies
 from stripefold.modules.tensors import storage_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stripefold.graph.graph import Graph
-from stripefold.graph.operations import ADDITIONS, REDUCTIONS
+from stripefold.graph.operation_names import ADDITIONS, REDUCTIONS
 
 
 def is_sum(graph: Graph, index: int) -> bool:

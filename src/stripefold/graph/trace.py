@@ -13,9 +13,9 @@ from torch import nn
 from stripefold.errors import TraceError
 from stripefold.graph import flow
 from stripefold.graph.graph import Call, Graph
+from stripefold.graph.paths_not_taken import expose_unseen
 from stripefold.graph.record_run import Failure, IsLayer, RecordedRun, describe, record_run
-from stripefold.graph.residual import ResidualTail, residual_tails
-from stripefold.graph.unseen import expose_unseen
+from stripefold.graph.residual_tails import ResidualTail, residual_tails
 from stripefold.modules.example import examples_of
 from stripefold.modules.modules import uninitialized
 

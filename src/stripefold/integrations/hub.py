@@ -19,10 +19,10 @@ from torch import nn
 from stripefold.asr.detach import detach
 from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import CheckpointError, ConfigError, FoldError, one_line
-from stripefold.folding.files import load_tensors
 from stripefold.folding.fold import fold
 from stripefold.folding.report import FoldReport
 from stripefold.folding.verify import EquivalenceReport, verify
+from stripefold.folding.weight_files import load_tensors
 from stripefold.integrations.hub_card import CARD, CardFacts, HubCard, card_text
 from stripefold.integrations.hub_origins import WEIGHTS, Origin, origin_of
 from stripefold.modules.example import Example, infer_example

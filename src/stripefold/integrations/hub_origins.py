@@ -14,7 +14,7 @@ from torch import nn
 
 from stripefold.atomic import write_text
 from stripefold.errors import ConfigError
-from stripefold.folding.files import load_tensors, save_model
+from stripefold.folding.weight_files import load_tensors, save_model
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _ONE_FILE = "1000TB"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from stripefold.errors import ConfigError, TrainingError
-from stripefold.folding.files import save_model
 from stripefold.folding.fold import fold
 from stripefold.folding.report import FoldReport
+from stripefold.folding.weight_files import save_model
 from stripefold.integrations.observing import STATIC, check_drawing, look
 from stripefold.modules.example import Example, infer_example
 from stripefold.own_files import own_files

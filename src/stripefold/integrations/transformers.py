@@ -17,8 +17,8 @@ from stripefold.asr.adapter import backbone_fingerprint, save_adapter
 from stripefold.asr.sites import scales
 from stripefold.atomic import atomic_path, write_text
 from stripefold.errors import CheckpointError
-from stripefold.folding.files import file_info
 from stripefold.folding.fold import fold
+from stripefold.folding.weight_files import file_info
 from stripefold.modules.example import Example
 
 try:

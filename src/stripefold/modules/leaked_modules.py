@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stripefold.modules.closure_refs import held_by_functions, inside
 from stripefold.modules.example import Example, example_to, examples_of, run_example
-from stripefold.modules.held import held_by_functions, inside
 from stripefold.modules.modules import first_parameter, is_helper, takes_hooks
 from stripefold.modules.preserve_state import random_state_kept
 from stripefold.modules.structural_copy import structural_copies

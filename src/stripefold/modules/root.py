@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from stripefold.errors import StripefoldError
-from stripefold.modules.held import held_by_functions
+from stripefold.modules.closure_refs import held_by_functions
 from stripefold.modules.modules import NO_COPY, is_sharded, uninitialized, unwrap_name, wrapped_inside
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stripefold.graph.graph import Graph
-from stripefold.stripe.products import keeps_order
+from stripefold.stripe.gate_products import keeps_order
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from torch import nn
 
 from stripefold.graph.graph import Graph
 from stripefold.graph.module_calls import ModuleCall
-from stripefold.graph.operations import WHOLE_VIEWS
+from stripefold.graph.operation_names import WHOLE_VIEWS
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable
-from stripefold.stripe.axes import groups_of_samples
 from stripefold.stripe.descriptor import Descriptor, descriptor_of
-from stripefold.stripe.products import Product, affine_sum, compact, keeps_order, products
+from stripefold.stripe.gate_axes import groups_of_samples
+from stripefold.stripe.gate_products import Product, affine_sum, compact, keeps_order, products
+from stripefold.stripe.gate_tail import GateTail, tail_of
+from stripefold.stripe.gate_vectors import Expected
 from stripefold.stripe.read_on import read_on
-from stripefold.stripe.tail import GateTail, tail_of
-from stripefold.stripe.values import Expected
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from stripefold.errors import ObserveError, TraceError
 from stripefold.modules.example import Example, example_to, run_example
 from stripefold.modules.foldable import Foldable
-from stripefold.modules.interruptible import Interruptible
 from stripefold.modules.modules import first_parameter, is_sharded, unwrap_name, unwrapped, wrapped_inside
 from stripefold.modules.preserve_state import preserve_state, random_state_kept
 from stripefold.modules.structural_copy import structural_copy
+from stripefold.modules.thread_state import Interruptible
 from stripefold.progress import ImageProgress
 from stripefold.stripe.accumulate import Accumulator
 from stripefold.stripe.batches import Batch, batches, count_arguments

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stripefold.graph.operations import MULTIPLICATIONS, operation_name
+from stripefold.graph.operation_names import MULTIPLICATIONS, operation_name
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import takes_hooks
 

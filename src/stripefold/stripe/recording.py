@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stripefold.attention.base import ChannelAttention
 from stripefold.modules.tensors import tensors_in
 from stripefold.stripe.discover import ChannelGate, Discovery
+from stripefold.stripe.gate_vectors import Expected, compact_shape, signature, vectors
 from stripefold.stripe.product_mode import watching_products
-from stripefold.stripe.values import Expected, compact_shape, signature, vectors
 
 
 @dataclass(frozen=True)

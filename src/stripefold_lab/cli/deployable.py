@@ -187,7 +187,7 @@ def _from_run(source: str, changes: dict[str, Any], *, same_classes: bool, looks
 
 
 def _from_name(name: str, changes: dict[str, Any], named: ModelByName) -> Deployable:
-    from stripefold.folding.files import load_model_
+    from stripefold.folding.weight_files import load_model_
     from stripefold.modules.example import infer_example
     from stripefold_lab.models.preprocessing import declared_preprocessing
 

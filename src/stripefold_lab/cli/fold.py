@@ -14,7 +14,7 @@ from stripefold_lab.cli.output import check_weights_file, make_folder, print_lin
 from stripefold_lab.cli.users_code import Imports, OwnModel, chosen_source, is_users
 
 if TYPE_CHECKING:
-    from stripefold.folding.files import FileKind
+    from stripefold.folding.weight_files import FileKind
     from stripefold_lab.training.loading import LoadedRun
 
 _DYNAMIC_STAYS = "dynamic attention stays; `stripefold bake` replaces it by constants and says what that costs"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from stripefold.folding.files import FileKind, save_model
 from stripefold.folding.fold import fold
+from stripefold.folding.weight_files import FileKind, save_model
 from stripefold_lab.training.data import Data
 from stripefold_lab.training.evaluation import evaluate_model
 from stripefold_lab.training.record import EpochRecord, best_row

@@ -14,9 +14,9 @@ from stripefold.baking.rebuild import rebuild_
 from stripefold.branches.block import BranchBlock
 from stripefold.documents import DocumentError
 from stripefold.errors import CheckpointError, ConfigError, DataError, one_line
-from stripefold.folding.files import FileInfo, file_info, load_model_, load_tensors
 from stripefold.folding.fitting_values import why_out_of_range
 from stripefold.folding.fold import fold
+from stripefold.folding.weight_files import FileInfo, file_info, load_model_, load_tensors
 from stripefold.records import checked, record
 from stripefold_lab.training.build import build_backbone, build_model
 from stripefold_lab.training.checkpoint import KEY, model_state, read_checkpoint

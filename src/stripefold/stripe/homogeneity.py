@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import (
+from stripefold.graph.operation_names import (
     BOUNDED,
     DEGREES,
     EXPONENTIAL_BASES,

@@ -12,7 +12,7 @@ from torch import nn
 
 import stripefold as sf
 from stripefold.errors import CheckpointError
-from stripefold.folding.files import file_info, load_tensors, save_tensors
+from stripefold.folding.weight_files import file_info, load_tensors, save_tensors
 from tests.lifecycle import attached, error, images, tiny
 
 
@@ -98,7 +98,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stripefold.folding.files.save_file", full)
+    monkeypatch.setattr("stripefold.folding.weight_files.save_file", full)
     with pytest.raises(
         CheckpointError, match=r"cannot write .*weights: .*No space left on device.*before is untouched"
     ):

@@ -15,8 +15,8 @@ from torch import nn
 from stripefold.baking.places import ReplacedModule
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.module_calls import ModuleCall
-from stripefold.graph.operations import VIEWS, WEIGHTED
-from stripefold.modules.held import held_by_functions, why_held
+from stripefold.graph.operation_names import VIEWS, WEIGHTED
+from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate
 
 

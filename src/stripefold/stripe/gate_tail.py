@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import ARITHMETIC, CLAMPS_BY_OPERAND, PRODUCTS, UNDONE, VIEWS
-from stripefold.stripe.products import keeps_order
+from stripefold.graph.operation_names import ARITHMETIC, CLAMPS_BY_OPERAND, PRODUCTS, UNDONE, VIEWS
+from stripefold.stripe.gate_products import keeps_order
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from stripefold.graph.graph import Node
-from stripefold.graph.operations import INSIDE_NORMS
+from stripefold.graph.operation_names import INSIDE_NORMS
 from stripefold.graph.patterns import Shape, aligned, regrouped, varies
 
 Change = Literal["scale", "shift"]

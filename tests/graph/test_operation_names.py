@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from stripefold.graph import operations
-from stripefold.graph.ops import OPERATIONS
+from stripefold.graph import operation_names
+from stripefold.graph.operation_table import OPERATIONS
 
-LIBRARY = Path(operations.__file__).parents[1]
-HOME = "graph/operations.py"
+LIBRARY = Path(operation_names.__file__).parents[1]
+HOME = "graph/operation_names.py"
 # File -> why it names several operations beside the home.
 EXCEPTIONS = {
     "attention/base.py": "options that users type",
     "folding/static_constants.py": "the table of kinds of constants, and views with a cast among them",
     "graph/graph.py": "a pair of steps, one after the other",
-    "graph/ops.py": "the table of what each operation does",
+    "graph/operation_table.py": "the table of what each operation does",
 }
 ATEN = {name.removeprefix("aten::").split(".")[0] for name in torch._C._dispatch_get_all_op_names() if "aten::" in name}
-KNOWN = ATEN | {name.rstrip("_") for name in ATEN} | operations.RECORDERS_OWN
+KNOWN = ATEN | {name.rstrip("_") for name in ATEN} | operation_names.RECORDERS_OWN
 
 
 def home_sets() -> dict[str, set[str]]:
-    named = {key: value for key, value in vars(operations).items() if key.isupper()}
+    named = {key: value for key, value in vars(operation_names).items() if key.isupper()}
     return {key: set(value) for key, value in named.items() if isinstance(value, frozenset | dict)}
 
 
@@ -75,7 +75,7 @@ def test_no_other_module_holds_a_set_of_operations() -> None:
         if name != HOME and (lists := list(lists_of_operations(path.read_text(encoding="utf-8")))):
             found[name] = lists
     beyond = {name: lists for name, lists in found.items() if name not in EXCEPTIONS}
-    assert not beyond, "move them to graph/operations.py"
+    assert not beyond, "move them to graph/operation_names.py"
     assert set(EXCEPTIONS) == set(found), "an exception that nothing needs"
 
 
@@ -98,8 +98,8 @@ DIFFERENCES = [
     ("LIMITS", "CLAMPS", {"hardtanh", "threshold"}),
     ("WITH_WEIGHT", "WEIGHTED", {"instance_norm"}),
     # Products of two maps are no weighted layers.
-    ("WEIGHTED", "WITH_WEIGHT", set(operations.LINEAR_MAPS) - {"linear"}),
-    ("SAMPLE_NORMS", "MULTILINEAR", set(operations.SAMPLE_NORMS)),
+    ("WEIGHTED", "WITH_WEIGHT", set(operation_names.LINEAR_MAPS) - {"linear"}),
+    ("SAMPLE_NORMS", "MULTILINEAR", set(operation_names.SAMPLE_NORMS)),
 ]
 
 

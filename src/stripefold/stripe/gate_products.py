@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stripefold.graph.graph import Graph
-from stripefold.graph.operations import (
+from stripefold.graph.operation_names import (
     BATCHED_PRODUCTS,
     CHOICES,
     CONVOLUTIONS,
@@ -30,8 +30,8 @@ from stripefold.graph.operations import (
     WHOLE_VIEWS,
     WITH_WEIGHT,
 )
-from stripefold.stripe.axes import LayerAxes, axis_ahead, axis_behind
-from stripefold.stripe.growth import is_normalisation
+from stripefold.stripe.gate_axes import LayerAxes, axis_ahead, axis_behind
+from stripefold.stripe.homogeneity import is_normalisation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
-from stripefold.graph.operations import names
-from stripefold.graph.ops import OPERATIONS, Change
+from stripefold.graph.operation_names import names
+from stripefold.graph.operation_table import OPERATIONS, Change
 from stripefold.graph.propagate import Flow, unused
 from stripefold.graph.trace import trace
 from stripefold.layers.absorb import absorb

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from stripefold.graph.flow import cancelling_norm
 from stripefold.graph.graph import Graph, Node, first_calls
-from stripefold.graph.operations import COLLECTIONS, PRODUCTS, RECURRENT, SQUASHING, VIEWS, WEIGHTED, is_batch_norm
+from stripefold.graph.operation_names import COLLECTIONS, PRODUCTS, RECURRENT, SQUASHING, VIEWS, WEIGHTED, is_batch_norm
 from stripefold.graph.sums import is_part_of_sum, is_sum, live_terms
 
 # Layers in the longest projection on a shortcut (pool, convolution, normalisation, and one to spare).

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from stripefold.graph.channels import axis_after, channel_axis
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operations import CHANNELS_LAST, CHANNELS_SECOND, is_batch_norm
+from stripefold.graph.operation_names import CHANNELS_LAST, CHANNELS_SECOND, is_batch_norm
 
 _LOOKAHEAD = 8
 LayerAxes = Mapping[str, int]

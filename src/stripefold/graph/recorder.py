@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stripefold.graph.graph import Call, Graph, Node, Role
 from stripefold.graph.module_calls import ModuleCalls, Results, is_alone
-from stripefold.graph.operations import (
+from stripefold.graph.operation_names import (
     FACTORIES,
     INTO_PYTHON,
     LOOKUPS,

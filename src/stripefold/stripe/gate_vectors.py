@@ -9,8 +9,8 @@ from torch import Tensor
 
 from stripefold.errors import ObserveError
 from stripefold.graph.graph import Graph
-from stripefold.graph.operations import MULTIPLICATIONS
-from stripefold.stripe.products import compact, extents
+from stripefold.graph.operation_names import MULTIPLICATIONS
+from stripefold.stripe.gate_products import compact, extents
 
 if TYPE_CHECKING:
     from stripefold.stripe.discover import ChannelGate
