@@ -37,7 +37,7 @@ from stripefold_lab.training.schedule import rate_factor
         ("weight_decay", -0.1, "weight_decay is -0.1"),
         ("threads", 0, "threads is 0; it must be at least 1"),
         ("seed", -1, "seed is -1"),
-        ("channels", 2, "channels is 2; images have 1 or 3"),
+        ("channels", 2, "channels is 2; set 1"),
         ("image_size", 2, "image_size is 2"),
         ("milestones", [5, 3], r"milestones is \[5, 3\]; give rising epochs"),
         ("milestones", ["a"], "milestones is .*; give a list of int"),
