@@ -158,3 +158,8 @@ def test_images_of_many_sizes_need_a_size(tmp_path: Path) -> None:
     write_voc(tmp_path / "voc", Shapes(count=2, size=40), Shapes(count=2, size=40))
     with pytest.raises(ConfigError, match="differ in size; set image_size"):
         load_data(SEGMENT.with_overrides(data=f"voc:{tmp_path}/voc", image_size=None))
+
+
+def test_a_folder_may_be_smaller_than_any_drawing(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", Shapes(count=2, size=40), Shapes(count=2, size=40))
+    assert load_data(SEGMENT.with_overrides(data=f"voc:{tmp_path}/voc", image_size=24)).spec.size == 24

@@ -38,8 +38,10 @@ def load_scenes(config: TrainConfig, task: SceneTask) -> Data:
     """
     reader, _, path = config.data.partition(":")
     size = image_size(config, None if path else SHAPES_SIZE)
-    drawn = [Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS)]
-    train, test = pkgutil.resolve_name(task.readers[reader])(Path(path).expanduser()) if path else drawn
+    if path:
+        train, test = pkgutil.resolve_name(task.readers[reader])(Path(path).expanduser())
+    else:
+        train, test = [Shapes(count, size, seed) for seed, count in enumerate(SHAPES_COUNTS)]
     fit = functools.partial(task.fit, config=config, size=size)
     augment = functools.partial(_augment, fit, size, config.augmentation == "flip")
     return Data(
