@@ -37,7 +37,7 @@ class Settle:
         penalty: weight of the penalty: of the squared deviation relative to the square of c, summed over the gates.
         lr: SGD's learning rate at the start (momentum 0.9, weight decay 1e-4); it falls to 0 along a half cosine.
         constants_rate: how many times that rate the constants have; they get no weight decay. Ten was better than one
-            in six of eight pairs of runs on two networks (benchmarks/settle).
+            in ten of thirteen pairs of runs (benchmarks/settle).
         optimizer: an optimizer of your own in its place: groups -> torch.optim.Optimizer.
         schedule: a schedule of your own: optimizer -> a schedule of torch's, stepped after every step.
         data: (inputs, targets) batches; None takes the data given to ``bake``.
