@@ -211,12 +211,15 @@ def _check_to(given: Deployable, to: str, output: Path | None) -> None:
 def _images(given: Deployable, images: int, test_images: int | None, place: ProcessRank) -> tuple[Any, Any]:
     """Training images as in training, and test images; of several processes each has its part."""
     from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
+    from stripefold_lab.training.loader import KeptBatches
 
     assert given.config is not None  # _given has seen to it
     changes = {"limit_train": images, **({} if test_images is None else {"limit_test": test_images})}
     config = given.config.with_overrides(**changes)
     data = load_data(config)
-    return training_loader(data, config, place, even=False), evaluation_loader(data, config, place, even=False)
+    # A budget is kept by some twenty passes over the same test images.
+    test = KeptBatches(evaluation_loader(data, config, place, even=False))
+    return training_loader(data, config, place, even=False), test
 
 
 def _finetune(given: Deployable, epochs: float, rate: float) -> FineTune | None:
