@@ -22,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.manual_seed(settings.seed)
         attached = sf.attach_(create_model(name), "se").to(options.device)
         report = measure_folding(f"fold_: {name}", attached, settings, date=options.date)
-        # Products are formed block by block: a whole layer is never there twice.
-        memory = 1.0 * report.settings["largest_tensor_bytes"]
+        # What is written over is kept until the call is done, so that a failure leaves the model as it was. Beside that
+        # one layer at a time is there in float64, scaled and not.
+        memory = report.settings["written_bytes"] + 4.0 * report.settings["largest_tensor_bytes"]
         report = report.with_limits({"fold_": {"seconds": limit, "peak_bytes": memory}})
         publish(report, f"fold_time-{name.rpartition('/')[2]}", options)
 

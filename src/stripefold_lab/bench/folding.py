@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import stripefold as sf
@@ -40,8 +41,17 @@ def measure_folding(title: str, attached: nn.Module, settings: Settings, *, date
         row if row.peak_bytes is None else replace(row, peak_bytes=row.peak_bytes - model_bytes) for row in report.rows
     )
     largest = max(parameter.numel() * parameter.element_size() for parameter in attached.parameters())
-    settings_and_sizes = {**report.settings, "model_bytes": model_bytes, "largest_tensor_bytes": largest}
-    return replace(report, rows=rows, settings=settings_and_sizes)
+    sizes = {"model_bytes": model_bytes, "largest_tensor_bytes": largest, "written_bytes": _written_bytes(attached)}
+    return replace(report, rows=rows, settings={**report.settings, **sizes})
+
+
+def _written_bytes(attached: nn.Module) -> int:
+    """The size of what folding writes over in place."""
+    model = copy.deepcopy(attached)
+    tensors = _tensors(model)
+    sf.fold_(model, check=False)
+    changed = (new for new, old in zip(tensors, _tensors(attached), strict=True) if not torch.equal(new, old))
+    return sum(tensor.nbytes for tensor in changed)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
