@@ -34,6 +34,15 @@ def test_resume_takes_the_options_of_the_run(run: Path, capsys: pytest.CaptureFi
     assert "0 of them in the process that wrote this" in capsys.readouterr().out
 
 
+def test_train_tells_a_program(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "--run-dir", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verification"]["passed"]
+    assert told["measures"]["attached"].keys() == {"loss", "accuracy"}
+    assert told["measures"]["attached"]["accuracy"] == told["measures"]["folded"]["accuracy"]
+    assert (told["epochs_run"], told["images"] > 0, Path(told["folded_file"]).is_file()) == (0, True, True)
+
+
 def test_eval(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run)]) == 0
     assert main(["eval", str(run / "folded.safetensors")]) == 0
@@ -206,7 +215,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     printed = capsys.readouterr()
     told = json.loads(printed.out)
     assert told["verification"]["passed"]
-    assert told["accuracy"]["attached"] == told["accuracy"]["folded"]
+    assert told["measures"]["attached"] == told["measures"]["folded"]
     assert [row["name"] for row in told["speed"]["rows"]][:2] == ["plain", "identical copy"]
     assert Path(told["folded_file"]).is_file()
     assert "epoch 1/1" in printed.err

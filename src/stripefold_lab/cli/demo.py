@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,7 +45,7 @@ def demo(
     if as_json:
         with redirect_stdout(sys.stderr):  # the lines of the epochs
             result = train(config)
-        print_json(_for_a_program(result, measure(result, rounds)))
+        print_json({**result.to_dict(), "speed": measure(result, rounds).to_dict()})
         return
     print_line(f"1  attach and train: {config.model} + ASR(SE) on {config.data}, {config.epochs} epochs")
     result = train(config)
@@ -65,17 +64,6 @@ def demo(
         result.metrics_file: "one row per epoch",
     }.items():
         print_line(f"  {path}  {meaning}")
-
-
-def _for_a_program(result: TrainResult, speed: Report) -> dict[str, Any]:
-    files = {name: getattr(result, name) for name in ("folded_file", "last_checkpoint", "summary_file", "metrics_file")}
-    return {
-        "run_dir": result.run_dir,
-        "accuracy": {"attached": result.attached.accuracy, "folded": result.deployed.accuracy},
-        "verification": None if result.verification is None else asdict(result.verification),
-        "speed": speed.to_dict(),
-        **files,
-    }
 
 
 def measure(result: TrainResult, rounds: int) -> Report:

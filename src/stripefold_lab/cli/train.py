@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +11,8 @@ import typer
 
 from stripefold.documents import DocumentError, shown
 from stripefold.errors import ConfigError
-from stripefold_lab.cli.arguments import ATTENTION_HELP
-from stripefold_lab.cli.output import print_line
+from stripefold_lab.cli.arguments import ATTENTION_HELP, AsJson
+from stripefold_lab.cli.output import print_json, print_line
 from stripefold_lab.cli.users_code import Imports, check_attention_name
 from stripefold_lab.yaml_documents import parse_yaml
 
@@ -61,6 +63,7 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the configuration, as YAML for --config, and train nothing.")
     ] = False,
+    as_json: AsJson = False,
     imports: Imports = None,
 ) -> None:
     """Train a model with attention, fold it, and leave one folder with everything."""
@@ -98,8 +101,12 @@ def train(
     from stripefold_lab.training import train as run_training
     from stripefold_lab.training.launch import place_of
 
-    result = run_training(resolved)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # the lines of the epochs
+        result = run_training(resolved)
     if not place_of(resolved).first:
+        return
+    if as_json:
+        print_json(result.to_dict())
         return
     print_line(result.summary_file.read_text(encoding="utf-8").rstrip())
     print_line(f"\nrun: {result.run_dir}")

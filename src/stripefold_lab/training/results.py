@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,3 +102,17 @@ class TrainResult:
     folded_file: Path
     summary_file: Path
     metrics_file: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a program reads of it, as JSON can hold it; the files by their paths."""
+        files = ("run_dir", "folded_file", "last_checkpoint", "best_checkpoint", "summary_file", "metrics_file")
+        return {
+            "task": self.attached.task,
+            "measures": {"attached": dict(self.attached.measures), "folded": dict(self.deployed.measures)},
+            "images": self.deployed.images,
+            "best": {"score": self.best_score, "epoch": self.best_epoch},
+            "verification": None if self.verification is None else asdict(self.verification),
+            "seconds": self.seconds,
+            "epochs_run": self.epochs_run,
+            **{name: str(getattr(self, name)) for name in files},
+        }
