@@ -111,6 +111,17 @@ def test_core_needs_no_extra_and_touches_no_accelerator() -> None:
     assert run_python(code) == "[] False"
 
 
+def test_attach_loads_what_it_needs() -> None:
+    """Its import is paid at every start; a wall clock would flake, the list of modules does not."""
+    loaded = set(ast.literal_eval(run_python("import sys, stripefold as sf; sf.attach; print(list(sys.modules))")))
+    own = {name.removeprefix("stripefold.") for name in loaded if name.startswith("stripefold.")}
+    packages = {"algebra", "asr", "attention", "documents", "errors", "folding", "graph", "layers", "modules"}
+    assert {name.partition(".")[0] for name in own} <= packages
+    assert {name for name in own if name.startswith("folding.")} == {"folding.same_steps"}
+    assert 60 < len(own) <= 100
+    assert not {"stripefold_lab", "torchvision", "safetensors", "jinja2"} & loaded
+
+
 def test_all_modules_import() -> None:
     names = [module.name for module in pkgutil.walk_packages(stripefold.__path__, "stripefold.")]
     assert len(names) > 10

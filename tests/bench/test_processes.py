@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +22,12 @@ def test_statement_and_command() -> None:
 def test_a_failing_process_is_told() -> None:
     with pytest.raises(StripefoldError, match="ZeroDivisionError"):
         measure_processes("broken", {"broken": Statement(statement="1 / 0")}, rounds=1)
+
+
+def test_modules_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "long.py").write_text("x = 1\n" * 20)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    compiled = "import long, os; assert os.path.exists(long.__cached__)"
+    measure_processes("compiled", {"import": Statement(statement=compiled)}, rounds=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.py"]  # nothing is written beside the sources
