@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from stripefold.errors import DataError
-from stripefold_lab.datasets import Shapes
+from stripefold_lab.datasets import Scene, Shapes
 from stripefold_lab.datasets.coco import open_coco
 from stripefold_lab.datasets.coco_objects import object_mask, run_lengths
 from stripefold_lab.datasets.voc import MOST_CLASSES, open_voc_boxes, open_voc_maps
@@ -125,6 +125,11 @@ def test_coco_refuses(coco: Path, act: Callable[[dict[str, Any]], Any], match: s
         ([5, 5, 3, 0], "1 objects without area", None),
         ([50, 5, 3, 3], "1 objects without area", None),
         ([5, -9, 3, 8], "1 objects without area", None),
+        ([5, 5, 1e-6, 3], "1 objects without area", None),  # 0 in float32
+        ([5, 5, 3, 1e-300], "1 objects without area", None),
+        ([40 - 1e-9, 5, 3, 3], "1 objects without area", None),  # 40 in float32
+        ([-5, 5, 5 + 1e-9, 3], "1 objects without area", None),
+        ([5, 5, 1e-3, 3], "", [5, 5, torch.tensor(5.001).item(), 8]),
         ([30, 30, 30, 5], "1 boxes are cut to it .the first: annotation 1.", [30, 30, 40, 35]),
         ([-7, 1, 20, 20], "1 boxes are cut to it", [0, 1, 13, 21]),
         ([30, 30, 10.5, 5], "", [30, 30, 40, 35]),
@@ -217,6 +222,9 @@ def set_box(voc: Path, **sides: str) -> None:
         ({"ymin": "ten"}, "object 1 .*: could not convert"),
         ({"xmin": "50", "xmax": "60"}, r"object 1 .* has a box outside of its image of 40 x 40 pixels: xmin 50"),
         ({"ymax": "44"}, "a box outside of its image of 40 x 40"),
+        ({"xmin": "-1", "xmax": "0"}, "a box outside of its image of 40 x 40"),
+        ({"xmin": "41", "xmax": "41"}, "a box outside of its image of 40 x 40"),  # the file does not say its size
+        ({"ymin": "40.9999999", "ymax": "41"}, "a box outside of its image of 40 x 40"),
     ],
 )
 def test_voc_refuses_boxes(voc: Path, sides: dict[str, str], match: str) -> None:
@@ -228,6 +236,51 @@ def test_voc_refuses_boxes(voc: Path, sides: dict[str, str], match: str) -> None
 def test_voc_files_that_count_from_zero_are_cut_to_the_image(voc: Path) -> None:
     set_box(voc, xmin="0", ymin="0", xmax="41", ymax="12")
     assert open_voc_boxes(voc)[1][0].boxes[0].tolist() == [0, 0, 40, 12]
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [
+        {"xmin": "0", "xmax": "0"},
+        {"ymin": "0", "ymax": "0"},
+        {"xmin": "0", "xmax": "1e-9"},
+        {"xmin": "41", "xmax": "41"},
+        {"ymin": "40.9999999", "ymax": "41"},
+    ],
+)
+def test_voc_objects_of_which_nothing_is_left_are_counted(voc: Path, sides: dict[str, str]) -> None:
+    set_box(voc, **sides)
+    rewrite(voc, "<object>", "<size><width>40</width><height>40</height></size><object>")
+    told = r"Annotations: 1 objects without area in their image are left out .the first: object 1 of val_000000.xml"
+    with pytest.warns(UserWarning, match=told) as caught:
+        scene = open_voc_boxes(voc)[1][0]
+    assert len(caught) == 1
+    assert torch.equal(scene.boxes, VAL[0].boxes[1:])
+    assert torch.equal(scene.labels, VAL[0].labels[1:])
+
+
+def test_the_others_keep_their_numbers(voc: Path) -> None:
+    set_box(voc, xmin="0", xmax="0")
+    other = (
+        "<object><name>disc</name><bndbox><xmin>60</xmin><ymin>1</ymin><xmax>70</xmax><ymax>9</ymax></bndbox></object>"
+    )
+    rewrite(voc, "</annotation>", f"{other}</annotation>")
+    with pytest.warns(UserWarning, match="1 objects without area"):
+        _, val = open_voc_boxes(voc)
+    with pytest.raises(DataError, match=rf"object {len(VAL[0].labels) + 1} .'disc'. has a box outside"):
+        val[0]
+
+
+@pytest.mark.parametrize(
+    "box", [[3, 3, 3, 9], [3, 9, 8, 9], [8, 3, 3, 9], [5, 5, 5.000001, 9], [0, 0, 0, 0], [1, 1, float("nan"), 9]]
+)
+def test_a_scene_holds_no_box_without_area(box: list[float]) -> None:
+    boxes = torch.tensor([[1, 1, 2, 2], box], dtype=torch.float32)
+    values = {"image": torch.zeros(3, 20, 40, dtype=torch.uint8), "masks": None, "classes": None}
+    labels, crowd = torch.tensor([1, 1]), torch.tensor([False, False])
+    with pytest.raises(DataError, match=r"object 2 of a scene of 20 x 40 pixels has the box \[.*no area; leave it out"):
+        Scene(boxes=boxes, labels=labels, crowd=crowd, **values)
+    Scene(boxes=boxes[:1], labels=labels[:1], crowd=crowd[:1], **values)
 
 
 def turn(path: Path, *, wide: int, high: int) -> None:

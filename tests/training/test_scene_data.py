@@ -11,6 +11,7 @@ import torch
 
 from stripefold.errors import ConfigError, DataError
 from stripefold_lab.datasets import IGNORED, Scene, Shapes
+from stripefold_lab.datasets.scene import has_area
 from stripefold_lab.datasets.write import write_ade20k, write_coco, write_voc
 from stripefold_lab.training import TrainConfig
 from stripefold_lab.training.data import evaluation_loader, load_data, training_loader
@@ -64,6 +65,35 @@ def test_class_maps_go_along_and_padding_does_not_count(flip: bool) -> None:
     assert (classes[2:4, left:right] == 2).all()
     assert (classes[:10] == 2).sum() == 10
     assert image[0, 2, left + 1] > image[0, 9, 0]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shape", [(480, 640), (3, 1000), (2000, 31), (7, 7)])
+def test_a_box_that_a_scene_may_hold_keeps_its_area_to_the_loss(shape: tuple[int, int], flip: bool) -> None:
+    """Resized, mirrored, and brought to a detector's own size; boxes as thin as a scene takes them, and at the edges."""
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    height, width = shape
+    longest = torch.tensor([width, height] * 2, dtype=torch.float32)
+    corners = torch.rand(4000, 4, generator=torch.Generator().manual_seed(0)) * longest
+    corners[:200, :2], corners[200:400, 0] = 0, width
+    corners[400:600, 2] = corners[400:600, 0] + max(shape) * 2.0**-20 * 1.1
+    boxes = torch.cat([corners[:, :2].minimum(corners[:, 2:]), corners[:, :2].maximum(corners[:, 2:])], 1)
+    boxes = boxes.minimum(longest)
+    boxes = boxes[has_area(boxes, max(shape))]
+    assert len(boxes) > 3000
+    assert (boxes[:, 2] - boxes[:, 0]).min() < max(shape) * 2.0**-19
+    labels, crowd = torch.ones(len(boxes), dtype=torch.int64), torch.zeros(len(boxes), dtype=torch.bool)
+    image = torch.zeros(3, *shape, dtype=torch.uint8)
+    scene = Scene(image=image, boxes=boxes, labels=labels, masks=None, crowd=crowd, classes=None)
+    config = DETECT.with_overrides(model="fasterrcnn_resnet18_fpn")
+    for size, own in ((32, 800), (320, 320), (801, 64)):
+        square, target = get_task("detection").fit(
+            scene, bring_to(image, size), config=config, size=size, flip=flip, train=True
+        )
+        assert has_area(target["boxes"], 0).all()
+        _, given = GeneralizedRCNNTransform(own, own, [0.0] * 3, [1.0] * 3)([square], [target])
+        assert has_area(given[0]["boxes"], 0).all()
 
 
 def test_crowds_are_left_out_of_training_and_marked_in_tests() -> None:

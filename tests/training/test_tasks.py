@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 import stripefold as sf
 from stripefold.errors import ConfigError, VerifyError
 from stripefold_lab.datasets import Shapes
+from stripefold_lab.datasets.write import write_coco, write_voc
 from stripefold_lab.training import TrainConfig, evaluate, load_config, recipe_names, train
 from stripefold_lab.training.agreement import DetectorReport, verify_detector
 from stripefold_lab.training.boxes import BoxMeter
@@ -99,6 +101,38 @@ def test_the_other_networks_train_and_fold_too(model: str, tmp_path: Path) -> No
     assert task.verify(trained.model, sf.fold(trained.model, check=False), image).passed
     with pytest.raises(VerifyError, match="NOT equivalent"):
         task.verify(trained.model, sf.detach(trained.model), image)
+
+
+def voc_with_an_empty_box(root: Path) -> str:
+    """A box at the column before the first, as files that count from 0 have them."""
+    write_voc(root, Shapes(4, 64, 0), Shapes(2, 64, 1))
+    for name in ("train_000001", "val_000000"):
+        path = root / "Annotations" / f"{name}.xml"
+        text = re.sub("<xmin>.*?</xmin>", "<xmin>0</xmin>", path.read_text(), count=1)
+        path.write_text(re.sub("<xmax>.*?</xmax>", "<xmax>0</xmax>", text, count=1))
+    return f"voc:{root}"
+
+
+def coco_with_an_empty_box(root: Path) -> str:
+    """A width above 0 in the file, and 0 in float32."""
+    write_coco(root, Shapes(4, 64, 0), Shapes(2, 64, 1))
+    for path in root.glob("annotations/*.json"):
+        content = json.loads(path.read_text())
+        content["annotations"][0]["bbox"] = [50, 3, 1e-6, 9]
+        path.write_text(json.dumps(content))
+    return f"coco:{root}"
+
+
+@pytest.mark.filterwarnings("ignore:.*1 objects without area in their image are left out:UserWarning")
+@pytest.mark.parametrize("write", [voc_with_an_empty_box, coco_with_an_empty_box])
+def test_a_detector_trains_on_a_folder_with_a_box_without_area(write, tmp_path: Path) -> None:
+    config = TrainConfig(
+        task="detection", model="ssdlite_mobilenet_v3_small", where=["backbone.*.block.*.1"],
+        run_dir=str(tmp_path / "run"), **{**ONE_EPOCH, "data": write(tmp_path / "data"), "batch_size": 2, "image_size": 64},
+    )  # fmt: skip
+    finished = train(config)
+    assert finished.verification.passed
+    assert len(finished.metrics_file.read_text().splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from stripefold.records import checked
 from stripefold_lab.datasets.coco_objects import CocoObject, check_segmentation, object_mask, read_object
 from stripefold_lab.datasets.files import need_files, need_folder, read_json
 from stripefold_lab.datasets.image_files import read_image
-from stripefold_lab.datasets.scene import IGNORED, Scene
+from stripefold_lab.datasets.scene import IGNORED, LEFT_OUT, Scene, has_area
 from stripefold_lab.datasets.shapes import class_map
 
 LARGEST_SIDE = 2**17
@@ -61,7 +61,7 @@ class CocoScenes:
         stacked = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
         return Scene(
             image=read_image(path, annotated=size),
-            boxes=torch.tensor([each.corners(size) for each in objects], dtype=torch.float32).reshape(-1, 4),
+            boxes=_boxes(objects, self.sizes),
             labels=labels,
             masks=stacked if complete else None,
             crowd=torch.tensor([each.crowd for each in objects], dtype=torch.bool),
@@ -134,8 +134,7 @@ def _objects(
     annotations: list[Any], numbers: Mapping[int, int], sizes: Mapping[int, tuple[int, int]], path: Path
 ) -> dict[int, list[CocoObject]]:
     """The objects of each image; those of which nothing is to be seen are left out and counted."""
-    found: dict[int, list[CocoObject]] = {}
-    empty, cut = [], []
+    objects: list[tuple[str, CocoObject]] = []
     for place, annotation in enumerate(annotations):
         name = f"annotation {_named(annotation, place)}"
         each = read_object(annotation, name)
@@ -143,23 +142,35 @@ def _objects(
             raise DocumentError(f"{name} has category {each.category}, unlisted")
         if each.image not in sizes:
             raise DocumentError(f"{name} is of image {each.image}, unlisted; take it out, or list the image")
-        size = sizes[each.image]
         if each.segmentation is not None:
-            check_segmentation(each.segmentation, size, name)
-        if each.is_empty(size):
+            check_segmentation(each.segmentation, sizes[each.image], name)
+        objects.append((name, each))
+    seen = has_area(
+        _boxes([each for _, each in objects], sizes), torch.tensor([max(sizes[each.image]) for _, each in objects])
+    )
+    found: dict[int, list[CocoObject]] = {}
+    empty, cut = [], []
+    for (name, each), kept in zip(objects, seen.tolist(), strict=True):
+        if not kept:
             empty.append(name)
             continue
-        if each.reaches_out(size):
+        if each.reaches_out(sizes[each.image]):
             cut.append(name)
         found.setdefault(each.image, []).append(each)
     _tell(empty, cut, path)
     return found
 
 
+def _boxes(objects: list[CocoObject], sizes: Mapping[int, tuple[int, int]]) -> torch.Tensor:
+    """(n, 4) float32, each cut to its image."""
+    corners = [each.corners(sizes[each.image]) for each in objects]
+    return torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
+
+
 def _tell(empty: list[str], cut: list[str], path: Path) -> None:
     said = [
         f"{len(names)} {what} (the first: {names[0]})"
-        for names, what in ((empty, "objects without area in their image are left out"), (cut, "boxes are cut to it"))
+        for names, what in ((empty, LEFT_OUT), (cut, "boxes are cut to it"))
         if names
     ]
     if said:

@@ -46,11 +46,6 @@ class CocoObject:
         first, second, third, fourth = (min(max(value, 0.0), most) for value, most in ends)
         return first, second, third, fourth
 
-    def is_empty(self, size: tuple[int, int]) -> bool:
-        """Whether nothing of it lies in an image of (height, width)."""
-        left, top, right, bottom = self.corners(size)
-        return right <= left or bottom <= top
-
     def reaches_out(self, size: tuple[int, int]) -> bool:
         """Whether it lies outside by more than rounding does."""
         left, top, width, height = self.box

@@ -6,17 +6,20 @@ Source: Everingham et al. 2010, and the development kit's documentation, section
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import torch
+from torch import Tensor
 
 from stripefold.documents import MIB, DocumentError, read_bytes, shown
 from stripefold.errors import DataError, one_line
 from stripefold_lab.datasets.files import need_files, need_folder, read_lines
 from stripefold_lab.datasets.image_files import read_class_map, read_image
-from stripefold_lab.datasets.scene import Scene, no_objects
+from stripefold_lab.datasets.scene import LEFT_OUT, Scene, has_area, no_objects
 
 FORM = "a Pascal VOC data set"
 VOC_CLASSES = (
@@ -74,14 +77,21 @@ class VocObject:
     """One object of a VOC XML file.
 
     Attributes:
+        number: Its place in the file, from 1.
         name: Its class.
         box: Left, top, right, bottom in pixels from 0; right and bottom are outside.
         difficult: Whether it does not count in the score.
     """
 
+    number: int
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
+
+    def reaches_out(self, size: tuple[int, int] | None) -> bool:
+        """Whether it lies outside of an image by more than a pixel: files that count from 0 begin one too early."""
+        left, top, right, bottom = self.box
+        return min(left, top) < -1 or (size is not None and (right > size[1] + 1 or bottom > size[0] + 1))
 
 
 @dataclass(frozen=True)
@@ -123,24 +133,28 @@ class VocBoxes:
         (picture, annotation), held = self.files[index], self.annotations[index]
         image, objects = read_image(picture, annotated=held.size), held.objects
         height, width = image.shape[1:]
-        for number, each in enumerate(objects, start=1):
-            left, top, right, bottom = each.box
-            # Files that count from 0 have boxes that begin a pixel too early.
-            if min(left, top) < -1 or right > width + 1 or bottom > height + 1 or left >= width or top >= height:
+        boxes = _cut(objects, (height, width))
+        for each, seen in zip(objects, has_area(boxes, max(height, width)).tolist(), strict=True):
+            if each.reaches_out((height, width)) or not seen:
                 raise DataError(
-                    f"{annotation}: object {number} ({shown(each.name)}) has a box outside of its image of {width} x "
+                    f"{annotation}: object {each.number} ({shown(each.name)}) has a box outside of its image of {width} x "
                     f"{height} pixels: {_as_written(each)}"
                 )
-        boxes = torch.tensor([each.box for each in objects], dtype=torch.float32).reshape(-1, 4)
         return Scene(
             image=image,
-            boxes=boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2, dtype=torch.float32)),
+            boxes=boxes,
             labels=torch.tensor([self.names.index(each.name) + 1 for each in objects], dtype=torch.int64),
             masks=None,
             # VOC leaves objects marked as difficult out of the score, as COCO does crowds.
             crowd=torch.tensor([each.difficult for each in objects], dtype=torch.bool),
             classes=None,
         )
+
+
+def _cut(objects: Sequence[VocObject], size: tuple[int, int] | None) -> Tensor:
+    """Boxes (n, 4) float32, cut to their image as far as its size is known."""
+    boxes = torch.tensor([each.box for each in objects], dtype=torch.float32).reshape(-1, 4).clamp(min=0)
+    return boxes if size is None else boxes.minimum(torch.tensor([size[1], size[0]] * 2, dtype=torch.float32))
 
 
 def _as_written(each: VocObject) -> str:
@@ -187,7 +201,7 @@ def _object(each: ElementTree.Element, number: int) -> VocObject:
     difficult = each.findtext("difficult", "0").strip()
     if difficult not in ("0", "1", "", "Unspecified"):
         raise DocumentError(f"{where} has difficult {shown(difficult)}; give 0 or 1")
-    return VocObject(name, (left - 1, top - 1, right, bottom), difficult == "1")
+    return VocObject(number, name, (left - 1, top - 1, right, bottom), difficult == "1")
 
 
 def open_voc_maps(root: Path) -> tuple[ClassMaps, ClassMaps]:
@@ -232,7 +246,22 @@ def _with_objects(root: Path, names: tuple[str, ...], files: tuple[tuple[Path, P
                 f"{annotation}: class {shown(unknown[0])} is not among {listed}; name the classes of the "
                 f"data, one a line, in {root / LABELS}"
             )
-    return VocBoxes(names, files, annotations)
+    return VocBoxes(names, files, _without_empty(files, annotations))
+
+
+def _without_empty(
+    files: tuple[tuple[Path, Path], ...], annotations: tuple[VocAnnotation, ...]
+) -> tuple[VocAnnotation, ...]:
+    """Without the objects of which cutting leaves nothing; what is further outside is refused with its image."""
+    kept, empty = [], []
+    for (_, path), found in zip(files, annotations, strict=True):
+        seen = has_area(_cut(found.objects, found.size), max(found.size or (0,))).tolist()
+        left = [each for each, area in zip(found.objects, seen, strict=True) if area or each.reaches_out(found.size)]
+        empty += [f"object {each.number} of {path.name}" for each in found.objects if each not in left]
+        kept.append(replace(found, objects=tuple(left)))
+    if empty:
+        warnings.warn(f"{files[0][1].parent}: {len(empty)} {LEFT_OUT} (the first: {empty[0]})", stacklevel=2)
+    return tuple(kept)
 
 
 def class_names(root: Path, path: Path) -> tuple[str, ...]:
