@@ -261,9 +261,8 @@ def test_voc_objects_of_which_nothing_is_left_are_counted(voc: Path, sides: dict
 
 def test_the_others_keep_their_numbers(voc: Path) -> None:
     set_box(voc, xmin="0", xmax="0")
-    other = (
-        "<object><name>disc</name><bndbox><xmin>60</xmin><ymin>1</ymin><xmax>70</xmax><ymax>9</ymax></bndbox></object>"
-    )
+    box = "<xmin>60</xmin><ymin>1</ymin><xmax>70</xmax><ymax>9</ymax>"
+    other = f"<object><name>disc</name><bndbox>{box}</bndbox></object>"
     rewrite(voc, "</annotation>", f"{other}</annotation>")
     with pytest.warns(UserWarning, match="1 objects without area"):
         _, val = open_voc_boxes(voc)

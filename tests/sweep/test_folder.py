@@ -154,6 +154,8 @@ def test_finished_is_what_has_summary_outcome_and_the_same_options(room: Room) -
     assert read_outcome(room.paths, trial) == OUTCOME
     other = dataclasses.replace(trial, config=trial.config.with_overrides(epochs=2))
     assert read_outcome(room.paths, other) is None
+    free = dataclasses.replace(trial, config=trial.config.with_overrides(workers=1, progress="lines"))
+    assert read_outcome(room.paths, free) == OUTCOME
     room.paths.outcome(trial.name).write_text("{", encoding="utf-8")
     assert read_outcome(room.paths, trial) is None
     finish(room, 0)

@@ -70,7 +70,7 @@ def test_class_maps_go_along_and_padding_does_not_count(flip: bool) -> None:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("shape", [(480, 640), (3, 1000), (2000, 31), (7, 7)])
 def test_a_box_that_a_scene_may_hold_keeps_its_area_to_the_loss(shape: tuple[int, int], flip: bool) -> None:
-    """Resized, mirrored, and brought to a detector's own size; boxes as thin as a scene takes them, and at the edges."""
+    """Resized, mirrored, and brought to a detector's size; boxes as thin as a scene takes them, and at the edges."""
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
     height, width = shape

@@ -128,7 +128,8 @@ def coco_with_an_empty_box(root: Path) -> str:
 def test_a_detector_trains_on_a_folder_with_a_box_without_area(write, tmp_path: Path) -> None:
     config = TrainConfig(
         task="detection", model="ssdlite_mobilenet_v3_small", where=["backbone.*.block.*.1"],
-        run_dir=str(tmp_path / "run"), **{**ONE_EPOCH, "data": write(tmp_path / "data"), "batch_size": 2, "image_size": 64},
+        run_dir=str(tmp_path / "run"),
+        **{**ONE_EPOCH, "data": write(tmp_path / "data"), "batch_size": 2, "image_size": 64},
     )  # fmt: skip
     finished = train(config)
     assert finished.verification.passed

@@ -47,7 +47,8 @@ class Scene:
             box = ", ".join(f"{value:g}" for value in self.boxes[empty[0]].tolist())
             size = " x ".join(map(str, self.image.shape[1:]))
             raise DataError(
-                f"object {empty[0] + 1} of a scene of {size} pixels has the box [{box}], which has no area; leave it out"
+                f"object {empty[0] + 1} of a scene of {size} pixels has the box [{box}], which has no area; "
+                "leave it out"
             )
 
 

@@ -137,8 +137,8 @@ class VocBoxes:
         for each, seen in zip(objects, has_area(boxes, max(height, width)).tolist(), strict=True):
             if each.reaches_out((height, width)) or not seen:
                 raise DataError(
-                    f"{annotation}: object {each.number} ({shown(each.name)}) has a box outside of its image of {width} x "
-                    f"{height} pixels: {_as_written(each)}"
+                    f"{annotation}: object {each.number} ({shown(each.name)}) has a box outside of its image of "
+                    f"{width} x {height} pixels: {_as_written(each)}"
                 )
         return Scene(
             image=image,

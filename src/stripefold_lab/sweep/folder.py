@@ -14,9 +14,9 @@ from stripefold.errors import ConfigError, TrainingError
 from stripefold.records import record
 from stripefold_lab.sweep.draw import draw
 from stripefold_lab.sweep.spec import Specification
-from stripefold_lab.training.config import FREE_ON_RESUME
 from stripefold_lab.training.paths import RunPaths
 from stripefold_lab.training.recipe import load_config
+from stripefold_lab.training.resume import differing_option
 from stripefold_lab.training.tasks import TASKS, get_task
 from stripefold_lab.training.unused_options import DEFAULTS
 from stripefold_lab.yaml_documents import read_yaml
@@ -219,11 +219,11 @@ def read_outcome(paths: SweepPaths, trial: Trial) -> TrialOutcome | None:
     if not (run.summary.is_file() and paths.outcome(trial.name).is_file()):
         return None
     try:
-        before, now = load_config(run.config).to_dict(), trial.config.to_dict()
+        before = load_config(run.config).to_dict()
         outcome = _load_outcome(paths, trial)
     except (ConfigError, DocumentError):
         return None
-    return outcome if all(now[name] == before[name] for name in now if name not in FREE_ON_RESUME) else None
+    return outcome if differing_option(before, trial.config) is None else None
 
 
 def outcome_fault(paths: SweepPaths, trial: Trial) -> str | None:
