@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from stripefold import onnx as so
+from stripefold.errors import BakeError
 from tests.onnx.exact import assert_bakes_exactly, run
 from tests.onnx.nets import FORMS, C, Graph, classifier, data, gated, kinds
 
@@ -66,6 +67,72 @@ def test_tokens() -> None:
     product = next(node for node in model.graph.node if node.op_type == "Mul")
     baked, _ = assert_bakes_exactly(model, data(shape=(7, 5)), product, 1)
     assert kinds(baked) == ["MatMul", "MatMul"]
+
+
+@pytest.mark.parametrize("way", ["unsqueeze", "reshape", "transposed", "both"])
+def test_the_layer_ahead_says_the_channels_through_views(way: str) -> None:
+    """Nothing lies behind the map; between the gate and its convolution the axes move."""
+    graph = Graph()
+    channels_last = way in ("transposed", "both")
+    pooled = graph.mean("x", 1 if channels_last else 2)
+    inside = graph.op("Transpose", pooled, perm=[0, 2, 1]) if channels_last else pooled
+    factor = graph.op("Sigmoid", graph.op("Conv", inside, graph.weight(C, C, 1)))
+    factor = graph.op("Transpose", factor, perm=[0, 2, 1]) if channels_last else factor
+    x = graph.op("Mul", "x", factor)
+    if channels_last:
+        x = graph.op("Transpose", x, perm=[0, 2, 1])
+    if way in ("unsqueeze", "both"):
+        x = graph.conv(graph.op("Unsqueeze", x, graph.axes(2)))
+    elif way == "reshape":
+        x = graph.conv(graph.op("Reshape", x, graph.axes(0, C, 3, -1)))
+    else:
+        x = graph.op("Conv", x, graph.weight(C, C, 1))
+    shape = ("N", "L", C) if channels_last else ("N", C, "L")
+    model = graph.model(x, shape=shape)
+    product = next(node for node in model.graph.node if node.op_type == "Mul")
+    baked, report = assert_bakes_exactly(model, data(shape=(9, C) if channels_last else (C, 9)), product, 1)
+    assert report.sites[0].outcome == "folded"
+    assert not POOLS & set(kinds(baked))
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_transposition_without_perm_turns_all_axes(behind: bool) -> None:
+    """(N, C, H, W), (W, H, C, N), (W, C, N, H) and back, before the gate or after it."""
+
+    def turned(x: str) -> str:
+        x = graph.op("Transpose", graph.op("Transpose", x), perm=[0, 2, 3, 1])
+        return graph.op("Transpose", graph.op("Transpose", x, perm=[0, 3, 1, 2]))
+
+    graph = Graph()
+    x = graph.conv("x", C, 3, 3) if behind else "x"
+    x = graph.se(turned(x) if behind else x)
+    model = graph.model(x) if behind else graph.model(graph.conv(turned(x)), shape=("N", C, "H", "W"))
+    product = next(node for node in model.graph.node if node.op_type == "Mul")
+    _, report = assert_bakes_exactly(model, data(shape=(3 if behind else C, 8, 10)), product, 1)
+    assert report.sites[0].channels == C
+    assert report.sites[0].outcome == "folded"
+
+
+@pytest.mark.parametrize("end", ["div", "sqrt", "dropout", "views"])
+def test_one_over_something_is_a_normalisation_however_it_ends(end: str) -> None:
+    graph = Graph()
+    x = graph.conv("x", C, 3, 3)
+    size = graph.op("Add", graph.mean(graph.op("Mul", x, x), 2, 3), graph.const(np.float32(1)))
+    factor = graph.op("Reciprocal", size)
+    if end == "div":
+        factor = graph.op("Div", factor, graph.const(np.float32(3)))
+    elif end == "sqrt":
+        factor = graph.op("Sqrt", factor)
+    elif end == "dropout":
+        factor = graph.op("Dropout", factor)
+    else:
+        factor = graph.op("Cast", graph.op("Reshape", factor, graph.axes(0, 0, 1, 1)), to=1)
+    model = graph.model(graph.conv(graph.op("Mul", x, factor)))
+    with pytest.raises(BakeError, match="no channel attention"):
+        so.bake(model, data(), threads=1)
+    graph.nodes = graph.nodes[:-2]
+    control = graph.model(graph.op("Mul", x, graph.op("Sigmoid", factor)))  # a gate may be computed from such a factor
+    assert so.bake(control, data(), threads=1)[1].sites[0].outcome == "folded"
 
 
 def test_one_dimension() -> None:

@@ -3,10 +3,10 @@
 The way in and out of the networks people run: a file goes in, a smaller and faster file comes out, or the price of each
 gate. Nothing here needs torch but ``observe``, whose report is that of ``stripefold.observe``.
 
-- ``read``: files are judged before anything runs. ``shapes``, ``values``, ``axes``, ``gates``: gates are found by shape
-  and dependence, not by operator names.
+- ``read``: files are judged before anything runs. ``shapes``, ``values``, ``channel_axis``, ``gates``: gates are found
+  by shape and dependence, not by operator names.
 - ``switched``: one session with a switch per gate. ``statistics``: moments and constants, streamed.
-- ``fold``, ``paths``, ``scale``, ``layers``, ``weights``: where constants go, in float64, rounded once.
+- ``fold``, ``paths``, ``scale_moves``, ``layers``, ``weights``: where constants go, in float64, rounded once.
 - ``write``: files are compared with the switched network before they are there.
 
 Inside this package ``import onnx`` is the library: absolute imports always are.

@@ -6,31 +6,19 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from stripefold.onnx.operator_names import POOLS, VIEWS, WIDENING
 from stripefold.onnx.shapes import ValueShapes
 from stripefold.onnx.values import ancestors, constant
 
-_VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Identity", "Cast", "Expand", "Tile"})
-_WIDENING = frozenset({"Expand", "Tile", "Resize", "Upsample"})
 # Needed only where a map has a single position, so that shapes cannot tell what was pooled.
-_POOLS = frozenset(
-    {
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "GlobalLpPool",
-        "AveragePool",
-        "MaxPool",
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceMax",
-    }
-)
+_POOLINGS = POOLS | {"GlobalLpPool", "ReduceMean", "ReduceSum", "ReduceMax"}
 _FACTOR_KINDS_LOOKED_THROUGH = 8
 
 
 def compact(value: ir.Value, shapes: ValueShapes) -> ir.Value:
     """The value before it was widened to the shape of its partner."""
     node = value.producer()
-    while node is not None and node.op_type in _WIDENING and node.inputs[0] is not None:
+    while node is not None and node.op_type in WIDENING and node.inputs[0] is not None:
         before, after = shapes.get(node.inputs[0].name or "", ()), shapes.get(value.name or "", ())
         kept = set(extents(before, len(after)))
         same = all(before[axis - len(after)] == after[axis] for axis in kept if len(after) - axis <= len(before))
@@ -52,7 +40,7 @@ def pooled_operand(first: ir.Value, second: ir.Value, shape: tuple[int, ...], sh
     if len(shape) < 3 or any(size > 1 for size in shape[2:]):
         return None
     for operand, factor, scaled in ((1, second, first), (0, first, second)):
-        pools = {id(node.outputs[0]) for node in scaled.consumers() if node.op_type in _POOLS}
+        pools = {id(node.outputs[0]) for node in scaled.consumers() if node.op_type in _POOLINGS}
         if any(id(value) in pools for value in ancestors(factor)):
             return operand
     return None
@@ -72,18 +60,18 @@ def is_normalising(model: ir.Model, value: ir.Value) -> bool:
 
 
 def _factor_nodes(model: ir.Model, value: ir.Value) -> Iterator[ir.Node]:
-    """The operations that end a factor, through views and products with constants."""
+    """The operations that end a factor, through views, roots, and products and quotients with constants."""
     for _ in range(_FACTOR_KINDS_LOOKED_THROUGH):
         node = value.producer()
         if node is None:
             return
         yield node
         inputs = [each for each in node.inputs if each is not None]
-        if node.op_type == "Mul":
+        if node.op_type in ("Mul", "Div"):
             inputs = [each for each in inputs if constant(model, each) is None]
             if len(inputs) != 1:
                 return
-        elif node.op_type not in _VIEWS:
+        elif node.op_type not in VIEWS | {"Sqrt", "Neg"}:
             return
         value = inputs[0]
 
@@ -91,7 +79,7 @@ def _factor_nodes(model: ir.Model, value: ir.Value) -> Iterator[ir.Node]:
 def ending(value: ir.Value) -> str:
     """The operation that ends a factor, for reading only."""
     node = value.producer()
-    while node is not None and node.op_type in _VIEWS and node.inputs[0] is not None:
+    while node is not None and node.op_type in VIEWS and node.inputs[0] is not None:
         value = node.inputs[0]
         node = value.producer()
     return "input" if node is None else node.op_type

@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from stripefold.onnx.gates import Gate
 from stripefold.onnx.paths import ScalePath
 from stripefold.onnx.read import OnnxNetwork
-from stripefold.onnx.scale import AxisScale, CannotFoldError, Context, label
+from stripefold.onnx.scale_moves import AxisScale, CannotFoldError, Context, label
 from stripefold.onnx.session import Array
 from stripefold.onnx.shapes import ValueShapes
 from stripefold.onnx.values import ancestors, users, values_of, weights_are_inputs

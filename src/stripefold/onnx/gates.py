@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from stripefold.onnx.axes import axis_ahead, axis_behind
+from stripefold.onnx.channel_axis import axis_ahead, axis_behind
 from stripefold.onnx.factors import compact, ending, extents, is_normalising, pooled_operand, reduces_a_map
 from stripefold.onnx.shapes import ValueShapes
 from stripefold.onnx.values import ancestors, data_dependent

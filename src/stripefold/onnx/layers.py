@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from stripefold.onnx.scale import AxisScale, CannotFoldError, Context, label
+from stripefold.onnx.scale_moves import AxisScale, CannotFoldError, Context, label
 from stripefold.onnx.session import Array
 from stripefold.onnx.values import attribute_int
 from stripefold.onnx.weights import Edit, OnnxWeights

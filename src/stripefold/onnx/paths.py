@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from stripefold.onnx.layers import IN, OUT
-from stripefold.onnx.scale import (
+from stripefold.onnx.scale_moves import (
     AxisScale,
     CannotFoldError,
     Context,

@@ -10,8 +10,10 @@ import onnx_ir as ir
 
 from stripefold.errors import OnnxError
 from stripefold.onnx.data import Input
+from stripefold.onnx.operator_names import RESHAPES
 from stripefold.onnx.read import OnnxNetwork
 from stripefold.onnx.session import Array, Feed, Session
+from stripefold.onnx.values import attribute_ints
 
 ValueShapes = dict[str, tuple[int, ...]]
 
@@ -67,6 +69,35 @@ def other_shapes(network: OnnxNetwork, feed: Feed, inputs: Sequence[Input]) -> l
         except OnnxError:
             continue  # it says that the axis is open, and takes this size all the same
     return runs
+
+
+def moves_axes(node: ir.Node) -> bool:
+    """Whether an operation gives its operand's axes other places or sizes, and nothing else."""
+    return node.domain == "" and (node.op_type == "Transpose" or node.op_type in RESHAPES)
+
+
+def moved_axis(node: ir.Node, axis: int, runs: Sequence[ValueShapes], *, back: bool) -> int | None:
+    """Where an axis is on the other side of an operation that ``moves_axes``.
+
+    Args:
+        node: its first input and its first output are the two sides.
+        axis: on the one side.
+        runs: shapes of one run or more; those that do not know both sides do not count.
+        back: it is on the output's side.
+
+    Returns:
+        The axis; None where it is not there as it was, whatever the input's size.
+    """
+    ends = ["" if value is None else value.name or "" for value in (node.inputs[0], node.outputs[0])]
+    seen = [(shapes[ends[0]], shapes[ends[1]]) for shapes in runs if all(end in shapes for end in ends)]
+    found: set[int | None] = set()
+    for before, after in seen:
+        if node.op_type == "Transpose":
+            order = attribute_ints(node, "perm") or list(range(len(before)))[::-1]
+            found.add(order[axis] if back else order.index(axis))
+        else:
+            found.add(view_axis(after, before, axis) if back else view_axis(before, after, axis))
+    return found.pop() if len(found) == 1 else None
 
 
 def view_axis(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:

@@ -1,11 +1,10 @@
-"""The channel axis of a value: told by the layer that made it, or by the layer that takes it."""
+"""Which axis of a value holds the channels: told by the layer that made it, or by the layer that takes it."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from stripefold.onnx.shapes import ValueShapes, view_axis
-from stripefold.onnx.values import attribute_ints
+from stripefold.onnx.shapes import ValueShapes, moved_axis, moves_axes
 
 _SECOND = frozenset(
     {
@@ -21,7 +20,6 @@ _CARRIED = frozenset(
         "Sqrt", "Abs", "Exp", "Resize", "Upsample", "Pad", "Slice", "Concat", "Where", "Min", "Max", "Celu", "Softmax",
     }
 )  # fmt: skip
-_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _LOOKAHEAD = 12
 
 
@@ -36,17 +34,11 @@ def axis_behind(value: ir.Value, shapes: ValueShapes) -> int | None:
             return 1
         if node.op_type in _LAST:
             return len(shapes[value.name or ""]) - 1
-        if node.op_type in _VIEWS and node.inputs[0] is not None:
+        if moves_axes(node) and node.inputs[0] is not None:
             axis = axis_behind(node.inputs[0], shapes)
-            return None if axis is None else view_axis(shapes[node.inputs[0].name or ""], shape, axis)
+            return None if axis is None else moved_axis(node, axis, [shapes], back=False)
         following = _source(node, shapes)
-        if following is None:
-            return None
-        if node.op_type == "Transpose":
-            axis = axis_behind(following, shapes)
-            order = attribute_ints(node, "perm") or list(range(len(shapes[following.name or ""])))[::-1]
-            return None if axis is None else order.index(axis)
-        if node.op_type not in _CARRIED:
+        if following is None or node.op_type not in _CARRIED:
             return None
         value = following
         shape = shapes.get(value.name or "")
@@ -62,22 +54,26 @@ def _source(node: ir.Node, shapes: ValueShapes) -> ir.Value | None:
     return None
 
 
-def axis_ahead(value: ir.Value, shapes: ValueShapes) -> int | None:
-    """The channel axis that the next layer takes a value to have, or None."""
-    order: list[int] = list(range(len(shapes.get(value.name or "", ()))))
-    for _ in range(_LOOKAHEAD):
-        users = value.consumers()
-        if not users or not order:
-            return None
-        node = users[0]
-        if node.op_type in _SECOND:
-            return order[1] if len(order) > 1 else None
-        if node.op_type in _LAST:
-            return order[-1] if node.inputs[0] is value else None
-        if node.op_type == "Transpose":
-            permutation = attribute_ints(node, "perm") or list(range(len(order)))[::-1]
-            order = [order[index] for index in permutation]
-        elif node.op_type not in _CARRIED or len(shapes.get(node.outputs[0].name or "", ())) != len(order):
-            return None
-        value = node.outputs[0]
-    return None
+def axis_ahead(value: ir.Value, shapes: ValueShapes, steps: int = _LOOKAHEAD) -> int | None:
+    """The channel axis that the next layer takes a value to have, or None.
+
+    Args:
+        value: of the graph.
+        shapes: of one run.
+        steps: how many operations may lie before the layer.
+    """
+    shape = shapes.get(value.name or "", ())
+    users = value.consumers()
+    if not users or not shape or not steps:
+        return None
+    node = users[0]
+    if node.op_type in _SECOND:
+        return 1 if len(shape) > 1 else None
+    if node.op_type in _LAST:
+        return len(shape) - 1 if node.inputs[0] is value else None
+    if moves_axes(node):
+        axis = axis_ahead(node.outputs[0], shapes, steps - 1)
+        return None if axis is None else moved_axis(node, axis, [shapes], back=True)
+    if node.op_type not in _CARRIED or len(shapes.get(node.outputs[0].name or "", ())) != len(shape):
+        return None
+    return axis_ahead(node.outputs[0], shapes, steps - 1)

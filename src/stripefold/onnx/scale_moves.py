@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from stripefold.onnx.operator_names import POOLS, REDUCTIONS
 from stripefold.onnx.session import Array
-from stripefold.onnx.shapes import ValueShapes, view_axis
+from stripefold.onnx.shapes import ValueShapes, moved_axis, moves_axes
 from stripefold.onnx.values import attribute_int, attribute_ints, attribute_text, constant, opset
 
 
@@ -66,23 +67,18 @@ class Context:
             raise CannotFoldError("a value without a known shape")
         return found
 
-    def view_axis(self, first: ir.Value | None, second: ir.Value | None, axis: int) -> int | None:
-        """Where an axis of a value is after a reshape, if that is the same whatever the input's size."""
-        names = ["" if value is None else value.name or "" for value in (first, second)]
-        runs = [shapes for shapes in (self.shapes, *self.more) if all(name in shapes for name in names)]
-        found = {view_axis(shapes[names[0]], shapes[names[1]], axis) for shapes in runs}
-        return found.pop() if len(found) == 1 else None
+    @property
+    def runs(self) -> tuple[ValueShapes, ...]:
+        """Shapes of every run, the one with the given sizes first."""
+        return (self.shapes, *self.more)
 
     def constant(self, value: ir.Value | None) -> Array | None:
         """The numbers of a constant, or None."""
         return constant(self.model, value)
 
 
-_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool"})
 _LINEAR = frozenset({"Identity", "Neg", "AveragePool", "GlobalAveragePool", "Dropout"})
 _POSITIVE = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "GlobalMaxPool", "Abs"})
-_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-_REDUCING = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"})
 
 
 def through(context: Context, node: ir.Node, scale: AxisScale, *, back: bool) -> AxisScale:
@@ -101,12 +97,8 @@ def through(context: Context, node: ir.Node, scale: AxisScale, *, back: bool) ->
     before, after = context.shape(node.inputs[0]), context.shape(node.outputs[0])
     if node.domain != "" or any(output.uses() for output in node.outputs[1:]):
         raise CannotFoldError(f"{where} is no operation that is known to commute with a scale")
-    if kind == "Transpose":
-        order = attribute_ints(node, "perm") or list(range(len(before)))[::-1]
-        return AxisScale(scale.values, order[scale.axis] if back else order.index(scale.axis))
-    if kind in _VIEWS:
-        ends = (node.outputs[0], node.inputs[0]) if back else (node.inputs[0], node.outputs[0])
-        axis = context.view_axis(ends[0], ends[1], scale.axis)
+    if moves_axes(node):
+        axis = moved_axis(node, scale.axis, context.runs, back=back)
         if axis is None:
             raise CannotFoldError(f"{where} takes the channels apart, or depends on the size of the input")
         return AxisScale(scale.values, axis)
@@ -115,7 +107,7 @@ def through(context: Context, node: ir.Node, scale: AxisScale, *, back: bool) ->
         raise CannotFoldError(f"{where} does not commute with a negative constant")
     if not known:
         raise CannotFoldError(f"{where} does not commute with a scale")
-    pooled = kind in _POOLS and scale.axis != 1
+    pooled = kind in POOLS and scale.axis != 1
     if pooled or len(before) != len(after) or before[scale.axis] != after[scale.axis]:
         raise CannotFoldError(f"{where} changes the channel axis")
     return scale
@@ -128,7 +120,7 @@ def _other(context: Context, node: ir.Node, scale: AxisScale) -> bool:
         return attribute_text(node, "coordinate_transformation_mode", "") != "tf_crop_and_resize"
     if node.op_type == "Pad":
         return _pads_with_zeros(context, node) and _pads_others(context, node, scale)
-    return node.op_type in _REDUCING and _reduces_others(context, node, scale)
+    return node.op_type in REDUCTIONS and _reduces_others(context, node, scale)
 
 
 def _not_negative(scale: AxisScale) -> bool:
