@@ -22,7 +22,7 @@ from stripefold.attention.positional import PositionAttention
 from stripefold.attention.registry import attention_class, attention_names
 from stripefold.documents import DocumentError, shown
 from stripefold.errors import AdapterError, AttachError, one_line
-from stripefold.folding.fitting_values import why_out_of_range
+from stripefold.folding.loaded_values import why_out_of_range
 from stripefold.folding.weight_files import FileInfo, backbone_state, file_info, load_tensors, save_tensors
 from stripefold.graph.positions import PositionPlace
 from stripefold.records import checked, record

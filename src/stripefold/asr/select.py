@@ -16,11 +16,11 @@ from stripefold.graph.positions import PositionPlace
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.refusal import refusal_in
 from stripefold.layers.rule import rule_for
-from stripefold.modules.adapters import under_adapters
 from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.modules import tensor_owners
 from stripefold.modules.name_globs import close_names, matching, renamed
+from stripefold.modules.peft_layers import under_adapters
 from stripefold.modules.where import Where
 
 _KEYWORDS = ("residual", "norm", "affine", "positions")

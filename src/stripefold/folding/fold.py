@@ -19,7 +19,6 @@ from stripefold.folding.tolerance import NothingComparedError
 from stripefold.folding.verify import verify
 from stripefold.graph.paths_not_taken import DID_NOT_RUN, unseen_in_words
 from stripefold.layers.accepts import STAYS_IN_TRAINING, normalises
-from stripefold.modules.adapters import under_adapters
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.float64_weights import Float64Weights
@@ -35,6 +34,7 @@ from stripefold.modules.modules import (
     unwrap_name,
     unwrapped,
 )
+from stripefold.modules.peft_layers import under_adapters
 from stripefold.modules.thread_state import Interruptible
 
 CheckMode = Literal["auto"] | bool

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stripefold.atomic import atomic_path
 from stripefold.documents import DocumentError, parse_json
 from stripefold.errors import CheckpointError, one_line
-from stripefold.folding.fitting_values import why_out_of_range
+from stripefold.folding.loaded_values import why_out_of_range
 from stripefold.folding.pickled import is_pickled, read_pickled
 from stripefold.inputs import check_regular
 from stripefold.modules.foldable import Foldable

@@ -13,11 +13,11 @@ from stripefold.layers.probe import ProbedSide, check_affine, probe
 from stripefold.layers.refusal import altered, refusal, tied_to
 from stripefold.layers.rule import Rule, rule_for
 from stripefold.layers.shift import shift_key
-from stripefold.modules.adapters import under_adapters
 from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modes import kept_in_training
 from stripefold.modules.modules import tensor_owners
+from stripefold.modules.peft_layers import under_adapters
 from stripefold.modules.writable import why_not_writable
 
 STAYS_IN_TRAINING = (

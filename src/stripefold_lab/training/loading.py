@@ -14,8 +14,8 @@ from stripefold.baking.rebuild import rebuild_
 from stripefold.branches.block import BranchBlock
 from stripefold.documents import DocumentError
 from stripefold.errors import CheckpointError, ConfigError, DataError, one_line
-from stripefold.folding.fitting_values import why_out_of_range
 from stripefold.folding.fold import fold
+from stripefold.folding.loaded_values import why_out_of_range
 from stripefold.folding.weight_files import FileInfo, file_info, load_model_, load_tensors
 from stripefold.records import checked, record
 from stripefold_lab.training.build import build_backbone, build_model

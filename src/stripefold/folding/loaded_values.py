@@ -1,4 +1,4 @@
-"""Checks that a tensor's dtype can hold given values: ``copy_`` turns 1e300 to infinity and drops imaginary parts."""
+"""Whether loaded values fit the tensors they are copied into: ``copy_`` turns 1e300 to infinity and drops imaginary parts."""
 
 from __future__ import annotations
 
