@@ -1,4 +1,4 @@
-"""Whether loaded values fit the tensors they are copied into: ``copy_`` turns 1e300 to infinity and drops imaginary parts."""
+"""Whether loaded values fit the tensors they are copied into: ``copy_`` makes 1e300 infinite, drops imaginary parts."""
 
 from __future__ import annotations
 
