@@ -94,16 +94,21 @@ def train(
     if print_config:
         print_line(_as_yaml(resolved))
         return
+    _run(resolved, as_json)
+
+
+def _run(config: TrainConfig, as_json: bool) -> None:
+    """Train, and let the first process say what came out."""
     from stripefold_lab.training.tasks import get_task
 
-    get_task(resolved.task).check_names(resolved)
-    check_attention_name(resolved)
+    get_task(config.task).check_names(config)
+    check_attention_name(config)
     from stripefold_lab.training import train as run_training
     from stripefold_lab.training.launch import place_of
 
     with redirect_stdout(sys.stderr) if as_json else nullcontext():  # the lines of the epochs
-        result = run_training(resolved)
-    if not place_of(resolved).first:
+        result = run_training(config)
+    if not place_of(config).first:
         return
     if as_json:
         print_json(result.to_dict())
