@@ -137,7 +137,7 @@ def following(behind: str) -> Any:
     [
         ("relu", r"\('relu' in the model itself does not pass on what is added to its operand\)"),
         ("group", r"\('gn': GroupNorm takes no shift of its input\)"),
-        ("again", r"\(called 2 times\)"),
+        ("again", r"\('conv' is called 2 times\)"),
         ("nothing", r"\(what is shifted is returned by the model\)"),
         ("read", r"\(a tensor of 'bn' is read outside its call\)"),
     ],

@@ -16,7 +16,7 @@ from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
 from stripefold.graph.operation_names import names
 from stripefold.graph.operation_table import OPERATIONS, Change
-from stripefold.graph.propagate import Flow, unused
+from stripefold.graph.propagate import Flow
 from stripefold.graph.trace import trace
 from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
@@ -261,7 +261,7 @@ def propagated(model: nn.Module, x: Tensor, change: Change, way: str, axis: int)
     place = "2" if way == "back" else "1"
     result = next(i for i, n in enumerate(graph.nodes) if n.where == place and n.name in ("mul", "add"))
     moved = max(graph.nodes[result].inputs, key=lambda i: graph.nodes[i].role != "constant")
-    flow = Flow(graph=graph, accept=Acceptance(model), dead=unused(graph, {}))
+    flow = Flow(graph=graph, accept=Acceptance(model), dead=graph.dead)
     if way == "back":
         return flow.backward(change, moved, axis, user=result)
     return flow.forward(change, result, axis)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stripefold.graph.absorption import FoldTarget, Refusal
-from stripefold.graph.propagate import Flow, unused
+from stripefold.graph.propagate import Flow
 from stripefold.graph.trace import trace
 from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
@@ -69,7 +69,7 @@ def paths(model: Scaled, x: Tensor | None = None) -> tuple[FoldTarget | Refusal,
     graph = trace(model, image() if x is None else x, is_layer=lambda m: rule_for(m) is not None).graph
     product = next(i for i, n in enumerate(graph.nodes) if n.name == "mul" and n.where == "")
     source = next(i for i in graph.nodes[product].inputs if graph.nodes[i].role == "activation")
-    flow = Flow(graph=graph, accept=Acceptance(model), dead=unused(graph, {}))
+    flow = Flow(graph=graph, accept=Acceptance(model), dead=graph.dead)
     return (
         flow.backward("scale", source, model.axis, user=product),
         flow.forward("scale", product, model.axis),
@@ -423,7 +423,7 @@ def test_what_lost_its_last_use_is_unused() -> None:
     graph = trace(model, torch.randn(2, 3, 4, 4), is_layer=lambda m: rule_for(m) is not None).graph
     product = next(i for i, n in enumerate(graph.nodes) if n.name == "mul")
     layer, gate = graph.nodes[product].inputs
-    gone = unused(graph, {product: {gate}})
+    gone = graph.dead_without({product: {gate}})
     assert gate in gone
     assert not {layer, product} & gone
-    assert unused(graph, {}) == frozenset()
+    assert graph.dead == frozenset()

@@ -16,7 +16,6 @@ from stripefold.baking.unneeded_parts import NOTHING, Leaving, Spare, SpareParts
 from stripefold.errors import BakeError
 from stripefold.graph.absorption import FoldTarget
 from stripefold.graph.graph import Graph
-from stripefold.graph.propagate import unused
 from stripefold.layers.accepts import Acceptance
 from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.stripe.discover import ChannelGate, Discovery
@@ -173,7 +172,7 @@ def _unused_in(graph: Graph, run: Sequence[ChannelGate], places: Places) -> froz
             lost[gate.product] = frozenset(graph.nodes[gate.product].inputs) - {gate.scaled}
             if gate.affine:
                 lost[gate.end] = frozenset(graph.nodes[gate.end].inputs) - {gate.product}
-    return unused(graph, lost) if graph.outputs else frozenset()
+    return graph.dead_without(lost) if graph.outputs else frozenset()
 
 
 def _with_place(places: Places) -> list[ChannelGate]:

@@ -17,7 +17,7 @@ from stripefold.folding.static_constants import is_step
 from stripefold.graph.absorption import Absorption, Accepts, FoldTarget, Refusal, Side
 from stripefold.graph.graph import Graph
 from stripefold.graph.operation_table import Change
-from stripefold.graph.propagate import Flow, unused_places
+from stripefold.graph.propagate import Flow
 from stripefold.graph.several_runs import in_all_runs
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.absorb import absorb
@@ -158,17 +158,14 @@ def _parts(recorded: Trace, accept: _WithoutNewKey, name: str) -> tuple[Absorpti
 
 
 def _target_in(graph: Graph, accept: _WithoutNewKey, name: str) -> FoldTarget | Refusal | None:
-    results = graph.results(name)
-    times = sum(call.name == name for call in graph.calls)
-    if not times:
+    if name not in graph.calls_of:
         return None
-    if times != 1 or len(results) != 1:
-        return Refusal(f"called {times} times" if times != 1 else "returns several values, or its input")
-    unlike, rule = graph.why_not_plain_call(name, taking=False), accept.rule(name)
-    if unlike is not None or rule is None:
-        return Refusal(unlike or "it is no layer with a rule")
-    flow = Flow(graph=graph, accept=accept, dead=unused_places(graph))
-    return flow.forward("shift", results[0], rule.axis)
+    reason, rule = graph.why_not_one_plain_call(name, giving=True), accept.rule(name)
+    result = graph.only_result(name)
+    if reason is not None or rule is None or result is None:
+        return Refusal(reason or "it is no layer with a rule")
+    flow = Flow(graph=graph, accept=accept, dead=graph.unused_indices)
+    return flow.forward("shift", result, rule.axis)
 
 
 def outermost(name: str, found: Mapping[str, Foldable]) -> str:

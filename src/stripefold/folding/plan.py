@@ -25,7 +25,7 @@ from stripefold.folding.sources import (
 )
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.operation_table import Change as ChangeKind
-from stripefold.graph.propagate import Flow, unused_places
+from stripefold.graph.propagate import Flow
 from stripefold.graph.several_runs import in_all_runs
 from stripefold.graph.trace import Trace
 from stripefold.layers.absorb import absorb, why_not_fitting
@@ -74,7 +74,7 @@ class _Planner:
         self._acceptance = Acceptance(model)
         self._standing = Standing(self._acceptance)
         self._flows = [
-            Flow(graph=graph, accept=self._standing, dead=unused_places(graph), identity_nodes={})
+            Flow(graph=graph, accept=self._standing, dead=graph.unused_indices, identity_nodes={})
             for graph in trace.graphs
         ]
         self._plan = MergePlan(weights.fork())

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from stripefold.folding.static_constants import StaticConstant, static_constants
 from stripefold.graph.absorption import Accepts
-from stripefold.graph.graph import Graph
 from stripefold.graph.trace import Trace
 from stripefold.layers.absorb import exact_view
 from stripefold.layers.accepts import Acceptance, is_affine_map
@@ -202,11 +201,13 @@ def _norm(name: str, module: nn.Module, trace: Trace, accept: Acceptance) -> Nor
     for run, graph in enumerate(trace.graphs):
         results = graph.results(name)
         if results:
-            hindrance = hindrance or _why_not_one_call(graph, name)
-            node = graph.nodes[results[0]]
-            taken = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role != "constant"]
+            hindrance = hindrance or graph.why_not_one_plain_call(name, taking=True, giving=True)
+            only = graph.only_result(name)
+            result = results[0] if only is None else only
+            taken = [i for i in graph.nodes[result].inputs if graph.nodes[i].role != "constant"]
             if taken:
-                found.append(Occurrence(run, taken[0], results[0], (rule.axis % max(1, len(node.shape)),)))
+                axis = rule.axis % max(1, len(graph.nodes[result].shape))
+                found.append(Occurrence(run, taken[0], result, (axis,)))
     if not found:
         hindrance = hindrance or "it did not run on the example"
     kept = rule.leftover(module)
@@ -218,22 +219,6 @@ def _norm(name: str, module: nn.Module, trace: Trace, accept: Acceptance) -> Nor
         hindrance=hindrance,
         layer=module,
     )
-
-
-def _why_not_one_call(graph: Graph, name: str) -> str | None:
-    """Why a layer is not one step with one input and one result, or None."""
-    calls = graph.calls_of.get(name, [])
-    results = graph.results(name)
-    if len(calls) != 1 or len(results) != 1:
-        return f"called {len(calls)} times" if len(calls) != 1 else "it returns several values, or its input"
-    if calls[0].implicit:
-        return f"the tensors of {name!r} are used without calling it"
-    if name in graph.read:
-        return f"a tensor of {name!r} is read outside its call"
-    if len([i for i in set(graph.nodes[results[0]].inputs) if graph.nodes[i].role != "constant"]) != 1:
-        return "it takes other inputs too"
-    unlike = graph.why_not_plain_call(name, taking=True)
-    return None if unlike is None else f"{name!r}: {unlike}"
 
 
 class Standing:

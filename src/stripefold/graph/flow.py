@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from stripefold.graph.channels import channel_axis
-from stripefold.graph.graph import Call, Graph, Node
+from stripefold.graph.graph import Graph, Node
 from stripefold.graph.operation_names import RESHAPES, is_batch_norm
 from stripefold.graph.operation_table import StoppedError, check_passes, joining_axis, operation
 from stripefold.graph.patterns import concatenated, pattern_along, varies
@@ -14,21 +14,17 @@ from stripefold.graph.patterns import concatenated, pattern_along, varies
 def followed_by(graph: Graph, name: str) -> str | None:
     """The only consumer of a layer, with nothing but reshapes between, or None."""
     results = graph.results(name)
-    if len(results) != 1 or len(_calls(graph, name)) != 1:
+    if len(results) != 1 or not graph.is_called_once(name):
         return None
     index = results[0]
     while index not in graph.outputs and len(set(graph.consumers[index])) == 1:
         index = graph.consumers[index][0]
         node = graph.nodes[index]
         if node.kind == "layer":
-            return node.name if len(_calls(graph, node.name)) == 1 else None
+            return node.name if graph.is_called_once(node.name) else None
         if node.name not in RESHAPES:
             return None
     return None
-
-
-def _calls(graph: Graph, name: str) -> list[Call]:
-    return [call for call in graph.calls if call.name == name]
 
 
 def cancelling_norm(graph: Graph, name: str) -> str | None:
@@ -47,7 +43,7 @@ def cancelling_norm(graph: Graph, name: str) -> str | None:
         for user in set(graph.consumers[index]) - seen:
             seen.add(user)
             node = graph.nodes[user]
-            if node.role == "integer_dependent" and user in graph.dead:  # the places of a maximum that nobody asks for
+            if user in graph.unused_indices:
                 continue
             after = _scaled_after(graph, index, user, pattern)
             if _normalises(node) and pattern.dim() > 1 and not _varies_but(pattern, 1):

@@ -6,7 +6,7 @@ that one" is one ``and`` and one population count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -183,9 +183,26 @@ class Graph:
     @cached_property
     def dead(self) -> frozenset[int]:
         """The nodes that lead to no output of the model."""
+        return self.dead_without({})
+
+    @cached_property
+    def unused_indices(self) -> frozenset[int]:
+        """Integers that lead nowhere: where a pooling found its maxima, which nobody asks for.
+
+        Whatever else leads nowhere may be used in a way that was not recorded.
+        """
+        return frozenset(index for index in self.dead if self.nodes[index].role == "integer_dependent")
+
+    def dead_without(self, lost: Mapping[int, Collection[int]]) -> frozenset[int]:
+        """The nodes that lead to no output of the model once some products have lost factors.
+
+        Args:
+            lost: Product -> the factors that it loses (its gates).
+        """
         living: set[int] = set()
         for index in reversed(range(len(self.nodes))):
-            if index in self.outputs or not living.isdisjoint(self.consumers[index]):
+            users = [user for user in self.consumers[index] if user in living]
+            if index in self.outputs or any(index not in lost.get(user, ()) for user in users):
                 living.add(index)
         return frozenset(range(len(self.nodes))) - living
 
@@ -197,18 +214,43 @@ class Graph:
         """Every value that a layer returned, over all its calls."""
         return self._results.get(name, [])
 
-    def why_not_plain_call(self, name: str, *, taking: bool) -> str | None:
-        """Why the calls of a layer do not do what its type does with its input, or None.
+    def is_called_once(self, name: str) -> bool:
+        """Whether a layer has one call in the run, which is one of the layer itself."""
+        calls = self.calls_of.get(name, [])
+        return len(calls) == 1 and not calls[0].implicit
+
+    def why_not_one_plain_call(self, name: str, *, taking: bool = False, giving: bool = False) -> str | None:
+        """Why what a layer does in the run is not one call, by nobody else looked into, of what its type does; or None.
+
+        Only then may its tensors become others together with what lies before or after it.
 
         Args:
-            name: The layer.
-            taking: Whether it is to take up something from its input, so that hooks before it matter.
+            name: The layer, which ran.
+            taking: Whether something moves across its input: it must have just one then, and no hook may change it.
+            giving: Whether something moves across its result: it must have just one then that anybody uses.
         """
+        calls = self.calls_of.get(name, [])
+        if len(calls) != 1:
+            return f"{name!r} is called {len(calls)} times"
+        if calls[0].implicit:
+            return f"the weight of {name!r} is used without calling the layer"
+        if name in self.read:
+            return f"a tensor of {name!r} is read outside its call"
         if any(_without_batch(self.nodes[i].inner) for i in self.results(name)):
-            return "it is called without a batch axis, so that its channels lie on the first one"
-        if taking and any(call.input_changed_by_hook for call in self.calls_of.get(name, [])):
-            return "a forward pre-hook changes what it is given"
+            return f"{name!r}: it is called without a batch axis, so that its channels lie on the first one"
+        if taking and calls[0].input_changed_by_hook:
+            return f"{name!r}: a forward pre-hook changes what it is given"
+        if taking and any(len(self.nodes[i].inputs) != 1 for i in self.results(name)):
+            return f"{name!r} takes other inputs, too"
+        if giving and self.only_result(name) is None:
+            return f"{name!r} returns several values" if self.results(name) else f"{name!r} returns its input"
         return None
+
+    def only_result(self, name: str) -> int | None:
+        """The one value of a layer that anybody uses; None where there are several, or it returned its input."""
+        results = self.results(name)
+        used = [i for i in results if self.consumers[i] or i in self.outputs] or results[:1]
+        return used[0] if len(used) == 1 else None
 
     def seen_outside(self, index: int) -> str | None:
         """What sees a value outside of what was recorded, in words that follow "what is scaled"; or None."""

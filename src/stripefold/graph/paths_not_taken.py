@@ -89,19 +89,19 @@ def expose_unseen(model: nn.Module, graphs: Sequence[Graph], layers: Iterable[st
                 )
         elif module._modules:
             _expose_shared(tree, path, graphs)
-    _mark_named(tree, graphs, frozenset(layers))
+    _mark_read(tree, graphs, frozenset(layers))
     return tuple(unseen)
 
 
-def _mark_named(tree: _Tree, graphs: Sequence[Graph], layers: frozenset[str]) -> None:
-    """Count a layer as read whose tensors the code of a module names, also where the runs did not come by."""
+def _mark_read(tree: _Tree, graphs: Sequence[Graph], layers: frozenset[str]) -> None:
+    """Count a layer as read in all runs whose tensors one of them read, or the code of a module names."""
+    read = set().union(*(graph.read for graph in graphs))
     known: dict[type, NamedPlaces] = {}
     for path in tree.called - layers:
-        for layer, _ in tensors_named(tree.modules[path], known):
-            name = tree.first.get(id(layer))
-            if name is not None:
-                for graph in graphs:
-                    graph.read.add(name)
+        named = (layer for layer, _ in tensors_named(tree.modules[path], known))
+        read |= {tree.first[id(layer)] for layer in named if id(layer) in tree.first}
+    for graph in graphs:
+        graph.read |= read
 
 
 def _may_run(tree: _Tree, caller: str, path: str) -> bool:

@@ -85,18 +85,13 @@ def position_places(graph: Graph) -> tuple[list[PositionPlace], list[NoPlace]]:
     return list(places.values()), list(dict.fromkeys(without))
 
 
-def _called_once(graph: Graph, name: str) -> bool:
-    calls = graph.calls_of.get(name, [])
-    return len(calls) == 1 and not calls[0].implicit
-
-
 # Token mixing.
 
 
 def _tokens(graph: Graph, index: int, axes: list[int | None]) -> PositionPlace | None:
     """A layer that mixes positions, whose output features meet the map again as positions."""
     node, axis = graph.nodes[index], axes[index]
-    if axis is None or not mixes_positions(graph, index, axes) or not _called_once(graph, node.name):
+    if axis is None or not mixes_positions(graph, index, axes) or not graph.is_called_once(node.name):
         return None
     features = channel_axis(node)
     if not _meets_positions(graph, index, features, axes):
@@ -153,7 +148,7 @@ def _flatten(graph: Graph, index: int, axes: list[int | None]) -> PositionPlace 
     """A linear layer on (N, C P), flattened just before from a map of known axes."""
     node = graph.nodes[index]
     taken = [i for i in dict.fromkeys(node.inputs) if graph.nodes[i].role == "activation"]
-    if not taken or len(graph.nodes[taken[0]].shape) != 2 or not _called_once(graph, node.name):
+    if not taken or len(graph.nodes[taken[0]].shape) != 2 or not graph.is_called_once(node.name):
         return None
     current = taken[0]
     while len(graph.nodes[current].shape) == 2:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -46,7 +46,7 @@ class Flow:
     Attributes:
         graph: of a trace.
         accept: what the layers take.
-        dead: nodes that lead nowhere, or will not exist any more (a gate's own path, see ``unused``).
+        dead: nodes that lead nowhere, or will not exist any more (a gate's own path, see ``Graph.dead_without``).
         identity_nodes: node -> the operand that it passes on unchanged: a product by ones, a sum with zeros, a norm
             that was merged.
     """
@@ -123,16 +123,9 @@ class _Walk:
     def accepted(self, node: Node, side: Side) -> Accepts:
         """How the layer of a node takes the change, which it must, in its only call."""
         name = node.name
-        calls = self.graph.calls_of.get(name, [])
-        if len(calls) != 1:
-            raise StoppedError(f"{name!r} is called {len(calls)} times")
-        if calls[0].implicit:
-            raise StoppedError(f"the weight of {name!r} is used without calling the layer")
-        if name in self.graph.read:
-            raise StoppedError(f"a tensor of {name!r} is read outside its call")
-        unlike = self.graph.why_not_plain_call(name, taking=side == "input")
-        if unlike is not None:
-            raise StoppedError(f"{name!r}: {unlike}")
+        reason = self.graph.why_not_one_plain_call(name, taking=side == "input", giving=side == "output")
+        if reason is not None:
+            raise StoppedError(reason)
         accepts = self.flow.accept(name, side, self.change)
         if isinstance(accepts, str):
             raise StoppedError(f"{name!r}: {accepts}")
@@ -181,7 +174,7 @@ class _Backward(_Walk):
             if index in self.flow.identity_nodes:
                 asked.setdefault(self.flow.identity_nodes[index], {})[index] = carried
             elif node.kind == "layer":
-                self._end(node, index, carried)
+                self._end(node, carried)
             elif node.kind != "operation" or node.role != "activation":
                 raise StoppedError(f"what is {self.moved} is no layer's output but the model's input, or a constant")
             else:
@@ -270,11 +263,8 @@ class _Backward(_Walk):
             yield source, carried.moved(carried.pattern.narrow(axis, start, shape[axis]) if cut else carried.pattern)
             start += shape[axis]
 
-    def _end(self, node: Node, index: int, carried: _Carried) -> None:
+    def _end(self, node: Node, carried: _Carried) -> None:
         accepts = self.accepted(node, "output")
-        others = [i for i in self.graph.results(node.name) if i != index]
-        if any(self.graph.consumers[i] or i in self.graph.outputs for i in others):
-            raise StoppedError(f"{node.name!r} returns several values")
         if accepts.activated and self.change == "shift":
             raise StoppedError(f"an activation in {node.name!r} stands behind its bias")
         if accepts.activated:
@@ -360,26 +350,4 @@ class _Forward(_Walk):
 
     def _end(self, node: Node, source: int, carried: Mapping[int, _Carried]) -> None:
         accepts = self.accepted(node, "input")
-        if len(node.inputs) != 1:
-            raise StoppedError(f"{node.name!r} takes other inputs, too")
         self.end_at(node, "input", (self.graph.nodes[source].shape, accepts.axis), carried[source])
-
-
-def unused(graph: Graph, without: Mapping[int, Collection[int]]) -> frozenset[int]:
-    """The nodes that lead to no output of the model once some products have lost factors.
-
-    Args:
-        graph: of a trace.
-        without: product -> the factors that it loses (its gates).
-    """
-    living: set[int] = set()
-    for index in reversed(range(len(graph.nodes))):
-        users = [user for user in graph.consumers[index] if user in living]
-        if index in graph.outputs or any(index not in without.get(user, ()) for user in users):
-            living.add(index)
-    return frozenset(range(len(graph.nodes))) - living
-
-
-def unused_places(graph: Graph) -> frozenset[int]:
-    """The places of a maximum that nobody asks for; whatever else leads nowhere may be used in a way not recorded."""
-    return frozenset(i for i in unused(graph, {}) if graph.nodes[i].role == "integer_dependent")

@@ -15,6 +15,7 @@ from torch import nn
 
 from stripefold.modules.mentions import code_names, functions_in, may_call
 from stripefold.modules.modules import takes_hooks
+from stripefold.modules.stand_in import StandIn
 
 _LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _NAMES = _LOADS | {"STORE_ATTR", "DELETE_ATTR"}
@@ -63,16 +64,22 @@ def tensors_named(module: nn.Module, known: dict[type, NamedPlaces]) -> Iterator
     if not named:
         return
     inside = [(path, each) for path, each in module.named_modules() if path and takes_hooks(each)]
-    held = {name for _, each in inside for name in (*each._parameters, *each._buffers)}
+    held = {name for _, each in inside for name in _tensors_of(each)}
     for chain, name in named:
         if name not in held:
             continue
         for path, below in inside:
-            if name not in below._parameters and name not in below._buffers:
+            if name not in _tensors_of(below):
                 continue
             parts = tuple(path.split("."))
             if parts == chain or (chain is None and may_call(module, parts[0], module._modules[parts[0]] or below)):
                 yield below, name
+
+
+def _tensors_of(module: nn.Module) -> frozenset[str]:
+    """The attributes of a module that are tensors, or may be; what stands in for a layer offers that layer's."""
+    layer = module.stands_for if isinstance(module, StandIn) else None
+    return frozenset(key for each in (module, layer or module) for key in (*each._parameters, *each._buffers))
 
 
 def _names_of(module: nn.Module) -> NamedPlaces:
