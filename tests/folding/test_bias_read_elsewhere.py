@@ -1,4 +1,4 @@
-"""A bias that folding creates may leave its layer only where the layer is one plain call that nobody else looks into."""
+"""A bias that folding creates leaves its layer only where that is one plain call that nobody else looks into."""
 
 from __future__ import annotations
 

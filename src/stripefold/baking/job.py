@@ -28,6 +28,7 @@ from stripefold.baking.weighted import weighted_constants, with_summands
 from stripefold.baking.working_copy import check_copies, deep_copy, working_copy
 from stripefold.distributed import broadcast_from_rank0
 from stripefold.errors import BakeError
+from stripefold.graph.absorption import Refusal
 from stripefold.graph.paths_not_taken import DID_NOT_RUN, unseen_in_words
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example
@@ -50,6 +51,7 @@ class Analysis:
         stripes: what they give over the calibration data.
         constants: gate -> v (C,) of those that may be baked.
         left: gate -> why it may not.
+        by_unseen: one of them may not because of a module that did not run on the example.
         priors: gate -> its prior.
         notes: for the user.
     """
@@ -60,6 +62,7 @@ class Analysis:
     left: dict[str, str]
     priors: dict[str, float]
     notes: list[str]
+    by_unseen: bool = False
 
 
 class BakeJob:
@@ -128,7 +131,8 @@ class BakeJob:
         made, final = self._recipe.tried(self._model, self._probed_copy, example, in_place=self._in_place)
         report = self._report(look, verdict, final)
         made_report = self._measured(made, report, (judge, verdict))
-        _announce(made_report, look.discovery.trace.unseen)
+        if look.by_unseen or any(site.unseen for site in final):
+            _announce(look.discovery.trace.unseen)
         return made, made_report
 
     def _decided(
@@ -207,7 +211,8 @@ class BakeJob:
         constants, reasons = constants_of(model, discovery, stripes.layers, kind, weighted)
         discovery = with_summands(model, discovery, self._data, constants, self._group)
         chosen = [gate for gate in discovery.gates if gate.name in {one.name for one in chosen}]
-        left = self._left(discovery, chosen, stripes, reasons)
+        refused = self._left(discovery, chosen, stripes, reasons)
+        left = {name: refusal.why for name, refusal in refused.items()}
         names = [gate.name for gate in discovery.gates if gate.name not in left]
         if not names:
             listed = "; ".join(f"{name or '(the model)'}: {why}" for name, why in list(left.items())[:3])
@@ -216,7 +221,8 @@ class BakeJob:
         notes = [f"{name}: {why}" for name, why in reasons.items() if name in names]
         notes += _unseen(dict.fromkeys((*discovery.trace.unseen, *stripes.uncalled)))
         may = {name: constants[name] for name in names}
-        return Analysis(discovery, stripes, may, left, priors_of(stripes, energy), notes)
+        return Analysis(discovery, stripes, may, left, priors_of(stripes, energy), notes,
+                        by_unseen=any(refusal.unseen for refusal in refused.values()))  # fmt: skip
 
     def _left(
         self,
@@ -224,19 +230,19 @@ class BakeJob:
         chosen: list[ChannelGate],
         stripes: StripeReport,
         reasons: Mapping[str, str],
-    ) -> dict[str, str]:
+    ) -> dict[str, Refusal]:
         """Gate -> why it stays dynamic whatever the metric says."""
         asr = self._options.to == "asr"
         names = {gate.name for gate in chosen}
-        left = {gate.name: "left out by where" for gate in discovery.gates if gate.name not in names}
+        left = {gate.name: Refusal("left out by where") for gate in discovery.gates if gate.name not in names}
         seen = {layer.name for layer in stripes.layers}
         for site in plan_bake(self._model, discovery, names, training=asr):
             if site.how == "keep" or not can_hold(site.gate) or (asr and not site.targets):
-                left[site.name] = site.why
+                left[site.name] = Refusal(site.why, unseen=site.unseen)
             elif site.name not in seen:
-                left[site.name] = "no batch of the data came through it"
+                left[site.name] = Refusal("no batch of the data came through it")
             elif asr and site.name in reasons:
-                left[site.name] = reasons[site.name].partition(":")[0]
+                left[site.name] = Refusal(reasons[site.name].partition(":")[0])
         return left
 
     def _report(self, look: Analysis, verdict: GateDecisions, final: list[BakeSite]) -> BakeReport:
@@ -299,9 +305,9 @@ def _unseen(layers: Mapping[str, object]) -> list[str]:
     ]
 
 
-def _announce(report: BakeReport, unseen: Sequence[str]) -> None:
+def _announce(unseen: Sequence[str]) -> None:
     """One warning where gates were not folded because of layers that did not run."""
-    if unseen and any(DID_NOT_RUN in site.why for site in report.sites):
+    if unseen:
         warnings.warn(
             f"{unseen_in_words(unseen)} {DID_NOT_RUN}: constants that such a layer may meet were not folded. To fold "
             "there as well, give example=[...], a list with an input for each way in which the model is used",

@@ -14,7 +14,7 @@ from stripefold.baking.places import ReplacedModule, dynamic_around, find_replac
 from stripefold.baking.targets import Direction, GateInRun, targets_of
 from stripefold.baking.unneeded_parts import NOTHING, Leaving, Spare, SpareParts
 from stripefold.errors import BakeError
-from stripefold.graph.absorption import FoldTarget
+from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
 from stripefold.layers.accepts import Acceptance
 from stripefold.modules.closure_refs import held_by_functions, why_held
@@ -35,6 +35,7 @@ class BakeSite:
         place: which module is replaced by what; None for "keep".
         targets: where the constant may go, the best first; the first whose sign condition holds is taken.
         spare: what serves this gate alone beside the module that is replaced.
+        unseen: a reason is a module that did not run on the examples.
         beside: the scaled value is added to the product, x + v x, and both go: the factor is 1 + v.
         from_end: the channel axis of the product, counted from the end: 1 for the last.
     """
@@ -45,6 +46,7 @@ class BakeSite:
     place: ReplacedModule | None = None
     targets: tuple[tuple[Direction, FoldTarget], ...] = ()
     spare: Spare = NOTHING
+    unseen: bool = False
     beside: bool = False
     from_end: int = 1
 
@@ -116,13 +118,13 @@ def plan_bake(
     while True:
         found = _planned(model, discovery, places, constants, training=training, idle=idle)
         # What a gate that stays reads may be in the way of the others: they are planned anew without it.
-        stay = {site.name: site.why for site in found if site.how == "keep"}
-        if all(isinstance(places[name][1], str) for name in stay):
+        stay = {site.name: Refusal(site.why, unseen=site.unseen) for site in found if site.how == "keep"}
+        if all(isinstance(places[name][1], Refusal) for name in stay):
             return found
-        places |= {name: (places[name][0], why) for name, why in stay.items()}
+        places |= {name: (places[name][0], refusal) for name, refusal in stay.items()}
 
 
-Places = dict[str, tuple[ChannelGate, ReplacedModule | str]]
+Places = dict[str, tuple[ChannelGate, ReplacedModule | Refusal]]
 """Gate -> the module that its constant replaces, or why none can be."""
 
 
@@ -145,19 +147,19 @@ def _planned(
     found = []
     for gate, place in places.values():
         own = discovery.in_runs(gate.name)
-        why = place if isinstance(place, str) else _not_in_training(gate, place) if training else None
-        why = why or parts.exposed(own)
-        if isinstance(place, str) or why is not None:
-            found.append(BakeSite(gate=gate, how="keep", why=why or ""))
+        if not isinstance(place, Refusal):
+            place = (_not_in_training(gate, place) if training else None) or parts.exposed(own) or place
+        if isinstance(place, Refusal):
+            found.append(BakeSite(gate=gate, how="keep", why=place.why, unseen=place.unseen))
             continue
         runs = [GateInRun(graph, dead, each) for graph, dead, each in zip(graphs, dead_nodes, own, strict=True)]
         beside = not training and all(run.has_sum for run in runs)
-        reasons = f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there"
+        reasons = Refusal(f"the product stands in the forward of {gate.where or 'the model'!r} itself and stays there")
         targets: tuple[tuple[Direction, FoldTarget], ...] = ()
         if place.whole:
             targets, reasons = targets_of(runs, accept, beside=beside)
         from_end = len(discovery.graph_of(gate).nodes[gate.product].shape) - gate.axis
-        site = BakeSite(gate=gate, how="multiply", why=reasons, place=place, targets=targets,
+        site = BakeSite(gate=gate, how="multiply", why=reasons.why, unseen=reasons.unseen, place=place, targets=targets,
                         spare=parts.of(own, place), beside=beside, from_end=from_end)  # fmt: skip
         found.append(decided(site, None if constants is None else constants[gate.name]))
     return found
@@ -177,7 +179,7 @@ def _unused_in(graph: Graph, run: Sequence[ChannelGate], places: Places) -> froz
 
 def _with_place(places: Places) -> list[ChannelGate]:
     """The gates that have a place."""
-    return [gate for gate, place in places.values() if not isinstance(place, str)]
+    return [gate for gate, place in places.values() if not isinstance(place, Refusal)]
 
 
 def _chosen(discovery: Discovery, names: Collection[str] | None) -> list[ChannelGate]:
@@ -210,15 +212,18 @@ def check_constants(gates: Sequence[ChannelGate], constants: Mapping[str, Tensor
 
 def _places(model: nn.Module, discovery: Discovery, gates: list[ChannelGate]) -> Places:
     """What each gate's constant replaces."""
-    found = {gate.name: (gate, find_replaced_module(model, discovery, gate)) for gate in gates}
+    found: Places = {}
+    for gate in gates:
+        replaced = find_replaced_module(model, discovery, gate)
+        found[gate.name] = (gate, Refusal(replaced) if isinstance(replaced, str) else replaced)
     held = held_by_functions(model)
     # Two products of one gate in a graph have a probe each.
-    taken = Counter(place.path for _, place in found.values() if not isinstance(place, str))
+    taken = Counter(place.path for _, place in found.values() if not isinstance(place, Refusal))
     for name, (gate, place) in found.items():
-        if not isinstance(place, str) and taken[place.path] > 1:
-            found[name] = (gate, f"{place.path!r} gives the gate of {taken[place.path]} products")
-        elif not isinstance(place, str) and (why := why_held(model.get_submodule(place.path), held)) is not None:
-            found[name] = (gate, f"{place.path!r} cannot be replaced: {why}")
+        if not isinstance(place, Refusal) and taken[place.path] > 1:
+            found[name] = (gate, Refusal(f"{place.path!r} gives the gate of {taken[place.path]} products"))
+        elif not isinstance(place, Refusal) and (why := why_held(model.get_submodule(place.path), held)) is not None:
+            found[name] = (gate, Refusal(f"{place.path!r} cannot be replaced: {why}"))
     return _with_whole_chains(model, found)
 
 
@@ -233,8 +238,8 @@ def _with_whole_chains(model: nn.Module, found: Places) -> Places:
         site, name = link.chain.sites[link.position], own.get(id(link))
         if name is not None and link.chain in stays:
             why = f"the attention on {stays[link.chain]!r} stays dynamic and takes its state: bake the whole chain"
-            found[name] = (found[name][0], why)
-        if name is None or isinstance(found[name][1], str):
+            found[name] = (found[name][0], Refusal(why))
+        if name is None or isinstance(found[name][1], Refusal):
             stays[link.chain] = site
     return found
 
@@ -258,7 +263,7 @@ def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
         words = f"{verb} {', '.join(target.layers)}" + (" (v >= 0)" if target.nonnegative else "")
         words += " (in evaluation mode: batch statistics would undo it)" if target.eval_only else ""
         words += " (what it adds stays)" if site.gate.affine else ""
-        return replace(site, how=way, why=words, targets=open_to)
+        return replace(site, how=way, why=words, unseen=False, targets=open_to)
     reasons = [site.why] if site.why else []
     for way, target in site.targets:
         if below and target.nonnegative:
@@ -271,13 +276,15 @@ def decided(site: BakeSite, v: Tensor | None) -> BakeSite:
     return replace(site, how="multiply", why="; ".join(reasons), targets=())
 
 
-def _not_in_training(gate: ChannelGate, place: ReplacedModule) -> str | None:
+def _not_in_training(gate: ChannelGate, place: ReplacedModule) -> Refusal | None:
     """Why no trainable gate can take the place of an attention, or None."""
     if place.in_graph:
-        return "it stands in a torch.fx graph, where no layer can carry a trainable gate: bake it to a constant"
+        return Refusal(
+            "it stands in a torch.fx graph, where no layer can carry a trainable gate: bake it to a constant"
+        )
     if gate.affine:
-        return "it adds a value that depends on the image, too, for which there is no trainable gate"
-    return _lost(gate) if gate.read_on else None
+        return Refusal("it adds a value that depends on the image, too, for which there is no trainable gate")
+    return Refusal(_lost(gate)) if gate.read_on else None
 
 
 def _lost(gate: ChannelGate) -> str:

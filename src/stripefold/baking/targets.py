@@ -39,7 +39,7 @@ class GateInRun:
 
 def targets_of(
     runs: Sequence[GateInRun], accept: Acceptance, *, beside: bool
-) -> tuple[tuple[tuple[Direction, FoldTarget], ...], str]:
+) -> tuple[tuple[tuple[Direction, FoldTarget], ...], Refusal]:
     """Where the constant of a gate may go: without conditions first, then backward first; and why not elsewhere.
 
     Args:
@@ -51,10 +51,11 @@ def targets_of(
     own = [None if run.gate is None else _targets_in(run, run.gate, accept, beside=beside) for run in runs]
     ways: tuple[Direction, ...] = ("backward", "forward")
     joint = {way: in_all_runs(graphs, [None if each is None else each[way] for each in own]) for way in ways}
-    reasons = [f"{way}: {found.why}" for way, found in joint.items() if isinstance(found, Refusal)]
+    refused = {way: found for way, found in joint.items() if isinstance(found, Refusal)}
+    why = "; ".join(f"{way}: {refusal.why}" for way, refusal in refused.items())
     open_to = [(way, found) for way, found in joint.items() if isinstance(found, FoldTarget)]
     open_to.sort(key=lambda entry: (entry[1].eval_only, entry[1].nonnegative))
-    return tuple(open_to), "; ".join(reasons)
+    return tuple(open_to), Refusal(why, unseen=any(refusal.unseen for refusal in refused.values()))
 
 
 def _targets_in(run: GateInRun, gate: ChannelGate, accept: Acceptance, *, beside: bool) -> Targets:

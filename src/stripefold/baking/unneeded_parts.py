@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from stripefold.baking.places import ReplacedModule
+from stripefold.graph.absorption import Refusal
 from stripefold.graph.graph import Graph, Node
 from stripefold.graph.module_calls import ModuleCall
 from stripefold.graph.operation_names import VIEWS, WEIGHTED
@@ -67,13 +68,13 @@ class SpareParts:
         modules = dict(model.named_modules())
         self._runs = [_RunParts(modules, run, held, idle=idle) for run in runs]
 
-    def exposed(self, gates: Sequence[ChannelGate | None]) -> str | None:
+    def exposed(self, gates: Sequence[ChannelGate | None]) -> Refusal | None:
         """Why a gate stays dynamic: on another path, which ran or not, other layers compute it; or None."""
         present = [(run, gate) for run, gate in zip(self._runs, gates, strict=True) if gate is not None]
         if len({run.layers(gate) for run, gate in present}) > 1:
-            return "other layers compute it on another example"
+            return Refusal("other layers compute it on another example")
         found = (run.exposed(gate) for run, gate in present)
-        return next((why for why in found if why is not None), None)
+        return next((refusal for refusal in found if refusal is not None), None)
 
     def of(self, gates: Sequence[ChannelGate | None], place: ReplacedModule) -> Spare:
         """What is left of one gate once its place is taken by a constant; of one in a graph, all of it is swept out.
@@ -134,10 +135,12 @@ class _RunParts:
         nodes = (self._graph.nodes[index] for index in self._only_for(gate.gate))
         return frozenset(node.name for node in nodes if node.kind == "layer")
 
-    def exposed(self, gate: ChannelGate) -> str | None:
+    def exposed(self, gate: ChannelGate) -> Refusal | None:
         """Why other layers may compute a gate on another path."""
         found = sorted(self._only_for(gate.gate) & self._graph.meets_weights)
-        return f"what computes it {self._graph.exposed[found[0]].rstrip(',')}" if found else None
+        if not found:
+            return None
+        return Refusal(f"what computes it {self._graph.exposed[found[0]].rstrip(',')}", unseen=True)
 
     def modules(self, gate: ChannelGate) -> dict[str, tuple[int, ...]]:
         """The modules that serve a gate alone -> the shape of what each returns for one sample."""

@@ -36,12 +36,14 @@ class BiasTarget:
         layer: path of the folded layer.
         parts: the layers that take it, by their paths in the folded model; none: it stays and is a new key.
         why: why there are none.
+        unseen: because of a module that did not run on the examples.
         into: where they take it, in words.
     """
 
     layer: str
     parts: tuple[Absorption, ...] = ()
     why: str = ""
+    unseen: bool = False
     into: str = ""
 
     def __str__(self) -> str:
@@ -84,16 +86,15 @@ def plan_biases(
         elif recorded is None:
             targets[name] = BiasTarget(layer=outer, why="without an example= no trace shows which BatchNorm follows")
         else:
-            parts = _parts(recorded, accept, name if name in recorded.called else outer)
-            targets[name] = _target(outer, parts, accept)
+            targets[name] = _target(outer, _joint(recorded, accept, name if name in recorded.called else outer), accept)
     return targets, () if recorded is None else recorded.unseen
 
 
-def _target(layer: str, parts: tuple[Absorption, ...] | str, accept: _WithoutNewKey) -> BiasTarget:
-    if isinstance(parts, str):
-        return BiasTarget(layer=layer, why=f"nothing behind it takes it ({parts})")
-    placed = tuple(accept.in_folded(part) for part in parts)
-    into = (f"the {accept.taking(part)} of {place.layer}" for part, place in zip(parts, placed, strict=True))
+def _target(layer: str, found: FoldTarget | Refusal, accept: _WithoutNewKey) -> BiasTarget:
+    if isinstance(found, Refusal):
+        return BiasTarget(layer=layer, why=f"nothing behind it takes it ({found.why})", unseen=found.unseen)
+    placed = tuple(accept.in_folded(part) for part in found.parts)
+    into = (f"the {accept.taking(part)} of {place.layer}" for part, place in zip(found.parts, placed, strict=True))
     return BiasTarget(layer=layer, parts=placed, into=", ".join(into))
 
 
@@ -151,10 +152,9 @@ class _WithoutNewKey:
         return (holder, name) if base is None else (base, f"{name}.base" if name else "base")
 
 
-def _parts(recorded: Trace, accept: _WithoutNewKey, name: str) -> tuple[Absorption, ...] | str:
+def _joint(recorded: Trace, accept: _WithoutNewKey, name: str) -> FoldTarget | Refusal:
     """What takes a shift of a layer's output, the same in every run; or why nothing does."""
-    found = in_all_runs(recorded.graphs, [_target_in(graph, accept, name) for graph in recorded.graphs])
-    return found.why if isinstance(found, Refusal) else found.parts
+    return in_all_runs(recorded.graphs, [_target_in(graph, accept, name) for graph in recorded.graphs])
 
 
 def _target_in(graph: Graph, accept: _WithoutNewKey, name: str) -> FoldTarget | Refusal | None:

@@ -270,8 +270,12 @@ def _plan_gates(model: nn.Module, fuse: bool, example: Example | None) -> _Gates
     _check_adapters(model, found)
     biases, unseen = plan_biases(model, found, notes, example, fuse=fuse)
     if not fuse:
-        notes = [replace(n, why=f"{n.why}; {biases[n.name]}") if n.name in biases else n for n in notes]
+        notes = [_with_bias(note, biases[note.name]) if note.name in biases else note for note in notes]
     return _Gates(found, tuple(notes), biases, unseen)
+
+
+def _with_bias(note: FoldNote, target: BiasTarget) -> FoldNote:
+    return replace(note, why=f"{note.why}; {target}", unseen=target.unseen)
 
 
 def _fold_in_place(model: nn.Module, fuse: bool, example: Example | None) -> tuple[nn.Module, FoldReport]:
@@ -329,7 +333,7 @@ def _check_adapters(model: nn.Module, found: Mapping[str, Foldable]) -> None:
 
 
 def _announce(report: FoldReport) -> None:
-    if report.unseen and any(DID_NOT_RUN in note.why for note in report.notes):
+    if report.unseen and any(note.unseen for note in report.notes):
         warnings.warn(
             f"{unseen_in_words(report.unseen)} {DID_NOT_RUN}: what such a layer may meet was left as it "
             "is. To merge there as well, give example=[...], a list with an input for each way in which the model is "

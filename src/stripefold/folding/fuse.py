@@ -26,7 +26,7 @@ from stripefold.modules.modes import kept_in_training
 
 
 def fuse_(
-    model: nn.Module, example: Example, weights: Float64Weights | None = None
+    model: nn.Module, example: Example, weights: Float64Weights
 ) -> tuple[nn.Module, list[FoldNote], tuple[str, ...]]:
     """Fuse in place; a model with nothing to fuse is left alone.
 
@@ -43,7 +43,7 @@ def fuse_(
         TraceError: the model does not run on the example.
         FoldError: what was merged cannot be written. The model is then as it was.
     """
-    weights, changes, root = weights or Float64Weights(), Changes(), model
+    changes, root = Changes(), model
     try:
         blocks, model = _with_blocks_(model, example, weights, changes)
         recorded, model = _recorded_(model, example, blocks)
@@ -98,7 +98,7 @@ def _install_(
             plan.notes |= kept
             return plan
         changes.undo_(model, to=mark)
-        kept |= {name: replace(plan.notes[name], folded=False, why=MISSED) for name in missed}
+        kept |= {name: replace(plan.notes[name], folded=False, why=MISSED, unseen=False) for name in missed}
 
 
 def _replaced(model: nn.Module, replacements: Collection[nn.Module]) -> list[str]:

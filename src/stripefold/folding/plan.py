@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -18,12 +19,11 @@ from stripefold.folding.sources import (
     NormSource,
     ScaleAndShift,
     Source,
-    Standing,
     constant_sources,
     filled,
     norm_sources,
 )
-from stripefold.graph.absorption import FoldTarget, Refusal
+from stripefold.graph.absorption import Accepts, FoldTarget, Refusal, Side
 from stripefold.graph.operation_table import Change as ChangeKind
 from stripefold.graph.propagate import Flow
 from stripefold.graph.several_runs import in_all_runs
@@ -36,6 +36,7 @@ from stripefold.modules.foldable import FoldNote
 
 _BACKWARD: tuple[ChangeKind, ...] = ("scale", "shift")
 """s (.) x + t: the scale is inside. What goes forward starts with what was done last."""
+_Way = Literal["backward", "forward"]
 
 
 @dataclass
@@ -68,47 +69,63 @@ def plan_merges(model: nn.Module, trace: Trace, weights: Float64Weights, kept: C
 
 
 class _Planner:
+    """One plan in the making.
+
+    Whatever is merged changes what later sources meet: the numbers, what is passed on unchanged (``_identity``, which
+    the flows read), and which norms have an activation left that stays (``_activations``).
+    """
+
     def __init__(self, model: nn.Module, trace: Trace, weights: Float64Weights) -> None:
         self._model, self._trace = model, trace
         self._modules = dict(model.named_modules())
         self._acceptance = Acceptance(model)
-        self._standing = Standing(self._acceptance)
+        self._activations: set[str] = set()
+        self._identity: list[dict[int, int]] = [{} for _ in trace.graphs]
         self._flows = [
-            Flow(graph=graph, accept=self._standing, dead=graph.unused_indices, identity_nodes={})
-            for graph in trace.graphs
+            Flow(graph=graph, accept=self._accept, dead=graph.unused_indices, identity_nodes=identity)
+            for graph, identity in zip(trace.graphs, self._identity, strict=True)
         ]
         self._plan = MergePlan(weights.fork())
         self._emptied: list[ConstantSource] = []
+        self._moved = False
 
     def run(self, kept: Collection[str]) -> MergePlan:
         """Constants, then norms, until nothing moves any more."""
         constants = [source for source in constant_sources(self._model, self._trace) if source.name not in kept]
-        self._settle(constants, ())
-        norms: list[Source] = list(norm_sources(self._model, self._trace, self._acceptance))
-        self._settle(constants, [source for source in norms if source.name not in kept])
+        self._merge_all(constants, ())
+        norms = norm_sources(self._model, self._trace, self._acceptance)
+        self._merge_all(constants, [source for source in norms if source.name not in kept])
         self._drop_constants()
         return self._plan
 
-    def _settle(self, constants: Sequence[ConstantSource], norms: Sequence[Source]) -> None:
-        while True:
-            before = len(self._plan.notes), sum(note.folded for note in self._plan.notes.values())
+    def _merge_all(self, constants: Sequence[ConstantSource], norms: Sequence[NormSource]) -> None:
+        self._moved = True
+        while self._moved:
+            self._moved = False
             for constant in constants:
                 if not self._is_merged(constant):
-                    self._take_constant(constant)
-            behind = {norm.name: self._try(norm, "backward") for norm in norms if not self._is_merged(norm)}
+                    self._merge_constant(constant)
+            refused: list[tuple[NormSource, Refusal]] = []
             for norm in norms:
-                if behind.get(norm.name) is not None:
-                    self._take_forward(norm, str(behind[norm.name]))
-            if before == (len(self._plan.notes), sum(note.folded for note in self._plan.notes.values())):
-                return
+                refusal = None if self._is_merged(norm) else self._merge(norm, "backward")
+                if refusal is not None:
+                    refused.append((norm, refusal))
+            for norm, refusal in refused:
+                self._merge_forward(norm, refusal)
 
     def _is_merged(self, source: Source) -> bool:
-        merged = all(each.result in self._flows[each.run].identity_nodes for each in source.occurrences)
-        return (merged and bool(source.occurrences)) or source.name in self._standing.gone
+        merged = all(each.result in self._identity[each.run] for each in source.occurrences)
+        return (merged and bool(source.occurrences)) or source.name in self._activations
+
+    def _accept(self, name: str, side: Side, change: ChangeKind) -> Accepts | str:
+        """See ``graph.absorption.Accept``."""
+        if name in self._activations:
+            return "its affine part is merged already, and only its activation is left"
+        return self._acceptance(name, side, change)
 
     # One source.
 
-    def _take_constant(self, constant: ConstantSource) -> None:
+    def _merge_constant(self, constant: ConstantSource) -> None:
         if constant.is_trivial(self._plan.weights):
             self._pass_on(constant)
             self._emptied.append(constant)
@@ -116,39 +133,40 @@ class _Planner:
                 nothing = "it was ones" if constant.constant.kind == "scale" else "it was zeros"
                 self._note(constant, nothing, folded=True)
             return
-        why = self._try(constant, "backward")
-        if why is not None:
-            self._take_forward(constant, why)
+        refusal = self._merge(constant, "backward")
+        if refusal is not None:
+            self._merge_forward(constant, refusal)
 
-    def _take_forward(self, source: Source, behind: str) -> None:
-        """Try what could not go backward, for the reason given."""
-        if source.hindrance is not None or not source.forward:
+    def _merge_forward(self, source: Source, backward: Refusal) -> None:
+        """Merge what does not go backward into what follows, or note why neither is possible."""
+        if source.hindrance is None and source.may_go_downstream:
+            forward = self._merge(source, "forward")
+            if forward is None:
+                return
+        else:
             carried = isinstance(source, NormSource) and source.hindrance is None
-            self._note(source, f"{behind}; behind it: {_CARRIED}" if carried else behind, folded=False)
-            return
-        ahead = self._try(source, "forward")
-        if ahead is not None:
-            self._note(source, behind if ahead == behind else f"{behind}; behind it: {ahead}", folded=False)
+            forward = Refusal(_CARRIED) if carried else backward
+        why = backward.why if forward.why == backward.why else f"{backward.why}; behind it: {forward.why}"
+        self._note(source, why, folded=False, unseen=backward.unseen or forward.unseen)
 
-    def _try(self, source: Source, way: str) -> str | None:
-        """Merge a source one way, or say why not."""
+    def _merge(self, source: Source, way: _Way) -> Refusal | None:
+        """Merge a source one way and return None; or return why it does not go."""
         if source.hindrance is not None:
             return source.hindrance
         change = source.change(self._plan.weights)
         if isinstance(change, str):
-            return change
-        reasons = []
+            return Refusal(change)
+        refusals = []
         for axis in range(len(source.occurrences[0].axes)):
             targets = self._targets(source, change, axis, way)
-            weights = targets if isinstance(targets, str) else self._merged(source, change, axis, targets)
-            if not isinstance(weights, str):
-                self._plan.weights = weights
+            refusal = targets if isinstance(targets, Refusal) else self._write(source, change, axis, targets)
+            if isinstance(targets, list) and refusal is None:
                 self._keep(source, _listed(targets), way)
                 return None
-            reasons.append(weights)
-        return reasons[0]
+            refusals.append(refusal)
+        return refusals[0]
 
-    def _targets(self, source: Source, change: ScaleAndShift, axis: int, way: str) -> list[FoldTarget] | str:
+    def _targets(self, source: Source, change: ScaleAndShift, axis: int, way: _Way) -> list[FoldTarget] | Refusal:
         """Where the parts of a change go, in the order of being written; or why they do not."""
         kinds = [kind for kind, vector in zip(_BACKWARD, change, strict=True) if vector is not None]
         targets: list[FoldTarget] = []
@@ -156,22 +174,18 @@ class _Planner:
             found: list[FoldTarget | Refusal | None] = [None] * len(self._flows)
             for each in source.occurrences:
                 flow, dim = self._flows[each.run], each.axes[min(axis, len(each.axes) - 1)]
-                backward = way == "backward"
-                found[each.run] = (
-                    flow.backward(kind, each.moved, dim, user=each.result)
-                    if backward
-                    else flow.forward(kind, each.result, dim)
-                )
+                if way == "backward":
+                    found[each.run] = flow.backward(kind, each.moved, dim, user=each.result)
+                else:
+                    found[each.run] = flow.forward(kind, each.result, dim)
             joint = in_all_runs(self._trace.graphs, found)
             if isinstance(joint, Refusal):
-                return joint.why
+                return joint
             targets.append(joint)
         return targets
 
-    def _merged(
-        self, source: Source, change: ScaleAndShift, axis: int, targets: Sequence[FoldTarget]
-    ) -> Float64Weights | str:
-        """The numbers with the source in its layers; or why they do not hold it."""
+    def _write(self, source: Source, change: ScaleAndShift, axis: int, targets: Sequence[FoldTarget]) -> Refusal | None:
+        """Write the source into its layers, in the plan's numbers; or say why they do not hold it."""
         first = source.occurrences[0]
         channels = self._trace.graphs[first.run].nodes[first.result].shape[first.axes[axis]]
         vectors = dict(zip(_BACKWARD, change, strict=True))
@@ -181,12 +195,16 @@ class _Planner:
                 vector = vectors[part.change]
                 assert isinstance(vector, Tensor)
                 if target.nonnegative and part.change == "scale" and bool((vector < 0).any()):
-                    return "it has negative entries, and a rectifier or a maximum lies between it and the layer"
+                    return Refusal(_NEGATIVE)
                 absorb(trial, self._modules[part.layer], part, vector.expand(channels))
         reason = why_not_fitting(trial, self._plan.weights)
-        return reason or trial
+        if reason is not None:
+            return Refusal(reason)
+        self._plan.weights = trial
+        return None
 
-    def _keep(self, source: Source, into: str, way: str) -> None:
+    def _keep(self, source: Source, into: str, way: _Way) -> None:
+        self._moved = True
         if isinstance(source, ConstantSource):
             self._empty(source)
             self._note(source, f"folded into {into}", folded=True)
@@ -198,19 +216,20 @@ class _Planner:
         if isinstance(left, nn.Identity):
             self._pass_on(source)
         else:
-            self._standing.gone.add(source.name)
+            self._activations.add(source.name)
         self._note(source, f"merged into {into}{' behind it' if way == 'forward' else ''}", folded=True)
 
-    def _note(self, source: Source, why: str, *, folded: bool) -> None:
-        self._plan.notes[source.name] = FoldNote(name=source.name, kind=source.kind, folded=folded, why=why)
+    def _note(self, source: Source, why: str, *, folded: bool, unseen: bool = False) -> None:
+        self._plan.notes[source.name] = FoldNote(
+            name=source.name, kind=source.kind, folded=folded, why=why, unseen=unseen
+        )
 
     # What is merged does nothing any more.
 
     def _pass_on(self, source: Source) -> None:
+        self._moved = True
         for each in source.occurrences:
-            identity_nodes = self._flows[each.run].identity_nodes
-            assert isinstance(identity_nodes, dict)
-            identity_nodes[each.result] = each.moved
+            self._identity[each.run][each.result] = each.moved
 
     def _empty(self, constant: ConstantSource) -> None:
         own = getattr(constant.holder, constant.key)
@@ -235,10 +254,10 @@ class _Planner:
                     self._plan.dropped.append((holder, key))
 
 
+_NEGATIVE = "it has negative entries, and a rectifier or a maximum lies between it and the layer"
 _CARRIED = "the activation it carries stands in front of what follows"
 
 
-def _listed(targets: Sequence[FoldTarget] | str) -> str:
+def _listed(targets: Sequence[FoldTarget]) -> str:
     """The layers of some targets, each once."""
-    assert not isinstance(targets, str)
     return ", ".join(dict.fromkeys(name for target in targets for name in target.layers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from stripefold.graph.paths_not_taken import DID_NOT_RUN
 from stripefold.modules.foldable import FoldNote
 
 
@@ -46,7 +47,7 @@ class FoldPlan:
                 f"gates that never moved from their start: {listed}. Was the optimiser built before attaching?"
             )
         if self.unseen:
-            lines.append(f"did not run on the example: {', '.join(self.unseen)}")
+            lines.append(f"{DID_NOT_RUN}: {', '.join(self.unseen)}")
         if self.fused:
             lines.append(
                 "a file of these weights is loaded into fold(create(), fuse=True): keys change where something is fused"

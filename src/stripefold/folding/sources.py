@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.folding.static_constants import StaticConstant, static_constants
-from stripefold.graph.absorption import Accepts
+from stripefold.graph.absorption import Refusal
+from stripefold.graph.paths_not_taken import DID_NOT_RUN
 from stripefold.graph.trace import Trace
 from stripefold.layers.absorb import exact_view
 from stripefold.layers.accepts import Acceptance, is_affine_map
@@ -53,15 +54,15 @@ class Source(ABC):
         name: its row in the report.
         kind: the same.
         occurrences: where it stands, in every run in which it does.
-        forward: it may go into what follows; else only into what stands in front.
+        may_go_downstream: into what follows; else only into what stands in front.
         hindrance: why it stays wherever it stands, or None.
     """
 
     name: str
     kind: str
     occurrences: tuple[Occurrence, ...]
-    forward: bool
-    hindrance: str | None
+    may_go_downstream: bool
+    hindrance: Refusal | None
 
     @abstractmethod
     def change(self, weights: Float64Weights) -> ScaleAndShift | str:
@@ -164,9 +165,9 @@ def _constant(found: list[tuple[Occurrence, StaticConstant]], modules: dict[str,
     first = found[0][1]
     path, _, key = first.path.rpartition(".")
     holder, tensor = modules[path], getattr(modules[path], key)
-    hindrance = next((each.hindrance for _, each in found if each.hindrance is not None), None)
+    why = next((each.hindrance for _, each in found if each.hindrance is not None), None)
     if tensor.is_complex():  # which makes the map complex as well, even where it is ones
-        hindrance = f"it is complex ({tensor.dtype}), and only real numbers are folded"
+        why = f"it is complex ({tensor.dtype}), and only real numbers are folded"
     kind = type(modules[first.module]).__name__ if first.whole else f"{first.kind} of {type(holder).__name__}"
     return ConstantSource(
         name=first.module if first.whole else first.path,
@@ -174,8 +175,8 @@ def _constant(found: list[tuple[Occurrence, StaticConstant]], modules: dict[str,
         occurrences=tuple(occurrence for occurrence, _ in found),
         # A parameter that would stay as ones is not worth the surprise of other layers changing behind it: the gain of
         # a normalisation that has no rule is such a one.
-        forward=first.whole,
-        hindrance=hindrance,
+        may_go_downstream=first.whole,
+        hindrance=None if why is None else Refusal(why),
         constant=first,
         holder=holder,
         module=modules[first.module],
@@ -197,46 +198,27 @@ def _norm(name: str, module: nn.Module, trace: Trace, accept: Acceptance) -> Nor
     rule = rule_for(module)
     assert rule is not None  # is_affine_map
     found: list[Occurrence] = []
-    hindrance = accept.why_no_source(name)
+    why = accept.why_no_source(name)
     for run, graph in enumerate(trace.graphs):
         results = graph.results(name)
         if results:
-            hindrance = hindrance or graph.why_not_one_plain_call(name, taking=True, giving=True)
+            why = why or graph.why_not_one_plain_call(name, taking=True, giving=True)
             only = graph.only_result(name)
             result = results[0] if only is None else only
             taken = [i for i in graph.nodes[result].inputs if graph.nodes[i].role != "constant"]
             if taken:
                 axis = rule.axis % max(1, len(graph.nodes[result].shape))
                 found.append(Occurrence(run, taken[0], result, (axis,)))
-    if not found:
-        hindrance = hindrance or "it did not run on the example"
+    missing = Refusal(f"it {DID_NOT_RUN}", unseen=True) if not found else None
     kept = rule.leftover(module)
     return NormSource(
         name=name,
         kind=type(module).__name__,
         occurrences=tuple(found),
-        forward=isinstance(kept, nn.Identity),
-        hindrance=hindrance,
+        may_go_downstream=isinstance(kept, nn.Identity),
+        hindrance=missing if why is None else Refusal(why),
         layer=module,
     )
-
-
-class Standing:
-    """An ``Accept`` that leaves out layers whose affine part is merged already, with an activation left of them.
-
-    Attributes:
-        gone: their paths.
-    """
-
-    def __init__(self, accept: Acceptance) -> None:
-        self._accept = accept
-        self.gone: set[str] = set()
-
-    def __call__(self, name: str, side: str, change: str) -> Accepts | str:
-        """See ``graph.propagate.Accept``."""
-        if name in self.gone:
-            return "its affine part is merged already, and only its activation is left"
-        return self._accept(name, side, change)  # type: ignore[arg-type]
 
 
 def filled(tensor: Tensor, number: float) -> Tensor:

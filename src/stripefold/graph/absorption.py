@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stripefold.graph.operation_table import Change
+from stripefold.graph.operation_table import Change, StoppedError
+from stripefold.graph.patterns import NOT_SCALED
 
 Side = Literal["output", "input"]
 
@@ -40,7 +41,7 @@ class Absorption:
     Attributes:
         layer: dotted path.
         side: which of its sides.
-        index: per channel of that side, the entry of the change that it takes; -1: none.
+        index: per channel of that side, the entry of the change that it takes, or ``NOT_SCALED``.
         change: a scale or a shift.
         factor: what a shift is multiplied by on the way.
     """
@@ -54,10 +55,11 @@ class Absorption:
     def taken(self, vector: Tensor) -> Tensor:
         """What the layer takes of a change (C,), float64: its entries, and what does nothing elsewhere."""
         index = torch.tensor(self.index, device=vector.device)
-        chosen = vector.double()[index.clamp(min=0)]
+        untouched = index == NOT_SCALED
+        chosen = vector.double()[index.masked_fill(untouched, 0)]
         if self.change == "scale":
-            return torch.where(index < 0, 1.0, chosen)
-        return torch.where(index < 0, 0.0, chosen * self.factor)
+            return torch.where(untouched, 1.0, chosen)
+        return torch.where(untouched, 0.0, chosen * self.factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,17 @@ class FoldTarget:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a change cannot go there, in words."""
+    """Why a change cannot go there.
+
+    Attributes:
+        why: the reason, in words.
+        unseen: it is a module that did not run on the examples: more of them may show a way.
+    """
 
     why: str
+    unseen: bool = False
+
+    @classmethod
+    def at(cls, stopped: StoppedError) -> Refusal:
+        """What a walk that was stopped says."""
+        return cls(stopped.why, unseen=stopped.unseen)

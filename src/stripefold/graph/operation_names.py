@@ -2,7 +2,7 @@
 
 Names are the dispatcher's, without ``aten::`` and a trailing underscore; what is not named is judged by its operands
 alone. Two sets that differ on purpose stand side by side, with the reason. What an operation does to a scale or a shift
-of the channels stands in ``ops``, as rules and not as names.
+of the channels stands in ``operation_table``, as rules and not as names.
 """
 
 from __future__ import annotations

@@ -23,7 +23,16 @@ OperandFamily = Literal["one operand", "join", "sum", "product"]
 
 
 class StoppedError(Exception):
-    """A scale or a shift does not go on here; the message is the reason, in words."""
+    """A scale or a shift does not go on here.
+
+    Args:
+        why: the reason, in words.
+        unseen: it is a module that did not run on the examples.
+    """
+
+    def __init__(self, why: str, *, unseen: bool = False) -> None:
+        super().__init__(why)
+        self.why, self.unseen = why, unseen
 
 
 @dataclass(frozen=True, kw_only=True)

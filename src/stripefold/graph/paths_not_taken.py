@@ -26,7 +26,7 @@ _NEUTRAL_NAMES = frozenset({"DropPath", "StochasticDepth", "PatchDropout", "Drop
 
 
 DID_NOT_RUN = "did not run on the example"
-"""Part of every reason that hangs on such a layer."""
+"""Part of every reason that hangs on such a layer, and of what is told about them."""
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Where may a per-channel scale or shift of a value go, exactly? One walk, in both directions, for both.
 
 The value is y = v (.) x, or y = x + t, with v and t constant per channel. *Backward*: x comes from a layer through
-operations that the change passes (``ops``), and nothing else sees what lies between: the layer's output side takes it.
-*Forward*: everything that y reaches does so through such operations and ends in layers whose input side takes it.
-Whether a layer takes it is for the caller to say (``Accept``), because rules live in another package.
+operations that the change passes (``operation_table``), and nothing else sees what lies between: the layer's output
+side takes it. *Forward*: everything that y reaches does so through such operations and ends in layers whose input side
+takes it. Whether a layer takes it is for the caller to say (``Accept``), because rules live in another package.
 
 A scale goes into *every* summand and *one* factor, a shift into *one* summand and through numbers only.
 """
@@ -48,7 +48,7 @@ class Flow:
         accept: what the layers take.
         dead: nodes that lead nowhere, or will not exist any more (a gate's own path, see ``Graph.dead_without``).
         identity_nodes: node -> the operand that it passes on unchanged: a product by ones, a sum with zeros, a norm
-            that was merged.
+            that was merged. Whoever gives it may add to it between two questions.
     """
 
     graph: Graph
@@ -69,7 +69,7 @@ class Flow:
         try:
             return walk.run(value, user, pattern_along(self.graph.nodes[value].shape, axis % self._rank(value)))
         except StoppedError as error:
-            return Refusal(str(error))
+            return Refusal.at(error)
 
     def forward(self, change: Change, value: int, axis: int) -> FoldTarget | Refusal:
         """Where the change of a value goes with the flow: into every consumer, or nowhere.
@@ -83,7 +83,7 @@ class Flow:
         try:
             return walk.run(value, pattern_along(self.graph.nodes[value].shape, axis % self._rank(value)))
         except StoppedError as error:
-            return Refusal(str(error))
+            return Refusal.at(error)
 
     def _rank(self, value: int) -> int:
         return max(1, len(self.graph.nodes[value].shape))
@@ -140,7 +140,7 @@ class _Walk:
             raise StoppedError(f"what is {self.moved} are not the channels at the {side} of {node.name!r}")
         for value in self.crossed:  # last, so that another reason comes first
             if value in self.graph.exposed:
-                raise StoppedError(f"what is {self.moved} {self.graph.exposed[value]} un{self.moved}, too")
+                raise StoppedError(f"what is {self.moved} {self.graph.exposed[value]} un{self.moved}, too", unseen=True)
         if any(entry != NOT_SCALED for entry in index):
             self.parts.append(
                 Absorption(layer=node.name, side=side, index=index, change=self.change, factor=carried.factor)
@@ -161,12 +161,12 @@ class _Backward(_Walk):
     """From a value back to the layers whose output side takes its change."""
 
     def run(self, value: int, user: int, pattern: Tensor) -> FoldTarget:
-        self._settle({value: {user: _Carried(pattern)}})
+        self._walk({value: {user: _Carried(pattern)}})
         self.parts.reverse()  # into the order of computation
         return self.target()
 
-    def _settle(self, asked: _Asked) -> None:
-        """The latest value first: whoever uses it is settled by then, so paths that part and meet again are seen."""
+    def _walk(self, asked: _Asked) -> None:
+        """The latest value first: whoever uses it has been met by then, so paths that part and meet again are seen."""
         while asked:
             index = max(asked)
             carried = self._agreed(index, asked.pop(index))
@@ -218,18 +218,18 @@ class _Backward(_Walk):
 
     def _into_one(self, node: Node, index: int, carried: _Carried, asked: _Asked) -> None:
         """v (a b) = (v a) b, and (a + b) + t = (a + t) + b: any one operand of full size; no divisor."""
-        reasons = []
+        stopped: list[StoppedError] = []
         for source, factor in self._choices(node):
             before = list(self.parts), self.nonnegative, self.eval_only, list(self.crossed)
             trial = {value: dict(users) for value, users in asked.items()}
             trial.setdefault(source, {})[index] = carried.moved(carried.pattern, 1 / factor)
             try:
-                return self._settle(trial)
+                return self._walk(trial)
             except StoppedError as error:
-                reasons.append(str(error))
+                stopped.append(error)
                 self.parts, self.nonnegative, self.eval_only, self.crossed = before
         what = "factor to scale" if self.change == "scale" else "summand to shift"
-        raise StoppedError(reasons[0] if reasons else f"{node.name!r} in {location(node)} has no {what}")
+        raise stopped[0] if stopped else StoppedError(f"{node.name!r} in {location(node)} has no {what}")
 
     def _choices(self, node: Node) -> list[tuple[int, float]]:
         """The operands that may take a change alone, and what multiplies each of them."""
@@ -293,7 +293,8 @@ class _Forward(_Walk):
                 continue
             seen = self.graph.seen_outside(index)
             if seen is not None:
-                raise StoppedError(f"what is {self.moved} {seen.rstrip(',')}")
+                unseen = index not in self.graph.outputs
+                raise StoppedError(f"what is {self.moved} {seen.rstrip(',')}", unseen=unseen)
             if index != value:
                 carried[index] = self._through(index, changed, carried)
             for user in self.graph.consumers[index]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from stripefold.graph.absorption import FoldTarget, Refusal
 from stripefold.graph.graph import Graph
+from stripefold.graph.paths_not_taken import DID_NOT_RUN
 
 
 def in_all_runs(graphs: Sequence[Graph], found: Sequence[FoldTarget | Refusal | None]) -> FoldTarget | Refusal:
@@ -19,13 +20,13 @@ def in_all_runs(graphs: Sequence[Graph], found: Sequence[FoldTarget | Refusal | 
     joint: FoldTarget | None = None
     for number, each in enumerate(found):
         if isinstance(each, Refusal):
-            return each if joint is None else Refusal(f"on example {number + 1}, {each.why}")
+            return each if joint is None else replace(each, why=f"on example {number + 1}, {each.why}")
         if each is not None:
             if joint is not None and set(joint.parts) != set(each.parts):
                 return Refusal(f"{_listed(joint)} would take it on one example and {_listed(each)} on another")
             joint = each if joint is None else _both(joint, each)
     if joint is None:
-        return Refusal("it did not run on the example")
+        return Refusal(f"it {DID_NOT_RUN}", unseen=True)
     for graph, each in zip(graphs, found, strict=True):
         called = graph.calls_of if each is None else ()
         other = next((layer for layer in joint.layers if layer in called), None)

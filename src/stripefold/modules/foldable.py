@@ -14,12 +14,21 @@ from stripefold.modules.float64_weights import Float64Weights
 
 @dataclass(frozen=True, kw_only=True)
 class FoldNote:
-    """What folding one module did (or would do); one row of the fold report."""
+    """What folding one module did (or would do); one row of the fold report.
+
+    Attributes:
+        name: its dotted path, or that of a parameter.
+        kind: what it is.
+        folded: it became part of a plain layer.
+        why: into what, or why it stays.
+        unseen: it stays as it is, or its bias does, because of a module that did not run on the examples.
+    """
 
     name: str
     kind: str
     folded: bool
     why: str
+    unseen: bool = False
 
 
 class Foldable(nn.Module):
