@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
-from tests.lifecycle import error, prepared
+from tests.lifecycle import EXACT, error, prepared
 
 Forward = Callable[..., Any]
 
@@ -205,3 +205,33 @@ def test_a_parameter_that_is_read_as_a_number_stays(read: Callable[[Tensor], flo
     plain = sf.fold(model, fuse=True, example=images(), check=check)
     for scale in (0.1, 10.0):
         assert error(plain(scale * images()), model(scale * images())) <= 1e-10
+
+
+class Elsewhere(nn.Module):
+    """Takes another layer where the values are large; what it meets is moved nowhere in any case."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(x) if x.mean() > 10 else 2 * x
+
+
+def test_the_warning_asks_for_the_reason_and_not_for_its_words() -> None:
+    """A layer whose path reads like the reason: it stays because it is called twice."""
+    name = "did not run on the example"
+    model: Any = nn.Sequential()
+    model.add_module(name, nn.Conv2d(3, 3, 1))
+    model.add_module("again", model.get_submodule(name))
+    parts = {"bn": nn.BatchNorm2d(3), "last": nn.Conv2d(3, 4, 1), "act": nn.ReLU(), "end": Elsewhere()}
+    for key, module in parts.items():
+        model.add_module(key, module)
+    model = prepared(model.double(), images(8)).eval()
+    model.last.register_forward_pre_hook(lambda module, args: (args[0].relu(),))
+    plain, report = sf.fold(model, fuse=True, example=images(), report=True)
+    assert report.unseen == ("end.other",)
+    (row,) = report.left
+    assert name in row.why
+    assert not row.unseen
+    assert error(plain(images()), model(images())) < EXACT

@@ -56,7 +56,7 @@ def reparameterize_block(
         difference = _difference(before, after, shape)
     if difference > FLOAT64_TOLERANCE:
         return f"its {method} changes what it computes (relative error {difference:.1e} in float64)"
-    if not _settle_(after, block, weights):
+    if not _as_block_(after, block, weights):
         return "the merged weights would overflow its dtype"
     return after
 
@@ -152,8 +152,12 @@ def _compared(after: nn.Module, x: Tensor, expected: dict[str, Tensor]) -> float
 
 
 @torch.no_grad()
-def _settle_(after: nn.Module, block: nn.Module, weights: Float64Weights) -> bool:
+def _as_block_(after: nn.Module, block: nn.Module, weights: Float64Weights) -> bool:
     """Give a deployed twin the dtype, device and flags of the block, by name where the name is still there.
+
+    Not by ``Float64Weights.write_``, which rounds into tensors that a layer has: those of the twin are float64 ones, of
+    layers that the method has made. What they were is noted, so that they are rounded once all the same when something
+    else is merged into them.
 
     Returns:
         Whether every number is still finite.
@@ -168,21 +172,21 @@ def _settle_(after: nn.Module, block: nn.Module, weights: Float64Weights) -> boo
         holder, key = after.get_submodule(path), name.rpartition(".")[2]
         if model_for is None or not tensor.is_floating_point():
             continue
-        settled = tensor.detach().to(model_for.device, model_for.dtype)
-        fits = fits and not overflows(tensor, settled.dtype, tensor)
+        rounded = tensor.detach().to(model_for.device, model_for.dtype)
+        fits = fits and not overflows(tensor, rounded.dtype, tensor)
         if key in holder._parameters:
             flag = model_for.requires_grad if name in own else trained
-            settled = nn.Parameter(settled, requires_grad=flag)
-            holder._parameters[key] = settled
+            rounded = nn.Parameter(rounded, requires_grad=flag)
+            holder._parameters[key] = rounded
         else:
-            holder._buffers[key] = settled
-        if settled.dtype != torch.float64:
+            holder._buffers[key] = rounded
+        if rounded.dtype != torch.float64:
             weights.note(holder, key, tensor.detach().to(model_for.device))
-    _settle_modes_(after, block)
+    _set_modes_(after, block)
     return fits
 
 
-def _settle_modes_(after: nn.Module, block: nn.Module) -> None:
+def _set_modes_(after: nn.Module, block: nn.Module) -> None:
     modes = {name: part.training for name, part in block.named_modules()}
     for name, part in after.named_modules():
         part.training = modes.get(name, block.training)

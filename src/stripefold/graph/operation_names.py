@@ -118,8 +118,8 @@ CLAMPS_BY_OPERAND = CLAMPS | names("maximum minimum")
 SQUASHING = names("sigmoid hardsigmoid tanh softmax _softmax clamp hardtanh")
 # ... and what stays bounded when its operand grows; ``exp`` and its like only where that falls.
 BOUNDED = SQUASHING | names("log_softmax _log_softmax sign sgn erf atan sin cos recurrent exp expm1 exp2")
-# Functions of one value that can be undone: what stands between a module and its gate.
-UNDONE = CLAMPS | names("sigmoid tanh hardsigmoid relu hardtanh neg exp reciprocal log_sigmoid_forward")
+# Leave alone what lies between their bounds.
+BOUNDING = CLAMPS_BY_OPERAND | names("relu hardtanh")
 
 # Layers and their functions.
 

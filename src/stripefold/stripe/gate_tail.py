@@ -7,14 +7,14 @@ and f can be undone step by step. So a constant v is a constant z in the place o
 from __future__ import annotations
 
 import heapq
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stripefold.graph.graph import Graph, Node
-from stripefold.graph.operation_names import ARITHMETIC, CLAMPS_BY_OPERAND, PRODUCTS, UNDONE, VIEWS
+from stripefold.graph.operation_names import ARITHMETIC, BOUNDING, CLAMPS_BY_OPERAND, PRODUCTS, VIEWS
 from stripefold.stripe.gate_products import keeps_order
 
 
@@ -38,7 +38,7 @@ class GateTail:
         """What the module has to return for the gate to be v; of a bounded function, as near as numbers allow."""
         z = v.double()
         for name, number in self.steps:
-            z = _undone(name, number, z)
+            z = _UNDO[name](z, number)
         return z
 
 
@@ -97,9 +97,9 @@ def _reads_a_map(graph: Graph, gate: int, product: int) -> bool:
 
 
 def _only_for(graph: Graph, gate: int, product: int) -> set[int]:
-    """The gate and the nodes behind it that nothing needs once the product has lost it."""
+    """The gate and the nodes upstream of it that nothing needs once the product has lost it."""
     found: set[int] = set()
-    todo = [-gate]  # the last one first: what uses a value comes behind it
+    todo = [-gate]  # the last one first: what uses a value comes later
     while todo:
         index = -heapq.heappop(todo)
         users = set(graph.consumers[index]) - graph.dead - ({product} if index == gate else set())
@@ -111,33 +111,37 @@ def _only_for(graph: Graph, gate: int, product: int) -> set[int]:
 
 
 def _step(node: Node) -> tuple[str, float] | None:
-    if node.name in UNDONE | CLAMPS_BY_OPERAND:
+    if node.name not in _UNDO:
+        return None
+    if node.name not in ARITHMETIC:
         return node.name, 0.0
     number, alpha, rounding = (node.arguments.get(key) for key in ("other", "alpha", "rounding_mode"))
-    if node.name not in ARITHMETIC or not isinstance(number, (int, float)):
+    if not isinstance(number, (int, float)):
         return None
     plain = alpha in (None, 1) and rounding is None and (number or node.name not in PRODUCTS)
     return (node.name, float(number)) if plain else None
 
 
-def _undone(name: str, number: float, v: Tensor) -> Tensor:
-    least = torch.finfo(torch.float32).tiny
-    most = 1 - torch.finfo(torch.float64).eps
-    if name == "sigmoid":
-        return torch.logit(v.clamp(least, most))
-    if name == "tanh":
-        return torch.atanh(v.clamp(-most, most))
-    if name == "hardsigmoid":
-        return 6 * v - 3
-    if name == "exp":
-        return v.clamp(min=least).log()
-    if name == "log_sigmoid_forward":
-        return v - (-torch.expm1(v.clamp(max=-torch.finfo(torch.float64).eps))).log()
-    if name == "neg":
-        return -v
-    if name == "reciprocal":
-        return 1 / v
-    if name in ARITHMETIC:
-        undo = {"add": v - number, "sub": v + number, "rsub": number - v, "mul": v / (number or math.nan)}
-        return undo[name] if name in undo else v * number
-    return v  # between its bounds a clamp changes nothing
+def _log_of_sigmoid_undone(v: Tensor, number: float) -> Tensor:
+    del number
+    return v - (-torch.expm1(v.clamp(max=-torch.finfo(torch.float64).eps))).log()
+
+
+_LEAST = torch.finfo(torch.float32).tiny
+_MOST = 1 - torch.finfo(torch.float64).eps
+_UNDO: dict[str, Callable[[Tensor, float], Tensor]] = {
+    **dict.fromkeys(BOUNDING, lambda v, _: v),
+    "sigmoid": lambda v, _: torch.logit(v.clamp(_LEAST, _MOST)),
+    "tanh": lambda v, _: torch.atanh(v.clamp(-_MOST, _MOST)),
+    "hardsigmoid": lambda v, _: 6 * v - 3,
+    "exp": lambda v, _: v.clamp(min=_LEAST).log(),
+    "log_sigmoid_forward": _log_of_sigmoid_undone,
+    "neg": lambda v, _: -v,
+    "reciprocal": lambda v, _: 1 / v,
+    "add": lambda v, number: v - number,
+    "sub": lambda v, number: v + number,
+    "rsub": lambda v, number: number - v,
+    "mul": lambda v, number: v / number,
+    "div": lambda v, number: v * number,
+}
+"""What can be undone between a module and its gate -> (what it gave, its number) -> what it was given."""
