@@ -270,7 +270,7 @@ def test_a_type_name_has_one_meaning() -> None:
 _TWIN = "the same for ONNX files and for models of torch"
 # Function -> why several files of the library have one of that name.
 FUNCTIONS_OF_ONE_NAME = {
-    **dict.fromkeys(("axis_ahead", "axis_behind", "bake", "compact", "extents", "measured", "observe"), _TWIN),
+    **dict.fromkeys(("axis_downstream", "axis_upstream", "bake", "compact", "extents", "measured", "observe"), _TWIN),
     **dict.fromkeys(("relative_error", "side_by_side", "site_results", "tensors_of"), _TWIN),
     **dict.fromkeys(("build", "why_unsupported"), "what every kind of branch block defines"),
     **dict.fromkeys(("sentence", "tiles"), "the head of each page"),
@@ -304,6 +304,90 @@ def names_defined(path: Path) -> set[str]:
     given = {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg}
     made = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     return assigned | used | given | made
+
+
+def attributes_of(path: Path) -> set[str]:
+    """What a file defines, with what it assigns to attributes."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    stored = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    return stored | names_defined(path)
+
+
+def docstrings_of(path: Path) -> str:
+    """Docstrings of a file, and texts below what they describe."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    values = (node.value for node in nodes if isinstance(node, ast.Expr))
+    return "\n".join(v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str))
+
+
+def homes_of_classes() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name] = path
+    return found
+
+
+CLASSES = homes_of_classes()
+_FILES = (".py", ".md", ".json", ".csv", ".yaml", ".html", ".pt")
+
+
+def home_of(name: str, path: Path) -> tuple[Path, list[str]] | None:
+    """The package, module or class that a dotted name begins with, if it is ours, and what it says is in there."""
+    first, *rest = name.split(".")
+    if first in CLASSES:
+        return CLASSES[first], rest
+    if first in ("stripefold", "stripefold_lab") and rest:
+        return home_of(".".join(rest), SOURCE / first / "__init__.py") if len(rest) > 1 else None
+    own = LIBRARY if LIBRARY in path.parents else LAB
+    for place in (path.parent, own, LIBRARY):
+        if (place / f"{first}.py").is_file():
+            return place / f"{first}.py", rest
+        if (place / first / "__init__.py").is_file():
+            return place / first, rest
+    return None
+
+
+def is_there(place: Path, names: list[str]) -> bool:
+    if place.is_dir():
+        module = place / f"{names[0]}.py"
+        if module.is_file():
+            return is_there(module, names[1:])
+        return any(names[0] in attributes_of(file) for file in place.glob("*.py"))  # a name that the package hands on
+    known = attributes_of(place)
+    return all(name in known or (name in CLASSES and CLASSES[name] == place) for name in names)
+
+
+def stale_names(path: Path, text: str) -> list[str]:
+    """Dotted names in double backticks that begin with a place of ours, and are not in it."""
+    found = re.findall(r"``([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\([^`]*\))?``", text)
+    homes = {name: home_of(name, path) for name in found if not name.endswith(_FILES)}
+    return [name for name, home in homes.items() if home is not None and not is_there(*home)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_names_in_docstrings_exist(path: Path) -> None:
+    assert not stale_names(path, docstrings_of(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_stale"),
+    [
+        ("graph.propagate.Accept", True),
+        ("graph.absorption.Accept", False),
+        ("layers.probes", True),
+        ("layers.probe", False),
+        ("stripefold.layers.probes.probe", True),
+        ("Graph.dead_ends", True),
+        ("Graph.dead", False),
+        ("static_constants.is_step", False),
+        ("static_constants.is_stepp", True),
+        ("torch.nothing.of.ours", False),
+    ],
+)
+def test_a_stale_name_is_found(name: str, is_stale: bool) -> None:
+    assert bool(stale_names(LIBRARY / "folding" / "fold.py", f"See ``{name}``.")) == is_stale
 
 
 def symptom_rows() -> list[tuple[str, str, str]]:

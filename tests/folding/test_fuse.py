@@ -14,7 +14,7 @@ from timm.models import byobnet, convnext
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.folding import biases, fuse, same_modules
+from stripefold.folding import biases, fuse, missed_norms
 from stripefold.layers.rule import Along, rule_for_type
 from stripefold_lab import create_model
 from tests.lifecycle import attached, error, images, prepared, scatter_, step_, tiny
@@ -309,7 +309,7 @@ TRACES = {
 def test_one_trace_is_planned_on(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, expected = TRACES[case]
     counts = []
-    for module in (fuse, same_modules):
+    for module in (fuse, missed_norms):
         calls: list[object] = []
         counts.append(calls)
         real = module.trace

@@ -17,7 +17,7 @@ from stripefold.asr.select_positions import EVERYWHERE, select_positions
 from stripefold.asr.site import Site
 from stripefold.attention.registry import attention_names
 from stripefold.errors import AttachError
-from stripefold.folding.same_steps import check_same_steps, steps_of
+from stripefold.folding.attached_steps import check_same_steps, steps_of
 from stripefold.graph.positions import PositionPlace
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.example import Example

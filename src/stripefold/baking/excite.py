@@ -179,7 +179,7 @@ class _ExciteWalk:
         return None
 
     def _leads_on(self, index: int) -> bool:
-        return bool(self.graph.values_behind[self.gate.gate] >> index & 1)
+        return bool(self.graph.values_upstream[self.gate.gate] >> index & 1)
 
     def _module_after(self, current: int) -> ModuleCall | None:
         """The outermost module that makes something on the way from this value and nothing else."""

@@ -56,7 +56,7 @@ def norms_behind(model: nn.Module, graph: Graph, products: Iterable[int]) -> dic
     found: dict[str, _BatchNorm] = {}
     for index, node in enumerate(graph.nodes):
         module = modules.get(node.name) if node.kind == "layer" else None
-        if is_plain(module, _BatchNorm) and module.running_mean is not None and graph.values_behind[index] & wanted:
+        if is_plain(module, _BatchNorm) and module.running_mean is not None and graph.values_upstream[index] & wanted:
             found[node.name] = module
     return found
 

@@ -13,7 +13,7 @@ from stripefold.branches.calibrate import calibrate_
 from stripefold.branches.registry import build_block, check_options, kind_named
 from stripefold.branches.select import select
 from stripefold.errors import BranchError
-from stripefold.folding.same_steps import check_same_steps, steps_of
+from stripefold.folding.attached_steps import check_same_steps, steps_of
 from stripefold.modules.all_or_nothing import AllOrNothing
 from stripefold.modules.modules import forget_compiled, move_call_hooks, replace_modules
 from stripefold.modules.root import check_bare, copy_of

@@ -11,7 +11,7 @@ from torch import nn
 from stripefold.branches.block import BranchBlock
 from stripefold.branches.registry import BranchType
 from stripefold.errors import BranchError
-from stripefold.folding.same_steps import used_without_call
+from stripefold.folding.attached_steps import used_without_call
 from stripefold.layers.refusal import altered, refusal_in
 from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.modules.foldable import Foldable

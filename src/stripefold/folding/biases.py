@@ -79,10 +79,10 @@ def plan_biases(
     targets: dict[str, BiasTarget] = {}
     for name in gaining:
         outer = outermost(name, found)
-        behind = next((site for site in (name, outer) if site in staying), None)
-        if behind is not None:  # the site of the dynamic attention stays, and the layer inside it
+        dynamic = next((site for site in (name, outer) if site in staying), None)
+        if dynamic is not None:  # the site of the dynamic attention stays, and the layer inside it
             layer = (f"{name}.base" if name else "base") if name == outer else name
-            targets[name] = BiasTarget(layer=layer, why=f"the dynamic attention on {behind!r} stands behind it")
+            targets[name] = BiasTarget(layer=layer, why=f"the dynamic attention on {dynamic!r} stands behind it")
         elif recorded is None:
             targets[name] = BiasTarget(layer=outer, why="without an example= no trace shows which BatchNorm follows")
         else:

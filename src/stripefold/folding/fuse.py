@@ -1,7 +1,7 @@
 """``fuse=True``: merge the model's own BatchNorms and constants, where the trace shows that it is exact.
 
-Blocks that re-parameterize themselves come first; then one trace, one plan of what else is merged (``plan``), a look
-at whether the model still runs what it ran, and one writing.
+Blocks that re-parameterize themselves come first; then one trace, one plan of what else is merged (``merge_plan``), a
+look at whether the model still runs what it ran, and one writing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import replace
 from torch import nn
 
 from stripefold.errors import TraceError
-from stripefold.folding.plan import MergePlan, plan_merges
+from stripefold.folding.merge_plan import MergePlan, plan_merges
+from stripefold.folding.missed_norms import MISSED, missed_by_the_code
 from stripefold.folding.reparameterize import TensorShapes
-from stripefold.folding.same_modules import MISSED, missed_by_the_code
 from stripefold.folding.static_constants import is_step
 from stripefold.folding.third_party import BlockFuser, has_blocks, offered
 from stripefold.folding.trial_changes import Changes

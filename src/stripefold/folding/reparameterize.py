@@ -47,7 +47,7 @@ def reparameterize_block(
         try:
             before, after = _twin(copied), _twin(copied)
             for twin in (before, after):
-                weights.move_into_(twin, of=block)
+                weights.copy_into_(twin, block)
             after = _called(after, method)
         except Exception as error:  # the method is other people's code and may raise anything
             return f"its {method} fails: {_in_words(error)}"

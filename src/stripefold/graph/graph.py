@@ -1,7 +1,7 @@
 """The graph that a trace records: one node per value, in the order of computation.
 
-Ancestry is kept in Python integers used as bit sets, so that "how many layers lie behind this value and not behind
-that one" is one ``and`` and one population count.
+Ancestry is kept in Python integers used as bit sets, so that "how many layers lie upstream of this value and not
+of that one" is one ``and`` and one population count.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Graph:
     Attributes:
         nodes: In the order of computation, so that inputs come before what is computed from them.
         calls: Every call of a layer, in order; ``Node.call`` is an index into it.
-        layers_behind: Per node, the bit set of weighted calls (layers and unowned weighted operations) behind it,
+        layers_upstream: Per node, the bit set of weighted calls (layers and unowned weighted operations) upstream,
             its own included.
-        values_behind: Per node, the bit set of nodes behind it, itself included.
+        values_upstream: Per node, the bit set of nodes upstream, itself included.
         consumers: Per node, the nodes that use it.
         outputs: Nodes that something outside the graph sees, and what: "is returned by the model", "is read by Python
             in 'head'".
@@ -100,8 +100,8 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    layers_behind: list[int] = field(default_factory=list)
-    values_behind: list[int] = field(default_factory=list)
+    layers_upstream: list[int] = field(default_factory=list)
+    values_upstream: list[int] = field(default_factory=list)
     consumers: list[list[int]] = field(default_factory=list)
     outputs: dict[int, str] = field(default_factory=dict)
     activations: int = 0
@@ -120,8 +120,8 @@ class Graph:
         index = len(self.nodes)
         layers, values = 0, 1 << index
         for source in dict.fromkeys(node.inputs):
-            layers |= self.layers_behind[source]
-            values |= self.values_behind[source]
+            layers |= self.layers_upstream[source]
+            values |= self.values_upstream[source]
             self.consumers[source].append(index)
         if node.call >= 0 or weighted:
             # The outputs of one call share a bit.
@@ -133,8 +133,8 @@ class Graph:
         self.nodes.append(node)
         if node.kind == "layer":
             self._results.setdefault(node.name, []).append(index)
-        self.layers_behind.append(layers)
-        self.values_behind.append(values)
+        self.layers_upstream.append(layers)
+        self.values_upstream.append(values)
         self.consumers.append([])
         return index
 
@@ -207,7 +207,7 @@ class Graph:
         return frozenset(range(len(self.nodes))) - living
 
     def bit(self, index: int) -> int:
-        """The bit of a layer node in ``layers_behind``."""
+        """The bit of a layer node in ``layers_upstream``."""
         return 1 << self._bits["call", self.nodes[index].call]
 
     def results(self, name: str) -> list[int]:
@@ -259,7 +259,7 @@ class Graph:
     def operands(self, index: int) -> list[int]:
         """The inputs of a node that are feature maps: those that depend on the model's input, or passed a layer."""
         sources = dict.fromkeys(self.nodes[index].inputs)
-        return [i for i in sources if self.nodes[i].role == "activation" or self.layers_behind[i]]
+        return [i for i in sources if self.nodes[i].role == "activation" or self.layers_upstream[i]]
 
 
 def _without_batch(inner: tuple[str, ...]) -> bool:

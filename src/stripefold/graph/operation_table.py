@@ -23,12 +23,7 @@ OperandFamily = Literal["one operand", "join", "sum", "product"]
 
 
 class StoppedError(Exception):
-    """A scale or a shift does not go on here.
-
-    Args:
-        why: the reason, in words.
-        unseen: it is a module that did not run on the examples.
-    """
+    """A scale or a shift does not go on here, and why: see ``absorption.Refusal``."""
 
     def __init__(self, why: str, *, unseen: bool = False) -> None:
         super().__init__(why)

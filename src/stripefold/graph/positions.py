@@ -123,11 +123,11 @@ def _has_position(graph: Graph, other: int, joint: Node, axis: int, axes: list[i
 
 
 def _grid(graph: Graph, index: int, size: int, axes: list[int | None]) -> tuple[int, ...]:
-    """The sizes of the nearest map behind that has so many positions; (P,) where there is none."""
-    behind = graph.values_behind[index]
+    """The sizes of the nearest map upstream that has so many positions; (P,) where there is none."""
+    upstream = graph.values_upstream[index]
     for earlier in range(index - 1, -1, -1):
         node = graph.nodes[earlier]
-        if behind >> earlier & 1 and len(node.shape) > 3 and axes[earlier] is not None:
+        if upstream >> earlier & 1 and len(node.shape) > 3 and axes[earlier] is not None:
             grid = _positions(node, axes[earlier])
             if grid is not None and math.prod(grid) == size:
                 return grid

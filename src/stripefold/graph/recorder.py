@@ -76,7 +76,7 @@ class Recorder(ThreadMode):
         self.stack: list[nn.Module] = []
         self._names, self._layers, self._owners, self._holders = names, layers, owners, holders
         self._frame: _Frame | None = None
-        self._thread = threading.get_ident()
+        self._thread: int | None = None
 
     @property
     def path(self) -> str:

@@ -4,16 +4,16 @@ At every sum of values (``x + f(x)``, in place, ``stack(...).sum``), chains of s
 
 - A term that does not depend on the input (a position embedding, a bias) or only through integers (a mask) is no
   term, except a constant that is added once to what was computed from it (a class token).
-- Layers behind every term are shared history. Of what is left, the term with the fewest layers is the shortcut, every
-  term with more is a branch. All equal: parallel branches without a shortcut, so nothing is chosen. RepVGG's training
-  form follows: where the identity branch exists, the normalisations of the 3x3 and 1x1 branches are tails, and
+- Layers upstream of every term are shared history. Of what is left, the term with the fewest layers is the shortcut,
+  every term with more is a branch. All equal: parallel branches without a shortcut, so nothing is chosen. RepVGG's
+  training form follows: where the identity branch exists, the normalisations of the 3x3 and 1x1 branches are tails, and
   where it does not (stride 2), none is.
 - Parallel streams (HRNet, TNT): where even the term with the fewest layers has many, depth says little. There the terms
   that end in an earlier residual sum are streams carried on, and the terms that end in a layer are added to them.
 - From the end of a branch back to its last layers: through views, dropout, activations, pools, multiplications by
   constants and by gates (along the map, not the gate), through a concatenation into every part; through a layer that
   is nothing but a multiplication by a constant (LayerScale), which is taken only where no other layer is found.
-- A layer that lies behind the shortcut as well, or that a BatchNorm right behind cancels, is never taken.
+- A layer that lies upstream of the shortcut as well, or that a BatchNorm right behind cancels, is never taken.
 - A branch that ends in another residual sum has no tail of its own: the inner branch's is one already.
 """
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stripefold.graph.flow import cancelling_norm
+from stripefold.graph.consumers import cancelling_norm
 from stripefold.graph.graph import Graph, Node, first_calls
 from stripefold.graph.operation_names import COLLECTIONS, PRODUCTS, RECURRENT, SQUASHING, VIEWS, WEIGHTED, is_batch_norm
 from stripefold.graph.sums import is_part_of_sum, is_sum, live_terms
@@ -86,7 +86,7 @@ class _Search:
 
     def _split(self, index: int) -> Residual | None:
         terms = live_terms(self.graph, index)
-        layers = self.graph.layers_behind
+        layers = self.graph.layers_upstream
         if len(terms) < 2:
             return None
         shared = layers[terms[0]]
@@ -108,11 +108,11 @@ class _Search:
 
     def _related(self, branch: int, shortcuts: tuple[int, ...]) -> bool:
         """Whether branch and shortcut start from a common value; a mask given as an input does not."""
-        behind, maps = self.graph.values_behind, self.graph.activations
-        return any(behind[branch] >> s & 1 or behind[branch] & behind[s] & maps for s in shortcuts)
+        upstream, maps = self.graph.values_upstream, self.graph.activations
+        return any(upstream[branch] >> s & 1 or upstream[branch] & upstream[s] & maps for s in shortcuts)
 
     def why(self, residual: Residual, branch: int) -> str:
-        layers = self.graph.layers_behind
+        layers = self.graph.layers_upstream
         short = layers[residual.shortcuts[0]]
         depth, other = (layers[branch] & ~short).bit_count(), (short & ~layers[branch]).bit_count()
         place = self.graph.nodes[residual.node].where or "the model itself"
@@ -122,7 +122,7 @@ class _Search:
 
     def tails(self, residual: Residual, branch: int) -> list[int]:
         """The layer nodes that end a branch."""
-        layers = self.graph.layers_behind
+        layers = self.graph.layers_upstream
         allowed = layers[branch]
         for shortcut in residual.shortcuts:
             allowed &= ~layers[shortcut]
@@ -130,7 +130,7 @@ class _Search:
 
     def _walk(self, index: int, allowed: int) -> list[int]:
         node = self.graph.nodes[index]
-        if not self.graph.layers_behind[index] & allowed:
+        if not self.graph.layers_upstream[index] & allowed:
             return []
         if node.kind != "layer":
             return [end for source in self._back(index) for end in self._walk(source, allowed)]
@@ -162,7 +162,7 @@ class _Search:
         largest = max(nodes[i].unbroadcast_numel for i in factors)
         wide = [i for i in factors if nodes[i].unbroadcast_numel == largest]
         ungated = [i for i in wide if not self._is_gate(i)] or wide
-        depth = {i: self.graph.layers_behind[i].bit_count() for i in ungated}
+        depth = {i: self.graph.layers_upstream[i].bit_count() for i in ungated}
         return [i for i in ungated if depth[i] == max(depth.values())]
 
     def _is_gate(self, index: int) -> bool:

@@ -59,7 +59,7 @@ def _sources(graph: Graph, index: int) -> tuple[int, ...]:
     if node.name == "lerp":
         return node.inputs[:2]
     if node.name == "addcmul":  # first + second * third: the deeper factor is the map
-        return (node.inputs[0], max(node.inputs[1:], key=lambda i: graph.layers_behind[i].bit_count()))
+        return (node.inputs[0], max(node.inputs[1:], key=lambda i: graph.layers_upstream[i].bit_count()))
     return node.inputs
 
 
@@ -83,5 +83,5 @@ def _starts(graph: Graph, constant: int, terms: list[int]) -> bool:
 
 
 def _behind(graph: Graph, index: int, source: int) -> bool:
-    """Whether ``source`` lies behind a value, or is it."""
-    return bool(graph.values_behind[index] >> source & 1)
+    """Whether ``source`` lies upstream of a value, or is it."""
+    return bool(graph.values_upstream[index] >> source & 1)

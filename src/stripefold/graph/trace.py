@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from stripefold.errors import TraceError
-from stripefold.graph import flow
+from stripefold.graph import consumers
 from stripefold.graph.graph import Call, Graph
 from stripefold.graph.paths_not_taken import expose_unseen
 from stripefold.graph.record_run import Failure, IsLayer, RecordedRun, describe, record_run
@@ -67,12 +67,12 @@ class Trace:
 
     def cancelled_by(self, name: str) -> str | None:
         """The BatchNorm or InstanceNorm right behind a layer that undoes a scale of its channels, or None."""
-        norms = [flow.cancelling_norm(graph, self._known(name)) for graph in self._with(name)]
+        norms = [consumers.cancelling_norm(graph, self._known(name)) for graph in self._with(name)]
         return norms[0] if norms and all(norm is not None for norm in norms) else None
 
     def followed_by(self, name: str) -> str | None:
         """The only layer that takes this layer's output, with nothing but reshapes in between, or None."""
-        found = {flow.followed_by(graph, self._known(name)) for graph in self._with(name)}
+        found = {consumers.followed_by(graph, self._known(name)) for graph in self._with(name)}
         return found.pop() if len(found) == 1 else None
 
     def calls(self, name: str) -> list[Call]:

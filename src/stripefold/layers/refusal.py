@@ -53,7 +53,7 @@ _NATURAL_LIKE = {
 def refusal(layer: nn.Module) -> str | None:
     """Why this layer, taken by itself, cannot be a site; None where nothing speaks against it.
 
-    The probe (``fold.probe``) is the further question: whether its rule holds on it.
+    The probe (``layers.probe``) is the further question: whether its rule holds on it.
     """
     rule = rule_for(layer)
     return altered(layer) or (_no_rule(layer) if rule is None else refusal_under(layer, rule))

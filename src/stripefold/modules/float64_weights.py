@@ -66,22 +66,26 @@ class Float64Weights:
         self._exact[layer] = {each: exact for each, exact in self._exact.get(layer, {}).items() if each != key}
 
     @torch.no_grad()
-    def move_into_(self, part: nn.Module, *, of: nn.Module | None = None) -> None:
+    def copy_into_(self, twin: nn.Module, part: nn.Module) -> None:
+        """Let a float64 copy of a part of the model hold what is known of the part's tensors."""
+        for path, layer in part.named_modules():
+            for key, exact in self._exact.get(layer, {}).items():
+                own = getattr(twin.get_submodule(path), key)
+                if own is None:
+                    put(twin.get_submodule(path), key, nn.Parameter(exact.clone(), requires_grad=False))
+                else:
+                    own.copy_(exact)
+
+    def move_into_(self, part: nn.Module) -> None:
         """Let a part of the model that is in float64 itself hold what is known of its tensors, which is then forgotten.
 
         Args:
             part: what will be read, and then replaced.
-            of: the part that it is a copy of, whose record stays.
         """
-        for path, layer in (of or part).named_modules():
-            for key, exact in self._exact.get(layer, {}).items():
-                own = getattr(part.get_submodule(path), key)
-                if own is None:
-                    put(part.get_submodule(path), key, nn.Parameter(exact.clone(), requires_grad=False))
-                else:
-                    own.copy_(exact)
-                if of is None:
-                    self.forget(layer, key)
+        self.copy_into_(part, part)
+        for layer in part.modules():
+            for key in tuple(self.known(layer)):
+                self.forget(layer, key)
 
     def changed(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
         """What is to be written: (layer, attribute, float64 tensor)."""

@@ -23,8 +23,8 @@ _CARRIED = frozenset(
 _LOOKAHEAD = 12
 
 
-def axis_behind(value: ir.Value, shapes: ValueShapes) -> int | None:
-    """The channel axis of a value, carried along from the layers behind it."""
+def axis_upstream(value: ir.Value, shapes: ValueShapes) -> int | None:
+    """The channel axis of a value, carried along from the layers upstream."""
     shape = shapes.get(value.name or "")
     while shape is not None:
         node = value.producer()
@@ -35,7 +35,7 @@ def axis_behind(value: ir.Value, shapes: ValueShapes) -> int | None:
         if node.op_type in _LAST:
             return len(shapes[value.name or ""]) - 1
         if moves_axes(node) and node.inputs[0] is not None:
-            axis = axis_behind(node.inputs[0], shapes)
+            axis = axis_upstream(node.inputs[0], shapes)
             return None if axis is None else moved_axis(node, axis, [shapes], back=False)
         following = _source(node, shapes)
         if following is None or node.op_type not in _CARRIED:
@@ -54,7 +54,7 @@ def _source(node: ir.Node, shapes: ValueShapes) -> ir.Value | None:
     return None
 
 
-def axis_ahead(value: ir.Value, shapes: ValueShapes, steps: int = _LOOKAHEAD) -> int | None:
+def axis_downstream(value: ir.Value, shapes: ValueShapes, steps: int = _LOOKAHEAD) -> int | None:
     """The channel axis that the next layer takes a value to have, or None.
 
     Args:
@@ -72,8 +72,8 @@ def axis_ahead(value: ir.Value, shapes: ValueShapes, steps: int = _LOOKAHEAD) ->
     if node.op_type in _LAST:
         return len(shape) - 1 if node.inputs[0] is value else None
     if moves_axes(node):
-        axis = axis_ahead(node.outputs[0], shapes, steps - 1)
+        axis = axis_downstream(node.outputs[0], shapes, steps - 1)
         return None if axis is None else moved_axis(node, axis, [shapes], back=True)
     if node.op_type not in _CARRIED or len(shapes.get(node.outputs[0].name or "", ())) != len(shape):
         return None
-    return axis_ahead(node.outputs[0], shapes, steps - 1)
+    return axis_downstream(node.outputs[0], shapes, steps - 1)

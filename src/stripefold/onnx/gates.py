@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from stripefold.onnx.channel_axis import axis_ahead, axis_behind
+from stripefold.onnx.channel_axis import axis_downstream, axis_upstream
 from stripefold.onnx.factors import compact, ending, extents, is_normalising, pooled_operand, reduces_a_map
 from stripefold.onnx.shapes import ValueShapes
 from stripefold.onnx.values import ancestors, data_dependent
@@ -149,9 +149,9 @@ def _channel_axis(node: ir.Node, scaled: ir.Value, axes: list[int], shapes: Valu
     if not axes:
         return "one number for a whole sample"
     rank = len(shapes[node.outputs[0].name or ""])
-    channel = axis_behind(scaled, shapes)
+    channel = axis_upstream(scaled, shapes)
     if channel is None:
-        channel = axis_ahead(node.outputs[0], shapes)
+        channel = axis_downstream(node.outputs[0], shapes)
     if channel is not None and channel not in axes:
         return "a spatial gate: one number for each position, the same for every channel"
     if len(axes) > 1:

@@ -31,14 +31,14 @@ def descriptor_of(graph: Graph, gate: int) -> Descriptor:
         gate: The gate's node.
 
     Returns:
-        Nothing where there is no single such value (CBAM's two pools, each with layers behind it).
+        Nothing where there is no single such value (CBAM's two pools, each with layers of its own after it).
     """
     flat, reduced = _flat_part(graph, gate)
     if not reduced:
         return Descriptor()
     for node in sorted(flat):
         if _dominates(graph, node, gate, flat, reduced):
-            before = [i for i in flat if graph.values_behind[node] >> i & 1 and i not in reduced]
+            before = [i for i in flat if graph.values_upstream[node] >> i & 1 and i not in reduced]
             if any(graph.nodes[i].kind == "layer" for i in before):
                 return Descriptor()
             return _entered(graph, node, gate)

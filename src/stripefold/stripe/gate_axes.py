@@ -1,4 +1,4 @@
-"""The channel axis of any value of a trace: carried along from the layers behind it, or told by the layer ahead."""
+"""The channel axis of any value of a trace: carried along from the layers upstream, or told by the next one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _own_axis(node: Node, layer_axes: LayerAxes) -> int | None:
     return len(node.shape) - 1 if node.name in CHANNELS_LAST else None
 
 
-def axis_behind(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
-    """The channel axis of a value, carried along from the last layers behind it."""
+def axis_upstream(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
+    """The channel axis of a value, carried along from the last layers upstream."""
     memo: dict[int, int | None] = {}
     todo = [index]
     while todo:
@@ -58,7 +58,7 @@ def _carried(graph: Graph, memo: dict[int, int | None], source: int, user: int) 
     return axis_after(graph, source, user, axis)
 
 
-def axis_ahead(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
+def axis_downstream(graph: Graph, index: int, layer_axes: LayerAxes) -> int | None:
     """The channel axis that the next layer takes a value to have, or None."""
     for _ in range(_LOOKAHEAD):
         users = sorted(set(graph.consumers[index]))
@@ -82,7 +82,7 @@ def groups_of_samples(graph: Graph, index: int, axis: int, layer_axes: LayerAxes
         graph: Of a trace.
         index: The value.
         axis: Its channel axis.
-        layer_axes: See ``axis_behind``.
+        layer_axes: See ``axis_upstream``.
 
     Returns:
         G; 1 where every row is a sample, or a frame of one.
@@ -101,7 +101,7 @@ def groups_of_samples(graph: Graph, index: int, axis: int, layer_axes: LayerAxes
         if not merged and shape[:1] == (rows,) and axis < len(shape):
             channels = shape[axis]
         merged = merged or (bool(shape) and shape[0] < rows and rows % shape[0] == 0)
-        known = axis_behind(graph, before, layer_axes) if merged else None
+        known = axis_upstream(graph, before, layer_axes) if merged else None
         if known is not None:
             groups = rows // shape[0]
             return groups if shape[known] == groups * channels else 1

@@ -30,7 +30,7 @@ from stripefold.graph.operation_names import (
     WHOLE_VIEWS,
     WITH_WEIGHT,
 )
-from stripefold.stripe.gate_axes import LayerAxes, axis_ahead, axis_behind
+from stripefold.stripe.gate_axes import LayerAxes, axis_downstream, axis_upstream
 from stripefold.stripe.homogeneity import is_normalisation
 
 
@@ -103,7 +103,7 @@ def _depends_on_a_map(graph: Graph, index: int) -> bool:
     """Whether a value is a feature map or computed from one; a comparison with a threshold is, too (a hard gate)."""
     role = graph.nodes[index].role
     return role == "activation" or (
-        role == "integer_dependent" and bool(graph.values_behind[index] & graph.activations)
+        role == "integer_dependent" and bool(graph.values_upstream[index] & graph.activations)
     )
 
 
@@ -187,16 +187,16 @@ def _beside_unseen(graph: Graph, index: int, operands: Sequence[int]) -> Iterato
 
 
 def _came_from_outside(graph: Graph, index: int) -> bool:
-    """Whether a tensor behind a constant is none of the model's and was not made by an operation."""
+    """Whether a tensor upstream of a constant is none of the model's and was not made by an operation."""
     own = set(graph.tensors.values())
-    behind = graph.values_behind[index]
-    while behind:
-        low = behind & -behind
+    upstream = graph.values_upstream[index]
+    while upstream:
+        low = upstream & -upstream
         i = low.bit_length() - 1
         node = graph.nodes[i]
         if node.kind == "constant" and not node.name and not node.owners and i not in own:
             return True
-        behind ^= low
+        upstream ^= low
     return False
 
 
@@ -253,9 +253,9 @@ def _gate(graph: Graph, found: Product, axes: set[int], layer_axes: LayerAxes) -
     node = graph.nodes[found.node]
     if not axes:
         return _refused(found, "one number for a whole sample")
-    channel = axis_behind(graph, found.scaled, layer_axes)
+    channel = axis_upstream(graph, found.scaled, layer_axes)
     if channel is None:
-        channel = axis_ahead(graph, found.node, layer_axes)
+        channel = axis_downstream(graph, found.node, layer_axes)
     if channel is not None and channel not in axes:
         return _refused(found, "a spatial gate: one number for each position, the same for every channel")
     summed = _summed_axis(graph, found.node) if len(axes) == 2 else None
@@ -283,8 +283,8 @@ def _is_pooled_pair(graph: Graph, scaled: int, factor: int) -> bool:
     shape = graph.nodes[scaled].shape
     if len(shape) < 3 or any(size > 1 for size in shape[2:]):
         return False
-    behind = graph.values_behind[factor]
-    return any(behind >> user & 1 and graph.nodes[user].name in POOLINGS for user in graph.consumers[scaled])
+    upstream = graph.values_upstream[factor]
+    return any(upstream >> user & 1 and graph.nodes[user].name in POOLINGS for user in graph.consumers[scaled])
 
 
 def _shows_one_value_often(graph: Graph, index: int) -> bool:
@@ -306,14 +306,14 @@ def _shows_one_value_often(graph: Graph, index: int) -> bool:
 
 
 def _reduces_a_map(graph: Graph, index: int) -> bool:
-    """Whether anything behind a factor has positions beside samples and channels."""
-    behind = graph.values_behind[index] & graph.activations
-    while behind:
-        low = behind & -behind
+    """Whether anything upstream of a factor has positions beside samples and channels."""
+    upstream = graph.values_upstream[index] & graph.activations
+    while upstream:
+        low = upstream & -upstream
         shape = graph.nodes[low.bit_length() - 1].shape
         if sum(size > 1 for size in shape[1:]) > 1:
             return True
-        behind ^= low
+        upstream ^= low
     return False
 
 

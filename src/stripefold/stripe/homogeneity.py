@@ -100,7 +100,7 @@ def common_origin(graph: Graph, values: Iterable[int]) -> tuple[int | None, list
 
 
 def _behind(graph: Graph, value: int, between: list[int]) -> list[int]:
-    return [i for i in between if graph.values_behind[value] >> i & 1]
+    return [i for i in between if graph.values_upstream[value] >> i & 1]
 
 
 def _has_open_exponent(graph: Graph, index: int) -> bool:

@@ -43,7 +43,7 @@ def missed_by_the_code(model: nn.Module, example: Example, before: Trace, merged
 
 
 def _called(graph: Graph, merged: Sequence[str]) -> list[str]:
-    """What was called, without what lies inside the norms: some leave an activation behind."""
+    """What was called, without what lies inside the norms: of some an activation is left."""
     inside = tuple(f"{name}." for name in merged)
     return [visit.name for visit in graph.module_calls if not visit.name.startswith(inside)]
 
