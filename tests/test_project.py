@@ -117,7 +117,7 @@ def test_attach_loads_what_it_needs() -> None:
     own = {name.removeprefix("stripefold.") for name in loaded if name.startswith("stripefold.")}
     packages = {"algebra", "asr", "attention", "documents", "errors", "folding", "graph", "layers", "modules"}
     assert {name.partition(".")[0] for name in own} <= packages
-    assert {name for name in own if name.startswith("folding.")} == {"folding.same_steps"}
+    assert {name for name in own if name.startswith("folding.")} == {"folding.attached_steps"}
     assert 60 < len(own) <= 100
     assert not {"stripefold_lab", "torchvision", "safetensors", "jinja2"} & loaded
 
