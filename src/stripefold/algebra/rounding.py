@@ -9,6 +9,7 @@ FOLD_WIDER = "Fold in a wider dtype: model.float()"
 """What to do about numbers that do not fit."""
 
 
+@torch.no_grad()
 def why_unfit(exact: Tensor, dtype: torch.dtype, before: Tensor | None = None, *, is_factor: bool = True) -> str | None:
     """Why a type does not hold merged numbers, as the end of a sentence about them; None where it does.
 

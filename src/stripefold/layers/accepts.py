@@ -26,7 +26,7 @@ STAYS_IN_TRAINING = (
 
 
 class Acceptance:
-    """Answers for one model which layer takes what on which side (an ``Accept`` of ``graph.propagate``).
+    """Answers for one model which layer takes what on which side (an ``Accept`` of ``graph.absorption``).
 
     Args:
         model: only read; ask again with a new object once it has changed.

@@ -33,6 +33,10 @@ class Misfit:
     def __str__(self) -> str:
         return f"{self.key} {self.why}"
 
+    def refusal(self, paths: Mapping[nn.Module, str]) -> str:
+        """The same with the layer's path and what to do."""
+        return f"cannot fold into {paths[self.layer]!r}: its {self}. {FOLD_WIDER}"
+
 
 class Float64Weights:
     """What the tensors of a model are before rounding, where folding and merging have made them.
@@ -160,12 +164,6 @@ class Float64Weights:
             del self._written[layer, key]
             if not self._keep and exact.dim() > 1:
                 self.forget(layer, key)
-
-
-def why_not_held(weights: Float64Weights, paths: Mapping[nn.Module, str]) -> str | None:
-    """Which merged numbers cannot be written, in words that say what to do; or None."""
-    found = weights.misfit()
-    return None if found is None else f"cannot fold into {paths[found.layer]!r}: its {found}. {FOLD_WIDER}"
 
 
 def like_tensor(layer: nn.Module, key: str) -> Tensor:
