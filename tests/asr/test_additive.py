@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.errors import AttachError, FoldError, VerifyError
+from stripefold.layers import rule as rules
+from stripefold.layers.rule import Along, Rule
+from stripefold.layers.rules_torch import maps, numel
 from tests.lifecycle import (
     EXACT,
     SITES,
@@ -316,7 +320,7 @@ def test_adapters_keep_scales_and_shifts(attention: str, tmp_path: Path) -> None
 
 
 REFUSED = {
-    "no bias at all": (lambda: nn.Sequential(nn.Linear(4, 4), nn.RMSNorm(4)), "1", "RMSNorm has no bias, so that"),
+    "no bias at all": (lambda: nn.Sequential(nn.Linear(4, 4), nn.RMSNorm(4)), "1", "no place for a bias, so that"),
     "a second one": (lambda: sf.attach(nn.Sequential(nn.Linear(4, 4)), "gc", where="0"), "0", r"static gate \(gc\)"),
 }
 
@@ -386,3 +390,61 @@ def test_beside_dynamic_attention_a_new_bias_stays_with_its_layer(behind: bool) 
         plain, report = sf.fold(model, example=images(), report=True)
     assert error(plain(images()), model(images())) <= EXACT
     assert "the dynamic attention on '0' stands behind it" in report.notes[0].why
+
+
+class Offset(nn.Module):
+    """A gain and an offset of every channel, under names of its own; built without the offset."""
+
+    def __init__(self, channels: int, *, offset: bool = False) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.rand(channels) + 0.5)
+        self.register_parameter("beta", nn.Parameter(torch.rand(channels)) if offset else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.alpha.view(-1, 1, 1) * x
+        return y if self.beta is None else y + self.beta.view(-1, 1, 1)
+
+
+class Inner(nn.Module):
+    """The layer is a part of another one, so that its key has a path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Offset(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+OFFSET = Rule(
+    key="Offset", norm=False, axis=1, channels=numel("alpha"), output={"alpha": Along(0), "beta": Along(0)},
+    required="alpha", example=maps(numel("alpha"), 2, 3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "where", "new_keys"),
+    [
+        (lambda: nn.Sequential(Offset(6), nn.Tanh()), "0", ("0.beta",)),
+        (lambda: nn.Sequential(Inner(), nn.Tanh()), "0.part", ("0.part.beta",)),
+        (lambda: nn.Sequential(Offset(6), nn.BatchNorm2d(6)), "0", ()),
+        (lambda: nn.Sequential(Offset(6, offset=True), nn.BatchNorm2d(6)), "0", ()),
+        (lambda: Offset(6), "", ("beta",)),
+    ],
+    ids=["stays", "inside", "a BatchNorm takes it", "has one", "the model itself"],
+)
+@pytest.mark.filterwarnings("ignore:the gate on .* has no effect", "ignore:.* folded layers have a bias")
+@pytest.mark.parametrize("given", [True, False], ids=["example", "no example"])
+def test_a_bias_under_another_name(
+    make: Callable[[], nn.Module], where: str, new_keys: tuple[str, ...], given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A taught layer gains the tensor that its own rule names."""
+    monkeypatch.setattr(rules, "_rules", dict(rules.known_rules()))
+    sf.register_rule(Offset, rule=OFFSET)
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 4, 4, dtype=torch.float64)
+    model = scatter_(sf.attach(make().double(), "shift", where=where)).eval()
+    plain, report = sf.fold(model, example=x if given else None, check=given, report=True)
+    if given:
+        assert report.new_keys == new_keys
+    assert error(plain(x), model(x)) <= EXACT < error(sf.detach(model)(x), model(x))

@@ -447,6 +447,11 @@ def test_a_scale_that_overflows() -> None:
         model.fc1.base.weight.fill_(3)
     message = r"'fc1': weight overflows torch.float16 \(largest scale 6e\+04\)"
     assert_refused(model, lambda: sf.fold_(model, check=False), FoldError, message)
+    with torch.no_grad():
+        model.fc1.gates[0].psi.fill_(6e-8)
+        model.fc1.base.weight.fill_(0.01)
+    message = r"'fc1': weight underflows torch.float16 \(largest scale 5.96e-08\)"
+    assert_refused(model, lambda: sf.fold_(model, check=False), FoldError, message)
 
 
 # The rest of the lifecycle.

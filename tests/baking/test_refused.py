@@ -16,7 +16,7 @@ from stripefold.errors import BakeError
 from stripefold.graph.absorption import Absorption
 from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
-from stripefold.modules.float64_weights import Float64Weights, why_overflowing
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.stripe.discover import discover
 from tests.baking import nets
 from tests.baking.nets import SE, C, GateOnly
@@ -180,7 +180,7 @@ def test_several_scales_of_one_layer_multiply_and_are_rounded_once() -> None:
     absorb(merged, layer, Absorption(layer="layer", side="output", index=every), a)
     absorb(merged, layer, Absorption(layer="layer", side="output", index=every), b)
     absorb(merged, layer, Absorption(layer="layer", side="input", index=(1, -1, 0, -1, -1, 5)), c)
-    assert why_overflowing(merged, {layer: "layer"}) is None
+    assert merged.misfit() is None
     merged.write_()
     v = torch.ones(C, dtype=torch.float64)
     v[0], v[2], v[5] = c[1], c[0], c[5]
@@ -194,6 +194,6 @@ def test_the_writer_refuses_an_overflow() -> None:
     layer = nn.Linear(C, C).half()
     merged = Float64Weights()
     absorb(merged, layer, Absorption(layer="layer", side="input", index=tuple(range(C))), ONES * 1e9)
-    reason = why_overflowing(merged, {layer: "layer"})
-    assert reason is not None
-    assert reason.startswith("cannot fold into 'layer': its weight overflows torch.float16")
+    misfit = merged.misfit()
+    assert misfit is not None
+    assert misfit.refusal({layer: "layer"}).startswith("cannot fold into 'layer': its weight overflows torch.float16")

@@ -307,7 +307,7 @@ def no_branch(model: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (overflowing, "its kernel overflows float16: fold in a wider dtype"),
+        (overflowing, r"its kernel overflows torch.float16\. Fold in a wider dtype: model.float\(\)"),
         (diverged, "its kernel is not finite. Training diverged"),
         (replaced, "GroupNorm stands where a BatchNorm was, and does not merge"),
         (untracked, "a BatchNorm in it keeps no running statistics"),

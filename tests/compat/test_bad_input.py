@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -306,6 +307,22 @@ def test_overflow_in_half_precision() -> None:
     )
     assert_refused(model, lambda: sf.fold_(model, check=False), FoldError, message)
     assert type(sf.fold(model.float(), check=False)) is TinyNet
+
+
+@pytest.mark.parametrize("where", [SITES[1], "head"])
+def test_underflow_in_half_precision(where: str) -> None:
+    """A factor of which rounding leaves nothing is refused; a channel that is switched off is none."""
+    model = sf.attach(tiny(), "scale", where=where).half()
+    layer = model.get_submodule(where)
+    with torch.no_grad():
+        layer.base.weight.fill_(0.01)
+        layer.gates[0].psi.fill_(1e-6)
+    message = rf"'{where}': weight underflows torch.float16 \(largest scale .*\). Fold in a wider dtype: model.float"
+    assert_refused(model, lambda: sf.fold_(model, check=False), FoldError, message)
+    assert type(sf.fold(copy.deepcopy(model).float(), check=False)) is TinyNet
+    with torch.no_grad():
+        layer.gates[0].psi[1:].fill_(1.0)
+    sf.fold_(model, check=False)
 
 
 # Files.

@@ -85,7 +85,7 @@ KEPT = {
     ),
     "transposed": (
         lambda: (nn.BatchNorm2d(6), nn.ConvTranspose2d(6, 4, 3, groups=2)), (2, 6, 5, 5),
-        "ConvTranspose2d takes no shift of its input",
+        "its kernel lays a shift of its input down in a pattern",
     ),
     "another axis": (lambda: (nn.BatchNorm1d(6), nn.Linear(6, 3)), (4, 6, 6), "not the channels at the input of '1'"),
     "returned": (lambda: (nn.Sigmoid(), nn.BatchNorm2d(6)), (4, 6, 3, 3), "is shifted is returned by the model"),

@@ -318,7 +318,7 @@ def test_additions_that_are_not_finite_or_do_not_fit_stay() -> None:
         model[1].offset.fill_(60000.0)
         model[0].bias.fill_(60000.0)
     _, report = sf.fold(model.half(), fuse=True, example=ROWS.half(), check=False, report=True)
-    assert report.left[0].why.startswith("the merged weights would overflow float16; behind it: ")
+    assert report.left[0].why.startswith("the merged bias overflows torch.float16; behind it: ")
 
 
 def test_zeros_leave_an_identity_and_no_trace() -> None:

@@ -203,7 +203,7 @@ def test_scales_that_are_not_finite_or_do_not_fit_stay() -> None:
         model.branch.weight.fill_(2.0)
     narrow = model.half()
     _, report = sf.fold(narrow, fuse=True, example=ROWS.half(), check=False, report=True)
-    assert report.left[0].why == "the merged weights would overflow float16"
+    assert report.left[0].why == "the merged weight overflows torch.float16"
 
 
 class OwnNorm(nn.Module):
@@ -259,7 +259,7 @@ def test_a_scale_too_small_for_the_dtype_stays(dtype: torch.dtype, folds: bool) 
     plain, report = sf.fold(model, fuse=True, example=ROWS.to(dtype), check=False, report=True)
     assert report.notes[0].folded is folds
     if not folds:
-        assert report.notes[0].why.startswith("the merged weights would underflow float16; behind it: ")
+        assert report.notes[0].why.startswith("the merged weight underflows torch.float16; behind it: ")
         assert torch.equal(plain[0].weight, model[0].weight)
 
 

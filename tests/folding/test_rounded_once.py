@@ -201,6 +201,21 @@ def test_gates_that_fit_one_by_one_and_overflow_together_are_refused() -> None:
     sf.fold_(model, check=False)
 
 
+def test_one_policy_of_what_a_type_holds() -> None:
+    """What overflows, what is lost, and what is no worse than it was."""
+    layer, weights = nn.Linear(2, 2).half(), Float64Weights()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[torch.inf, 1.0], [2.0, 3.0]]))
+    exact = layer.weight.detach().double()
+    weights.set(layer, {"weight": exact * 1.5, "bias": torch.full((2,), 1e-9, dtype=torch.float64)}, added=["bias"])
+    assert weights.misfit() is None
+    for factor, why in [(1e5, "overflows"), (1e-9, "underflows")]:
+        fork = weights.fork()
+        fork.set(layer, {"weight": torch.where(exact.isinf(), 0.0, exact) * factor})
+        assert str(fork.misfit()) == str(fork.misfit(since=weights)) == f"weight {why} torch.float16"
+        assert fork.fork().misfit(since=fork) is None  # judged before
+
+
 def test_a_record_forgets_kernels_that_are_written_unless_they_are_merged_into_later() -> None:
     for keep in (True, False):
         layer = nn.Conv2d(2, 3, 1).bfloat16()

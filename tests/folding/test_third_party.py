@@ -315,7 +315,7 @@ def test_numbers_that_overflow_stay(own: Own) -> None:
         own.second.bias.fill_(60000.0)
     model = nn.Sequential(own.half())
     _, report = sf.fold(model, fuse=True, example=random_numbers(IMAGE, torch.float16), check=False, report=True)
-    assert why(report)["0"] == "the merged weights would overflow its dtype"
+    assert why(report)["0"] == "the merged bias overflows torch.float16"
 
 
 class Reads(nn.Module):

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation
+from stripefold.graph.absorption import Absorption, Side
+from stripefold.graph.operation_table import Change
+from stripefold.layers.absorb import absorb
 from stripefold.layers.rule import Rule, rule_for
 from stripefold.layers.substitute import forward_with
+from stripefold.modules.float64_weights import Float64Weights
 
 EXACT = 1e-10
 
@@ -51,6 +55,13 @@ def rule_of(layer: nn.Module) -> Rule:
     return rule
 
 
+def absorbed(layer: nn.Module, v: Tensor, side: Side = "output", change: Change = "scale") -> dict[str, Tensor]:
+    """The layer's tensors with a change of one side in them, as folding makes them."""
+    weights = Float64Weights()
+    absorb(weights, layer, Absorption(layer="", side=side, index=tuple(range(v.numel())), change=change), v)
+    return dict(weights.known(layer))
+
+
 def output_errors(layer: nn.Module, inputs: tuple[Tensor, ...], *, train: bool) -> tuple[float, float]:
     """The error of the scaled layer against v times the layer, and (the control) of the layer as it is."""
     layer = randomised(layer).train(train)
@@ -73,5 +84,5 @@ def input_errors(layer: nn.Module, inputs: tuple[Tensor, ...], *, train: bool) -
     assert rule.input_axis is not None
     v = signed_scale(rule.input_channels(layer))
     expected = copy.deepcopy(layer)(scale_activation(inputs[0], v, rule.input_axis))
-    value = forward_with(copy.deepcopy(layer), rule.scaled_input(layer, v), inputs, {})
+    value = forward_with(copy.deepcopy(layer), absorbed(layer, v, "input"), inputs, {})
     return relative(value, expected), relative(copy.deepcopy(layer)(inputs[0]), expected)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from stripefold.errors import FoldError
 from stripefold.layers import probe as probe_module
 from stripefold.layers import rule as rule_module
-from stripefold.layers import rules as _registered  # noqa: F401
 from stripefold.layers.probe import probe
 from stripefold.layers.rule import Rule, register_rule, rule_for
 from stripefold.layers.rules_torch import along

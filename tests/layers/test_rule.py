@@ -17,7 +17,6 @@ from torch.nn import functional as F
 import stripefold as sf
 from stripefold.errors import AttachError, FoldError
 from stripefold.layers import rule as rule_module
-from stripefold.layers import rules as _registered  # noqa: F401
 from stripefold.layers.rule import (
     Rule,
     add_rule,

@@ -20,7 +20,17 @@ from stripefold.errors import FoldError
 from stripefold.layers.probe import probe
 from stripefold.layers.refusal import refusal
 from stripefold.layers.substitute import forward_with
-from tests.layers.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
+from tests.layers.layers import (
+    EXACT,
+    absorbed,
+    input_errors,
+    noise,
+    output_errors,
+    randomised,
+    relative,
+    rule_of,
+    signed_scale,
+)
 
 C = 32
 MAP, TOKENS = (3, C, 4, 3), (3, 4, C)
@@ -91,7 +101,7 @@ def test_standardised_convolutions_fold_into_their_gain(factory: Callable[[], nn
     assert control > 0.1
     assert set(rule_of(factory()).output) == {"gain", "bias"}
     with pytest.raises(FoldError, match="has no input side"):
-        rule_of(factory()).scaled_input(factory(), torch.ones(4))
+        absorbed(factory(), torch.ones(4), "input")
 
 
 @pytest.mark.parametrize("layer_type", FLOAT32)

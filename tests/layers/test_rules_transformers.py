@@ -19,7 +19,16 @@ from transformers.pytorch_utils import Conv1D
 
 from stripefold.layers.probe import probe
 from stripefold.layers.substitute import forward_with
-from tests.layers.layers import EXACT, input_errors, noise, output_errors, randomised, relative, rule_of, signed_scale
+from tests.layers.layers import (
+    EXACT,
+    input_errors,
+    noise,
+    output_errors,
+    randomised,
+    relative,
+    rule_of,
+    signed_scale,
+)
 
 NORMS = [
     (LlamaRMSNorm(6), (2, 3, 6)),

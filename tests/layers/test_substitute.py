@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.scale import scale_activation
-from stripefold.layers import rules as _registered  # noqa: F401
 from stripefold.layers.rule import rule_for_type
 from stripefold.layers.substitute import SUBSTITUTION_COMPILES, forward_with, substituted
 from tests.layers.layers import noise, randomised, relative, rule_of

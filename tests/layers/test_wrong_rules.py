@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import stripefold as sf
-from stripefold.errors import StripefoldError
+from stripefold.errors import FoldError, StripefoldError
+from stripefold.layers import probe as probe_module
 from stripefold.layers import rule as rules
 from stripefold.layers.accepts import is_affine_map
+from stripefold.layers.probe import ProbedSide, probe
 from stripefold.layers.rule import Along, Rule, rule_for, type_key
+from stripefold.modules.float64_weights import Float64Weights
 from tests.lifecycle import error
 
 EXACT = 1e-10
@@ -219,3 +222,41 @@ def test_what_a_merged_norm_leaves_behind_is_probed(leftover: nn.Module) -> None
     plain, report = sf.fold(model, fuse=True, example=x, check=False, report=True)
     assert error(plain(x), model(x)) < EXACT
     assert bool(report.folded) == isinstance(leftover, nn.ReLU)
+
+
+@pytest.mark.parametrize("side", ["output", "input", "shift", "input shift"])
+def test_the_probe_tries_the_code_that_folds(side: ProbedSide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault there is noticed on the layer, before anything is folded."""
+    layer = nn.BatchNorm2d(3)
+    probe_module._passed.clear()
+    probe(layer, rule_of_type(layer), side)
+    probe_module._passed.clear()
+    kept = Float64Weights.set
+
+    def off(self: Float64Weights, layer: nn.Module, tensors: Any, **options: Any) -> None:
+        kept(self, layer, {key: exact * 1.001 for key, exact in tensors.items()}, **options)
+
+    monkeypatch.setattr(Float64Weights, "set", off)
+    with pytest.raises(FoldError, match="is wrong for BatchNorm2d"):
+        probe(layer, rule_of_type(layer), side)
+    assert not probe_module._passed
+
+
+@pytest.mark.parametrize("side", ["output", "shift"])
+def test_the_probe_tries_the_code_that_trains(side: ProbedSide, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Conv2d(3, 4, 1)
+    probe_module._passed.clear()
+    kept = probe_module._TRAINED[side]
+
+    def off(rule: Rule, layer: nn.Module, v: Tensor) -> dict[str, Tensor | None]:
+        return {key: None if value is None else value * 1.001 for key, value in kept(rule, layer, v).items()}
+
+    monkeypatch.setitem(probe_module._TRAINED, side, off)
+    with pytest.raises(FoldError, match="is wrong for Conv2d"):
+        probe(layer, rule_of_type(layer), side)
+
+
+def rule_of_type(layer: nn.Module) -> Rule:
+    rule = rule_for(layer)
+    assert rule is not None
+    return rule

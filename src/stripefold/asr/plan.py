@@ -104,7 +104,10 @@ def _check_rule(name: str, module: nn.Module, rule: Rule, *, judged: bool, shift
         return
     reason = shift_refusal(module, rule) if shift else None
     if reason is not None:
-        raise AttachError(f"cannot attach to {name!r}: {reason}")
+        raise AttachError(
+            f"cannot attach to {name!r}: {reason}, so that nothing in it takes what is added: use an attention that "
+            "multiplies, or attach to another layer"
+        )
     try:
         if not judged:
             probe(module, rule)

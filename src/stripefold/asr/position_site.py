@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from stripefold.algebra.positions import flattened_scale, map_scale, pooling_kernel
-from stripefold.algebra.rounding import overflows
+from stripefold.algebra.rounding import FOLD_WIDER
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError, ResolutionError
 from stripefold.graph.positions import PositionPlace
-from stripefold.layers.absorb import absorb_scale
+from stripefold.layers.absorb import absorb_scale, surely_fits
 from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import altered, tied_to
 from stripefold.layers.rule import Rule
 from stripefold.modules.computed import computed
-from stripefold.modules.float64_weights import Float64Weights
+from stripefold.modules.float64_weights import Float64Weights, Misfit
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import move_call_hooks
 
@@ -125,28 +125,26 @@ class InputSite(PositionSite):
             raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
         s = flattened_scale(self.checked_scale(name), self.place.channels, self.place.axis)
         with torch.no_grad():
-            key = rule.overflowing(base, s, "input") or self._overflowing_together(s)
-        if key is not None:
+            misfit = self._misfit(s)
+        if misfit is not None:
             raise FoldError(
-                f"cannot fold the gate on {name!r}: {key} overflows {getattr(base, key).dtype} (largest scale "
-                f"{s.abs().max():.3g}). Fold in a wider dtype: model.float()"
+                f"cannot fold the gate on {name!r}: {misfit} (largest scale {s.abs().max():.3g}). {FOLD_WIDER}"
             )
         why = f"into the input side of the layer, at {self.place.size} positions only"
         return [FoldNote(name=name, kind=self.kinds, folded=True, why=why)]
 
-    def _overflowing_together(self, s: Tensor) -> str | None:
-        """The tensor that both this site's scale and that of a site on the layer's output make too large, or None."""
+    def _misfit(self, s: Tensor) -> Misfit | None:
+        """The tensor that does not hold this site's scale and that of a site on the layer's output, or None."""
         site: Any = self.base
+        layer = site.base if isinstance(site, Gated) else site
         v = site.scale(torch.float64) if isinstance(site, Gated) and site.static_gates else None
-        if v is None:
+        if surely_fits(layer, self.input_rule.input or (), s, *(() if v is None else (v,))):
             return None
-        for key, function in (self.input_rule.input or {}).items():
-            tensor, outer = getattr(site.base, key, None), self.input_rule.output.get(key)
-            if tensor is None or outer is None or v is None:
-                continue
-            if overflows(function(site.base, outer(site.base, tensor.double(), v), s), tensor.dtype, tensor):
-                return key
-        return None
+        trial = Float64Weights()
+        if v is not None:
+            absorb_scale(trial, layer, self.input_rule, v)
+        absorb_scale(trial, layer, self.input_rule, s, "input")
+        return trial.misfit()
 
     @torch.no_grad()
     def folded_(self, weights: Float64Weights) -> nn.Module:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from stripefold.algebra.comparison import FLOAT64_TOLERANCE, relative_error
 from stripefold.algebra.positions import map_scale
 from stripefold.asr.config import check_entry
 from stripefold.asr.position_site import PositionSite, weighted_pooling
@@ -24,7 +25,6 @@ from stripefold.modules.modules import tensor_owners
 from stripefold.modules.name_globs import close_names, matching
 
 EVERYWHERE = "positions"
-_EXACT = 1e-10
 _ASIDE = (
     "what it pools has other users as well (an attention's squeeze, a branch of a pyramid): name it in where= to gate "
     "it all the same"
@@ -132,7 +132,8 @@ def _refusal(place: PositionPlace, module: nn.Module, owners: Mapping[int, list[
             return f"{type(module).__name__} has no input side: a scale of its input does not fold into it"
         if isinstance(module, Foldable):
             return None  # a site, judged when it was made, or a block that will be the layer that the rule is for
-        reason = refusal(module) or tied_to(module, rule.side(side), place.name, owners)
+        reason = refusal(module) or (rule.input_refuse(module) if side == "input" else None)
+        reason = reason or tied_to(module, rule.side(side), place.name, owners)
         if reason is None:
             probe(module, rule, side)
     except FoldError as error:
@@ -148,7 +149,5 @@ def _probe_pooling(module: nn.Module, place: PositionPlace) -> str | None:
     with torch.no_grad():
         expected = weighted_pooling(s, place)(x)
         found = twin_of(module, generator)(x * map_scale(s, place.grid))
-    same = found.shape == expected.shape and float((found - expected).abs().max()) <= _EXACT * float(
-        expected.abs().max()
-    )
+    same = relative_error(found, expected) <= FLOAT64_TOLERANCE
     return None if same else f"{type(module).__name__} does not compute the mean over its positions"

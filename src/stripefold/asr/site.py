@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from stripefold.algebra.linear import scaled_linear
+from stripefold.algebra.rounding import FOLD_WIDER
 from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.asr.gate import DynamicGate
 from stripefold.asr.gated import Gated, check_finite
 from stripefold.errors import FoldError
-from stripefold.layers.absorb import absorb_addition, absorb_scale
+from stripefold.layers.absorb import absorb_scale, absorb_shift, misfit_of
 from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import refusal_under, tied_to
 from stripefold.layers.rule import Along, Rule
-from stripefold.layers.shift import overflowing_shift, shift_key, shifted
+from stripefold.layers.shift import shift_key, shifted
 from stripefold.layers.substitute import SUBSTITUTION_COMPILES, forward_with, has_call_hooks
 from stripefold.modules.computed import computed
 from stripefold.modules.float64_weights import Float64Weights
@@ -159,24 +160,17 @@ class Site(Gated):
         v, a = self.scale(torch.float64), self.shift(torch.float64)
         check_finite(name, v)
         check_finite(name, a, what="shift")
-        key = self.rule.overflowing(base, v) if v is not None else None
-        if key is None and a is not None and not isinstance(base, Foldable):
-            key = overflowing_shift(self.rule, base, a, v)
-        if key is not None:
+        misfit = misfit_of(base, self.rule, v, None if isinstance(base, Foldable) else a)
+        if misfit is not None:
             largest = max(float(each.abs().max()) for each in (v, a) if each is not None)
-            tensor = getattr(base, key)
-            dtype = (base.weight if tensor is None else tensor).dtype
-            raise FoldError(
-                f"cannot fold the gate on {name!r}: {key} overflows {dtype} (largest scale {largest:.3g}). Fold in a "
-                "wider dtype: model.float()"
-            )
+            raise FoldError(f"cannot fold the gate on {name!r}: {misfit} (largest scale {largest:.3g}). {FOLD_WIDER}")
 
     @property
-    def gains_bias(self) -> bool:
+    def gained_key(self) -> str | None:
         """See ``Foldable``: something is added, and the layer has no bias yet to take it."""
         key = shift_key(self.rule)
         adds = any(gate.adds for gate in self.static_gates)
-        return adds and key is not None and getattr(self._modules["base"], key) is None
+        return key if adds and key is not None and getattr(self._modules["base"], key) is None else None
 
     @torch.no_grad()
     def folded_(self, weights: Float64Weights) -> nn.Module:
@@ -187,7 +181,7 @@ class Site(Gated):
         if v is not None:
             absorb_scale(weights, base, self.rule, v)
         if a is not None:
-            absorb_addition(weights, base, self.rule, a)
+            absorb_shift(weights, base, self.rule, a)
         return self.without_static_gates_()
 
 

@@ -21,7 +21,7 @@ from stripefold.errors import BakeError
 from stripefold.folding.verify import EquivalenceReport, verify
 from stripefold.layers.absorb import absorb
 from stripefold.modules.example import Example
-from stripefold.modules.float64_weights import Float64Weights, why_overflowing
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.modules import (
     forget_compiled,
     is_sharded,
@@ -63,9 +63,10 @@ def apply_(
     for site in final:
         for part in site.target.parts if site.target is not None else ():
             absorb(merged, modules[part.layer], part, site.factor(constants[site.name]))
-    reason = why_overflowing(merged, {module: name for name, module in modules.items()})
-    if reason is not None:
-        raise BakeError(f"cannot bake: {reason}")
+    misfit = merged.misfit()
+    if misfit is not None:
+        paths = {module: name for name, module in modules.items()}
+        raise BakeError(f"cannot bake: {misfit.refusal(paths)}")
     replacements = _replacements(model, modules, final, constants, once=once)
     forget_compiled(model)
     merged.write_()

@@ -14,7 +14,7 @@ from stripefold.errors import FoldError
 from stripefold.graph.absorption import FoldTarget
 from stripefold.layers.absorb import absorb
 from stripefold.layers.rule import rule_for
-from stripefold.modules.float64_weights import Float64Weights, why_overflowing
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
 from stripefold.modules.modules import move_call_hooks
 
@@ -75,9 +75,10 @@ class ScaleSite(Site):
             )
         merged = Float64Weights()
         self._merge(v, merged)
-        reason = why_overflowing(merged, {taker.bare: taker.path for taker in self._layers})
-        if reason is not None:
-            raise FoldError(f"cannot fold the gate on {name!r}: {reason}")
+        misfit = merged.misfit()
+        if misfit is not None:
+            paths = {taker.bare: taker.path for taker in self._layers}
+            raise FoldError(f"cannot fold the gate on {name!r}: {misfit.refusal(paths)}")
         kinds = " x ".join(gate.attention.name for gate in self.static_gates)
         into = ", ".join(taker.path for taker in self._layers)
         return [FoldNote(name=name, kind=kinds, folded=True, why=f"into {into}")]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stripefold.algebra.kernels import Merged, add_branches
+from stripefold.algebra.rounding import FOLD_WIDER, why_unfit
 from stripefold.branches.base import Branch, PrimaryBranch, memory_format
 from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError, FoldError
@@ -121,9 +122,9 @@ class BranchBlock(StandIn, Foldable):
         return None if bias is None else computed(bias.to(next(self.parameters()).dtype))
 
     @property
-    def gains_bias(self) -> bool:
+    def gained_key(self) -> str | None:
         """See ``Foldable``: the branches' normalisations shift, and the convolution had no bias to take that."""
-        return not self._had_bias and self.has_norms
+        return "bias" if not self._had_bias and self.has_norms else None
 
     @property
     def has_norms(self) -> bool:
@@ -166,7 +167,7 @@ class BranchBlock(StandIn, Foldable):
         if bias is not None:
             if self._had_bias:
                 layer._parameters["bias"] = nn.Parameter(torch.zeros_like(bias, dtype=dtype), bias_trains)
-            weights.set(layer, {"bias": bias})
+            weights.set(layer, {"bias": bias}, added=["bias"])
         layer.training = self.training
         move_call_hooks(self, layer)
         self.branches.clear()  # spent: a large model is folded block by block
@@ -200,12 +201,14 @@ class BranchBlock(StandIn, Foldable):
         if kernel.is_meta:
             raise FoldError("it is on the meta device and has no numbers: to_empty(...) and load_state_dict first")
         dtype = next(self.parameters()).dtype
-        for tensor in (kernel, bias):
-            if tensor is None or bool(tensor.to(dtype).isfinite().all()):
+        for key, tensor in (("kernel", kernel), ("bias", bias)):
+            if tensor is None:
                 continue
-            if bool(tensor.isfinite().all()):
-                raise FoldError(f"its kernel overflows {str(dtype).removeprefix('torch.')}: fold in a wider dtype")
-            raise FoldError("its kernel is not finite. Training diverged; go back to a good checkpoint")
+            if not bool(tensor.isfinite().all()):
+                raise FoldError("its kernel is not finite. Training diverged; go back to a good checkpoint")
+            why = why_unfit(tensor, dtype, is_factor=tensor is kernel)
+            if why is not None:
+                raise FoldError(f"its {key} {why}. {FOLD_WIDER}")
 
 
 def _without_tensors(layer: nn.Module) -> nn.Module:

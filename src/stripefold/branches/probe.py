@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stripefold.algebra.comparison import FLOAT64_TOLERANCE, relative_error
 from stripefold.branches.base import Branch, PrimaryBranch
 from stripefold.branches.geometry import ConvGeometry
 from stripefold.errors import BranchError
 from stripefold.layers.probe import twin_of
 
 _SEED = 20240611
-_TOLERANCE = 1e-9
 Build = Callable[..., Mapping[str, Branch]]
 
 
@@ -89,10 +89,10 @@ def _starting_fault(
 def _difference(found: Tensor, expected: Tensor, of: str) -> str | None:
     if found.shape != expected.shape:
         return f"gives the shape {tuple(found.shape)}, and {of} {tuple(expected.shape)}"
-    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if error <= _TOLERANCE:  # a NaN is larger than everything
+    error = relative_error(found, expected)
+    if error <= FLOAT64_TOLERANCE:
         return None
-    return f"computes something else than {of} (relative error {error:.1e}, allowed {_TOLERANCE:.0e})"
+    return f"computes something else than {of} (relative error {error:.1e}, allowed {FLOAT64_TOLERANCE:.0e})"
 
 
 def _example(grid: ConvGeometry, generator: torch.Generator) -> Tensor:

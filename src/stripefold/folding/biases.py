@@ -34,6 +34,7 @@ class BiasTarget:
 
     Attributes:
         layer: path of the folded layer.
+        key: the attribute that is its bias.
         parts: the layers that take it, by their paths in the folded model; none: it stays and is a new key.
         why: why there are none.
         unseen: because of a module that did not run on the examples.
@@ -41,6 +42,7 @@ class BiasTarget:
     """
 
     layer: str
+    key: str
     parts: tuple[Absorption, ...] = ()
     why: str = ""
     unseen: bool = False
@@ -49,7 +51,12 @@ class BiasTarget:
     def __str__(self) -> str:
         if self.parts:
             return f"its bias into {self.into}"
-        return f"new key {_key(self.layer)!r}: {self.why}"
+        return f"new key {self.new_key!r}: {self.why}"
+
+    @property
+    def new_key(self) -> str:
+        """The bias's own path."""
+        return f"{self.layer}.{self.key}" if self.layer else self.key
 
 
 def plan_biases(
@@ -70,32 +77,38 @@ def plan_biases(
     Raises:
         TraceError: the model does not run on the example given.
     """
-    gaining = [name for name, module in found.items() if module.gains_bias]
+    gaining = {name: key for name, module in found.items() if (key := module.gained_key) is not None}
     if not gaining:
         return {}, ()
     recorded = None if fuse else _trace(model, example)
     staying = {note.name for note in notes if not note.folded}
     accept = _WithoutNewKey(model, staying)
     targets: dict[str, BiasTarget] = {}
-    for name in gaining:
+    for name, key in gaining.items():
         outer = outermost(name, found)
         dynamic = next((site for site in (name, outer) if site in staying), None)
         if dynamic is not None:  # the site of the dynamic attention stays, and the layer inside it
             layer = (f"{name}.base" if name else "base") if name == outer else name
-            targets[name] = BiasTarget(layer=layer, why=f"the dynamic attention on {dynamic!r} stands behind it")
+            targets[name] = BiasTarget(
+                layer=layer, key=key, why=f"the dynamic attention on {dynamic!r} stands behind it"
+            )
         elif recorded is None:
-            targets[name] = BiasTarget(layer=outer, why="without an example= no trace shows which BatchNorm follows")
+            targets[name] = BiasTarget(
+                layer=outer, key=key, why="without an example= no trace shows which BatchNorm follows"
+            )
         else:
-            targets[name] = _target(outer, _joint(recorded, accept, name if name in recorded.called else outer), accept)
+            joint = _joint(recorded, accept, name if name in recorded.called else outer)
+            targets[name] = _target(outer, key, joint, accept)
     return targets, () if recorded is None else recorded.unseen
 
 
-def _target(layer: str, found: FoldTarget | Refusal, accept: _WithoutNewKey) -> BiasTarget:
+def _target(layer: str, key: str, found: FoldTarget | Refusal, accept: _WithoutNewKey) -> BiasTarget:
     if isinstance(found, Refusal):
-        return BiasTarget(layer=layer, why=f"nothing behind it takes it ({found.why})", unseen=found.unseen)
+        why = f"nothing behind it takes it ({found.why})"
+        return BiasTarget(layer=layer, key=key, why=why, unseen=found.unseen)
     placed = tuple(accept.in_folded(part) for part in found.parts)
     into = (f"the {accept.taking(part)} of {place.layer}" for part, place in zip(found.parts, placed, strict=True))
-    return BiasTarget(layer=layer, parts=placed, into=", ".join(into))
+    return BiasTarget(layer=layer, key=key, parts=placed, into=", ".join(into))
 
 
 def place_biases_(plain: nn.Module, targets: Mapping[str, BiasTarget], weights: Float64Weights) -> tuple[str, ...]:
@@ -103,15 +116,15 @@ def place_biases_(plain: nn.Module, targets: Mapping[str, BiasTarget], weights: 
     new: list[str] = []
     for target in targets.values():
         layer, moved = plain.get_submodule(target.layer), weights.fork()
-        bias = weights.read(layer, "bias")
-        assert bias is not None  # that is what gains_bias says
-        moved.forget(layer, "bias")
+        bias = weights.read(layer, target.key)
+        assert bias is not None  # that is what gained_key says
+        moved.forget(layer, target.key)
         for part in target.parts:
             absorb(moved, plain.get_submodule(part.layer), part, bias)
-        if target.parts and moved.overflowing() is None:  # else too large for the statistics' dtype
+        if target.parts and moved.misfit(since=weights) is None:  # else too large for the statistics' dtype
             weights.adopt(moved)
         else:
-            new.append(_key(target.layer))
+            new.append(target.new_key)
     return tuple(new)
 
 
@@ -171,10 +184,6 @@ def _target_in(graph: Graph, accept: _WithoutNewKey, name: str) -> FoldTarget | 
 def outermost(name: str, found: Mapping[str, Foldable]) -> str:
     """The path of the outermost module of ours around (or at) a path."""
     return next(path for path in found if not path or name == path or name.startswith(f"{path}."))
-
-
-def _key(layer: str) -> str:
-    return f"{layer}.bias" if layer else "bias"
 
 
 def _trace(model: nn.Module, example: Example | None) -> Trace | None:

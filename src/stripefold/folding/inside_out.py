@@ -11,7 +11,7 @@ from torch import nn
 
 from stripefold.errors import FoldError
 from stripefold.folding.biases import BiasTarget, outermost, place_biases_
-from stripefold.modules.float64_weights import Float64Weights, why_overflowing
+from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modules import replace_modules
 
@@ -44,8 +44,9 @@ def fold_all_(
 
 
 def _write_(model: nn.Module, weights: Float64Weights, *, new: bool = True) -> None:
-    if weights.overflowing() is not None:
-        raise FoldError(why_overflowing(weights, {module: name for name, module in model.named_modules()}))
+    misfit = weights.misfit()
+    if misfit is not None:
+        raise FoldError(misfit.refusal({module: name for name, module in model.named_modules()}))
     weights.write_(new=new)
 
 

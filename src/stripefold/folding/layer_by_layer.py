@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stripefold.algebra.comparison import relative_error
 from stripefold.errors import VerifyError
-from stripefold.folding.outputs import compared, relative_error
+from stripefold.folding.outputs import compared
 from stripefold.graph.record_run import describe
 from stripefold.modules.example import Example, example_copy, example_to, placements, run_example
 from stripefold.modules.float64 import KeepFloat64, is_float64

@@ -28,9 +28,9 @@ from stripefold.graph.operation_table import Change as ChangeKind
 from stripefold.graph.propagate import Flow
 from stripefold.graph.several_runs import in_all_runs
 from stripefold.graph.trace import Trace
-from stripefold.layers.absorb import absorb, why_not_fitting
+from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
-from stripefold.layers.optional import optional_parameters
+from stripefold.layers.removable import removable_parameters
 from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import FoldNote
 
@@ -197,9 +197,9 @@ class _Planner:
                 if target.nonnegative and part.change == "scale" and bool((vector < 0).any()):
                     return Refusal(_NEGATIVE)
                 absorb(trial, self._modules[part.layer], part, vector.expand(channels))
-        reason = why_not_fitting(trial, self._plan.weights)
-        if reason is not None:
-            return Refusal(reason)
+        misfit = trial.misfit(since=self._plan.weights)
+        if misfit is not None:
+            return Refusal(f"the merged {misfit}")
         self._plan.weights = trial
         return None
 
@@ -247,7 +247,7 @@ class _Planner:
             else:
                 gone.setdefault(constant.holder, set()).add(constant.key)
         for holder, keys in gone.items():
-            together = optional_parameters(holder)
+            together = removable_parameters(holder)
             if together and all(key in keys or getattr(holder, key, None) is None for key in together):
                 for key in together:
                     self._plan.weights.forget(holder, key)

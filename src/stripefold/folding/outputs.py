@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from stripefold.algebra.comparison import relative_error
 from stripefold.errors import VerifyError
 from stripefold.modules.tensors import tensors_of
 
@@ -22,24 +22,6 @@ def compared(output: Any) -> dict[str, Tensor]:
     if not found:
         raise VerifyError(f"the model returned no tensor (a {type(output).__name__}): nothing can be compared")
     return found
-
-
-def relative_error(other: Tensor, reference: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value of the reference; NaN counts as infinite.
-
-    Infinities at the same place and of the same sign (masks) agree.
-    """
-    if other.shape != reference.shape:
-        return float("inf")
-    if other.numel() == 0:
-        return 0.0
-    is_complex = other.is_complex() or reference.is_complex()
-    a, b = (t.to(torch.complex128 if is_complex else torch.float64) for t in (other, reference))
-    difference = (a - b).abs().masked_fill(a == b, 0.0)
-    finite = b[b.isfinite()]
-    size = float(finite.abs().max()) if finite.numel() else 1.0
-    worst = float(difference.max())
-    return float("inf") if worst != worst else worst / size if size else worst
 
 
 def worst_error(other: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[str, float]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stripefold.algebra.rounding import overflows
+from stripefold.algebra.comparison import FLOAT64_TOLERANCE
+from stripefold.algebra.rounding import why_unfit
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import compared, worst_error
-from stripefold.folding.tolerance import FLOAT64_TOLERANCE
 from stripefold.layers.substitute import has_call_hooks
 from stripefold.modules.float64 import KeepFloat64
 from stripefold.modules.float64_weights import Float64Weights
@@ -56,9 +56,7 @@ def reparameterize_block(
         difference = _difference(before, after, shape)
     if difference > FLOAT64_TOLERANCE:
         return f"its {method} changes what it computes (relative error {difference:.1e} in float64)"
-    if not _as_block_(after, block, weights):
-        return "the merged weights would overflow its dtype"
-    return after
+    return _as_block_(after, block, weights) or after
 
 
 def _is_done(block: nn.Module) -> bool:
@@ -152,7 +150,7 @@ def _compared(after: nn.Module, x: Tensor, expected: dict[str, Tensor]) -> float
 
 
 @torch.no_grad()
-def _as_block_(after: nn.Module, block: nn.Module, weights: Float64Weights) -> bool:
+def _as_block_(after: nn.Module, block: nn.Module, weights: Float64Weights) -> str | None:
     """Give a deployed twin the dtype, device and flags of the block, by name where the name is still there.
 
     Not by ``Float64Weights.write_``, which rounds into tensors that a layer has: those of the twin are float64 ones, of
@@ -160,20 +158,21 @@ def _as_block_(after: nn.Module, block: nn.Module, weights: Float64Weights) -> b
     else is merged into them.
 
     Returns:
-        Whether every number is still finite.
+        The first tensor that its type does not hold, in words; or None.
     """
     own = {name: (path, tensor) for path, name, tensor in _tensors(block)}
     large = [tensor for *_, tensor in _tensors(block) if tensor.is_floating_point() and tensor.dim() > 1]
     like = large[0] if large else first_parameter(block)
     trained = any(parameter.requires_grad for parameter in block.parameters())
-    fits = True
+    misfit: str | None = None
     for path, name, tensor in list(_tensors(after)):
         model_for = own[name][1] if name in own and own[name][1].shape == tensor.shape else like
         holder, key = after.get_submodule(path), name.rpartition(".")[2]
         if model_for is None or not tensor.is_floating_point():
             continue
         rounded = tensor.detach().to(model_for.device, model_for.dtype)
-        fits = fits and not overflows(tensor, rounded.dtype, tensor)
+        why = why_unfit(tensor, rounded.dtype, tensor, is_factor=tensor.dim() > 1)  # of vectors, the most are added
+        misfit = misfit or (why and f"the merged {key} {why}")
         if key in holder._parameters:
             flag = model_for.requires_grad if name in own else trained
             rounded = nn.Parameter(rounded, requires_grad=flag)
@@ -183,7 +182,7 @@ def _as_block_(after: nn.Module, block: nn.Module, weights: Float64Weights) -> b
         if rounded.dtype != torch.float64:
             weights.note(holder, key, tensor.detach().to(model_for.device))
     _set_modes_(after, block)
-    return fits
+    return misfit
 
 
 def _set_modes_(after: nn.Module, block: nn.Module) -> None:

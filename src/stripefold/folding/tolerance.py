@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stripefold.algebra.comparison import FLOAT64_TOLERANCE
 from stripefold.errors import VerifyError
 from stripefold.folding.outputs import predictions, relative_errors
 
-FLOAT64_TOLERANCE = 1e-10
 NOISE_FACTOR = 4.0
 """How much more rounding error than the reference the other model may show."""
 FLOORS = {torch.float32: 1e-6, torch.float16: 8 * 2**-10, torch.bfloat16: 8 * 2**-7}

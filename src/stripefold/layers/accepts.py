@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from stripefold.errors import FoldError
 from stripefold.graph.absorption import Accepts, Side
 from stripefold.graph.operation_table import Change
-from stripefold.layers.probe import ProbedSide, check_affine, probe
-from stripefold.layers.refusal import altered, refusal, tied_to
+from stripefold.layers.probe import check_affine, probe, probed_side
+from stripefold.layers.refusal import altered, refusal, refused_by_rule, tied_to
 from stripefold.layers.rule import Rule, rule_for
-from stripefold.layers.shift import shift_key
+from stripefold.layers.shift import shift_key, shift_refusal
 from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.modes import kept_in_training
@@ -23,12 +23,6 @@ from stripefold.modules.writable import why_not_writable
 STAYS_IN_TRAINING = (
     "stays in training mode when the model is used for inference, and normalises by each batch's own statistics"
 )
-_PROBED: dict[tuple[Change, Side], ProbedSide] = {
-    ("scale", "output"): "output",
-    ("scale", "input"): "input",
-    ("shift", "output"): "shift",
-    ("shift", "input"): "input shift",
-}
 
 
 class Acceptance:
@@ -86,25 +80,25 @@ class Acceptance:
         if reason is not None:
             return reason
         try:
-            probe(layer, rule, _PROBED[change, side])
+            probe(layer, rule, probed_side(side, change))
         except FoldError as error:
             return str(error)
         if side == "output":
             return Accepts(axis=rule.axis, activated=not rule.commutes and not _lets_pass(layer))
-        axis = rule.axis if rule.input_axis is None else rule.input_axis
-        return Accepts(axis=axis, eval_only=rule.input_eval_only and change == "scale")
+        return Accepts(axis=rule.axis_on(side), eval_only=rule.input_eval_only and change == "scale")
 
     def _refused(self, layer: nn.Module, rule: Rule, side: Side, change: Change) -> str | None:
         """What the layer's own state and its rule say."""
         if change == "shift":
-            return altered(layer) or (_no_bias(layer, rule) if side == "output" else _no_input_shift(layer, rule))
+            return altered(layer) or (shift_refusal(layer, rule) if side == "output" else _no_input_shift(layer, rule))
         if side == "output":
             return refusal(layer)
         if rule.input is None:
             return f"{type(layer).__name__} has no input side: a scale of its input does not fold into it"
         if rule.input_eval_only and (self._training or layer in self._kept):
             return "in training its batch statistics undo a scale of its input"
-        return altered(layer) or rule.input_refuse(layer) or (refusal(layer) if rule.norm else None)
+        # The tensors that take it are those of the output side: a norm without gain, or one that is refused, has none.
+        return altered(layer) or rule.input_refuse(layer) or refused_by_rule(layer, rule)
 
 
 def is_batchnorm(module: nn.Module) -> bool:
@@ -140,13 +134,6 @@ def _keys(rule: Rule, side: Side, change: Change) -> list[str]:
         return list(rule.side(side))
     key = shift_key(rule)
     return list(rule.input_shift or {}) if side == "input" else [] if key is None else [key]
-
-
-def _no_bias(layer: nn.Module, rule: Rule) -> str | None:
-    key = shift_key(rule)
-    if key is not None and (key in layer._parameters or key in layer._buffers):
-        return None
-    return f"{type(layer).__name__} has no place for a bias"
 
 
 def _no_input_shift(layer: nn.Module, rule: Rule) -> str | None:

@@ -127,8 +127,11 @@ qwen3_omni_moe.Qwen3OmniMoeCode2WavLayerScale
 """LayerScale with ``scale``."""
 
 CONVOLUTIONS = """
-align.AlignVisionDepthwiseConv2d efficientnet.EfficientNetDepthwiseConv2d gemma4.Gemma4AudioCausalConv1d
-muse_spark.MuseSparkAudioCausalConv1d nemotron_asr_streaming.NemotronAsrStreamingEncoderCausalConv1d
+align.AlignVisionDepthwiseConv2d efficientnet.EfficientNetDepthwiseConv2d
+"""
+PADDING_CONVOLUTIONS = """
+gemma4.Gemma4AudioCausalConv1d muse_spark.MuseSparkAudioCausalConv1d
+nemotron_asr_streaming.NemotronAsrStreamingEncoderCausalConv1d
 nemotron_asr_streaming.NemotronAsrStreamingEncoderCausalConv2D perceiver.Conv2dSamePadding
 voxtral_realtime.VoxtralRealtimeCausalConv1d
 """

@@ -1,4 +1,4 @@
-"""Probe a rule on the very layer it is to be used for: scaled against unscaled, on random numbers.
+"""Probe a rule on the very layer it is to be used for: scaled against unscaled, on random numbers, by what folds.
 
 The probe never touches the layer. It builds a twin: the same type and the same attributes, but random float64
 tensors on the CPU in place of every parameter and statistic. So a layer on a GPU, on the meta device or sharded over
@@ -7,7 +7,6 @@ processes is probed alike, a large one through a smaller twin, and like layers o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -15,11 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from stripefold.algebra.comparison import relative_error
 from stripefold.algebra.scale import scale_activation, shift_activation
 from stripefold.errors import FoldError
+from stripefold.graph.absorption import Absorption, Side
+from stripefold.graph.operation_table import Change
+from stripefold.layers.absorb import absorb
 from stripefold.layers.rule import Rule, is_taught
 from stripefold.layers.shift import shifted
 from stripefold.layers.substitute import forward_with, substituted
+from stripefold.modules.float64_weights import Float64Weights
 
 ProbedSide = Literal["output", "input", "shift", "input shift"]
 _SEED = 20240611
@@ -57,6 +61,11 @@ def probe(layer: nn.Module, rule: Rule, side: ProbedSide = "output") -> None:
             f"(relative error {error:.1e}, allowed {rule.tolerance:.0e}). {_REMEDY}"
         )
     _passed[key] = rule
+
+
+def probed_side(side: Side, change: Change) -> ProbedSide:
+    """What to probe for a change of one side."""
+    return _SIDES[side, change]
 
 
 def check_affine(module: nn.Module, rule: Rule) -> None:
@@ -103,6 +112,17 @@ _CLAIM = {
     "shift": "adding to its bias is not adding to its output",
     "input shift": "what takes a shift of its input does not add to its input",
 }
+_CHANGES: dict[ProbedSide, tuple[Side, Change]] = {
+    "output": ("output", "scale"),
+    "input": ("input", "scale"),
+    "shift": ("output", "shift"),
+    "input shift": ("input", "shift"),
+}
+_SIDES = {each: side for side, each in _CHANGES.items()}
+_TRAINED: dict[ProbedSide, Callable[[Rule, nn.Module, Tensor], Mapping[str, Tensor | None]]] = {
+    "output": Rule.scaled,
+    "shift": shifted,
+}
 _REMEDY = "Register a rule that fits with register_rule(Type, rule=Rule(...)), or leave the layer out with where=..."
 
 
@@ -130,7 +150,7 @@ def _relative_error(layer: nn.Module, rule: Rule, side: ProbedSide, sizes: Any) 
 
 def _grown(inputs: tuple[Tensor, ...], rule: Rule, more: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Inputs that are larger along every axis but the batch's and the channels': a layer may pad some sizes itself."""
-    rank, axis = inputs[0].dim(), (rule.input_axis or rule.axis) % inputs[0].dim()
+    rank, axis = inputs[0].dim(), rule.axis_on("input") % inputs[0].dim()
     return tuple(
         torch.randn(
             [size + more * (dim not in (0, axis) and tensor.dim() == rank) for dim, size in enumerate(tensor.shape)],
@@ -152,24 +172,27 @@ def _error_on(
     inputs: tuple[Tensor, ...], twin: nn.Module, rule: Rule, side: ProbedSide, generator: torch.Generator
 ) -> float:
     run: Callable[..., Tensor] = rule.linear_part or (lambda module, arguments: module(*arguments))
-    scaled: Mapping[str, Tensor | None]
-    if side == "shift":
-        v = _scale(rule.channels(twin), generator)
-        scaled = shifted(rule, twin, v)
-        expected = shift_activation(run(twin, _copies(inputs)), v, rule.axis)
-    elif side == "output":
-        v = _scale(rule.channels(twin), generator)
-        scaled = rule.scaled(twin, v)
-        expected = scale_activation(run(twin, _copies(inputs)), v, rule.axis)
+    where, change = _CHANGES[side]
+    v, axis = _scale(rule.channels_on(where, twin), generator), rule.axis_on(where)
+    moved = scale_activation if change == "scale" else shift_activation
+    if where == "output":
+        expected = moved(run(twin, _copies(inputs)), v, axis)
     else:
-        v = _scale((rule.input_channels or rule.channels)(twin), generator)
-        change, axis = scale_activation if side == "input" else shift_activation, rule.input_axis or rule.axis
-        scaled = rule.scaled_input(twin, v) if side == "input" else rule.shifted_input(twin, v)
-        expected = run(twin, (change(inputs[0], v, axis), *inputs[1:]))
-    folded = _with_tensors(twin, scaled)
+        expected = run(twin, (moved(inputs[0], v, axis), *inputs[1:]))
+    merged = _absorbed(twin, rule, where, change, v)
+    folded = _with_tensors(twin, merged)
     error = _distance(run(folded, _copies(inputs)), expected)
     # The training form must be the folded form, for this layer's own forward with everything in it.
-    return max(error, _distance(forward_with(twin, scaled, _copies(inputs), {}), folded(*_copies(inputs))))
+    trained = _TRAINED[side](rule, twin, v) if side in _TRAINED else merged
+    return max(error, _distance(forward_with(twin, trained, _copies(inputs), {}), folded(*_copies(inputs))))
+
+
+def _absorbed(twin: nn.Module, rule: Rule, side: Side, change: Change, v: Tensor) -> Mapping[str, Tensor]:
+    """The twin's tensors with a change of all channels in them, by the very code that folds."""
+    weights = Float64Weights()
+    part = Absorption(layer="", side=side, index=tuple(range(v.numel())), change=change)
+    absorb(weights, twin, part, v, rule)
+    return weights.known(twin)
 
 
 def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -178,11 +201,9 @@ def _copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _distance(value: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected value; infinite for other shapes, zeros and NaN."""
-    if value.shape != expected.shape or not bool(expected.abs().max() > 0):
-        return float("inf")
-    error = float((value - expected).abs().max() / expected.abs().max())
-    return float("inf") if math.isnan(error) else error
+    """The relative error; infinite where zeros or infinities are expected, which say nothing."""
+    largest = float(expected.abs().max())
+    return relative_error(value, expected) if 0 < largest < float("inf") else float("inf")
 
 
 def _scale(channels: int, generator: torch.Generator) -> Tensor:

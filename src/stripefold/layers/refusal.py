@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from stripefold.layers.rule import Rule, rule_for, type_key
 from stripefold.modules.foldable import Foldable
 
-__all__ = ["altered", "refusal", "refusal_in", "refusal_under", "tied_to"]
+__all__ = ["altered", "refusal", "refusal_in", "refusal_under", "refused_by_rule", "tied_to"]
 
 _QUANTIZED_ROOMS = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.", "bitsandbytes.")
 # Attributes that hook-based re-parametrizations of torch.nn.utils leave behind, and what takes each of them away.
@@ -56,12 +56,17 @@ def refusal(layer: nn.Module) -> str | None:
     The probe (``layers.probe``) is the further question: whether its rule holds on it.
     """
     rule = rule_for(layer)
-    return altered(layer) or (_no_rule(layer) if rule is None else refusal_under(layer, rule))
+    return altered(layer) or (_no_rule(layer) if rule is None else refused_by_rule(layer, rule))
 
 
 def refusal_under(layer: nn.Module, rule: Rule) -> str | None:
     """As ``refusal``, for a layer whose rule is known: its class may have changed since (SyncBatchNorm)."""
-    return altered(layer) or rule.refuse(layer) or _no_affine_part(layer, rule)
+    return altered(layer) or refused_by_rule(layer, rule)
+
+
+def refused_by_rule(layer: nn.Module, rule: Rule) -> str | None:
+    """What its rule alone says against a layer that is what its type says; or None."""
+    return rule.refuse(layer) or _no_affine_part(layer, rule)
 
 
 def altered(layer: nn.Module) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from stripefold.algebra.rounding import overflows
+from stripefold.algebra.comparison import FLOAT64_TOLERANCE
 from stripefold.algebra.scale import scale_dim
 from stripefold.errors import FoldError
 from stripefold.graph.absorption import Side
@@ -96,15 +96,22 @@ class Rule:
     called: bool = True
     variant: Callable[[nn.Module], str] | None = None
     shrink: Callable[[nn.Module], Mapping[str, tuple[int, ...] | int]] | None = None
-    tolerance: float = 1e-10
+    tolerance: float = FLOAT64_TOLERANCE
 
     def __reduce__(self) -> tuple[Callable[[str], Rule], tuple[str]]:
         """Pickle and deep-copy by name: a rule is code, not state."""
         return (rule_by_key, (self.key,))
 
     def scaled(self, layer: nn.Module, v: Tensor) -> dict[str, Tensor | None]:
-        """The layer's tensors with its output scaled by ``v`` (C,), rounded once to each tensor's dtype."""
-        return _scaled(self.output, layer, v)
+        """The layer's tensors with its output scaled by ``v`` (C,), rounded once to each tensor's dtype.
+
+        The training form, with gradients; what folds is ``absorb``, and the probe holds one against the other.
+        """
+        result: dict[str, Tensor | None] = {}
+        for name, function in self.output.items():
+            tensor = own_tensor(layer, name)
+            result[name] = None if tensor is None else _cast(function(layer, tensor, v), tensor.dtype)
+        return result
 
     def elementwise(self, layer: nn.Module) -> bool:
         """Whether it claims that the layer works on every channel by itself: one tensor takes scales of both sides.
@@ -145,59 +152,13 @@ class Rule:
         """The scale functions of one side; none where there is no such side."""
         return self.output if side == "output" else self.input or {}
 
-    def overflowing(self, layer: nn.Module, v: Tensor, side: Side = "output") -> str | None:
-        """The name of a tensor that is finite now and would not be once ``v`` (C,) is in it, or None."""
-        for name, function in self.side(side).items():
-            tensor = getattr(layer, name, None)
-            if tensor is None or tensor.numel() == 0:
-                continue
-            largest = torch.finfo(tensor.dtype).max
-            # A bound that every scale function keeps, so that the product is formed only where it could matter.
-            if (1 + _largest(tensor)) * (1 + _largest(v)) < largest:
-                continue
-            if overflows(function(layer, tensor.double(), v), tensor.dtype, tensor):
-                return name
-        return None
+    def axis_on(self, side: Side) -> int:
+        """The channel axis of one side; that of the output where the rule names none of the input."""
+        return self.axis if side == "output" or self.input_axis is None else self.input_axis
 
-    def scaled_input(self, layer: nn.Module, v: Tensor) -> dict[str, Tensor | None]:
-        """The layer's tensors with its input scaled by ``v`` (C_in,).
-
-        Raises:
-            FoldError: the layer has no exact input side.
-        """
-        if self.input is None:
-            raise FoldError(f"{self.key} has no input side: a scale of its input does not fold into it")
-        reason = self.input_refuse(layer)
-        if reason is not None:
-            raise FoldError(f"this {self.key} has no input side: {reason}")
-        return _scaled(self.input, layer, v)
-
-    def shifted_input(self, layer: nn.Module, t: Tensor) -> dict[str, Tensor | None]:
-        """The layer's tensors with its input shifted by ``t`` (C_in,), float64.
-
-        Raises:
-            FoldError: nothing in the layer takes a shift of its input.
-        """
-        if self.input_shift is None:
-            raise FoldError(f"{self.key} takes no shift of its input")
-        return {
-            name: function(layer, None if (own := own_tensor(layer, name)) is None else own.double(), t)
-            for name, function in self.input_shift.items()
-        }
-
-
-def _largest(tensor: Tensor) -> float:
-    """The largest absolute value, without a temporary of the tensor's size."""
-    low, high = tensor.aminmax()
-    return max(-float(low), float(high))
-
-
-def _scaled(functions: Mapping[str, ScaleFunction], layer: nn.Module, v: Tensor) -> dict[str, Tensor | None]:
-    result: dict[str, Tensor | None] = {}
-    for name, function in functions.items():
-        tensor = own_tensor(layer, name)
-        result[name] = None if tensor is None else _cast(function(layer, tensor, v), tensor.dtype)
-    return result
+    def channels_on(self, side: Side, layer: nn.Module) -> int:
+        """The number of channels of one side of a layer, likewise."""
+        return (self.channels if side == "output" or self.input_channels is None else self.input_channels)(layer)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -214,6 +175,7 @@ def own_tensor(layer: nn.Module, name: str) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+_TABLES = ("rules_torch", "rules_timm", "rules_transformers", "rules_own")
 _rules: dict[str, Rule] = {}
 _taught: set[str] = set()
 
@@ -242,8 +204,9 @@ def add_rule(rule: Rule, *aliases: str) -> Rule:
 
 
 def known_rules() -> Mapping[str, Rule]:
-    """Every registered rule by key; stripefold's own are registered at the first look."""
-    importlib.import_module("stripefold.layers.rules")
+    """Every registered rule by key; stripefold's own are registered at the first look, by importing their tables."""
+    for table in _TABLES:
+        importlib.import_module(f"stripefold.layers.{table}")
     return _rules
 
 

@@ -70,9 +70,9 @@ def gain_rule(key: str, attribute: str, *, axis: int = -1, dim: int = 0, bias: s
 
 
 def gained_convolution_rule(key: str) -> Rule:
-    """A weight-standardised convolution with a gain (C, 1, 1, 1): the weight itself cannot carry a scale."""
+    """A weight-standardised convolution with a gain (C, 1, 1, 1): the weight itself carries no scale and no shift."""
     output = {"gain": along(0), "bias": along(0)}
-    return replace(convolution_rule(key), output=output, required="gain", input=None, shrink=None)
+    return replace(convolution_rule(key), output=output, required="gain", input=None, input_shift=None, shrink=None)
 
 
 def _register_norms() -> None:
@@ -118,7 +118,8 @@ def _register_activated() -> None:
 
 def _register_convolutions() -> None:
     add_rule(linear_rule("timm.layers.linear.Linear"))
-    add_rule(convolution_rule("timm.layers.conv2d_same.Conv2dSame"), "timm.layers.conv2d_same.Conv2dSameExport")
+    same = convolution_rule("timm.layers.conv2d_same.Conv2dSame", pads_itself=True)
+    add_rule(same, "timm.layers.conv2d_same.Conv2dSameExport")
     standardised = "timm.layers.std_conv.ScaledStdConv2d"
     add_rule(gained_convolution_rule(standardised), f"{standardised}Same")
 

@@ -6,6 +6,7 @@ they are exact: convolutions and linear layers always, a BatchNorm in eval mode.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -54,14 +55,18 @@ def rows(channels: Callable[[nn.Module], int]) -> Callable[[nn.Module, torch.Gen
 AFFINE = {"weight": along(0), "bias": along(0)}
 
 
+def _eps(layer: nn.Module) -> float:
+    """What a BatchNorm adds to its variance; transformers' frozen copies have it in their code."""
+    return float(getattr(layer, "eps", 1e-5))
+
+
 def _batchnorm_input_bias(layer: nn.Module, beta: Tensor, v: Tensor) -> Tensor:
     """``beta'`` with ``gamma' = v gamma`` and unchanged statistics: no division by v, so v = 0 is exact too.
 
     gamma (v x - mean) / s + beta = (v gamma) (x - mean) / s + beta - gamma mean (1 - v) / s
     """
     mean, variance = _tensor(layer, "running_mean"), _tensor(layer, "running_var")
-    eps = float(getattr(layer, "eps", 1e-5))  # transformers' frozen copies have it in their code
-    scale, _ = batchnorm_scale_shift(mean, variance, eps, _tensor(layer, "weight"), None)
+    scale, _ = batchnorm_scale_shift(mean, variance, _eps(layer), _tensor(layer, "weight"), None)
     return beta.double() - scale * mean.double() * (1 - v.double())
 
 
@@ -87,8 +92,9 @@ def _batchnorm_affine(layer: nn.Module) -> tuple[Tensor, Tensor] | str:
     mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
     if mean is None or variance is None:
         return _NO_STATISTICS
-    eps = float(getattr(layer, "eps", 1e-5))  # transformers' frozen copies have it in their code
-    return batchnorm_scale_shift(mean, variance, eps, getattr(layer, "weight", None), getattr(layer, "bias", None))
+    return batchnorm_scale_shift(
+        mean, variance, _eps(layer), getattr(layer, "weight", None), getattr(layer, "bias", None)
+    )
 
 
 _NO_STATISTICS = "it keeps no running statistics"
@@ -162,12 +168,19 @@ def _shrink_convolution(layer: nn.Module) -> dict[str, tuple[int, ...] | int]:
     }  # fmt: skip
 
 
-def convolution_rule(key: str) -> Rule:
-    """A convolution with weight (C_out, C_in / groups, ...); every padding mode commutes with a scale."""
+def convolution_rule(key: str, *, pads_itself: bool = False) -> Rule:
+    """A convolution with weight (C_out, C_in / groups, ...); every padding mode commutes with a scale.
+
+    Args:
+        key: of the type.
+        pads_itself: its ``forward`` adds zeros that ``padding`` does not tell, unless kernel and stride are 1: a shift
+            of its input would have to be in them, too.
+    """
     return Rule(
         key=key, norm=False, axis=1, channels=integer("out_channels"), output=AFFINE, example=_convolution_example,
         input={"weight": _convolution_input}, input_axis=1, input_channels=integer("in_channels"),
-        shrink=_shrink_convolution,
+        shrink=_shrink_convolution, input_shift={"bias": _shifted_convolution},
+        input_shift_refuse=_pads_itself_with_zeros if pads_itself else _pads_with_zeros,
     )  # fmt: skip
 
 
@@ -180,10 +193,22 @@ def _shifted_convolution(layer: nn.Module, bias: Tensor | None, t: Tensor) -> Te
     return _plus(bias, _convolution_input(layer, _tensor(layer, "weight").double(), t).flatten(1).sum(1))
 
 
+_ZEROS = "its zero padding would have to become the shift"
+
+
 def _pads_with_zeros(layer: nn.Module) -> str | None:
     padding, kernel = layer.padding, layer.kernel_size
     padded = padding == "same" and kernel != (1,) * len(kernel) if isinstance(padding, str) else any(padding)  # type: ignore[arg-type]
-    return "its zero padding would have to become the shift" if padded and layer.padding_mode == "zeros" else None
+    return _ZEROS if padded and layer.padding_mode == "zeros" else None
+
+
+def _pads_itself_with_zeros(layer: nn.Module) -> str | None:
+    return _pads_with_zeros(layer) or (None if _is_point(layer) else _ZEROS)
+
+
+def _is_point(layer: nn.Module) -> bool:
+    """Whether every place of the output sees one place of the input, and every place of that."""
+    return math.prod((*layer.kernel_size, *layer.stride)) == 1  # type: ignore[misc]
 
 
 def _shifted_linear(layer: nn.Module, bias: Tensor | None, t: Tensor) -> Tensor:
@@ -194,12 +219,24 @@ def _transposed_output(layer: nn.Module, weight: Tensor, v: Tensor) -> Tensor:
     return scale_transposed_output(weight, v, int(layer.groups))  # type: ignore[arg-type]
 
 
+def _shifted_transposed(layer: nn.Module, bias: Tensor | None, t: Tensor) -> Tensor:
+    """``b + W^T t``, where every tap reaches every place."""
+    weight, groups = _tensor(layer, "weight").double().flatten(2).sum(2), int(layer.groups)  # type: ignore[arg-type]
+    return _plus(bias, (weight * t[:, None]).view(groups, -1, weight.shape[1]).sum(1).flatten())
+
+
+def _lays_a_pattern(layer: nn.Module) -> str | None:
+    """Each tap of a kernel goes elsewhere, and between the steps there is nothing but the bias."""
+    return None if _is_point(layer) else "its kernel lays a shift of its input down in a pattern"
+
+
 def transposed_rule(key: str) -> Rule:
     """A transposed convolution with weight (C_in, C_out / groups, ...)."""
     return Rule(
         key=key, norm=False, axis=1, channels=integer("out_channels"), example=_convolution_example,
         output={"weight": _transposed_output, "bias": along(0)},
         input={"weight": along(0)}, input_axis=1, input_channels=integer("in_channels"),
+        input_shift={"bias": _shifted_transposed}, input_shift_refuse=_lays_a_pattern,
     )  # fmt: skip
 
 
@@ -240,8 +277,7 @@ def _register() -> None:
     add_rule(norm_rule(type_key(nn.GroupNorm)), "torchvision.models.convnext.LayerNorm2d")
     add_rule(channel_norm_rule(type_key(nn.LayerNorm)), type_key(nn.RMSNorm))
     for convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        rule = convolution_rule(type_key(convolution))
-        add_rule(replace(rule, input_shift={"bias": _shifted_convolution}, input_shift_refuse=_pads_with_zeros))
+        add_rule(convolution_rule(type_key(convolution)))
     video = "torchvision.models.video.resnet.Conv3D"
     add_rule(convolution_rule(f"{video}Simple"), f"{video}NoTemporal")
     for transposed in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):

@@ -134,6 +134,8 @@ def _register_linear() -> None:
     add_rule(linear_rule(esmfold), *keys("falcon.FalconLinear"))
     for key in keys(names.CONVOLUTIONS):
         add_rule(convolution_rule(key))
+    for key in keys(names.PADDING_CONVOLUTIONS):
+        add_rule(convolution_rule(key, pads_itself=True))
 
 
 def _register() -> None:

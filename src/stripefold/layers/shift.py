@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stripefold.algebra.rounding import overflows
 from stripefold.layers.rule import Along, Rule, own_tensor
 
 _NAMES = ("bias", "beta")
@@ -22,18 +21,17 @@ def shift_key(rule: Rule) -> str | None:
 
 
 def shift_refusal(layer: nn.Module, rule: Rule) -> str | None:
-    """Why this layer cannot take what is added to its output, or None."""
+    """Why this layer cannot take what is added to its output, which its ``forward`` may have no bias for; or None."""
     key = shift_key(rule)
     if key is not None and (key in layer._parameters or key in layer._buffers):
         return None
-    return (
-        f"{type(layer).__name__} has no bias, so that nothing in it takes what is added: use an attention that "
-        "multiplies, or attach to another layer"
-    )
+    return f"{type(layer).__name__} has no place for a bias"
 
 
 def shifted(rule: Rule, layer: nn.Module, a: Tensor, v: Tensor | None = None) -> dict[str, Tensor | None]:
     """The bias of ``v (.) B(x) + a``, in the layer's dtype, or in float64 where ``a`` is.
+
+    The training form, with gradients; what folds is ``absorb``, and the probe holds one against the other.
 
     Args:
         rule: of the layer; it has a ``shift_key``.
@@ -51,15 +49,3 @@ def shifted(rule: Rule, layer: nn.Module, a: Tensor, v: Tensor | None = None) ->
     total = a if scaled is None else scaled + a
     like = own_tensor(layer, rule.required) if bias is None else bias
     return {key: total if like is None or a.dtype == torch.float64 else total.to(like.dtype)}
-
-
-def overflowing_shift(rule: Rule, layer: nn.Module, a: Tensor, v: Tensor | None) -> str | None:
-    """The bias's name where it is finite now and would not be once ``a`` (C,), float64, is in it, or None."""
-    for key, exact in shifted(rule, layer, a, v).items():
-        own = own_tensor(layer, key)
-        like = own_tensor(layer, rule.required) if own is None else own
-        assert exact is not None
-        assert like is not None
-        if overflows(exact, like.dtype, own):
-            return key
-    return None

@@ -6,13 +6,36 @@ model's own tensors hold what they held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stripefold.algebra.rounding import overflows
+from stripefold.algebra.rounding import FOLD_WIDER, why_unfit
 from stripefold.modules.writable import check_writable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """A merged tensor that its type does not hold.
+
+    Attributes:
+        layer: whose it is.
+        key: its attribute.
+        why: the end of a sentence about it, see ``rounding.why_unfit``.
+    """
+
+    layer: nn.Module
+    key: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.why}"
+
+    def refusal(self, paths: Mapping[nn.Module, str]) -> str:
+        """The same with the layer's path and what to do."""
+        return f"cannot fold into {paths[self.layer]!r}: its {self}. {FOLD_WIDER}"
 
 
 class Float64Weights:
@@ -26,7 +49,7 @@ class Float64Weights:
     def __init__(self, *, keep: bool = True) -> None:
         self._keep = keep
         self._exact: dict[nn.Module, dict[str, Tensor]] = {}
-        self._written: dict[tuple[nn.Module, str], None] = {}
+        self._written: dict[tuple[nn.Module, str], bool] = {}  # whether something is multiplied by it
 
     def fork(self) -> Float64Weights:
         """A record of its own that starts from this one: for what may turn out not to fit."""
@@ -54,11 +77,17 @@ class Float64Weights:
         """Say what a tensor was before it was rounded."""
         self._exact[layer] = {**self._exact.get(layer, {}), key: exact.detach()}  # forks share what is there
 
-    def set(self, layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Let a layer's tensors (attribute -> float64) be others; a bias that it has not yet becomes one of it."""
+    def set(self, layer: nn.Module, tensors: Mapping[str, Tensor], *, added: Collection[str] = ()) -> None:
+        """Let a layer's tensors be others.
+
+        Args:
+            layer: the layer.
+            tensors: attribute -> float64; a bias that it has not yet becomes one of it.
+            added: which of them the layer adds, so that a small number in them is no loss.
+        """
         for key, exact in tensors.items():
             self.note(layer, key, exact)
-            self._written[layer, key] = None
+            self._written[layer, key] = key not in added
 
     def forget(self, layer: nn.Module, key: str) -> None:
         """Write nothing into a tensor after all."""
@@ -91,12 +120,20 @@ class Float64Weights:
         """What is to be written: (layer, attribute, float64 tensor)."""
         return ((layer, key, self._exact[layer][key]) for layer, key in self._written)
 
-    def overflowing(self) -> tuple[nn.Module, str] | None:
-        """The first tensor that is finite now and would not be once it is written, as (layer, attribute)."""
+    def misfit(self, since: Float64Weights | None = None) -> Misfit | None:
+        """The first tensor to be written that its type does not hold, or None.
+
+        Args:
+            since: what this record was forked from, which is not judged again.
+        """
         for layer, key, exact in self.changed():
-            own = getattr(layer, key, None)
-            if overflows(exact, like_tensor(layer, key).dtype, own if isinstance(own, Tensor) else None):
-                return layer, key
+            if since is not None and since.known(layer).get(key) is exact:
+                continue
+            own, like = getattr(layer, key, None), like_tensor(layer, key)
+            before = own if isinstance(own, Tensor) else None
+            why = why_unfit(exact, like.dtype, before, is_factor=self._written[layer, key])
+            if why is not None:
+                return Misfit(layer=layer, key=key, why=why)
         return None
 
     def rounded(self, layer: nn.Module, key: str) -> Tensor:
@@ -131,18 +168,6 @@ class Float64Weights:
             del self._written[layer, key]
             if not self._keep and exact.dim() > 1:
                 self.forget(layer, key)
-
-
-def why_overflowing(weights: Float64Weights, paths: Mapping[nn.Module, str]) -> str | None:
-    """What of merged numbers is too large to be written, in words that say what to do; or None."""
-    found = weights.overflowing()
-    if found is None:
-        return None
-    layer, key = found
-    return (
-        f"cannot fold into {paths[layer]!r}: its {key} overflows {like_tensor(layer, key).dtype}. Fold in a wider "
-        "dtype: model.float()"
-    )
 
 
 def like_tensor(layer: nn.Module, key: str) -> Tensor:

@@ -53,9 +53,9 @@ class Foldable(nn.Module):
         """
 
     @property
-    def gains_bias(self) -> bool:
-        """Whether the layer that folding gives has a bias that the layer it stands for did not have."""
-        return False
+    def gained_key(self) -> str | None:
+        """The bias that the layer that folding gives has, and the layer it stands for had not; None: it gains none."""
+        return None
 
     @property
     def new_keys(self) -> str | None:

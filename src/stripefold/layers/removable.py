@@ -7,7 +7,7 @@ from torch import nn
 from stripefold.layers.rule import type_key
 
 # Blocks that test their scales for None: taken away together, because one test may decide about all of them.
-_OPTIONAL: dict[str, tuple[str, ...]] = {
+_REMOVABLE: dict[str, tuple[str, ...]] = {
     "timm.models.beit.Block": ("gamma_1", "gamma_2"),
     "timm.models.convnext.ConvNeXtBlock": ("gamma",),
     "timm.models.edgenext.ConvBlock": ("gamma",),
@@ -21,6 +21,6 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
 }
 
 
-def optional_parameters(block: nn.Module) -> tuple[str, ...]:
+def removable_parameters(block: nn.Module) -> tuple[str, ...]:
     """The attributes that may become None in a block, all of them together; by its exact type."""
-    return _OPTIONAL.get(type_key(type(block)), ())
+    return _REMOVABLE.get(type_key(type(block)), ())
