@@ -47,14 +47,11 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Pages write into an empty folder, and what they register ends with them."""
     from stripefold.attention import registry
     from stripefold.branches import registry as blocks
-    from stripefold.layers import (
-        rule,
-        rules,  # noqa: F401 - the rules that are there before a page adds its own
-    )
+    from stripefold.layers import rule
 
     monkeypatch.setattr(registry, "_ATTENTIONS", dict(registry._ATTENTIONS))
     monkeypatch.setattr(blocks, "_KINDS", dict(blocks._KINDS))
-    monkeypatch.setattr(rule, "_rules", dict(rule._rules))
+    monkeypatch.setattr(rule, "_rules", dict(rule.known_rules()))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 
