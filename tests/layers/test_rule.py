@@ -137,6 +137,7 @@ def full_rule() -> Rule:
         "required": "bias",
         "tolerance": 1e-3,
         "called": False,
+        "inputs": 3,
     }
     return Rule(key=type_key(Full), input_eval_only=True, **(given | maps | numbers))
 

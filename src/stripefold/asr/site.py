@@ -17,7 +17,7 @@ from stripefold.errors import FoldError
 from stripefold.layers.absorb import absorb_scale, absorb_shift, misfit_of
 from stripefold.layers.accepts import unwritable
 from stripefold.layers.refusal import refusal_under, tied_to
-from stripefold.layers.rule import Along, Rule
+from stripefold.layers.rule import Along, Rule, is_taught
 from stripefold.layers.shift import shift_key, shifted
 from stripefold.layers.substitute import SUBSTITUTION_COMPILES, forward_with, has_call_hooks
 from stripefold.modules.computed import computed
@@ -65,7 +65,7 @@ class Site(Gated):
             output = self._shifted_forward(base, (v, a), args, kwargs)
         elif v is None:
             output = base(*args, **kwargs)
-        elif self._on_activation(base, args):
+        elif self._on_activation(base, args, kwargs):
             output = scale_activation(base(*args, **kwargs), v, self.rule.axis)
         else:
             output = self._scaled_forward(base, v, args, kwargs)
@@ -86,14 +86,14 @@ class Site(Gated):
     ) -> Any:
         """``v (.) B(x) + a``, with the bias as the side that takes a wherever the weight is the one that takes v."""
         v, a = gates
-        if self._on_activation(base, args):
+        if self._on_activation(base, args, kwargs):
             output = base(*args, **kwargs)
             output = output if v is None else scale_activation(output, v, self.rule.axis)
             return shift_activation(output, a, self.rule.axis)
         tensors = {} if v is None else self.rule.scaled(base, v)
         return forward_with(base, tensors | shifted(self.rule, base, a, v), args, kwargs)
 
-    def _on_activation(self, base: nn.Module, args: tuple[Any, ...]) -> bool:
+    def _on_activation(self, base: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether the output is the cheaper side to scale.
 
         Never for normalisations. For a convolution or linear layer when the weight has more elements than the output;
@@ -105,6 +105,8 @@ class Site(Gated):
             return True  # a branch block: its effective weight is computed, there is nothing to put a scaled one into
         if not args or not self.rule.commutes:
             return False
+        if is_taught(self.rule) and len(args) + len(kwargs) > self.rule.inputs:
+            return False  # what another argument adds to the output is not scaled by what folds
         if isinstance(args[0], fx.Proxy):
             return True
         if torch.compiler.is_compiling():

@@ -22,7 +22,7 @@ from stripefold.graph.several_runs import in_all_runs
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.absorb import absorb
 from stripefold.layers.accepts import Acceptance
-from stripefold.layers.rule import Rule, rule_for
+from stripefold.layers.rule import Rule, given_at_most, rule_for
 from stripefold.modules.example import Example, infer_example
 from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable, FoldNote
@@ -173,8 +173,9 @@ def _joint(recorded: Trace, accept: _WithoutNewKey, name: str) -> FoldTarget | R
 def _target_in(graph: Graph, accept: _WithoutNewKey, name: str) -> FoldTarget | Refusal | None:
     if name not in graph.calls_of:
         return None
-    reason, rule = graph.why_not_one_plain_call(name, giving=True), accept.rule(name)
-    result = graph.only_result(name)
+    rule, result = accept.rule(name), graph.only_result(name)
+    most = None if rule is None else given_at_most(rule)
+    reason = graph.why_not_one_plain_call(name, most, giving=True)
     if reason is not None or rule is None or result is None:
         return Refusal(reason or "it is no layer with a rule")
     flow = Flow(graph=graph, accept=accept, dead=graph.unused_indices)

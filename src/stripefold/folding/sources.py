@@ -19,7 +19,7 @@ from stripefold.graph.paths_not_taken import DID_NOT_RUN
 from stripefold.graph.trace import Trace
 from stripefold.layers.absorb import exact_view
 from stripefold.layers.accepts import Acceptance, is_affine_map
-from stripefold.layers.rule import rule_for
+from stripefold.layers.rule import given_at_most, rule_for
 from stripefold.modules.float64_weights import Float64Weights
 from stripefold.modules.foldable import Foldable
 from stripefold.modules.writable import why_not_writable
@@ -202,7 +202,7 @@ def _norm(name: str, module: nn.Module, trace: Trace, accept: Acceptance) -> Nor
     for run, graph in enumerate(trace.graphs):
         results = graph.results(name)
         if results:
-            why = why or graph.why_not_one_plain_call(name, taking=True, giving=True)
+            why = why or graph.why_not_one_plain_call(name, given_at_most(rule), taking=True, giving=True)
             only = graph.only_result(name)
             result = results[0] if only is None else only
             taken = [i for i in graph.nodes[result].inputs if graph.nodes[i].role != "constant"]

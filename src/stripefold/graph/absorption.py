@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stripefold.graph.given import Given
 from stripefold.graph.operation_table import Change, StoppedError
 from stripefold.graph.patterns import NOT_SCALED
 
@@ -23,9 +24,11 @@ class Accepts:
         axis: its channel axis, 1 or -1.
         activated: an activation follows inside the layer, so that what is scaled is not the output itself.
         eval_only: exact in evaluation mode only (batch statistics undo a scale of a BatchNorm's input).
+        given: what a call may be given for it to hold.
     """
 
     axis: int
+    given: Given
     activated: bool = False
     eval_only: bool = False
 

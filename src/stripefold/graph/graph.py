@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
+from stripefold.graph.given import Given
 from stripefold.graph.module_calls import ModuleCall
 
 KeyT = TypeVar("KeyT", str, int)
@@ -65,6 +66,7 @@ class Call:
         outputs: Shapes of what it returned.
         implicit: Its parameters were used by another module, and the layer itself was not called.
         input_changed_by_hook: A hook of the layer's own gave it something else than what it was called with.
+        given: How many tensors it was called with, those included that are no values of the run: parameters.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Call:
     outputs: tuple[tuple[int, ...], ...]
     implicit: bool = False
     input_changed_by_hook: bool = False
+    given: Given = field(default_factory=Given)
 
 
 @dataclass
@@ -219,13 +222,16 @@ class Graph:
         calls = self.calls_of.get(name, [])
         return len(calls) == 1 and not calls[0].implicit
 
-    def why_not_one_plain_call(self, name: str, *, taking: bool = False, giving: bool = False) -> str | None:
+    def why_not_one_plain_call(
+        self, name: str, most: Given | None = None, *, taking: bool = False, giving: bool = False
+    ) -> str | None:
         """Why what a layer does in the run is not one call, by nobody else looked into, of what its type does; or None.
 
         Only then may its tensors become others together with what lies before or after it.
 
         Args:
             name: The layer, which ran.
+            most: What such a call may be given; None: that is asked later (``why_given_more``).
             taking: Whether something moves across its input: it must have just one then, and no hook may change it.
             giving: Whether something moves across its result: it must have just one then that anybody uses.
         """
@@ -244,7 +250,12 @@ class Graph:
             return f"{name!r} takes other inputs, too"
         if giving and self.only_result(name) is None:
             return f"{name!r} returns several values" if self.results(name) else f"{name!r} returns its input"
-        return None
+        return None if most is None else self.why_given_more(name, most)
+
+    def why_given_more(self, name: str, most: Given) -> str | None:
+        """Why what is known of a layer does not hold for its one call: it is given more than that; or None."""
+        given = self.calls_of[name][0].given
+        return None if given.within(most) else f"{name!r} is called with more than its rule was tried with"
 
     def only_result(self, name: str) -> int | None:
         """The one value of a layer that anybody uses; None where there are several, or it returned its input."""

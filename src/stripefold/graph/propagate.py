@@ -129,6 +129,9 @@ class _Walk:
         accepts = self.flow.accept(name, side, self.change)
         if isinstance(accepts, str):
             raise StoppedError(f"{name!r}: {accepts}")
+        reason = self.graph.why_given_more(name, accepts.given)
+        if reason is not None:
+            raise StoppedError(reason)
         self.eval_only |= accepts.eval_only
         return accepts
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stripefold.graph.given import Given
 from stripefold.graph.graph import Call, Graph, Node, Role
 from stripefold.graph.module_calls import ModuleCalls, Results, is_alone
 from stripefold.graph.operation_names import (
@@ -192,8 +193,11 @@ class Recorder(ThreadMode):
         node = Node(kind="operation", name=RECURRENT, inputs=inputs, role=role, where=name, inner=tuple(frame.inner))
         if id(frame.layer) in self._layers:
             call = self._add_call(name, inputs, [tuple(t.shape) for t in tensors_in(output)], implicit=False)
-            if input_changed_by_hook(frame.given, arguments[0], frame.written):
-                self.graph.calls[call] = replace(self.graph.calls[call], input_changed_by_hook=True)
+            self.graph.calls[call] = replace(
+                self.graph.calls[call],
+                input_changed_by_hook=input_changed_by_hook(frame.given, arguments[0], frame.written),
+                given=_given(*arguments),
+            )
             node = replace(node, kind="layer", name=name, call=call)
         for tensor in fresh:
             index = self._put(tensor, node, weighted=node.call < 0)
@@ -299,6 +303,13 @@ class Recorder(ThreadMode):
             node = Node(kind="operation", name=WRITE, inputs=inputs, role=role, where=self.path)
             node = replace(node, shape=key[2], unbroadcast_numel=self.graph.nodes[old].unbroadcast_numel)
             self.values.replace(key, self.graph.add(node))
+
+
+def _given(args: Any, kwargs: Any) -> Given:
+    """What a call was given, by position or by name."""
+    given = [value for value in (*args, *kwargs.values()) if value is not None]
+    holding = [len(list(tensors_in(value))) for value in given]
+    return Given(sum(holding), settings=0 in holding)
 
 
 def _is_continuous(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from stripefold.graph.absorption import Accepts, Side
 from stripefold.graph.operation_table import Change
 from stripefold.layers.probe import check_affine, probe, probed_side
 from stripefold.layers.refusal import altered, refusal, refused_by_rule, tied_to
-from stripefold.layers.rule import Rule, rule_for
+from stripefold.layers.rule import Rule, given_at_most, rule_for
 from stripefold.layers.shift import shift_key, shift_refusal
 from stripefold.modules.closure_refs import held_by_functions, why_held
 from stripefold.modules.foldable import Foldable
@@ -84,8 +84,11 @@ class Acceptance:
         except FoldError as error:
             return str(error)
         if side == "output":
-            return Accepts(axis=rule.axis, activated=not rule.commutes and not _lets_pass(layer))
-        return Accepts(axis=rule.axis_on(side), eval_only=rule.input_eval_only and change == "scale")
+            return Accepts(
+                axis=rule.axis, given=given_at_most(rule), activated=not rule.commutes and not _lets_pass(layer)
+            )
+        eval_only = rule.input_eval_only and change == "scale"
+        return Accepts(axis=rule.axis_on(side), given=given_at_most(rule), eval_only=eval_only)
 
     def _refused(self, layer: nn.Module, rule: Rule, side: Side, change: Change) -> str | None:
         """What the layer's own state and its rule say."""

@@ -140,6 +140,8 @@ def _relative_error(layer: nn.Module, rule: Rule, side: ProbedSide, sizes: Any) 
     generator = torch.Generator("cpu").manual_seed(_SEED)
     twin = twin_of(layer, generator, sizes)
     inputs = rule.example(twin, generator)
+    if len(inputs) != rule.inputs:
+        raise ValueError(f"its example has {len(inputs)} inputs, and it says inputs={rule.inputs}")
     errors = [_error_on(inputs, twin, rule, side, generator)]
     for more in _GROWTH if is_taught(rule) else ():
         larger = _grown(inputs, rule, more, generator)

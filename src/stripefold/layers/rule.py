@@ -17,6 +17,7 @@ from stripefold.algebra.comparison import FLOAT64_TOLERANCE
 from stripefold.algebra.scale import scale_dim
 from stripefold.errors import FoldError
 from stripefold.graph.absorption import Side
+from stripefold.graph.given import Given
 
 ScaleFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``(layer, tensor, v) -> scaled tensor``: pure, differentiable, any dtype."""
@@ -53,6 +54,7 @@ class Rule:
         input_axis: channel axis of the input.
         input_channels: layer -> number of input channels.
         example: ``(layer, generator) -> inputs`` in float64, small, for the probe.
+        inputs: how many tensors the example holds. Of a call that is given more, the rule says nothing.
         refuse: layer -> why this very layer cannot take a scale, or None.
         commutes: scaling the tensors equals scaling the output. False for layers with an activation inside
             (``act(v B(x))``): there the gate stands before the activation, always on the parameters.
@@ -96,6 +98,7 @@ class Rule:
     called: bool = True
     variant: Callable[[nn.Module], str] | None = None
     shrink: Callable[[nn.Module], Mapping[str, tuple[int, ...] | int]] | None = None
+    inputs: int = 1
     tolerance: float = FLOAT64_TOLERANCE
 
     def __reduce__(self) -> tuple[Callable[[str], Rule], tuple[str]]:
@@ -260,3 +263,12 @@ def register_rule(
 def is_taught(rule: Rule) -> bool:
     """Whether a rule is for a type that stripefold was taught, whose code it does not know."""
     return rule.key in _taught
+
+
+def given_at_most(rule: Rule) -> Given:
+    """What a call may be given for a rule to hold: the tensors that it was probed with.
+
+    Other arguments change what a type of somebody else's does; those of the types that stripefold knows (the
+    ``output_size`` of a transposed convolution) do not touch what a rule says.
+    """
+    return Given(rule.inputs, settings=not is_taught(rule))

@@ -285,7 +285,7 @@ def _register() -> None:
     add_rule(linear_rule(type_key(nn.Linear)))
     add_rule(replace(linear_rule("torch.nn.modules.linear.NonDynamicallyQuantizableLinear"), called=False))
     bilinear = linear_rule(type_key(nn.Bilinear))
-    add_rule(replace(bilinear, example=_bilinear_example, input=None, input_shift=None, shrink=None))
+    add_rule(replace(bilinear, example=_bilinear_example, inputs=2, input=None, input_shift=None, shrink=None))
 
 
 _register()

@@ -45,7 +45,7 @@ def gated_rule(key: str) -> Rule:
     def example(layer: nn.Module, generator: torch.Generator) -> tuple[Tensor, ...]:
         return tuple(noise(generator, 2, 3, numel()(layer)) for _ in range(2))
 
-    return in_float32(replace(channel_norm_rule(key), example=example))
+    return in_float32(replace(channel_norm_rule(key), example=example, inputs=2))
 
 
 def conv1d_rule(key: str) -> Rule:
