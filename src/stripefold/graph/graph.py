@@ -99,6 +99,7 @@ class Graph:
         data_dependent_reads: Dotted paths of the modules that took a value which depends on the input into Python: to
             branch on it, perhaps, so that another input may run other layers.
         read: Layers of which a parameter or buffer was used outside the layer.
+        changed: Layers that were others when they were called than before the run.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -115,6 +116,7 @@ class Graph:
     visible: dict[str, set[int]] = field(default_factory=dict)
     data_dependent_reads: list[str] = field(default_factory=list)
     read: set[str] = field(default_factory=set)
+    changed: set[str] = field(default_factory=set)
     _bits: dict[object, int] = field(default_factory=dict)
     _results: dict[str, list[int]] = field(default_factory=dict)
 
@@ -240,6 +242,8 @@ class Graph:
             return f"{name!r} is called {len(calls)} times"
         if calls[0].implicit:
             return f"the weight of {name!r} is used without calling the layer"
+        if name in self.changed:
+            return f"{name!r} is called with other tensors or settings than those the model holds"
         if name in self.read:
             return f"a tensor of {name!r} is read outside its call"
         if any(_without_batch(self.nodes[i].inner) for i in self.results(name)):

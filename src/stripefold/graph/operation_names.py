@@ -22,11 +22,12 @@ def operation_name(func: Any) -> str:
 
 
 # Names that the recorder gives, beside those of torch: a whole recurrent network, what an in-place function left in a
-# value, and a number divided by a tensor (of several overloads).
+# value, a number divided by a tensor (of several overloads), and what has left a layer another way than as its output.
 RECURRENT = "recurrent"
 WRITE = "write"
 DIVIDED_NUMBER = "rdiv"
-RECORDERS_OWN = frozenset({RECURRENT, WRITE, DIVIDED_NUMBER})
+ESCAPED = "escaped"
+RECORDERS_OWN = frozenset({RECURRENT, WRITE, DIVIDED_NUMBER, ESCAPED})
 
 # Sums and products.
 
@@ -68,7 +69,7 @@ FACTORIES = names(
 # Hand a value to Python: what ``if``, ``float()`` and ``.item()`` do.
 INTO_PYTHON = names("_local_scalar_dense equal is_nonzero item")
 # Methods of tensors that do so without an operation.
-OUT_OF_TORCH = names("tolist numpy __array__ __dlpack__")
+OUT_OF_TORCH = names("tolist numpy __array__ __dlpack__ untyped_storage")
 # The old content of the first operand does not matter.
 OVERWRITES = names("copy fill zero normal uniform bernoulli exponential random")
 

@@ -58,9 +58,11 @@ def _record(model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module]) -> R
     recorder = _recorder(model, layers)
     tensors = _tensors_of(model)  # before the run, which may put others in their places
     try:
+        recorder.take_inputs(inputs)
         with recorder.recording(model):
-            recorder.take_inputs(inputs)
-            recorder.take_outputs(run_example(model, inputs))
+            outputs = run_example(model, inputs)
+        recorder.take_outputs(outputs)
+        recorder.take_kept()  # while the outputs are there, so that what they hold in ways of their own is seen, too
     except ParametersWrittenError:
         raise
     except Exception as error:  # a user's forward may raise anything; the caller turns it into a TraceError
@@ -108,7 +110,7 @@ def _recorder(model: nn.Module, layers: Mapping[str, nn.Module]) -> Recorder:
         for module in layer.modules():
             for tensor in _own_tensors(module):
                 owners.setdefault(storage_of(tensor), name)
-    return Recorder(names, {id(layer) for layer in layers.values()}, owners, holders)
+    return Recorder(names, list(layers.values()), owners, holders)
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:

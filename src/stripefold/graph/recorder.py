@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from stripefold.graph.given import Given
 from stripefold.graph.graph import Call, Graph, Node, Role
+from stripefold.graph.layer_states import LayerStates
 from stripefold.graph.module_calls import ModuleCalls, Results, is_alone
 from stripefold.graph.operation_names import (
+    ESCAPED,
     FACTORIES,
     INTO_PYTHON,
     LOOKUPS,
@@ -29,7 +31,7 @@ from stripefold.graph.operation_names import (
     WRITE,
     operation_name,
 )
-from stripefold.graph.values import Values
+from stripefold.graph.values import Values, WeakStorages
 from stripefold.modules.modes_of_torch import ThreadMode
 from stripefold.modules.modules import takes_hooks
 from stripefold.modules.preserve_state import NoFusedAttention, written
@@ -62,20 +64,23 @@ class Recorder(ThreadMode):
 
     Args:
         names: ``id(module)`` -> dotted path.
-        layers: ``id`` of every module that is one opaque layer.
+        layers: every module that is one opaque layer.
         owners: storage of a parameter -> layer that owns it.
         holders: storage of a parameter -> ``id`` of every module that holds it directly.
     """
 
     def __init__(
-        self, names: dict[int, str], layers: Collection[int], owners: dict[int, str], holders: dict[int, set[int]]
+        self, names: dict[int, str], layers: Collection[nn.Module], owners: dict[int, str], holders: dict[int, set[int]]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
         self.values = Values()
         self.module_calls = ModuleCalls()
         self.stack: list[nn.Module] = []
-        self._names, self._layers, self._owners, self._holders = names, layers, owners, holders
+        self._names, self._owners, self._holders = names, owners, holders
+        self._layers = {id(layer) for layer in layers}
+        self._states = LayerStates(layers)
+        self._escaped, self._inside = WeakStorages(), dict[int, tuple[int, ...]]()
         self._frame: _Frame | None = None
         self._thread: int | None = None
 
@@ -128,9 +133,18 @@ class Recorder(ThreadMode):
             self.graph.outputs[index] = "is returned by the model"
         self.graph.module_calls = self.module_calls.done
 
+    def take_kept(self) -> None:
+        """Note what is still there after the run, though not returned: on a module, in a hook's list, in a buffer."""
+        kept = {*self.values.kept(), *(i for each in self._escaped.alive() for i in self._inside[each])}
+        for index in kept:
+            node = self.graph.nodes[index]
+            if node.kind != "input" and node.role != "constant":
+                self.graph.outputs.setdefault(index, "is kept after the run")
+
     def take_read(self, tensor: Tensor, name: str) -> None:
         """Note that a value has left torch: as a number, a list, an array."""
-        if self._frame is not None or self.values.find(tensor) is None:
+        if self._frame is not None:
+            self._note_inside(self._frame, name, tensor, ([], None))
             return
         node = Node(
             kind="operation", name=name, inputs=(self._node_of(tensor),), role="integer_dependent", where=self.path
@@ -160,6 +174,8 @@ class Recorder(ThreadMode):
             inputs = self._known(args)
             self.graph.visible.setdefault(self.path, set()).update(inputs)
             self.module_calls.enter(len(self.stack), len(self.graph.nodes), inputs)
+        if self._frame is None and id(module) in self._layers and self._states.is_another(module):
+            self.graph.changed.add(self._names[id(module)])
         if self._frame is None and (id(module) in self._layers or isinstance(module, nn.RNNBase)):
             self._frame = _Frame(module, len(self.stack), tuple(map(key_of, tensors_in(args))))
 
@@ -192,6 +208,8 @@ class Recorder(ThreadMode):
         name, role = self._names.get(id(frame.layer), self.path), self._role_of_layer(inputs)
         node = Node(kind="operation", name=RECURRENT, inputs=inputs, role=role, where=name, inner=tuple(frame.inner))
         if id(frame.layer) in self._layers:
+            if self._states.has_other_tensors(frame.layer):
+                self.graph.changed.add(name)
             call = self._add_call(name, inputs, [tuple(t.shape) for t in tensors_in(output)], implicit=False)
             self.graph.calls[call] = replace(
                 self.graph.calls[call],
@@ -202,6 +220,10 @@ class Recorder(ThreadMode):
         for tensor in fresh:
             index = self._put(tensor, node, weighted=node.call < 0)
             self._refresh_aliases(tensor, index)
+        for storage, tensor in frame.derived.items():
+            if storage not in self._owners and self.values.find(tensor) is None:
+                self._escaped.add(tensor)
+                self._inside[storage] = inputs
 
     def _add_call(self, name: str, inputs: tuple[int, ...], outputs: list[tuple[int, ...]], *, implicit: bool) -> int:
         nodes = self.graph.nodes
@@ -237,12 +259,16 @@ class Recorder(ThreadMode):
             depends = depends or storage_of(tensor) in frame.derived
         if depends:
             frame.inner.append(name)
+            if name in INTO_PYTHON | OUT_OF_TORCH:
+                where = self._names.get(id(frame.layer), self.path)
+                self.graph.outputs.update((index, f"is read by Python in {where!r}") for index in frame.used)
             frame.derived.update((storage_of(tensor), tensor) for tensor in tensors_in(results))
             frame.written += [tensor for tensor in results[0] if self.values.find(tensor) is not None]
 
     def _note(self, func: Any, bound: Mapping[str, Any], results: tuple[list[Tensor], Any]) -> None:
         (name, bound), (changed, result) = _number_last(operation_name(func), bound), results
         operands = list(tensors_in(bound))
+        self.graph.read |= {self._owners[storage_of(each)] for each in changed if storage_of(each) in self._owners}
         if name in OVERWRITES and changed:
             operands = [tensor for tensor in operands if all(tensor is not target for target in changed)]
         # What is written, and what is new: a function may do both (``rrelu_with_noise``, a norm with statistics).
@@ -287,6 +313,9 @@ class Recorder(ThreadMode):
         if index is not None:
             return index
         storage = storage_of(tensor)
+        if storage in self._inside:
+            inside = self._inside[storage]
+            return self._put(tensor, Node(kind="operation", name=ESCAPED, inputs=inside, where=self.path))
         running = {id(module) for module in self.stack}
         owner = self._owners.get(storage)
         # Tied weights: a module that holds the tensor itself is using its own, not another layer's.
@@ -317,9 +346,14 @@ def _is_continuous(tensor: Tensor) -> bool:
 
 
 def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Every argument of an operation by the name that its schema gives it, those left out with their defaults."""
+    """Every argument of an operation by the name that its schema gives it, those left out with their defaults.
+
+    What ``out=`` names is overwritten, and no operand.
+    """
     bound: dict[str, Any] = {}
     for position, argument in enumerate(func._schema.arguments):
+        if argument.is_out:
+            continue
         if position < len(args):
             bound[argument.name] = args[position]
         else:

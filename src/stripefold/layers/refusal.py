@@ -71,7 +71,7 @@ def refused_by_rule(layer: nn.Module, rule: Rule) -> str | None:
 
 def altered(layer: nn.Module) -> str | None:
     """Why a layer does not compute what its type says with the parameters it has, or None."""
-    reasons = (question(layer) for question in (_not_ready, _reparametrized, _quantized, _complex, _patched))
+    reasons = (question(layer) for question in (_not_ready, _reparametrized, _quantized, _complex, _patched, _hooked))
     return next((reason for reason in reasons if reason is not None), None)
 
 
@@ -141,6 +141,14 @@ def _patched(layer: nn.Module) -> str | None:
             "restore it (del layer.forward) before attaching"
         )
     return None
+
+
+def _hooked(layer: nn.Module) -> str | None:
+    """Hooks on the layer itself are seen in a run; what they do inside it is not."""
+    inside = [
+        name for name, module in layer.named_modules() if name and (module._forward_hooks or module._forward_pre_hooks)
+    ]
+    return f"hooks run inside it, on {inside[0]!r}: remove them" if inside else None
 
 
 def _no_rule(layer: nn.Module) -> str:

@@ -22,7 +22,7 @@ def tensors_in(structure: Any) -> Iterator[Tensor]:
         for value in structure:
             yield from tensors_in(value)
     elif hasattr(structure, "__dataclass_fields__"):
-        yield from tensors_in(dict(vars(structure)))
+        yield from tensors_in(_attributes(structure))
 
 
 def tensors_of(output: Any, path: str = "output", above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Tensor]]:
@@ -44,9 +44,20 @@ def tensors_of(output: Any, path: str = "output", above: tuple[Any, ...] = ()) -
     elif isinstance(output, (list, tuple)):
         for index, value in enumerate(output):
             yield from tensors_of(value, f"{path}[{index}]", above)
-    elif hasattr(output, "__dataclass_fields__") or hasattr(output, "__dict__"):
-        for key, value in vars(output).items():
+    else:
+        for key, value in _attributes(output).items():
             yield from tensors_of(value, f"{path}.{key}", above)
+
+
+def _attributes(holder: Any) -> dict[str, Any]:
+    """What an object has as attributes of its own, in slots as well."""
+    slots = [name for kind in type(holder).__mro__ for name in _listed(vars(kind).get("__slots__", ()))]
+    found = {name: getattr(holder, name) for name in slots if not name.startswith("__") and hasattr(holder, name)}
+    return {**found, **getattr(holder, "__dict__", {})}
+
+
+def _listed(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -1,0 +1,192 @@
+"""What a recorded run does not show as a value of its own stops a merge, with nothing checked afterwards."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import stripefold as sf
+from stripefold.modules.tensors import tensors_of
+
+BOX: dict[str, Any] = {}
+X = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    result: Tensor
+    features: Tensor
+
+
+class Net(nn.Module):
+    """A norm behind one convolution, and one in front of another."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.first, self.behind = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.front, self.last = nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)
+        self.register_buffer("state", torch.zeros(4))
+        self.memory: list[Tensor] = []
+        self.call = call
+
+    def forward(self, x: Tensor) -> Any:
+        return self.call(self, F.softplus(self.behind(self.first(x))))
+
+
+def made(call: Callable[..., Any]) -> Net:
+    torch.manual_seed(0)
+    net = Net(call).double().eval()
+    for norm in (net.behind, net.front):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return net
+
+
+@torch.no_grad()
+def difference(net: Net, example: Any = X) -> tuple[float, set[str]]:
+    """Over three calls, and in what is kept; and which norms were merged."""
+    folded, report = sf.fold(net, fuse=True, check=False, example=example, report=True)
+    original, worst = copy.deepcopy(net), 0.0
+    for _ in range(3):
+        ours = [t for _, t in tensors_of((original(example), original.memory, original.state))]
+        theirs = [t for _, t in tensors_of((folded(example), folded.memory, folded.state))]
+        worst = max([worst, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True) if a.numel())])
+    return worst, {note.name for note in report.notes if note.folded}
+
+
+def keeps(net: Net, y: Tensor) -> Any:
+    y = net.front(y)
+    extra = sum(each.tanh().mean() for each in net.memory)
+    net.memory.append(y)
+    return net.last(y) + extra
+
+
+def keeps_detached(net: Net, y: Tensor) -> Any:
+    y = net.front(y)
+    net.memory.append(y.mean((2, 3)).detach())
+    return net.last(y)
+
+
+def assigns_buffer(net: Net, y: Tensor) -> Any:
+    y = net.front(y)
+    out = net.last(y) + net.state.tanh().mean()
+    net.state = y.mean((0, 2, 3))
+    return out
+
+
+def pickles(net: Net, y: Tensor) -> Any:
+    y = net.front(y)
+    return net.last(y) + pickle.loads(pickle.dumps(y)).tanh().mean()
+
+
+def slots(net: Net, y: Tensor) -> Any:
+    y = net.front(y)
+    return Slots(net.last(y), y)
+
+
+def other_weights(net: Net, y: Tensor) -> Any:
+    return torch.func.functional_call(net.last, {"weight": torch.ones(5, 4, 1, 1).double()}, (net.front(y),))
+
+
+def other_eps(net: Net, y: Tensor) -> Any:
+    list(net.children())[2].eps = 0.5
+    return net.last(net.front(y))
+
+
+def trains(net: Net, y: Tensor) -> Any:
+    list(net.children())[2].train()
+    return net.last(net.front(y))
+
+
+def overwrites(net: Net, y: Tensor) -> Any:
+    nn.init.ones_(list(net.children())[3].weight)
+    return net.last(net.front(y))
+
+
+def reads_list(net: Net, y: Tensor) -> Any:
+    return net.last(net.front(y)) + sum(list(net.parameters())[-1].tolist())
+
+
+def with_hook(hook: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    def call(net: Net, y: Tensor) -> Any:
+        BOX.clear()
+        out = net.last(net.front(y))
+        return out if "seen" not in BOX else out + BOX["seen"]
+
+    call.hook = hook  # type: ignore[attr-defined]
+    return call
+
+
+KINDS: dict[str, Callable[..., Any]] = {
+    "kept in a list": keeps,
+    "kept without its gradient": keeps_detached,
+    "assigned to a buffer": assigns_buffer,
+    "pickled": pickles,
+    "returned in slots": slots,
+    "called with other weights": other_weights,
+    "called with another eps": other_eps,
+    "put into training mode": trains,
+    "overwritten": overwrites,
+    "read as a list": reads_list,
+    "computed in a hook": with_hook(lambda layer, args: BOX.update(seen=args[0].tanh().mean(1, keepdim=True))),
+    "read in a hook": with_hook(lambda layer, args: BOX.update(seen=float(args[0].tanh().mean()))),
+    "assigned in a hook": with_hook(lambda layer, args: setattr(layer.weight, "data", torch.ones(5, 4, 1, 1).double())),
+}
+
+
+def prepared(call: Callable[..., Any]) -> Net:
+    net = made(call)
+    if hasattr(call, "hook"):
+        net.last.register_forward_pre_hook(call.hook)
+    return net
+
+
+@pytest.mark.parametrize("call", KINDS.values(), ids=KINDS)
+def test_the_norm_in_front_stays(call: Callable[..., Any]) -> None:
+    worst, merged = difference(prepared(call))
+    assert worst < 1e-10
+    assert "front" not in merged
+
+
+def test_control_without_it_both_norms_merge() -> None:
+    worst, merged = difference(made(lambda net, y: net.last(net.front(y))))
+    assert worst < 1e-10
+    assert merged == {"behind", "front"}
+
+
+def test_control_a_harmless_hook_hinders_nothing() -> None:
+    worst, merged = difference(prepared(with_hook(lambda layer, args: None)))
+    assert worst < 1e-10
+    assert merged == {"behind", "front"}
+
+
+OUT: dict[str, Callable[..., Any]] = {
+    "a sum": lambda net, y: net.last(torch.add(net.front(y), y.mean(1, keepdim=True), out=torch.empty_like(y))),
+    "a concatenation": lambda net, y: net.last(torch.cat([net.front(y)[:, :2], y[:, :2]], 1, out=torch.empty_like(y))),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"), [(OUT["a sum"], {"behind"}), (OUT["a concatenation"], {"behind", "front"})], ids=OUT
+)
+def test_what_out_names_is_no_operand(call: Callable[..., Any], expected: set[str]) -> None:
+    worst, merged = difference(made(call))
+    assert worst < 1e-10
+    assert merged == expected
+
+
+def test_an_empty_example_is_refused_where_it_shows_no_layout() -> None:
+    net = made(lambda net, y: net.last(net.front(y).flatten(2).view(y.shape)))
+    assert difference(net, X[:0])[0] == 0
+    _, report = sf.fold(net, fuse=True, check=False, example=X[:0], report=True)
+    assert "it is empty on this example" in next(note.why for note in report.notes if note.name == "front")
