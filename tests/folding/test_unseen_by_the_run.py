@@ -190,3 +190,13 @@ def test_an_empty_example_is_refused_where_it_shows_no_layout() -> None:
     assert difference(net, X[:0])[0] == 0
     _, report = sf.fold(net, fuse=True, check=False, example=X[:0], report=True)
     assert "it is empty on this example" in next(note.why for note in report.notes if note.name == "front")
+
+
+def test_a_hook_inside_a_layer_is_a_reason_to_leave_it() -> None:
+    bnact = pytest.importorskip("timm.layers").BatchNormAct2d
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), bnact(4)).double().eval()
+    assert sf.fold(model, fuse=True, example=X, report=True)[1].notes[0].folded
+    model[1].act.register_forward_hook(lambda layer, args, out: out * 2)
+    folded, report = sf.fold(model, fuse=True, check=False, example=X, report=True)
+    torch.testing.assert_close(folded(X), model(X), rtol=0, atol=1e-10)
+    assert "hooks run inside it, on 'act'" in report.notes[0].why
