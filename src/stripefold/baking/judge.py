@@ -308,7 +308,7 @@ def energies(model: nn.Module, gates: Sequence[ChannelGate], inputs: Any) -> dic
     found: dict[str, Tensor] = {}
 
     def keep(gate: ChannelGate, module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0].detach().transpose(0, gate.axis).flatten(1)
+        x = args[0].detach().transpose(0, gate.given_axis).flatten(1)
         found.setdefault(gate.name, x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(1).cpu().double())
 
     whole = [gate for gate in gates if gate.whole and gate.where]

@@ -106,8 +106,8 @@ def _hooks(model: nn.Module, gate: ChannelGate, v: Tensor, calls: Counter[str], 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         # Before the call, and of a copy that autograd may keep: an attention may write into its input.
         x = next(tensors_in((args, kwargs))).clone()
-        scaled = x * _along(v, x, gate.axis)
-        kept[:] = [scaled + _along(summand_of(gate, v), x, gate.axis) if gate.affine else scaled]
+        scaled = x * _along(v, x, gate.given_axis)
+        kept[:] = [scaled + _along(summand_of(gate, v), x, gate.given_axis) if gate.affine else scaled]
 
     def held(args: Any, output: Tensor) -> Tensor:
         value = blend(gate.name, output, kept[0].to(output.dtype))

@@ -76,7 +76,9 @@ def _place_in(model: nn.Module, graph: Graph, gate: ChannelGate) -> ReplacedModu
                 f"{gate.where!r} is called with more than the feature map, or by keyword, and what would stand in its "
                 "place takes the feature map alone: call it as attention(x)"
             )
-        return ReplacedModule(path=gate.where, whole=True, axis=_axis(graph, gate), site=site)
+        given = graph.module_calls_of[gate.where][0].inputs[0]
+        axis = -1 if gate.given_axis == len(graph.nodes[given].shape) - 1 else gate.given_axis
+        return ReplacedModule(path=gate.where, whole=True, axis=axis, site=site)
     return _returning(graph, gate)
 
 

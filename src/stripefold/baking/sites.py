@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from stripefold.asr.gate import DynamicGate
+from stripefold.baking.other_uses import other_use
 from stripefold.baking.places import ReplacedModule, dynamic_around, find_replaced_module
 from stripefold.baking.targets import Direction, GateInRun, targets_of
 from stripefold.baking.unneeded_parts import NOTHING, Leaving, Spare, SpareParts
@@ -148,7 +149,12 @@ def _planned(
     for gate, place in places.values():
         own = discovery.in_runs(gate.name)
         if not isinstance(place, Refusal):
-            place = (_not_in_training(gate, place) if training else None) or parts.exposed(own) or place
+            place = (
+                (_not_in_training(gate, place) if training else None)
+                or parts.exposed(own)
+                or _other_use(graphs, dead_nodes, own, place)
+                or place
+            )
         if isinstance(place, Refusal):
             found.append(BakeSite(gate=gate, how="keep", why=place.why, unseen=place.unseen))
             continue
@@ -163,6 +169,18 @@ def _planned(
                         spare=parts.of(own, place), beside=beside, from_end=from_end)  # fmt: skip
         found.append(decided(site, None if constants is None else constants[gate.name]))
     return found
+
+
+def _other_use(
+    graphs: Sequence[Graph],
+    dead: Sequence[frozenset[int]],
+    gates: Sequence[ChannelGate | None],
+    place: ReplacedModule,
+) -> Refusal | None:
+    """Why a constant would change something beside the gate, in any run; or None."""
+    runs = zip(graphs, dead, gates, strict=True)
+    found = (other_use(graph, none, gate, place) for graph, none, gate in runs if gate is not None)
+    return next((refusal for refusal in found if refusal is not None), None)
 
 
 def _unused_in(graph: Graph, run: Sequence[ChannelGate], places: Places) -> frozenset[int]:

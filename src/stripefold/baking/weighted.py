@@ -67,15 +67,17 @@ def _summing(model: nn.Module, discovery: Discovery, sums: Sums) -> Iterator[Non
                 continue
             module = model.get_submodule(gate.where)
             if gate.whole and gate.where and not gate.affine:
-                stack.enter_context(_around(module, partial(_add, sums, gate)))
+                stack.enter_context(_around(module, partial(_add, sums, gate, gate.given_axis)))
             else:
-                stack.enter_context(_inside(discovery.graph_of(gate), module, gate, partial(_add, sums, gate)))
+                stack.enter_context(
+                    _inside(discovery.graph_of(gate), module, gate, partial(_add, sums, gate, gate.axis))
+                )
         yield
 
 
-def _add(sums: Sums, gate: ChannelGate, x: Tensor, y: Tensor) -> None:
-    """Take in a map and what the gate made of it."""
-    kept = [t.detach().transpose(0, gate.axis).flatten(1) for t in (x, y.expand_as(x))]
+def _add(sums: Sums, gate: ChannelGate, axis: int, x: Tensor, y: Tensor) -> None:
+    """Take in a map with its channels on an axis, and what the gate made of it."""
+    kept = [t.detach().transpose(0, axis).flatten(1) for t in (x, y.expand_as(x))]
     rows, scaled = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in kept)
     new = (rows * scaled).sum(1).cpu().double(), rows.square().sum(1).cpu().double()
     before = sums.get(gate.name)
@@ -102,7 +104,7 @@ def with_summands(
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def add(gate: ChannelGate, x: Tensor, y: Tensor) -> None:
-        rows = [t.detach().transpose(0, gate.axis).flatten(1).double() for t in (x, y)]
+        rows = [t.detach().transpose(0, gate.given_axis).flatten(1).double() for t in (x, y)]
         a, b, n = sums.get(gate.name, (0, 0, 0))
         sums[gate.name] = a + rows[0].sum(1).cpu(), b + rows[1].sum(1).cpu(), n + rows[0].shape[1]
 

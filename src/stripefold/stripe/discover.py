@@ -12,7 +12,6 @@ from torch import nn
 
 from stripefold.graph.graph import Graph
 from stripefold.graph.module_calls import ModuleCall
-from stripefold.graph.operation_names import WHOLE_VIEWS
 from stripefold.graph.trace import Trace, trace
 from stripefold.layers.rule import rule_for
 from stripefold.modules.foldable import Foldable
@@ -22,6 +21,7 @@ from stripefold.stripe.gate_products import Product, affine_sum, compact, keeps_
 from stripefold.stripe.gate_tail import GateTail, tail_of
 from stripefold.stripe.gate_vectors import Expected
 from stripefold.stripe.read_on import read_on
+from stripefold.stripe.same_place import scaled_axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class ChannelGate:
             ``where`` returns.
         whole: ``where`` is nothing but x -> x * v(x): its one input is the scaled value, its one output the product; or
             that and a summand, where the gate is affine.
+        given_axis: Where it is whole: the channel axis of what ``where`` is given; the product may run permuted.
         affine: ``where`` is x -> v(x) x + b(x), with a summand b per channel that depends on the image, too.
         summand: b (C,) where it was made constant.
         sum: The node of the sum of an affine gate, or -1.
@@ -83,6 +84,7 @@ class ChannelGate:
     groups: int = 1
     tail: GateTail | None = None
     run: int = 0
+    given_axis: int = -1
     affine: bool = False
     summand: tuple[float, ...] = ()
     sum: int = -1
@@ -260,7 +262,9 @@ def _described(
     source = _source(graph, product)
     descriptor = descriptor_of(graph, product.factor) if product.split == 1 else Descriptor()
     total = affine_sum(graph, product, layer_axes) if product.split == groups == 1 else -1
-    affine = total >= 0 and call is not None and _is_whole(graph, replace(product, node=total), call)
+    affine_axis = _whole_axis(graph, replace(product, node=total), call) if total >= 0 else None
+    affine = affine_axis is not None
+    whole_axis = affine_axis if affine else _whole_axis(graph, product, call)
     return ChannelGate(
         name=where,
         where=where,
@@ -272,7 +276,8 @@ def _described(
         where_call=call.call if call is not None else 0,
         source_calls=1 if source is None else _times(graph, source.name),
         where_calls=_times(graph, where),
-        whole=affine or (call is not None and _is_whole(graph, product, call)),
+        whole=whole_axis is not None,
+        given_axis=-1 if whole_axis is None else whole_axis,
         affine=affine,
         sum=total if affine else -1,
         split=product.split,
@@ -312,21 +317,8 @@ def _has_rows_first(graph: Graph, index: int, channels: int) -> bool:
     return bool(node.shape) and node.shape[0] * channels == node.unbroadcast_numel
 
 
-def _is_whole(graph: Graph, product: Product, call: ModuleCall) -> bool:
-    """Whether a call takes the scaled value only, and its result is the product, views apart."""
-    return (
-        len(call.inputs) == 1
-        and len(call.outputs) == 1
-        and _through_views(graph, product.scaled, call.inputs[0])
-        and _through_views(graph, call.outputs[0], product.node)
-    )
-
-
-def _through_views(graph: Graph, late: int, early: int) -> bool:
-    """Whether one value is another, seen through views that keep every element."""
-    while late != early:
-        node = graph.nodes[late]
-        if node.kind != "operation" or node.name not in WHOLE_VIEWS or len(node.inputs) != 1:
-            return False
-        late = node.inputs[0]
-    return True
+def _whole_axis(graph: Graph, product: Product, call: ModuleCall | None) -> int | None:
+    """The axis of what a call is given along which its result is that, scaled; None where it does anything else."""
+    if call is None or len(call.inputs) != 1 or len(call.outputs) != 1:
+        return None
+    return scaled_axis(graph, (call.inputs[0], product.scaled), (product.node, call.outputs[0]), product.axis)

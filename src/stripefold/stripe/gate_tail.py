@@ -82,7 +82,7 @@ def _only_source(graph: Graph, index: int) -> int | None:
         return None
     # A value that something else uses, too, would change for both; log_sigmoid gives a second one that none uses.
     users = [user for user in graph.consumers[inputs[0]] if graph.consumers[user] or user in graph.outputs]
-    return inputs[0] if users == [index] else None
+    return inputs[0] if users == [index] and inputs[0] not in graph.outputs else None
 
 
 def _reads_a_map(graph: Graph, gate: int, product: int) -> bool:
