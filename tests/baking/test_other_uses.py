@@ -136,11 +136,11 @@ def nowhere(self: Any, x: Tensor) -> Tensor:
 
 
 OTHERS: dict[str, tuple[Body, type[nn.Module], str]] = {
-    "returned": (returned, GateOnly, "is returned by the model"),
+    "returned": (returned, GateOnly, "is kept after the run"),
     "added": (added, GateOnly, "is used by 'add' in 'the model itself'"),
     "branched on": (branched, GateOnly, "is used by 'mean' in 'the model itself'"),
     "its logit returned": (logit_returned, Logit, "no module returns the gate"),
-    "in an attribute": (attribute, Kept, "is used by 'mean' in 'the model itself'"),
+    "in an attribute": (attribute, Kept, "is kept after the run"),
     "its weights read": (weights_read, GateOnly, "is read by 'mean' outside of 'gate', which would go"),
 }
 
