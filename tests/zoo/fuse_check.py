@@ -173,7 +173,8 @@ def _in_bfloat16(model: nn.Module, example: Tensor) -> dict[str, Any]:
     """Whether bfloat16 weights stay bfloat16, and how many tensors are not the float64 fold rounded once."""
     narrow = copy.deepcopy(model).bfloat16()
     try:
-        narrow(example.bfloat16())
+        with torch.no_grad():  # what a model caches of a run with gradients cannot be copied
+            narrow(example.bfloat16())
     except NotImplementedError as error:  # torch has no such operation in bfloat16 on this device
         return {"bfloat16_not_run": str(error).splitlines()[0]}
     found = sf.fold(narrow, fuse=True, example=example.bfloat16(), check=False)
