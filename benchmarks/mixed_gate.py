@@ -1,6 +1,6 @@
 """Does it pay to keep a gate dynamic for the few channels that move, and bake the rest? The time of the gate alone.
 
-    python -m benchmarks.mixed_gate --out benchmarks/results/mixed-gate-cpu.json
+    python -m benchmarks.mixed_gate --out benchmarks/settle/results/mixed-gate-cpu.json
 
 A squeeze-and-excitation gate reads all channels for each of its values: pooling and first layer stay whole whatever is
 baked behind them. What can go is a part of the second layer and of the product. Measured are, side by side: the whole
