@@ -164,6 +164,37 @@ def test_control_without_it_both_norms_merge() -> None:
     assert merged == {"behind", "front"}
 
 
+def catches(net: Net, y: Tensor) -> Tensor:
+    z = net.front(y)
+    try:
+        raise ValueError
+    except ValueError as error:
+        caught = error  # its traceback holds this frame, which holds it
+    return net.last(z) if caught else z
+
+
+def recurs(net: Net, y: Tensor) -> Tensor:
+    z = net.front(y)
+
+    def again(times: int) -> Tensor:
+        return again(times - 1) if times else z
+
+    return net.last(again(2))
+
+
+def cycles(net: Net, y: Tensor) -> Tensor:
+    box: list[Any] = [y, net.front(y)]
+    box.append(box)
+    return net.last(box[1])
+
+
+@pytest.mark.parametrize("call", [catches, recurs, cycles])
+def test_control_garbage_in_a_cycle_is_kept_by_nobody(call: Callable[..., Any]) -> None:
+    worst, merged = difference(made(call))
+    assert worst < 1e-10
+    assert merged == {"behind", "front"}
+
+
 def test_control_a_harmless_hook_hinders_nothing() -> None:
     worst, merged = difference(prepared(with_hook(lambda layer, args: None)))
     assert worst < 1e-10

@@ -5,6 +5,7 @@ Both see this thread's run of this one copy only.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -135,11 +136,14 @@ class Recorder(ThreadMode):
 
     def take_kept(self) -> None:
         """Note what is still there after the run, though not returned: on a module, in a hook's list, in a buffer."""
+        if self._kept():
+            gc.collect()  # a forward leaves cycles (a caught error, a recursive function), which hold what nobody sees
+        self.graph.outputs.update(dict.fromkeys(self._kept(), "is kept after the run"))
+
+    def _kept(self) -> set[int]:
         kept = {*self.values.kept(), *(i for each in self._escaped.alive() for i in self._inside[each])}
-        for index in kept:
-            node = self.graph.nodes[index]
-            if node.kind != "input" and node.role != "constant":
-                self.graph.outputs.setdefault(index, "is kept after the run")
+        nodes = self.graph.nodes
+        return {i for i in kept - self.graph.outputs.keys() if nodes[i].kind != "input" and nodes[i].role != "constant"}
 
     def take_read(self, tensor: Tensor, name: str) -> None:
         """Note that a value has left torch: as a number, a list, an array."""
