@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import stripefold as sf
 from stripefold.errors import AttachError
 from stripefold.layers import rule as rules
+from tests.layers.layers import noise, randomised
 
 
 class Shifting(nn.Conv2d):
@@ -64,17 +65,10 @@ def _taught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(call: Call) -> Net:
-    torch.manual_seed(0)
-    net = Net(call).double().eval()
-    for norm in (net.before, net.after):
-        nn.init.uniform_(norm.weight, 0.5, 2)
-        nn.init.normal_(norm.bias)
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
-    return net
+    return randomised(Net(call)).eval()
 
 
-X = torch.randn(2, 3, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+X = noise(2, 3, 7, 7)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

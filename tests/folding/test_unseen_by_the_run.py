@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import stripefold as sf
 from stripefold.modules.tensors import tensors_of
+from tests.layers.layers import noise, randomised
 
 BOX: dict[str, Any] = {}
-X = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+X = noise(2, 3, 6, 6)
 
 
 @dataclasses.dataclass(slots=True)
@@ -42,14 +43,7 @@ class Net(nn.Module):
 
 
 def made(call: Callable[..., Any]) -> Net:
-    torch.manual_seed(0)
-    net = Net(call).double().eval()
-    for norm in (net.behind, net.front):
-        nn.init.uniform_(norm.weight, 0.5, 2)
-        nn.init.normal_(norm.bias)
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2)
-    return net
+    return randomised(Net(call)).eval()
 
 
 @torch.no_grad()
