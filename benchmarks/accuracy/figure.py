@@ -100,7 +100,8 @@ def write_figures(records: Records, stripes: Mapping[tuple[str, str], Rows], fol
     if ("main", "+SE") in stripes:
         rows = stripes["main", "+SE"]
         seeds = "one seed" if len(rows) == 1 else f"mean over {len(rows)} seeds"
-        drawings["stripes"] = lambda: draw_stripes_over(rows, f"ResNet-20 + SE on CIFAR-100, {seeds}")
+        title = f"ResNet-20 + SE on CIFAR-100, {seeds}; a line per gate, dark (input) to light (output)"
+        drawings["stripes"] = lambda: draw_stripes_over(rows, title)
     files = []
     for name, draw in drawings.items():
         file = folder / f"{name}.png"
