@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -48,7 +49,8 @@ class Moment:
         before = sys.gettrace()
         sys.settrace(self)
         try:
-            action()
+            with _discarded(lambda: None):
+                action()
         except KeyboardInterrupt:
             return True
         finally:
@@ -71,8 +73,9 @@ class Timer:
         before = signal.signal(signal.SIGALRM, ring)
         try:
             try:
-                signal.setitimer(signal.ITIMER_REAL, self.seconds)
-                action()
+                with _discarded(lambda: signal.setitimer(signal.ITIMER_REAL, 1e-4)):
+                    signal.setitimer(signal.ITIMER_REAL, self.seconds)
+                    action()
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
@@ -80,6 +83,27 @@ class Timer:
         finally:
             signal.signal(signal.SIGALRM, before)
         return False
+
+
+@contextmanager
+def _discarded(then: Callable[[], Any]) -> Iterator[None]:
+    """What to do when an interrupt came where Python discards it: in a callback of the collector or of a weak reference.
+
+    A user whose Ctrl-C is lost there presses it once more.
+    """
+    before = sys.unraisablehook
+
+    def hook(args: Any) -> None:
+        if args.exc_type is KeyboardInterrupt:
+            then()
+        else:
+            before(args)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def interrupted(case: Case, how: Moment | Timer) -> tuple[bool, list[str]]:
