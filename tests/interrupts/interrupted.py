@@ -87,7 +87,7 @@ class Timer:
 
 @contextmanager
 def _discarded(then: Callable[[], Any]) -> Iterator[None]:
-    """What to do when an interrupt came where Python discards it: in a callback of the collector or of a weak reference.
+    """What to do when Python discards an interrupt: in a callback of the collector or of a weak reference.
 
     A user whose Ctrl-C is lost there presses it once more.
     """
