@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.accuracy.plan import RESULTS
 from benchmarks.accuracy.results import Records
-from benchmarks.accuracy.stripes import QUANTITIES, Rows
+from benchmarks.accuracy.stripes import QUANTITIES, Rows, mean_of
 from stripefold.atomic import atomic_path
 from stripefold.html_report.paper_figures import write_paper
 from stripefold.html_report.pictures import COLOURS, GREY
@@ -80,7 +80,7 @@ def _lines(axes: Axes, name: str, rows: Rows) -> None:
     epochs = sorted(set.intersection(*(set(each) for each in rows)))
     count = len(rows[0][epochs[0]])
     for number in range(count):
-        series = [statistics.fmean(each[epoch][number][name] for each in rows) for epoch in epochs]
+        series = [mean_of([each[epoch][number][name] for each in rows]) for epoch in epochs]
         axes.plot(epochs, series, color=colormaps[COLOURS](0.9 * number / max(1, count - 1)), linewidth=1)
     axes.set_ylabel(SHORT[name])
     axes.grid(alpha=0.25)

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.accuracy.figure import write_figures
 from benchmarks.accuracy.others import PICTURES, table1_section, tasks_section
 from benchmarks.accuracy.plan import RESULTS, Study, load_plan
-from benchmarks.accuracy.results import Comparison, Records, compare, load_records
+from benchmarks.accuracy.results import AHEAD, BEHIND, Comparison, Records, compare, load_records
 from benchmarks.accuracy.stripes import load_stripes, stripes_section
 from benchmarks.accuracy.tables import cost, difference, markdown, not_run, study_section
 
@@ -40,7 +40,8 @@ How to read it:
 - **Differences** are in points and paired by seed. The two runs of a pair share the backbone's start, the order of the
   images, their augmentation and the noise.
 - **Bold** comparisons are the primary ones, fixed beforehand. The verdict is `result` if the 95 % interval excludes 0,
-  and `null` otherwise. The other comparisons are described and not tested.
+  with its direction (`ahead`: the first is better; `behind`: the second is), and `null` otherwise. The other
+  comparisons are described and not tested.
 - **A null** says that these runs do not show a difference. Its interval says how large one could still be.
 
 The recipe is that of the reference code, shortened in proportion. Networks trained so briefly stay below published
@@ -75,7 +76,8 @@ measures of [stripes](explanation/stripes.md). That attention values "quickly ap
 can mean two things, and the tables tell them apart: every *image* gets the same vector (an index near 1, a small
 deviation), or the vectors stand still from *epoch to epoch* (a small change; under a learning rate that falls,
 everything does so). Two figures have a floor: with 512 images of 100 classes, the class explains 0.19 of the variance
-by chance; and if all channels move alike, one channel in sixteen holds 0.06 of it.
+by chance; and if all channels move alike, one channel in sixteen holds 0.06 of it. A gate that is the same for every
+image has no variance to share out; such a seed is left out of the share of the class.
 """
 
 
@@ -128,7 +130,7 @@ def readme_block(records: Records, studies: Mapping[str, Study]) -> str:
     """
     main = studies["main"]
     found = [each for each in compare(main, records) if each.primary]
-    text = progress(records, studies, complete=sum(each.pairs == each.planned for each in found), of=len(found))
+    text = progress(records, studies, found)
     if any(each.pairs for each in found):
         rows = [headline_row(main, each) for each in found]
         for row in rows:
@@ -138,24 +140,31 @@ def readme_block(records: Records, studies: Mapping[str, Study]) -> str:
     return f"{BEGIN}\n{text}\n{END}"
 
 
-def progress(records: Records, studies: Mapping[str, Study], *, complete: int, of: int) -> str:
+def progress(records: Records, studies: Mapping[str, Study], found: Sequence[Comparison]) -> str:
     """How far the measurement of accuracy has got, and what follows from it.
 
     Args:
         records: What is there.
         studies: The plan.
-        complete: Primary comparisons of the main study that have all their pairs.
-        of: Primary comparisons of the main study.
+        found: The primary comparisons of the main study.
     """
     begun = {study.name: study for study in studies.values() if not study.needs_gpu}
     planned = sum(len(study.configurations) * len(study.seeds) for study in begun.values())
     there = sum(name in begun for name, _, _ in records)
+    complete = sum(each.pairs == each.planned for each in found)
     text = (
         f"Results are being collected: {there} of {planned} planned runs on CIFAR-100 are finished, and {complete} of "
-        f"the {of} main comparisons are complete."
+        f"the {len(found)} main comparisons are complete."
     )
-    if complete < of:
-        text += " Until they are, **stripefold claims no gain in accuracy**, over the backbone or over SE."
+    ahead = [each.second for each in found if each.verdict == AHEAD]
+    behind = [each.second for each in found if each.verdict == BEHIND]
+    if ahead:
+        text += f" ASR(SE) is ahead of: {', '.join(ahead)}."
+    else:
+        text += " **stripefold claims no gain in accuracy**: no comparison shows one."
+    if behind:
+        text += f" ASR(SE) is behind: {', '.join(behind)}."
+    text += " `scale` is a plain learned factor per channel that starts where ASR's gates do."
     return "\n".join(textwrap.wrap(text, 120))
 
 

@@ -13,6 +13,7 @@ from stripefold_lab.sweep.statistics import Estimate, estimate, joint_level, pai
 
 Records = dict[tuple[str, str, int], dict[str, Any]]
 """(study, configuration, seed) -> what its raw file holds"""
+AHEAD, BEHIND = "result: ahead", "result: behind"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,15 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the plan makes of it: ``result``, ``null``, ``described`` or how far it is."""
+        """What the plan makes of it: ``result`` and its direction, ``null``, ``described`` or how far it is."""
         if self.pairs < self.planned:
             return f"{self.pairs} of {self.planned} pairs"
         found = self.difference
         if not self.primary or found is None or found.low is None or found.high is None:
             return "described"
-        return "null" if found.low <= 0 <= found.high else "result"
+        if found.low <= 0 <= found.high:
+            return "null"
+        return AHEAD if found.low > 0 else BEHIND
 
 
 def load_records(studies: Mapping[str, Study], folder: Path = RESULTS) -> Records:

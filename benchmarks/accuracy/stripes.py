@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def in_short(rows: Rows, last: int) -> str:
 
 
 def _over_gates(rows: Rows, name: str, epoch: int) -> float:
-    return statistics.fmean(gate[name] for each in rows if epoch in each for gate in each[epoch])
+    return mean_of([gate[name] for each in rows if epoch in each for gate in each[epoch]])
 
 
 def gate_rows(name: str, rows: Rows, epochs: Sequence[int]) -> list[list[str]]:
@@ -100,10 +101,16 @@ def gate_rows(name: str, rows: Rows, epochs: Sequence[int]) -> list[list[str]]:
     table = []
     for number, gate in enumerate(gates):
         series = [[each[epoch][number].get(name) for each in rows if epoch in each] for epoch in epochs]
-        table.append([f"`{gate}`", *(_mean(values) for values in series)])
+        means = [mean_of(values) for values in series]
+        table.append([f"`{gate}`", *("-" if math.isnan(mean) else f"{mean:.3f}" for mean in means)])
     return table
 
 
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{statistics.fmean(known):.3f}" if known else "-"
+def mean_of(values: Sequence[float | None]) -> float:
+    """The mean of what was observed; NaN where nothing was.
+
+    A gate that is the same for every image has no variance of which the class could have a share: such a seed is left
+    out.
+    """
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan

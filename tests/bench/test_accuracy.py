@@ -22,7 +22,7 @@ from benchmarks.accuracy.noise import ParameterNoise
 from benchmarks.accuracy.plan import RunSpec, list_runs, load_plan, slug
 from benchmarks.accuracy.results import Records, compare, load_records, scores
 from benchmarks.accuracy.run import Pools, Run, epoch_of
-from benchmarks.accuracy.stripes import QUANTITIES, load_stripes
+from benchmarks.accuracy.stripes import QUANTITIES, gate_rows, in_short, load_stripes
 from benchmarks.accuracy.train import Worker, describe_session, parse
 from benchmarks.cifar_data import Cifar, Labelled
 from benchmarks.stripes_record import share_of_few
@@ -211,7 +211,7 @@ def test_differences_are_paired_by_seed_and_judged_as_planned(tmp_path: Path) ->
     assert against_backbone.difference.mean == pytest.approx(1.35)
     assert (against_backbone.ahead, against_backbone.behind) == (8, 0)
     assert against_backbone.sign == pytest.approx(2 / 256)
-    assert against_backbone.verdict == "result"
+    assert against_backbone.verdict == "result: ahead"
     assert against_scale.verdict == "null"
     assert against_scale.sign == 1.0
     assert against_se.verdict == "3 of 8 pairs"
@@ -220,6 +220,45 @@ def test_differences_are_paired_by_seed_and_judged_as_planned(tmp_path: Path) ->
     assert joint.low is not None
     assert against_backbone.difference.low is not None
     assert joint.low < against_backbone.difference.low
+
+
+@pytest.mark.parametrize(
+    ("points", "verdict", "said", "kept_quiet"),
+    [
+        (2.0, "result: ahead", "is ahead of: backbone", "claims no gain"),
+        (-2.0, "result: behind", "claims no gain", "is ahead of"),
+        (0.0, "null", "claims no gain", "is ahead of"),
+    ],
+)
+def test_the_readme_claims_a_gain_only_where_a_complete_comparison_is_ahead(
+    tmp_path: Path, points: float, verdict: str, said: str, kept_quiet: str
+) -> None:
+    base = [50.0, 51.0, 49.0, 52.0, 50.5, 48.0, 50.0, 51.5]
+    moved = [value + points + (0.1 if k % 2 else -0.1) for k, value in enumerate(base)]
+    records = written(tmp_path, {"backbone": base, "ASR(SE)": moved, "scale": moved, "+SE": moved})
+    text = " ".join(page.readme_block(records, load_plan()).split())
+    assert f"| 8 of 8 | {verdict} |" in text
+    assert said in text
+    assert kept_quiet not in text
+    assert ("is behind: backbone" in text) == (points < 0)
+
+
+def test_a_gain_is_not_claimed_before_all_pairs_are_there(tmp_path: Path) -> None:
+    records = written(tmp_path, {"backbone": [50.0, 51.0, 49.0], "ASR(SE)": [60.0, 61.1, 59.0]})
+    text = page.readme_block(records, load_plan())
+    assert "claims no gain" in text
+    assert "ahead of" not in text
+
+
+def test_a_share_of_no_variance_is_left_out_of_the_mean() -> None:
+    def seed(share: float) -> dict[int, list[dict[str, Any]]]:
+        row = {"site": "bn", "stripe_index": 1.0, "within_over_mean": 0.0, "share_of_class": share}
+        return {0: [row], 1: [row]}
+
+    nan = float("nan")
+    assert gate_rows("share_of_class", [seed(nan), seed(0.5)], [0]) == [["`bn`", "0.500"]]
+    assert gate_rows("share_of_class", [seed(nan)], [0]) == [["`bn`", "-"]]
+    assert "class 0.50 before training" in in_short([seed(nan), seed(0.5)], 1)
 
 
 def test_runs_of_two_devices_are_no_pair(tmp_path: Path) -> None:
